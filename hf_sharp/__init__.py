@@ -1,0 +1,29 @@
+"""Sharpness-aware fine-tuning on long-tailed data: a drop-in Hugging Face Trainer."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_sharp.class_frequencies import ClassFrequencies as ClassFrequencies
+    from hf_sharp.trainer import SharpTrainer as SharpTrainer
+    from hf_sharp.training_args import SharpTrainingArguments as SharpTrainingArguments
+
+__version__ = "0.1.0"
+__all__ = ["ClassFrequencies", "SharpTrainer", "SharpTrainingArguments"]
+
+_HOME = {
+    "ClassFrequencies": "hf_sharp.class_frequencies",
+    "SharpTrainer": "hf_sharp.trainer",
+    "SharpTrainingArguments": "hf_sharp.training_args",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Deferred, so that `hf_sharp.losses` or `hf_sharp.metrics` alone do not pay for importing the Trainer.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,8 @@
+"""Long-tail subsampling, and the data that recipes and tests use without a download."""
+
+from hf_sharp.datasets.embedded import digits
+from hf_sharp.datasets.idx import load_idx
+from hf_sharp.datasets.loading import load
+from hf_sharp.datasets.long_tail import long_tail
+
+__all__ = ["digits", "load", "load_idx", "long_tail"]

@@ -1,0 +1,94 @@
+"""A sharpness method is a vector c of K coefficients: how much of each class's loss is taken at w + ε.
+
+none       c = 0
+sam        c = 1
+imbsam     c = 1 for rare classes, else 0
+focal_sam  c = λ (1 − π)^γ
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def _none(class_counts: Tensor) -> Tensor:
+    return torch.zeros(len(class_counts), dtype=torch.float64)
+
+
+def _sam(class_counts: Tensor) -> Tensor:
+    return torch.ones(len(class_counts), dtype=torch.float64)
+
+
+def _imbsam(class_counts: Tensor, rare_threshold: int = 20) -> Tensor:
+    rare = class_counts < rare_threshold
+    if not rare.any():
+        raise ValueError(
+            f"sharpness='imbsam' perturbs the classes with fewer than rare_threshold={rare_threshold} examples, and "
+            f"there are none: the smallest class has {int(class_counts.min())}. Raise rare_threshold, or choose 'sam'."
+        )
+    return rare.double()
+
+
+def _focal_sam(class_counts: Tensor, focal_gamma: float = 1.0, focal_lambda: float = 0.8) -> Tensor:
+    for name, value in (("focal_gamma", focal_gamma), ("focal_lambda", focal_lambda)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+    priors = class_counts.double() / class_counts.sum()
+    return focal_lambda * (1 - priors) ** focal_gamma
+
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "none": _none,
+    "sam": _sam,
+    "imbsam": _imbsam,
+    "focal_sam": _focal_sam,
+}
+
+
+def method_options(name: str) -> set[str]:
+    """Name the options that a method's coefficients take beside the class counts."""
+    return set(inspect.signature(METHODS[name]).parameters) - {"class_counts"}
+
+
+def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
+    """Give the coefficients c of a sharpness method.
+
+        g = ∇ mean((1 − c_y) ℓ)(w) + ∇ mean(c_y ℓ)(w + ε)
+
+    Args:
+        name: one of `METHODS`.
+        class_counts: (K,) integers >= 0, the training examples of each class.
+        **options: `rare_threshold` (ImbSAM: rare is n_c < rare_threshold; 20), `focal_gamma` and `focal_lambda`
+            (Focal-SAM: γ >= 0 and λ >= 0; the paper's for fine-tuning CIFAR-100-LT: 5.5 and 0.8).
+
+    Returns:
+        (K,) float64 on the CPU.
+
+    Raises:
+        ValueError: an unknown name, an option that the method does not take or that is out of range, or ImbSAM
+            without a rare class.
+
+    Example:
+        >>> class_coefficients("focal_sam", [6, 3, 1], focal_gamma=1.0, focal_lambda=1.0)
+        tensor([0.4000, 0.7000, 0.9000], dtype=torch.float64)
+        >>> class_coefficients("imbsam", [600, 30, 10])
+        tensor([0., 0., 1.], dtype=torch.float64)
+
+    Reference:
+        SAM arXiv 2010.01412; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8. The
+        authors' ImbSAM code adds the tail loss twice; this follows the paper's objective.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown sharpness method {name!r}; the methods are {', '.join(METHODS)}.")
+    unknown = sorted(set(options) - method_options(name))
+    if unknown:
+        takes = ", ".join(sorted(method_options(name))) or "no options"
+        raise ValueError(f"sharpness method {name!r} does not take {', '.join(unknown)}; it takes {takes}.")
+    return METHODS[name](torch.tensor(np.asarray(class_counts), dtype=torch.int64), **options)

@@ -1,0 +1,145 @@
+"""Every option of a run, with its help, and the checks that options pass together before anything starts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from hf_sharp.losses.registry import LOSSES, loss_options
+from hf_sharp.sharpness.coefficients import METHODS, method_options
+from hf_sharp.sharpness.radius import RHO_SCHEDULES
+
+# Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
+_STEP_IN_BACKWARD = ("lomo", "adalomo")
+
+
+def _choice(default: str, choices: Iterable[str], text: str) -> Any:
+    return field(default=default, metadata={"help": f"{text} One of: {', '.join(choices)}."})
+
+
+@dataclass
+class SharpTrainingArguments(TrainingArguments):
+    """`TrainingArguments`, plus the sharpness method and the class-frequency-aware loss.
+
+    Flat fields, usable by `HfArgumentParser` and YAML. An option that the chosen method does not use is an error when
+    it is set away from its default.
+
+    Raises:
+        ValueError: an unknown method, a number out of range, an option that nothing uses, or a mode of training that
+            sharpness cannot work in (DeepSpeed, optimizers that step during the backward pass).
+
+    Example:
+        >>> args = SharpTrainingArguments("out", sharpness="focal_sam", rho=0.1, loss="logit_adjusted", use_cpu=True)
+        >>> args.focal_gamma, args.loss_tau
+        (1.0, 1.0)
+    """
+
+    sharpness: str = _choice("sam", METHODS, "Sharpness method.")
+    rho: float = field(
+        default=0.05, metadata={"help": "Radius of the ascent, an L2 norm over all trainable parameters."}
+    )
+    rho_schedule: str = _choice("constant", RHO_SCHEDULES, "How rho changes over training; all but constant end at 0.")
+    adaptive: bool = field(
+        default=False,
+        metadata={"help": "Measure the radius relative to each weight's size (ASAM); rho 0.5 to 2."},
+    )
+    adaptive_eta: float = field(default=0.01, metadata={"help": "ASAM: added to |w|, so that zero weights move too."})
+    focal_gamma: float = field(
+        default=1.0,
+        metadata={"help": "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma."},
+    )
+    focal_lambda: float = field(default=0.8, metadata={"help": "Focal-SAM: the weight of the sharpness term."})
+    rare_threshold: int = field(
+        default=20,
+        metadata={"help": "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM."},
+    )
+    common_threshold: int = field(
+        default=100, metadata={"help": "Classes with more training examples are 'many' in reports."}
+    )
+    loss: str = _choice("cross_entropy", LOSSES, "Class-frequency-aware loss.")
+    loss_tau: float = field(default=1.0, metadata={"help": "Logit adjustment: the strength of the prior."})
+    label_column: str = field(
+        default="label",
+        metadata={"help": "The dataset column with one label per example (the model gets `labels`)."},
+    )
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        self._check_unused()
+        self._check_modes()
+        # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
+        best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
+        if best_needed and self.metric_for_best_model is None:
+            self.metric_for_best_model = "balanced_accuracy"
+        super().__post_init__()
+
+    @property
+    def sharpness_options(self) -> dict[str, Any]:
+        """The options that the chosen sharpness method's coefficients take, with their values."""
+        return {name: getattr(self, name) for name in sorted(method_options(self.sharpness))}
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The options that the chosen loss takes, with their values."""
+        return {name: getattr(self, name) for name in sorted(loss_options(self.loss))}
+
+    def _check_choices(self) -> None:
+        for name, choices in (("sharpness", METHODS), ("loss", LOSSES), ("rho_schedule", RHO_SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
+
+    def _check_numbers(self) -> None:
+        for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+        if not math.isfinite(self.loss_tau):
+            raise ValueError(f"loss_tau must be a finite number, got {self.loss_tau}.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the Trainer's smoother would "
+                "replace the class-frequency-aware loss. Leave it at 0."
+            )
+
+    def _check_unused(self) -> None:
+        sharp = self.sharpness != "none"
+        used = method_options(self.sharpness) | loss_options(self.loss)
+        unused = {
+            **{name: f"sharpness={self.sharpness!r}" for name in ("focal_gamma", "focal_lambda") if name not in used},
+            **{name: "sharpness='none'" for name in ("rho", "rho_schedule", "adaptive") if not sharp},
+            **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
+            **({"loss_tau": f"loss={self.loss!r}"} if "loss_tau" not in used else {}),
+        }
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, reason in unused.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect with {reason}. Remove it, or choose a method that "
+                    "uses it."
+                )
+
+    def _check_modes(self) -> None:
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in (
+            "1",
+            "true",
+            "yes",
+        ):
+            raise ValueError(
+                "DeepSpeed is not supported: it keeps gradients where the ascent cannot see them. Use "
+                "`accelerate launch --config_file recipes/accelerate/ddp.yaml` instead."
+            )
+        if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
+            raise ValueError("FSDP is not supported yet. Use data parallelism (recipes/accelerate/ddp.yaml) instead.")
+        optimizer = getattr(self.optim, "value", self.optim)
+        if self.sharpness != "none" and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
+            raise ValueError(
+                f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
+                f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
+            )
