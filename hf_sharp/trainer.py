@@ -82,6 +82,8 @@ class SharpTrainer(Trainer):
         self.args: SharpTrainingArguments = args
         config = getattr(self.model, "config", None)
         _check_head(config)
+        if not any(parameter.requires_grad for parameter in cast(nn.Module, self.model).parameters()):
+            raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
         label2id = getattr(config, "label2id", None)
         num_classes = getattr(config, "num_labels", None)
         self.class_frequencies = class_frequencies or self._read_class_frequencies(num_classes, label2id)
@@ -138,7 +140,7 @@ class SharpTrainer(Trainer):
         if callable(to_training_mode := getattr(self.optimizer, "train", None)):
             to_training_mode()
         inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"]
+        labels = self._labels(inputs)
         counted = (labels != IGNORED_LABEL).sum()
 
         def losses_at_current_weights() -> Tensor:
@@ -185,14 +187,18 @@ class SharpTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        labels = self._labels(inputs)
+        outputs = model(**{name: value for name, value in inputs.items() if name not in ("labels", HOST_LABELS)})
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        return self.class_loss(logits, labels), outputs
+
+    def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
         if "labels" not in inputs:
             raise ValueError(
                 f"the batch has no `labels`, only {', '.join(map(repr, inputs))}: is label_column="
                 f"{self.args.label_column!r} the column that holds them, and does the data collator keep it?"
             )
-        outputs = model(**{name: value for name, value in inputs.items() if name not in ("labels", HOST_LABELS)})
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        return self.class_loss(logits, inputs["labels"]), outputs
+        return inputs["labels"]
 
     def _reduce(self, losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         if num_items_in_batch is None:
@@ -372,14 +378,15 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"the checkpoint {os.fspath(folder)!r} is not a folder.")
-    # In the widest type that the model holds, so that no parameter is rounded on its way.
-    dtype = max((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda t: torch.finfo(t).bits)
-    saved, report = type(model).from_pretrained(
-        folder,
-        config=copy.deepcopy(model.config),
-        dtype=dtype,
-        output_loading_info=True,
-        local_files_only=True,
+    saved, report = cast(
+        Any,
+        type(model).from_pretrained(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=_widest_dtype(model),  # so that no parameter is rounded on its way
+            output_loading_info=True,
+            local_files_only=True,
+        ),
     )
     _check_keys(os.fspath(folder), report["missing_keys"], report["unexpected_keys"])
     model.load_state_dict(saved.state_dict())

@@ -1,0 +1,208 @@
+"""The engine alone, on functions whose gradients are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from hf_sharp.sharpness import sharpness_aware_backward
+
+
+class Quadratic(nn.Module):
+    """ℓ_j(w) = ½ a_j ‖w − b_j‖² for three examples."""
+
+    a = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    b = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 2.0]], dtype=torch.float64)
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.3, -0.7], dtype=torch.float64))
+        self.frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def losses(self):
+        return 0.5 * self.a * ((self.w - self.b) ** 2).sum(1)
+
+    def mean_gradient(self, w, c):
+        return (c * self.a) @ (w - self.b) / 3
+
+
+@pytest.mark.parametrize("c", [[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.1, 0.5, 0.9], [1.3, 0.2, 0.7], [0.0, 0.0, 0.0]])
+def test_closed_form_on_a_quadratic(c):
+    model, c, rho = Quadratic(), torch.tensor(c, dtype=torch.float64), 0.4
+    w = model.w.detach().clone()
+    g = model.mean_gradient(w, c)
+    epsilon = rho * g / (g.norm() + 1e-12)
+    expected = model.mean_gradient(w, 1 - c) + model.mean_gradient(w + epsilon, c)
+    rise = (c * 0.5 * model.a * (((w + epsilon - model.b) ** 2).sum(1) - ((w - model.b) ** 2).sum(1))).mean()
+
+    step = sharpness_aware_backward(model, model.losses, c, rho, reduce=torch.mean)
+
+    torch.testing.assert_close(model.w.grad, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(step.loss, model.losses().mean().detach(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(step.ascent_grad_norm, g.norm(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(step.sharpness, rise, rtol=1e-12, atol=1e-15)
+    assert torch.equal(model.w, w)
+    assert model.frozen.grad is None
+    assert model.unused.grad is None
+
+
+def test_saying_that_everything_is_perturbed_changes_nothing_but_the_cost():
+    gradients = []
+    for everything in (False, True):
+        model = Quadratic()
+        sharpness_aware_backward(
+            model,
+            model.losses,
+            torch.ones(3, dtype=torch.float64),
+            0.4,
+            reduce=torch.mean,
+            everything_perturbed=everything,
+        )
+        gradients.append(model.w.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize(("everything", "forwards", "backwards"), [(True, 2, 2), (False, 2, 3)])
+def test_passes_are_counted(everything, forwards, backwards):
+    model, count = Quadratic(), {"forward": 0, "backward": 0}
+
+    def losses():
+        count["forward"] += 1
+        return model.losses()
+
+    def backward(loss, retain_graph):
+        count["backward"] += 1
+        loss.backward(retain_graph=retain_graph)
+
+    c = torch.full((3,), 1.0 if everything else 0.5, dtype=torch.float64)
+    sharpness_aware_backward(
+        model, losses, c, 0.1, reduce=torch.mean, backward=backward, everything_perturbed=everything
+    )
+    assert count == {"forward": forwards, "backward": backwards}
+
+
+def test_earlier_micro_batches_in_grad_survive():
+    model = Quadratic()
+    model.w.grad = torch.tensor([10.0, 20.0], dtype=torch.float64)
+    fresh = Quadratic()
+    c = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    for each in (model, fresh):
+        sharpness_aware_backward(each, each.losses, c, 0.4, reduce=torch.mean)
+    expected = fresh.w.grad + torch.tensor([10.0, 20.0], dtype=torch.float64)
+    torch.testing.assert_close(model.w.grad, expected, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", ["forward 1", "backward 1", "backward 2", "forward 2", "backward 3"])
+def test_weights_and_earlier_gradients_survive_an_exception_at_every_pass(at, error):
+    model, calls = Quadratic(), {"forward": 0, "backward": 0}
+    weights, earlier = model.w.detach().clone(), torch.tensor([10.0, 20.0], dtype=torch.float64)
+    model.w.grad = earlier.clone()
+    random_before = torch.get_rng_state()
+
+    def count(what):
+        calls[what] += 1
+        if f"{what} {calls[what]}" == at:
+            raise error
+
+    def losses():
+        count("forward")
+        return model.losses()
+
+    def backward(loss, retain_graph):
+        count("backward")
+        loss.backward(retain_graph=retain_graph)
+
+    c = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    with pytest.raises(error):
+        sharpness_aware_backward(model, losses, c, 0.4, reduce=torch.mean, backward=backward)
+    assert torch.equal(model.w, weights)
+    assert torch.equal(torch.get_rng_state(), random_before)
+    if at in ("forward 1", "backward 1", "backward 2"):
+        assert torch.equal(model.w.grad, earlier)
+
+
+def test_a_tensor_without_gradient_in_the_second_pass_is_restored():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.first_only = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+            self.passes = 0
+
+        def losses(self):
+            self.passes += 1
+            return self.always**2 + (self.first_only**2 if self.passes == 1 else 0)
+
+    model = Branching()
+    sharpness_aware_backward(model, model.losses, torch.ones(2), 0.5, reduce=torch.mean, everything_perturbed=True)
+    assert torch.equal(model.first_only, torch.ones(2))
+    assert torch.equal(model.always, torch.ones(2))
+    assert model.first_only.grad is None
+
+
+def test_nan_loss_leaves_the_weights_and_gives_a_nan_gradient():
+    model = Quadratic()
+    before = model.w.detach().clone()
+    sharpness_aware_backward(
+        model, lambda: model.losses() * float("nan"), torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean
+    )
+    assert torch.equal(model.w, before)
+    assert model.w.grad.isnan().all()
+
+
+def test_zero_gradient_is_no_nan():
+    model = Quadratic()
+    sharpness_aware_backward(
+        model, lambda: model.losses() * 0.0, torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean
+    )
+    assert torch.equal(model.w.grad, torch.zeros(2, dtype=torch.float64))
+
+
+def test_loss_scaling_cancels_in_epsilon_and_in_the_logged_norm():
+    results = []
+    for scale in (1.0, 1024.0):
+        model = Quadratic()
+        step = sharpness_aware_backward(
+            model,
+            model.losses,
+            torch.full((3,), 0.5, dtype=torch.float64),
+            0.4,
+            reduce=torch.mean,
+            backward=lambda loss, retain_graph, scale=scale: (loss * scale).backward(retain_graph=retain_graph),
+            grad_scale=scale,
+        )
+        results.append((model.w.grad / scale, step.ascent_grad_norm, step.sharpness))
+    for plain, scaled in zip(*results, strict=True):
+        torch.testing.assert_close(plain, scaled, rtol=1e-12, atol=0)
+
+
+def test_both_passes_see_the_same_dropout_mask():
+    model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 1)).train()
+    x, masks = torch.randn(8, 4), []
+    model[1].register_forward_hook(lambda module, args, output: masks.append(output == 0))
+    state = torch.get_rng_state()
+    sharpness_aware_backward(
+        model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.05, reduce=torch.mean, everything_perturbed=True
+    )
+    assert len(masks) == 2
+    assert masks[0].any()
+    assert torch.equal(masks[0], masks[1])
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    model(x)
+    assert torch.equal(torch.get_rng_state(), after), "a step draws as much randomness as a plain one"
+
+
+def test_running_statistics_see_the_first_pass_only():
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)).train()
+
+    model, plain, x = make(), make(), torch.randn(8, 4)
+    plain(x)
+    sharpness_aware_backward(
+        model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.5, reduce=torch.mean, everything_perturbed=True
+    )
+    assert torch.equal(model[1].running_mean, plain[1].running_mean)
+    assert torch.equal(model[1].running_var, plain[1].running_var)
+    assert model[1].num_batches_tracked == 1
