@@ -1,0 +1,84 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from sklearn.metrics import balanced_accuracy_score, recall_score
+
+from hf_sharp import ClassFrequencies
+from hf_sharp.metrics import comparison_table, long_tail_metrics, long_tail_report
+
+
+@given(st.data())
+def test_agrees_with_scikit_learn_also_with_absent_classes(data):
+    k = data.draw(st.integers(2, 6))
+    n = data.draw(st.integers(1, 40))
+    references = data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n))
+    predictions = data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n))
+    counts = data.draw(st.lists(st.integers(1, 300), min_size=k, max_size=k))
+    report = long_tail_report(predictions, references, counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        balanced = balanced_accuracy_score(references, predictions)
+        recalls = recall_score(references, predictions, labels=range(k), average=None, zero_division=np.nan)
+    assert report["accuracy"] == pytest.approx(np.mean(np.array(predictions) == references))
+    assert report["balanced_accuracy"] == pytest.approx(balanced)
+    assert report["worst_class_recall"] == pytest.approx(np.nanmin(recalls))
+    for mine, theirs in zip(report["per_class_recall"], recalls, strict=True):
+        assert (mine is None) == np.isnan(theirs)
+        assert mine is None or mine == pytest.approx(theirs)
+    for group, mask in (
+        ("many", np.array(counts) > 100),
+        ("few", np.array(counts) < 20),
+        ("medium", (np.array(counts) >= 20) & (np.array(counts) <= 100)),
+    ):
+        inside = recalls[mask & ~np.isnan(recalls)]
+        assert report[f"{group}_classes"] == mask.sum()
+        assert report[f"{group}_accuracy"] == (pytest.approx(inside.mean()) if len(inside) else None)
+
+
+def test_the_thresholds_are_those_of_the_frequencies():
+    frequencies = ClassFrequencies.from_counts([50, 5], rare_threshold=10, common_threshold=40, names=("a", "b"))
+    report = long_tail_report([0, 0], [0, 1], frequencies)
+    assert (report["many_accuracy"], report["few_accuracy"], report["worst_class"]) == (1.0, 0.0, "b")
+    assert (report["rare_threshold"], report["common_threshold"]) == (10, 40)
+
+
+def test_what_a_tracker_gets_is_numbers_only():
+    metrics = long_tail_metrics([0, 1], [0, 1], ClassFrequencies.from_counts([50, 5]))
+    assert all(isinstance(value, (int, float)) for value in metrics.values())
+    assert "many_accuracy" not in metrics
+    assert metrics["few_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([0, 1], [0], r"two vectors of one length.*\(2,\) and \(1,\)"),
+        ([[0.1, 0.9]], [0], "two vectors of one length"),
+        ([0, 5], [0, 1], "prediction 1 is 5; expected a class index from 0 to 1"),
+        ([0, 1], [0, -100], "reference 1 is -100"),
+        ([], [], "no examples"),
+    ],
+)
+def test_bad_input(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        long_tail_report(predictions, references, [30, 3])
+
+
+def test_the_table_shows_every_figure_and_marks_the_best():
+    counts, references = [300, 50, 5], [0, 0, 1, 1, 2, 2]
+    runs = {
+        "plain": long_tail_report([0, 0, 1, 0, 0, 0], references, counts, class_names=["a", "b", "c"]),
+        "sharp": long_tail_report([0, 0, 1, 0, 2, 0], references, counts, class_names=["a", "b", "c"]),
+    }
+    console = Console(record=True, width=120)
+    console.print(comparison_table(runs))
+    lines = console.export_text().splitlines()
+    few = next(line for line in lines if line.strip("│ ").startswith("few"))
+    assert "1 classes" in few
+    assert "0.0" in few
+    assert "50.0" in few
+    assert any("(c) 0.0" in line and "(b) 50.0" in line for line in lines)

@@ -1,0 +1,92 @@
+from dataclasses import fields
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_sharp import SharpTrainingArguments
+from hf_sharp.losses import LOSSES
+from hf_sharp.sharpness import METHODS
+
+
+def args(tmp_path, **options):
+    return SharpTrainingArguments(str(tmp_path), use_cpu=True, **options)
+
+
+OURS = {item.name: item for item in fields(SharpTrainingArguments)}.keys() - {
+    item.name for item in fields(TrainingArguments)
+}
+
+
+def test_every_field_of_ours_has_help():
+    ours = [item for item in fields(SharpTrainingArguments) if item.name in OURS]
+    assert ours
+    assert [item.name for item in ours if len(item.metadata.get("help", "")) < 20] == []
+
+
+def test_fields_parse_from_the_command_line(tmp_path):
+    (parsed,) = HfArgumentParser(SharpTrainingArguments).parse_args_into_dataclasses(
+        [
+            "--output_dir",
+            str(tmp_path),
+            "--use_cpu",
+            "--sharpness",
+            "focal_sam",
+            "--rho",
+            "0.1",
+            "--adaptive",
+            "--focal_gamma",
+            "2",
+        ]
+    )
+    assert (parsed.sharpness, parsed.rho, parsed.adaptive, parsed.focal_gamma) == ("focal_sam", 0.1, True, 2.0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sharpness", METHODS)
+def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss):
+    parsed = args(tmp_path, sharpness=sharpness, loss=loss)
+    assert set(parsed.sharpness_options) | set(parsed.loss_options) <= OURS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sharpness": "smart"}, "unknown sharpness 'smart'; expected one of none, sam, imbsam, focal_sam"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'; expected one of cross_entropy, logit_adjusted"),
+        ({"rho_schedule": "step"}, "unknown rho_schedule 'step'; expected one of constant, linear, cosine"),
+        ({"rho": -0.1}, "rho must be a finite number >= 0, got -0.1"),
+        ({"rho": float("nan")}, "rho must be a finite number >= 0, got nan"),
+        ({"sharpness": "focal_sam", "focal_lambda": -1.0}, "focal_lambda must be a finite number >= 0"),
+        ({"loss": "logit_adjusted", "loss_tau": float("inf")}, "loss_tau must be a finite number"),
+        ({"sharpness": "sam", "focal_gamma": 2.0}, "focal_gamma=2.0 has no effect with sharpness='sam'"),
+        ({"sharpness": "none", "rho": 0.1}, "rho=0.1 has no effect with sharpness='none'"),
+        ({"sharpness": "none", "adaptive": True}, "adaptive=True has no effect with sharpness='none'"),
+        ({"adaptive_eta": 0.1}, "adaptive_eta=0.1 has no effect with adaptive=False"),
+        ({"loss_tau": 2.0}, "loss_tau=2.0 has no effect with loss='cross_entropy'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported"),
+        ({"optim": "adalomo"}, "optim='adalomo' updates the weights while the backward pass runs"),
+        ({"deepspeed": "zero2.json"}, "DeepSpeed is not supported.*ddp.yaml"),
+        ({"fsdp": "full_shard"}, "FSDP is not supported yet"),
+    ],
+)
+def test_bad_options_are_errors_at_construction(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        args(tmp_path, **options)
+
+
+def test_deepspeed_from_the_launcher_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported"):
+        args(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["sampler", "reweight_after", "ascent_scope", "ascent_sync"])
+def test_options_of_the_design_that_are_not_built_are_not_accepted(tmp_path, option):
+    with pytest.raises(TypeError, match=option):
+        args(tmp_path, **{option: "x"})
+
+
+def test_the_best_model_is_chosen_by_balanced_accuracy(tmp_path):
+    parsed = args(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    assert (parsed.metric_for_best_model, parsed.greater_is_better) == ("balanced_accuracy", True)
+    assert args(tmp_path).metric_for_best_model is None
