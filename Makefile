@@ -23,7 +23,7 @@ $(BIN)/python:
 install: .venv/installed  ## make .venv and install hf_sharp into it
 
 quickstart: .venv/installed  ## the main job: a plain Trainer and SharpTrainer on long-tailed digits, side by side
-	$(BIN)/accelerate launch --config_file recipes/accelerate/single_process.yaml recipes/image_classification.py --config recipes/configs/quickstart.yaml
+	$(BIN)/accelerate launch --config_file recipes/accelerate/single_gpu.yaml recipes/image_classification.py --config recipes/configs/quickstart.yaml
 
 test: .venv/installed-test  ## the test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_OPTIONS)

@@ -226,7 +226,8 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
     targets = getattr(dataset, "targets", None)  # torchvision's name for the labels, readable without decoding
     if targets is not None:
         return list(targets.tolist() if isinstance(targets, (torch.Tensor, np.ndarray)) else targets)
-    examples = (dataset[i] for i in range(len(dataset))) if hasattr(dataset, "__len__") else dataset
+    streamed = isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__")
+    examples = dataset if streamed else (dataset[i] for i in range(len(dataset)))
     labels = []
     for example in examples:
         if not isinstance(example, Mapping) or label_column not in example:

@@ -2,7 +2,7 @@
 
 from hf_sharp.datasets.embedded import digits
 from hf_sharp.datasets.idx import load_idx
-from hf_sharp.datasets.loading import load
+from hf_sharp.datasets.loading import load, prepare_splits
 from hf_sharp.datasets.long_tail import long_tail
 
-__all__ = ["digits", "load", "load_idx", "long_tail"]
+__all__ = ["digits", "load", "load_idx", "long_tail", "prepare_splits"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from hf_sharp.class_frequencies import read_labels
 from hf_sharp.datasets.embedded import digits
 from hf_sharp.datasets.idx import is_idx_folder, load_idx
 
@@ -63,3 +66,69 @@ def _load_files(suffix: str, file: str) -> datasets.DatasetDict:
 
 def _splits(loaded: datasets.Dataset | datasets.DatasetDict) -> datasets.DatasetDict:
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
+
+
+def prepare_splits(
+    splits: datasets.DatasetDict,
+    label_column: str = "label",
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    validation_split: str | None = None,
+    test_fraction: float | None = None,
+    class_names: list[str] | None = None,
+    seed: int = 0,
+) -> datasets.DatasetDict:
+    """Bring a dataset into one form: splits `train`, `test` and maybe `validation`, and labels that have names.
+
+    Args:
+        splits: the dataset's own splits.
+        label_column: the column with one label per example: ClassLabel, integers or names.
+        train_split: which split becomes `train`.
+        test_split: which split becomes `test`.
+        validation_split: which split becomes `validation`, if any.
+        test_fraction: where there is no test split, the share of every class that is held out as one.
+        class_names: names of the classes, for integer labels; default: their numbers.
+        seed: of the held-out share.
+
+    Returns:
+        The splits; the label column is a ClassLabel.
+
+    Raises:
+        ValueError: a split or the label column does not exist (those that do are named), or the labels are neither
+            integers nor names.
+    """
+    wanted = {"train": train_split, "test": test_split, "validation": validation_split}
+    if test_fraction is not None:
+        if test_split in splits:
+            raise ValueError(f"test_fraction={test_fraction} is set, but there is a split {test_split!r}. Remove one.")
+        del wanted["test"]
+    for split in wanted.values():
+        if split is not None and split not in splits:
+            raise ValueError(
+                f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}. Choose with train_split, "
+                "test_split and validation_split, or hold out a test set with test_fraction."
+            )
+    chosen = datasets.DatasetDict({name: splits[split] for name, split in wanted.items() if split is not None})
+    chosen = _with_class_labels(chosen, label_column, class_names)
+    if test_fraction is not None:
+        chosen |= chosen["train"].train_test_split(test_fraction, stratify_by_column=label_column, seed=seed)
+    return datasets.DatasetDict(chosen)
+
+
+def _with_class_labels(
+    splits: datasets.DatasetDict, label_column: str, class_names: list[str] | None
+) -> datasets.DatasetDict:
+    feature = splits["train"].features.get(label_column)
+    if isinstance(feature, datasets.ClassLabel):
+        return splits
+    if pa.types.is_string(splits["train"].data.schema.field(label_column).type) if feature else False:
+        found = {name for split in splits.values() for name in pc.unique(split.data.column(label_column)).to_pylist()}
+        names = class_names or sorted(name for name in found if name is not None)
+    else:
+        largest = max(int(read_labels(split, label_column).max(initial=0)) for split in splits.values())
+        names = class_names or [str(label) for label in range(largest + 1)]
+    for name, split in splits.items():
+        read_labels(split, label_column, num_classes=len(names), label2id={n: i for i, n in enumerate(names)})
+        splits[name] = split.cast_column(label_column, datasets.ClassLabel(names=names))
+    return splits
