@@ -44,7 +44,7 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
         recall = np.array([np.nan if value is None else 100 * value for value in report["per_class_recall"]])
         order = np.argsort(counts, kind="stable")
         order = order[~np.isnan(recall[order])]
-        style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
         label = f"{run} (mean {100 * report['balanced_accuracy']:.1f})"
         # Many classes make lines a thicket: their points stay, their line is a running mean.
         if len(order) > 25:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
@@ -17,16 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
-from hf_sharp.class_frequencies import ClassFrequencies, encode_label, read_labels
+from hf_sharp.checkpoint import check_keys, load_weights, widest_dtype
+from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.labels import HOST_LABELS, IGNORED_LABEL, HostLabelCollator, LabelCollator, read_labels
 from hf_sharp.losses import build_loss
-from hf_sharp.losses.base import IGNORED_LABEL
 from hf_sharp.metrics import long_tail_metrics
 from hf_sharp.sharpness import class_coefficients, scheduled_rho, sharpness_aware_backward
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-HOST_LABELS = "host_labels"
 
 
 class SharpTrainer(Trainer):
@@ -101,7 +97,9 @@ class SharpTrainer(Trainer):
                 coefficients.max(),
             )
         self._host_coefficients = coefficients.tolist()
-        self._coefficients = coefficients.to(args.device, torch.promote_types(_widest_dtype(self.model), torch.float32))
+        self._coefficients = coefficients.to(
+            args.device, torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
+        )
         # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
         self._step_sums = torch.zeros(3, device=args.device)
         # The losses are divided by the number of examples in the accumulation window: see _reduce.
@@ -318,86 +316,7 @@ class SharpTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(load_result)
-        _check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
-
-
-class LabelCollator:
-    """Gives every example's label the name and type that models expect: `labels`, a class index.
-
-    Args:
-        collator: makes a batch of examples.
-        label_column: where an example's label is.
-        label2id: class name to class index.
-    """
-
-    def __init__(self, collator: Callable, label_column: str, label2id: Mapping[str, int] | None) -> None:
-        self.collator = collator
-        self.label_column = label_column
-        self.label2id = label2id
-
-    def __call__(self, examples: list[Any]) -> Any:
-        """Make a batch with `labels` of examples with a label column."""
-        return self.collator([self._with_labels(example) for example in examples])
-
-    def _with_labels(self, example: Any) -> Any:
-        if not isinstance(example, Mapping) or self.label_column not in example:
-            return example
-        example = dict(example)
-        example["labels"] = encode_label(example.pop(self.label_column), self.label2id, self.label_column)
-        return example
-
-
-class HostLabelCollator:
-    """Lets a batch carry its labels as an array, which stays on the host when the batch moves to the device.
-
-    Args:
-        collator: makes a batch, with `labels`, of examples.
-    """
-
-    def __init__(self, collator: Callable) -> None:
-        self.collator = collator
-
-    def __call__(self, examples: list[Any]) -> Any:
-        """Make a batch, and add its labels as an array that no device ever gets."""
-        batch = self.collator(examples)
-        if "labels" in batch:
-            batch[HOST_LABELS] = np.asarray(batch["labels"])
-        return batch
-
-
-def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Load a saved model's weights into a model, in place, under whatever key names they were saved.
-
-    Args:
-        model: the model to load into.
-        folder: a folder that `save_pretrained` or a checkpoint wrote.
-
-    Raises:
-        ValueError: a key is missing in the checkpoint or unknown to the model.
-        FileNotFoundError: there is no such folder.
-    """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"the checkpoint {os.fspath(folder)!r} is not a folder.")
-    saved, report = cast(
-        Any,
-        type(model).from_pretrained(
-            folder,
-            config=copy.deepcopy(model.config),
-            dtype=_widest_dtype(model),  # so that no parameter is rounded on its way
-            output_loading_info=True,
-            local_files_only=True,
-        ),
-    )
-    _check_keys(os.fspath(folder), report["missing_keys"], report["unexpected_keys"])
-    model.load_state_dict(saved.state_dict())
-
-
-def _check_keys(source: str, missing: Any, unexpected: Any) -> None:
-    if missing or unexpected:
-        raise ValueError(
-            f"{source} does not fit the model: missing {sorted(missing) or 'nothing'}, unexpected "
-            f"{sorted(unexpected) or 'nothing'}. It was saved from another model, or is incomplete."
-        )
+        check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
 
 
 def _check_arguments(args: Any, trainer_kwargs: Mapping[str, Any]) -> None:
@@ -420,10 +339,6 @@ def _check_head(config: Any) -> None:
             f"the model's head is for {problem or 'regression (num_labels=1)'}; SharpTrainer needs a head for "
             "single_label_classification with 2 classes or more."
         )
-
-
-def _widest_dtype(model: Any) -> torch.dtype:
-    return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
 
 
 def _values(datasets_or_one: Any) -> list[Any]:

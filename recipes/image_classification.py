@@ -19,8 +19,17 @@ from transformers import (
 )
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
-from hf_sharp.datasets import load, long_tail, prepare_splits
-from hf_sharp.recipe import DataArguments, ModelArguments, RecipeParser, RunArguments, plan_runs, run_side_by_side
+from hf_sharp.recipe import (
+    DataArguments,
+    ModelArguments,
+    RecipeParser,
+    RunArguments,
+    head_options,
+    load_splits,
+    plan_runs,
+    run_recipe,
+    run_side_by_side,
+)
 
 
 @dataclass
@@ -30,31 +39,11 @@ class ImageArguments(DataArguments):
     image_column: str = field(default="image", metadata={"help": "The column with the images."})
 
 
-def load_splits(data: ImageArguments, label_column: str) -> datasets.DatasetDict:
-    """Load the splits, make the training split long-tailed, and check that there are images."""
-    splits = prepare_splits(
-        load(data.dataset, data.dataset_config),
-        label_column,
-        train_split=data.train_split,
-        test_split=data.test_split,
-        validation_split=data.validation_split,
-        test_fraction=data.test_fraction,
-        class_names=data.class_names,
-    )
-    if not isinstance(splits["train"].features.get(data.image_column), datasets.Image):
-        found = {name: type(feature).__name__ for name, feature in splits["train"].features.items()}
-        raise ValueError(f"column {data.image_column!r} is not an image column; the columns are {found}.")
-    if data.imbalance_factor is not None:
-        options = {"label_column": label_column, "seed": data.imbalance_seed}
-        splits["train"] = long_tail(splits["train"], data.imbalance_factor, data.imbalance_profile, **options)
-    return splits
-
-
 def load_processor(model: ModelArguments) -> Any:
     """Load the pretrained model's image processor, or make one that fits the config."""
     if model.model_name_or_path:
         return AutoImageProcessor.from_pretrained(model.model_name_or_path)
-    size = AutoConfig.for_model(**model.model_config).image_size
+    size = AutoConfig.for_model(**model.config_options).image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
@@ -63,16 +52,12 @@ def load_processor(model: ModelArguments) -> Any:
 
 def load_model(model: ModelArguments, class_names: list[str]) -> PreTrainedModel:
     """Load the pretrained model with a new head, or make one from its config."""
-    head = {
-        "num_labels": len(class_names),
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: index for index, name in enumerate(class_names)},
-    }
+    head = head_options(class_names)
     if model.model_name_or_path:
         return AutoModelForImageClassification.from_pretrained(
             model.model_name_or_path, ignore_mismatched_sizes=True, **head
         )
-    return AutoModelForImageClassification.from_config(AutoConfig.for_model(**model.model_config, **head))
+    return AutoModelForImageClassification.from_config(AutoConfig.for_model(**model.config_options, **head))
 
 
 def to_pixels(processor: Any, image_column: str, label_column: str) -> Callable[[dict], dict]:
@@ -80,7 +65,10 @@ def to_pixels(processor: Any, image_column: str, label_column: str) -> Callable[
 
     def transform(batch: dict[str, list]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch[image_column]]
-        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], label_column: batch[label_column]}
+        return {
+            "pixel_values": processor(images, return_tensors="pt")["pixel_values"],
+            label_column: batch[label_column],
+        }
 
     return transform
 
@@ -88,11 +76,16 @@ def to_pixels(processor: Any, image_column: str, label_column: str) -> Callable[
 def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """Run the recipe; the results of every run are returned and saved."""
     parser = RecipeParser((ImageArguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
-    parser.values = {"remove_unused_columns": False, "dataloader_pin_memory": torch.cuda.is_available()} | parser.values
+    # The transform needs the image column, which the model's forward does not name.
+    parser.set_defaults(remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available())
     data, model, _, args = parser.build()
     runs = plan_runs(parser)
     with args.main_process_first(desc="loading the data"):
         splits = load_splits(data, args.label_column)
+    if not isinstance(splits["train"].features.get(data.image_column), datasets.Image):
+        raise ValueError(
+            f"column {data.image_column!r} is not an image column; the columns are {splits['train'].features}."
+        )
     processor = load_processor(model)
     class_names = splits["train"].features[args.label_column].names
     splits = splits.with_transform(to_pixels(processor, data.image_column, args.label_column))
@@ -111,7 +104,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_recipe(main))

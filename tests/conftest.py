@@ -19,7 +19,9 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 
-def make_vit(dropout: float = 0.0, num_labels: int = NUM_CLASSES, dtype=torch.float32, seed: int = 0):
+def make_vit(
+    dropout: float = 0.0, num_labels: int = NUM_CLASSES, num_channels: int = 1, dtype=torch.float32, seed: int = 0
+):
     set_seed(seed)
     config = ViTConfig(
         hidden_size=16,
@@ -28,7 +30,7 @@ def make_vit(dropout: float = 0.0, num_labels: int = NUM_CLASSES, dtype=torch.fl
         intermediate_size=32,
         image_size=8,
         patch_size=4,
-        num_channels=1,
+        num_channels=num_channels,
         num_labels=num_labels,
         hidden_dropout_prob=dropout,
         initializer_range=0.2,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_sharp import ClassFrequencies
-from hf_sharp.class_frequencies import read_labels
+from hf_sharp.labels import read_labels
 
 
 def dataset(labels, **columns):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_sharp.class_frequencies import read_labels
 from hf_sharp.datasets.embedded import digits
 from hf_sharp.datasets.idx import is_idx_folder, load_idx
+from hf_sharp.labels import holds_text, read_labels
 
 _EMBEDDED = {"digits": digits}
 _FILE_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -122,7 +121,7 @@ def _with_class_labels(
     feature = splits["train"].features.get(label_column)
     if isinstance(feature, datasets.ClassLabel):
         return splits
-    if pa.types.is_string(splits["train"].data.schema.field(label_column).type) if feature else False:
+    if feature is not None and holds_text(splits["train"].data.schema.field(label_column).type):
         found = {name for split in splits.values() for name in pc.unique(split.data.column(label_column)).to_pylist()}
         names = class_names or sorted(name for name in found if name is not None)
     else:

@@ -7,7 +7,7 @@ import logging
 import datasets
 import numpy as np
 
-from hf_sharp.class_frequencies import read_labels
+from hf_sharp.labels import read_labels
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
-IGNORED_LABEL = -100
+from hf_sharp.labels import IGNORED_LABEL
 
 
 class ClassFrequencyLoss(nn.Module):

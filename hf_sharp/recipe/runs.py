@@ -1,34 +1,30 @@
-"""What the recipes share: a config file and flags in, runs side by side, and out comes one table.
-
-A recipe says how its data and model become a trainer; everything around that is here, once.
-"""
+"""Runs side by side: each trained, evaluated and saved, and all of them in one table and one picture."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import json
 import logging
 import os
 import platform
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-import yaml
-from accelerate import PartialState
+from accelerate.state import PartialState
 from rich.console import Console
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_sharp.metrics import comparison_table, long_tail_report
 from hf_sharp.plots import plot_recall_by_count
+from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -43,134 +39,18 @@ _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
 }
 
 
-@dataclass
-class DataArguments:
-    """Which data, and how long its tail is made."""
-
-    dataset: str = field(
-        default="digits",
-        metadata={
-            "help": "'digits', a name on the Hub, a folder (images by class, CSV / JSON / Parquet, IDX, or saved with "
-            "save_to_disk), or one CSV / JSON / Parquet file."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
-    test_split: str = field(default="test", metadata={"help": "The split that the final report is about."})
-    test_fraction: float | None = field(
-        default=None, metadata={"help": "Hold out this share of every class as the test split, where there is none."}
-    )
-    validation_split: str | None = field(
-        default=None, metadata={"help": "The split to evaluate on while training. Never the test split."}
-    )
-    class_names: list[str] | None = field(default=None, metadata={"help": "Names of the classes, where data has none."})
-    imbalance_factor: float | None = field(
-        default=None, metadata={"help": "Make the training split long-tailed: largest over smallest class count."}
-    )
-    imbalance_profile: str = field(default="exponential", metadata={"help": "Shape of the tail: exponential or step."})
-    imbalance_seed: int = field(default=0, metadata={"help": "Seed of the choice of examples for the tail."})
-
-
-@dataclass
-class ModelArguments:
-    """Which model: pretrained by name or folder, or from scratch by its config."""
-
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or a folder."})
-    model_config: str | dict | None = field(
-        default=None, metadata={"help": "From scratch: the model's config with its model_type, as YAML mapping or JSON."}
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.model_config, str):
-            self.model_config = json.loads(self.model_config)
-        if (self.model_name_or_path is None) == (self.model_config is None):
-            raise ValueError("say which model: either model_name_or_path (pretrained) or model_config (from scratch).")
-        if isinstance(self.model_config, dict) and "model_type" not in self.model_config:
-            raise ValueError(f"model_config needs a model_type, such as vit or bert; it has {list(self.model_config)}.")
-
-
-@dataclass
-class RunArguments:
-    """Which runs, and what may be written over."""
-
-    compare_with: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Runs to put beside this one, with the same data, model and seed: 'baseline' (no sharpness, "
-            "cross-entropy), or a YAML file of the options that differ."
-        },
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write over results that are there already."})
-
-
-# ---- a config file and flags ------------------------------------------------------------------------------------
-
-
-class RecipeParser:
-    """Reads `--config file.yaml` for defaults and flags that override it.
-
-    Args:
-        argument_classes: dataclasses of arguments; one of them is `SharpTrainingArguments`.
-        argv: the command line without the program's name; None: that of this process.
-
-    Raises:
-        ValueError: a config file that is missing, not YAML, or not a mapping; an unknown key or flag (the nearest
-            valid name is given).
-    """
-
-    def __init__(self, argument_classes: Sequence[type], argv: Sequence[str] | None = None) -> None:
-        self.argument_classes = tuple(argument_classes)
-        self._parser = HfArgumentParser(self.argument_classes, allow_abbrev=False)
-        self._parser.add_argument("--config", help="A YAML file of defaults; flags override it.")
-        for action in self._parser._actions:
-            action.default = argparse.SUPPRESS  # so that what was given can be told from what was not
-        self._actions = {action.dest: action for action in reversed(self._parser._actions) if action.dest != "help"}
-        given, unknown = self._parser.parse_known_args(argv)
-        flags = vars(given)
-        self._check_names([word.lstrip("-").split("=")[0] for word in unknown if word.startswith("--")], "flag")
-        if unknown:
-            raise ValueError(f"unexpected words on the command line: {' '.join(unknown)}")
-        config = flags.pop("config", None)
-        self.values: dict[str, Any] = (self.read(config) if config else {}) | flags
-
-    def read(self, file: str) -> dict[str, Any]:
-        """Read a YAML file of options, and check its keys."""
-        path = Path(file)
-        if not path.is_file():
-            raise ValueError(f"the config file {file!r} does not exist.")
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"the config file {file!r} is not YAML: {error}") from error
-        if not isinstance(loaded, dict):
-            raise ValueError(f"the config file {file!r} must be a mapping of options; it is {type(loaded).__name__}.")
-        self._check_names(loaded, f"key in {file}")
-        return {key: self._typed(key, value) for key, value in loaded.items()}
-
-    def build(self, **overrides: Any) -> tuple[Any, ...]:
-        """Make the argument dataclasses of what was given, with some values replaced (None: the default)."""
-        values = {key: value for key, value in (self.values | overrides).items() if value is not None}
-        return tuple(self._parser.parse_dict(values))
-
-    def _typed(self, key: str, value: Any) -> Any:
-        # YAML reads 1e-3 as text; the flag's type makes a number of it, as on the command line.
-        convert = self._actions[key].type
-        if not isinstance(value, str) or not callable(convert):
-            return value
-        try:
-            return convert(value)
-        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-            raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
-
-    def _check_names(self, names: Any, what: str) -> None:
-        for name in names:
-            if name not in self._actions:
-                near = difflib.get_close_matches(str(name), self._actions, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else "--help lists the options."
-                raise ValueError(f"unknown {what}: {name!r}. {hint}")
-
-
-# ---- runs side by side ------------------------------------------------------------------------------------------
+def run_recipe(main: Callable[[], Any]) -> str | None:
+    """Run a recipe's `main`; an error of this package's own comes back as one line instead of a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        main()
+    except ValueError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
+        if not any(raised_in.is_relative_to(folder) for folder in ours):
+            raise
+        return f"error: {error}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -208,7 +88,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         raise ValueError(f"two of the runs to compare have one name: {[*map(str, compare_with), name]}.")
     runs = []
     for run, change in (changes | {name: {}}).items():
-        folder = os.path.join(main.output_dir, run) if changes else main.output_dir
+        folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
         built = parser.build(**change, output_dir=folder)
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
         options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
@@ -219,7 +99,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
 
 def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
     for run in runs:
-        folder = Path(run.args.output_dir)
+        folder = Path(str(run.args.output_dir))
         if overwrite or not folder.is_dir() or not any(folder.iterdir()):
             continue
         if not run.args.resume_from_checkpoint:
@@ -262,7 +142,7 @@ def run_side_by_side(
     """
     results = {}
     for run in runs:
-        file = Path(run.args.output_dir) / RESULTS
+        file = Path(str(run.args.output_dir)) / RESULTS
         if run.args.resume_from_checkpoint and file.exists():
             logger.warning("%s is finished: its results are read from %s.", run.name, file)
             results[run.name] = json.loads(file.read_text())
@@ -302,7 +182,7 @@ def _train_and_evaluate(
     }
     if trainer.is_world_process_zero():
         trainer.save_state()
-        Path(args.output_dir, RESULTS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        Path(str(args.output_dir), RESULTS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
@@ -311,7 +191,8 @@ def _checkpoint(args: SharpTrainingArguments) -> str | None:
     if str(asked).lower() in ("none", "false", ""):
         return None
     if str(asked).lower() == "true":
-        return get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+        folder = str(args.output_dir)
+        return get_last_checkpoint(folder) if os.path.isdir(folder) else None
     return str(asked)
 
 

@@ -1,0 +1,196 @@
+"""Labels, one class index per example: read from a dataset at once, and made ready for the model in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+
+IGNORED_LABEL = -100
+HOST_LABELS = "host_labels"
+
+
+def read_labels(
+    dataset: Any,
+    label_column: str,
+    *,
+    num_classes: int | None = None,
+    label2id: Mapping[str, int] | None = None,
+) -> np.ndarray:
+    """Read one integer label per example, and nothing else, from a dataset.
+
+    Args:
+        dataset: a `datasets.Dataset`, or any iterable of examples that are mappings.
+        label_column: the column's name.
+        num_classes: labels must be below it; not checked when None.
+        label2id: class name to class index, for labels that are names.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        ValueError: as `ClassFrequencies.from_dataset` says.
+    """
+    if isinstance(dataset, datasets.Dataset):
+        if label_column not in dataset.column_names:
+            raise ValueError(_no_label_column(label_column, dataset.column_names))
+        column = _arrow_column(dataset, label_column)
+    else:
+        column = pa.chunked_array([pa.array(_labels_of(dataset, label_column))])
+    labels = _as_integers(column, label_column, label2id)
+    bad = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
+    if np.any(bad):
+        row = int(np.argmax(bad))
+        expected = "a class index >= 0" if num_classes is None else f"a class index from 0 to {num_classes - 1}"
+        raise ValueError(f"row {row} of column {label_column!r} holds label {labels[row]}; expected {expected}.")
+    return labels
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Say whether an Arrow type is one of those for text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: str) -> int:
+    """Turn one label, an integer or a class name, into its class index.
+
+    Args:
+        label: an integer, an integral float, a 0-dimensional tensor or array, or a name.
+        label2id: class name to class index.
+        label_column: for the error's text.
+
+    Returns:
+        The class index.
+
+    Raises:
+        ValueError: the name is not in `label2id`, or the label is neither an integer nor a name.
+    """
+    if isinstance(label, str):
+        if not label2id or label not in label2id:
+            known = ", ".join(map(repr, list(label2id)[:8])) if label2id else "none"
+            raise ValueError(
+                f"column {label_column!r} holds the class name {label!r}, which the model does not know (it knows: "
+                f"{known}{', ...' if label2id and len(label2id) > 8 else ''}). Set label2id and id2label in the "
+                "model's config, or encode the column with `dataset.class_encode_column(...)`."
+            )
+        return label2id[label]
+    value = label.item() if isinstance(label, (torch.Tensor, np.generic, np.ndarray)) else label
+    if not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError(f"column {label_column!r} holds {label!r}; expected one class index or one class name.")
+    return int(value)
+
+
+def _no_label_column(label_column: str, columns: Sequence[str]) -> str:
+    return (
+        f"there is no label column {label_column!r}; the columns are {', '.join(map(repr, columns))}. "
+        "Say which one holds the labels with label_column=."
+    )
+
+
+def _labels_of(dataset: Any, label_column: str) -> list[Any]:
+    targets = getattr(dataset, "targets", None)  # torchvision's name for the labels, readable without decoding
+    if targets is not None:
+        return list(targets.tolist() if isinstance(targets, (torch.Tensor, np.ndarray)) else targets)
+    streamed = isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__")
+    examples = dataset if streamed else (dataset[i] for i in range(len(dataset)))
+    labels = []
+    for example in examples:
+        if not isinstance(example, Mapping) or label_column not in example:
+            found = list(example) if isinstance(example, Mapping) else [type(example).__name__]
+            raise ValueError(_no_label_column(label_column, found))
+        label = example[label_column]
+        labels.append(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
+    return labels
+
+
+def _arrow_column(dataset: datasets.Dataset, label_column: str) -> pa.ChunkedArray:
+    column = dataset.data.column(label_column)
+    if dataset._indices is None:
+        return column
+    # Row by row through the indices of a shuffled or selected dataset takes a minute for ten million rows; numbers
+    # are gathered at once.
+    rows = dataset._indices.column(0).to_numpy()
+    if pa.types.is_integer(column.type) and column.null_count == 0:
+        return pa.chunked_array([pa.array(column.to_numpy()[rows])])
+    return column.combine_chunks().take(pa.array(rows)) if len(rows) else column.slice(0, 0)
+
+
+def _as_integers(
+    column: pa.ChunkedArray | pa.Array, label_column: str, label2id: Mapping[str, int] | None
+) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        raise ValueError(
+            f"column {label_column!r} holds several labels per example ({kind}): multi-label and token "
+            "classification are not supported; expected one class index or one class name per example."
+        )
+    if column.null_count:
+        row = int(np.argmax(np.asarray(column.is_null())))
+        raise ValueError(f"row {row} of column {label_column!r} has no label; remove such rows with dataset.filter.")
+    if holds_text(kind):
+        encoded = column.dictionary_encode()
+        combined = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        if isinstance(combined, pa.ChunkedArray):  # no rows at all
+            return np.empty(0, np.int64)
+        table = [encode_label(name, label2id, label_column) for name in combined.dictionary.to_pylist()]
+        return np.asarray(table, np.int64)[combined.indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_null(kind) and len(column) == 0:
+        return np.empty(0, np.int64)
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"column {label_column!r} holds {kind}; expected one class index or one class name per row.")
+    values = np.asarray(column)
+    if pa.types.is_floating(kind) and not np.all(whole := values == np.floor(values)):
+        row = int(np.argmin(whole))
+        raise ValueError(
+            f"row {row} of column {label_column!r} holds {values[row]}, not a class index: regression targets are "
+            "not supported."
+        )
+    return values.astype(np.int64, copy=False)
+
+
+class LabelCollator:
+    """Gives every example's label the name and type that models expect: `labels`, a class index.
+
+    Args:
+        collator: makes a batch of examples.
+        label_column: where an example's label is.
+        label2id: class name to class index.
+    """
+
+    def __init__(self, collator: Callable, label_column: str, label2id: Mapping[str, int] | None) -> None:
+        self.collator = collator
+        self.label_column = label_column
+        self.label2id = label2id
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """Make a batch with `labels` of examples with a label column."""
+        return self.collator([self._with_labels(example) for example in examples])
+
+    def _with_labels(self, example: Any) -> Any:
+        if not isinstance(example, Mapping) or self.label_column not in example:
+            return example
+        example = dict(example)
+        example["labels"] = encode_label(example.pop(self.label_column), self.label2id, self.label_column)
+        return example
+
+
+class HostLabelCollator:
+    """Lets a batch carry its labels as an array, which stays on the host when the batch moves to the device.
+
+    Args:
+        collator: makes a batch, with `labels`, of examples.
+    """
+
+    def __init__(self, collator: Callable) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """Make a batch, and add its labels as an array that no device ever gets."""
+        batch = self.collator(examples)
+        if "labels" in batch:
+            batch[HOST_LABELS] = np.asarray(batch["labels"])
+        return batch

@@ -1,0 +1,189 @@
+"""What a recipe can be told: a config file of defaults, and flags that override it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from transformers import HfArgumentParser
+
+from hf_sharp.datasets import load, long_tail, prepare_splits
+
+
+@dataclass
+class DataArguments:
+    """Which data, and how long its tail is made."""
+
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "'digits', a name on the Hub, a folder (images by class, CSV / JSON / Parquet, IDX, or saved with "
+            "save_to_disk), or one CSV / JSON / Parquet file."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    test_split: str = field(default="test", metadata={"help": "The split that the final report is about."})
+    test_fraction: float | None = field(
+        default=None, metadata={"help": "Hold out this share of every class as the test split, where there is none."}
+    )
+    validation_split: str | None = field(
+        default=None, metadata={"help": "The split to evaluate on while training. Never the test split."}
+    )
+    class_names: list[str] | None = field(default=None, metadata={"help": "Names of the classes, where data has none."})
+    imbalance_factor: float | None = field(
+        default=None, metadata={"help": "Make the training split long-tailed: largest over smallest class count."}
+    )
+    imbalance_profile: str = field(default="exponential", metadata={"help": "Shape of the tail: exponential or step."})
+    imbalance_seed: int = field(default=0, metadata={"help": "Seed of the choice of examples for the tail."})
+
+    def __post_init__(self) -> None:
+        if self.validation_split == self.test_split:
+            raise ValueError(
+                f"validation_split and test_split are both {self.test_split!r}: a checkpoint chosen on the test split "
+                "makes its report worthless. Choose another validation_split."
+            )
+
+
+@dataclass
+class ModelArguments:
+    """Which model: pretrained by name or folder, or from scratch by its config."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or a folder."})
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "From scratch: the model's config with its model_type, as YAML mapping or JSON."},
+    )
+
+    @property
+    def config_options(self) -> dict[str, Any]:
+        """The options of a config made from scratch, `model_type` among them."""
+        return dict(self.model_config) if isinstance(self.model_config, dict) else {}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_config, str):
+            self.model_config = json.loads(self.model_config)
+        if (self.model_name_or_path is None) == (self.model_config is None):
+            raise ValueError("say which model: either model_name_or_path (pretrained) or model_config (from scratch).")
+        if isinstance(self.model_config, dict) and "model_type" not in self.model_config:
+            raise ValueError(f"model_config needs a model_type, such as vit or bert; it has {list(self.model_config)}.")
+
+
+@dataclass
+class RunArguments:
+    """Which runs, and what may be written over."""
+
+    compare_with: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Runs to put beside this one, with the same data, model and seed: 'baseline' (no sharpness, "
+            "cross-entropy), or a YAML file of the options that differ."
+        },
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write over results that are there already."})
+
+
+class RecipeParser:
+    """Reads `--config file.yaml` for defaults and flags that override it.
+
+    Args:
+        argument_classes: dataclasses of arguments; one of them is `SharpTrainingArguments`.
+        argv: the command line without the program's name; None: that of this process.
+
+    Raises:
+        ValueError: a config file that is missing, not YAML, or not a mapping; an unknown key or flag (the nearest
+            valid name is given).
+    """
+
+    def __init__(self, argument_classes: Sequence[Any], argv: Sequence[str] | None = None) -> None:
+        self.argument_classes = tuple(argument_classes)
+        self._parser = HfArgumentParser(self.argument_classes, allow_abbrev=False)
+        self._parser.add_argument("--config", help="A YAML file of defaults; flags override it.")
+        for action in self._parser._actions:
+            action.default = argparse.SUPPRESS  # so that what was given can be told from what was not
+        self._actions = {action.dest: action for action in reversed(self._parser._actions) if action.dest != "help"}
+        given, unknown = self._parser.parse_known_args(argv)
+        flags = vars(given)
+        self._check_names([word.lstrip("-").split("=")[0] for word in unknown if word.startswith("--")], "flag")
+        if unknown:
+            raise ValueError(f"unexpected words on the command line: {' '.join(unknown)}")
+        config = flags.pop("config", None)
+        self.values: dict[str, Any] = (self.read(config) if config else {}) | flags
+
+    def read(self, file: str) -> dict[str, Any]:
+        """Read a YAML file of options, and check its keys."""
+        path = Path(file)
+        if not path.is_file():
+            raise ValueError(f"the config file {file!r} does not exist.")
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"the config file {file!r} is not YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ValueError(f"the config file {file!r} must be a mapping of options; it is {type(loaded).__name__}.")
+        self._check_names(loaded, f"key in {file}")
+        return {key: self._typed(key, value) for key, value in loaded.items()}
+
+    def set_defaults(self, **defaults: Any) -> None:
+        """Set values for what was not given."""
+        self.values = defaults | self.values
+
+    def build(self, **overrides: Any) -> tuple[Any, ...]:
+        """Make the argument dataclasses of what was given, with some values replaced (None: the default)."""
+        values = {key: value for key, value in (self.values | overrides).items() if value is not None}
+        return tuple(self._parser.parse_dict(values))
+
+    def _typed(self, key: str, value: Any) -> Any:
+        # YAML reads 1e-3 as text; the flag's type makes a number of it, as on the command line.
+        convert = self._actions[key].type
+        if not isinstance(value, str) or not callable(convert):
+            return value
+        try:
+            return convert(value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
+
+    def _check_names(self, names: Any, what: str) -> None:
+        for name in names:
+            if name not in self._actions:
+                near = difflib.get_close_matches(str(name), self._actions, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else "--help lists the options."
+                raise ValueError(f"unknown {what}: {name!r}. {hint}")
+
+
+def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
+    """Load the splits `train`, `test` and maybe `validation`, with named classes, and make the first long-tailed."""
+    splits = prepare_splits(
+        load(data.dataset, data.dataset_config),
+        label_column,
+        train_split=data.train_split,
+        test_split=data.test_split,
+        validation_split=data.validation_split,
+        test_fraction=data.test_fraction,
+        class_names=data.class_names,
+    )
+    if data.imbalance_factor is not None:
+        splits["train"] = long_tail(
+            splits["train"],
+            data.imbalance_factor,
+            data.imbalance_profile,
+            seed=data.imbalance_seed,
+            label_column=label_column,
+        )
+    return splits
+
+
+def head_options(class_names: Sequence[str]) -> dict[str, Any]:
+    """Give the config options of a classification head for named classes."""
+    return {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }

@@ -1,0 +1,139 @@
+import pytest
+
+from hf_sharp import SharpTrainingArguments
+from hf_sharp.recipe import DataArguments, ModelArguments, RecipeParser, RunArguments, plan_runs
+
+CLASSES = (DataArguments, ModelArguments, RunArguments, SharpTrainingArguments)
+MODEL = ["--model_name_or_path", "m"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return ["--config", str(file)]
+
+    return write
+
+
+def test_config_gives_defaults_and_flags_override_them(config):
+    argv = config("model_name_or_path: m\nrho: 0.3\nlearning_rate: 1e-3\nadaptive: true\nuse_cpu: true\n")
+    data, model, _, args = RecipeParser(CLASSES, [*argv, "--rho", "0.7"]).build()
+    assert (args.rho, args.learning_rate, args.adaptive) == (0.7, 1e-3, True)
+    assert (model.model_name_or_path, data.dataset) == ("m", "digits")
+
+
+def test_a_flag_at_its_default_overrides_the_config(config):
+    argv = [*config("model_name_or_path: m\nrho: 0.3\nuse_cpu: true\n"), "--rho", "0.05"]
+    assert RecipeParser(CLASSES, argv).build()[3].rho == 0.05
+
+
+def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config):
+    argv = config("model_config: {model_type: vit, hidden_size: 8}\nuse_cpu: true\n")
+    assert RecipeParser(CLASSES, argv).build()[1].config_options == {"model_type": "vit", "hidden_size": 8}
+    argv = ["--model_config", '{"model_type": "bert"}', "--use_cpu"]
+    assert RecipeParser(CLASSES, argv).build()[1].config_options == {"model_type": "bert"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rh0: 0.3\n", r"unknown key in .*config.yaml: 'rh0'. Did you mean 'rho'\?"),
+        ("zzzzz: 0.3\n", r"unknown key in .*: 'zzzzz'. --help lists the options"),
+        ("- rho\n", r"must be a mapping of options; it is list"),
+        ("rho: [0.3\n", r"is not YAML"),
+        ("", r"must be a mapping of options; it is NoneType"),
+        ("rho: small\n", r"rho: 'small' is not what is expected"),
+    ],
+)
+def test_bad_config_files(config, text, message):
+    with pytest.raises(ValueError, match=message):
+        RecipeParser(CLASSES, config(text))
+
+
+def test_a_missing_config_file():
+    with pytest.raises(ValueError, match=r"config file 'nowhere.yaml' does not exist"):
+        RecipeParser(CLASSES, ["--config", "nowhere.yaml"])
+
+
+def test_an_unknown_flag_gives_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown flag: 'sharpnes'. Did you mean 'sharpness'\?"):
+        RecipeParser(CLASSES, [*MODEL, "--sharpnes", "sam"])
+
+
+def test_flags_are_not_abbreviated():
+    with pytest.raises(ValueError, match="unknown flag: 'sharp'"):
+        RecipeParser(CLASSES, [*MODEL, "--sharp", "sam"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "say which model"),
+        ([*MODEL, "--model_config", '{"model_type": "vit"}'], "say which model"),
+        (["--model_config", '{"hidden_size": 8}'], "needs a model_type"),
+        ([*MODEL, "--validation_split", "test"], "validation_split and test_split are both 'test'"),
+        ([*MODEL, "--sharpness", "smart"], "unknown sharpness 'smart'"),
+    ],
+)
+def test_bad_arguments(argv, message):
+    with pytest.raises(ValueError, match=message):
+        RecipeParser(CLASSES, [*argv, "--use_cpu"]).build()
+
+
+# ---- runs -------------------------------------------------------------------------------------------------------
+
+
+def runs(tmp_path, *argv):
+    return plan_runs(RecipeParser(CLASSES, [*MODEL, "--use_cpu", "--output_dir", str(tmp_path / "out"), *argv]))
+
+
+def test_a_single_run_has_the_output_folder_for_itself(tmp_path):
+    (run,) = runs(tmp_path, "--sharpness", "sam")
+    assert (run.name, run.args.output_dir) == ("sam+cross_entropy", str(tmp_path / "out"))
+
+
+def test_baseline_is_plain_training_with_all_else_equal(tmp_path):
+    argv = ["--sharpness", "focal_sam", "--rho", "0.3", "--focal_gamma", "2", "--loss", "logit_adjusted"]
+    argv += ["--loss_tau", "1.5", "--learning_rate", "0.1", "--seed", "7", "--rare_threshold", "5"]
+    plain, sharp = runs(tmp_path, *argv, "--compare_with", "baseline")
+    assert (plain.name, sharp.name) == ("baseline", "focal_sam+logit_adjusted")
+    assert (plain.args.sharpness, plain.args.loss) == ("none", "cross_entropy")
+    for run in (plain, sharp):
+        assert (run.args.learning_rate, run.args.seed, run.args.rare_threshold) == (0.1, 7, 5)
+    assert (sharp.args.rho, sharp.args.loss_tau) == (0.3, 1.5)
+
+
+def test_a_file_of_differences_is_a_run(tmp_path):
+    (tmp_path / "no_sharpness.yaml").write_text("sharpness: none\n")
+    other, main = runs(tmp_path, "--loss", "logit_adjusted", "--compare_with", str(tmp_path / "no_sharpness.yaml"))
+    assert (other.name, other.args.sharpness, other.args.loss) == ("no_sharpness", "none", "logit_adjusted")
+    assert main.args.sharpness == "sam"
+
+
+def test_two_runs_of_one_name(tmp_path):
+    with pytest.raises(ValueError, match="have one name"):
+        runs(tmp_path, "--compare_with", "baseline", "baseline")
+
+
+def test_an_output_folder_with_something_in_it_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    runs(tmp_path)
+    (tmp_path / "out" / "precious").write_text("mine")
+    with pytest.raises(ValueError, match=r"is not empty.*--resume_from_checkpoint true.*--overwrite_output_dir"):
+        runs(tmp_path)
+    assert runs(tmp_path, "--overwrite_output_dir")
+    assert runs(tmp_path, "--resume_from_checkpoint", "true")
+
+
+def test_a_finished_run_with_other_options_is_not_taken_for_this_one(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (run,) = runs(tmp_path, "--rho", "0.1")
+    import json
+
+    (folder / "all_results.json").write_text(json.dumps({"options": run.options}))
+    assert runs(tmp_path, "--rho", "0.1", "--resume_from_checkpoint", "true")
+    with pytest.raises(ValueError, match=r"had other options \(rho: 0.1 then, 0.2 now\)"):
+        runs(tmp_path, "--rho", "0.2", "--resume_from_checkpoint", "true")

@@ -1,0 +1,235 @@
+"""The recipes end to end, on every kind of input, in small."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from transformers import pipeline
+
+from tests.recipes.conftest import QUICK, TINY_VIT, texts
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+
+
+def recipe(name):
+    return runpy.run_path(str(RECIPES / f"{name}_classification.py"))["main"]
+
+
+def environment():
+    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "idx_folder"])
+def test_images_from_folders(kind, request, tmp_path):
+    out = tmp_path / "out"
+    argv = ["--dataset", request.getfixturevalue(kind), "--model_config", TINY_VIT, "--output_dir", str(out), *QUICK]
+    results = recipe("image")([*argv, "--sharpness", "focal_sam", "--compare_with", "baseline"])
+    assert list(results) == ["baseline", "focal_sam+cross_entropy"]
+    assert (out / "recall_by_count.png").stat().st_size > 10_000
+    report = results["baseline"]["report"]
+    assert sum(report["class_counts"]) == (21 if kind == "image_folder" else 30)
+    assert sum(report["per_class_support"]) == 9
+    saved = json.loads((out / "baseline" / "all_results.json").read_text())
+    assert saved == results["baseline"]
+
+
+def test_digits_with_a_pretrained_folder_and_a_head_of_another_size(vit_folder, tmp_path):
+    argv = ["--model_name_or_path", vit_folder, "--imbalance_factor", "50", "--output_dir", str(tmp_path / "out")]
+    results = recipe("image")([*argv, *QUICK])
+    counts = results["sam+cross_entropy"]["report"]["class_counts"]
+    assert (len(counts), counts[0] // counts[-1]) == (10, 62)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_texts_from_files(kind, text_folder, bert_folder, tmp_path):
+    argv = [
+        "--dataset",
+        str(text_folder / kind),
+        "--model_name_or_path",
+        bert_folder,
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    results = recipe("text")([*argv, *QUICK, "--loss", "logit_adjusted"])
+    report = results["sam+logit_adjusted"]["report"]
+    assert report["class_counts"] == [20, 8, 4]
+    assert report["worst_class"] in ("alpha", "beta", "gamma")
+    config = json.loads((tmp_path / "o" / "config.json").read_text())
+    assert config["label2id"] == {"alpha": 0, "beta": 1, "gamma": 2}
+
+
+def test_one_file_with_a_test_fraction(text_folder, bert_folder, tmp_path):
+    argv = ["--dataset", str(text_folder / "csv" / "train.csv"), "--model_name_or_path", bert_folder]
+    results = recipe("text")([*argv, "--test_fraction", "0.25", "--output_dir", str(tmp_path / "out"), *QUICK])
+    report = results["sam+cross_entropy"]["report"]
+    assert report["class_counts"] == [15, 6, 3]
+    assert report["per_class_support"] == [5, 2, 1]
+
+
+def test_evaluation_while_training_uses_the_validation_split(bert_folder, tmp_path):
+    splits = {"train": (20, 8, 4), "dev": (3, 3, 3), "test": (4, 4, 4)}
+    data = datasets.DatasetDict({name: datasets.Dataset.from_dict(texts(n)) for name, n in splits.items()})
+    data.save_to_disk(str(tmp_path / "data"))
+    argv = [
+        "--dataset",
+        str(tmp_path / "data"),
+        "--model_name_or_path",
+        bert_folder,
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    quick = [*QUICK, "--validation_split", "dev", "--eval_strategy", "steps", "--eval_steps", "1"]
+    results = recipe("text")(
+        [*argv, *quick, "--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end"]
+    )
+    assert sum(results["sam+cross_entropy"]["report"]["per_class_support"]) == 12
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert len([log for log in state["log_history"] if "eval_balanced_accuracy" in log]) == 2
+
+
+def test_a_finished_run_is_not_trained_again(image_folder, tmp_path, monkeypatch):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    argv += ["--compare_with", "baseline", "--resume_from_checkpoint", "true"]
+    first = recipe("image")(argv)
+    (tmp_path / "out" / "sam+cross_entropy" / "all_results.json").unlink()
+    import hf_sharp.trainer as module
+
+    trained, train = [], module.SharpTrainer.train
+    monkeypatch.setattr(
+        module.SharpTrainer, "train", lambda self, **k: trained.append(self.args.sharpness) or train(self, **k)
+    )
+    second = recipe("image")(argv)
+    assert trained == ["sam"]
+    assert second["baseline"] == first["baseline"]
+    assert second["sam+cross_entropy"]["report"] == first["sam+cross_entropy"]["report"], "the seed decides"
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(image_folder, tmp_path):
+    argv = [
+        "--dataset",
+        image_folder,
+        "--model_config",
+        TINY_VIT,
+        *QUICK,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+    ]
+    whole = recipe("image")([*argv, "--output_dir", str(tmp_path / "whole")])
+    recipe("image")([*argv, "--output_dir", str(tmp_path / "cut")])
+    (tmp_path / "cut" / "all_results.json").unlink()
+    import shutil
+
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-2")
+    resumed = recipe("image")([*argv, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "true"])
+    assert resumed["sam+cross_entropy"]["report"] == whole["sam+cross_entropy"]["report"]
+    state = json.loads((tmp_path / "cut" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+
+
+# ---- launchers and the finished model ----------------------------------------------------------------------------
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "python": [sys.executable],
+    "accelerate": [str(BIN / "accelerate"), "launch", "--config_file", str(RECIPES / "accelerate" / "single_gpu.yaml")],
+    "accelerate without a config": [str(BIN / "accelerate"), "launch"],
+    "torchrun with 2 processes": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29611"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers(launcher, image_folder, tmp_path):
+    argv = [*LAUNCHERS[launcher], str(RECIPES / "image_classification.py"), "--dataset", image_folder]
+    argv += ["--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK, "--sharpness", "imbsam"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("balanced accuracy") == 1, "one process shows the table"
+    assert sum(json.loads((tmp_path / "out" / "all_results.json").read_text())["report"]["per_class_support"]) == 9
+
+    opened = (
+        "import sys; sys.modules['hf_sharp'] = None\n"
+        "from transformers import pipeline; from PIL import Image\n"
+        f"print(pipeline('image-classification', {str(tmp_path / 'out')!r})(Image.new('L', (20, 20)))[0]['label'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", opened], capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() in ("cat", "dog", "emu")
+
+
+def test_the_saved_model_predicts_in_a_pipeline_what_it_predicted_here(image_folder, tmp_path):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    results = recipe("image")([*argv, "--max_steps", "20", "--learning_rate", "1e-2"])
+    classify = pipeline("image-classification", str(tmp_path / "out"))
+    test = datasets.load_dataset("imagefolder", data_dir=image_folder)["test"]
+    names = test.features["label"].names
+    correct = [classify(row["image"])[0]["label"] == names[row["label"]] for row in test]
+    assert np.mean(correct) == pytest.approx(results["sam+cross_entropy"]["report"]["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sharpness", "smart"], "error: unknown sharpness 'smart'"),
+        (["--dataset", "./nowhere"], "error: './nowhere' does not exist"),
+        (["--image_column", "picture"], "error: column 'picture' is not an image column; the columns are"),
+        (["--test_split", "held_out"], "error: there is no split 'held_out'; the splits are 'train', 'test'"),
+        (["--label_column", "class"], "error: there is no label column 'class'; the columns are"),
+        (["--config", "nowhere.yaml"], "error: the config file 'nowhere.yaml' does not exist"),
+    ],
+)
+def test_an_error_is_one_line_and_no_traceback(argv, message, tmp_path):
+    command = [sys.executable, str(RECIPES / "image_classification.py"), "--model_config", TINY_VIT, *QUICK]
+    command += ["--output_dir", str(tmp_path / "out"), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the configs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_runs_with_local_data_and_model_in_place_of_its_own(
+    config, tmp_path, idx_folder, bert_folder, vit_folder, monkeypatch
+):
+    options = yaml.safe_load(config.read_text())
+    name = "text" if "recipes/text_classification.py" in config.read_text() else "image"
+    label = options.get("label_column", "label")
+    out = ["--output_dir", str(tmp_path / "out"), *QUICK, "--warmup_steps", "0"]
+    if options.get("bf16"):
+        out += ["--bf16", "false"]
+    if name == "text":
+        data = datasets.DatasetDict(
+            {split: datasets.Dataset.from_dict(texts(n)) for split, n in (("train", (60,) * 3), ("test", (3,) * 3))}
+        )
+        model = ["--model_name_or_path", bert_folder]
+    else:
+        from hf_sharp.datasets import load_idx
+
+        image = options.get("image_column", "image")
+        data = load_idx(idx_folder).rename_columns({"image": image, "label": label})
+        model = ["--model_name_or_path", vit_folder] if "model_name_or_path" in options else []
+    data.save_to_disk(str(tmp_path / "data"))
+    if "class_names" in options:
+        out += ["--class_names", "a", "b", "c"]
+    if "imbalance_factor" in options:
+        out += ["--imbalance_factor", "5"]
+    results = recipe(name)(["--config", str(config), "--dataset", str(tmp_path / "data"), *model, *out])
+    assert list(results) == ["baseline", "focal_sam+logit_adjusted"]
+    for result in results.values():
+        assert 0 <= result["report"]["balanced_accuracy"] <= 1
