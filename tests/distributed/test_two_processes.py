@@ -1,0 +1,96 @@
+"""Two processes with gloo: every process its own ε, gradients averaged once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import CLASS_COUNTS, assert_same_bits, make_vit
+from tests.naive import naive_gradient
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys, torch, numpy as np
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from transformers import TrainerCallback
+from hf_sharp import SharpTrainer, SharpTrainingArguments
+from tests.conftest import make_images, make_vit
+
+out, accumulation, options = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
+args = SharpTrainingArguments(
+    out, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=accumulation, use_cpu=True,
+    report_to="none", save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, logging_steps=1, **options
+)
+trainer = SharpTrainer(make_vit(dtype=torch.float64), args, train_dataset=make_images(dtype=np.float64))
+windows, gradients, reduces, hooked = [[]], [], [], []
+step = trainer.training_step
+
+
+def counted_all_reduce(state, bucket):
+    reduces.append(1)
+    return allreduce_hook(state, bucket)
+
+
+def training_step(model, inputs, num_items_in_batch=None):
+    if not hooked:
+        hooked.append(model.register_comm_hook(None, counted_all_reduce))
+    windows[-1].append({k: v for k, v in inputs.items() if k != "host_labels"})
+    return step(model, inputs, num_items_in_batch)
+
+
+class Keep(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
+        windows.append([])
+
+
+trainer.training_step = training_step
+trainer.add_callback(Keep())
+trainer.train()
+torch.save(
+    {"windows": windows, "gradients": gradients, "weights": trainer.model.state_dict(), "reduces": len(reduces),
+     "logs": trainer.state.log_history},
+    f"{out}/rank{dist.get_rank()}.pt",
+)
+"""
+
+
+def launch(tmp_path, port, accumulation, options):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    argv = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", str(port)]
+    argv += [str(tmp_path / "script.py"), str(tmp_path), str(accumulation), repr(options)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("port", "accumulation", "options"),
+    [
+        (29621, 1, {"sharpness": "sam", "rho": 0.3}),
+        (29622, 2, {"sharpness": "focal_sam", "rho": 0.3}),
+        (29623, 2, {"sharpness": "imbsam", "rho": 0.3}),
+        (29624, 1, {"sharpness": "none"}),
+    ],
+)
+def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, port, accumulation, options):
+    ranks = launch(tmp_path, port, accumulation, options)
+    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
+    seen = [[batch["labels"].tolist() for batch in rank["windows"][0]] for rank in ranks]
+    assert seen[0] != seen[1], "the processes see different examples"
+    # Every micro-batch has its own ε, whichever process it is on; the mean is over the examples of all of them.
+    both = [*ranks[0]["windows"][0], *ranks[1]["windows"][0]]
+    assert len(both) == 2 * accumulation
+    expected = naive_gradient(
+        make_vit(dtype=torch.float64), both, CLASS_COUNTS, options["sharpness"], options.get("rho", 0.0)
+    )
+    for rank in ranks:
+        torch.testing.assert_close(rank["gradients"][0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    # One bucket holds this model: one all-reduce for each of the 3 optimizer steps, as in plain training.
+    assert [rank["reduces"] for rank in ranks] == [3, 3]
+    assert [log.get("rho") for log in ranks[0]["logs"]] == [log.get("rho") for log in ranks[1]["logs"]]
