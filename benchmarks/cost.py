@@ -50,6 +50,7 @@ def make_model(kind: str) -> torch.nn.Module:
         "num_hidden_layers": 6,
         "num_attention_heads": 4,
         "intermediate_size": 1024,
+        "num_labels": len(COUNTS),
     }
     if kind == "vit":
         return ViTForImageClassification(ViTConfig(**size, image_size=64, patch_size=8))
