@@ -45,15 +45,14 @@ def accuracy_table(name: str) -> str:
     for label, metric in ROWS.items():
         group = f" ({classes[label]} classes)" if label in classes else ""
         lines.append(f"| {label}{group} | " + " | ".join(cell(row, metric) for row in runs.values()) + " |")
-    seconds = ", ".join(
-        f"{name} {min(r['train_seconds']):.0f} to {max(r['train_seconds']):.0f} s" for name, r in runs.items()
-    )
+    spans = {name: (min(row["train_seconds"]), max(row["train_seconds"])) for name, row in runs.items()}
+    seconds = ", ".join(f"{name} {low:.0f} to {high:.0f} s" for name, (low, high) in spans.items())
     counts = result["class_counts"]
     lines.append("")
     lines.append(
         f"`{result['command']}` on {result['machine']}, seeds {', '.join(map(str, result['seeds']))}: mean ± standard "
-        f"deviation (each seed); {sum(counts):,} training examples, classes from {max(counts):,} down to {min(counts)}; "
-        f"few is n < {result['rare_threshold']}, many is n > {result['common_threshold']}. Training: {seconds}. "
+        f"deviation (each seed); {sum(counts):,} training examples, classes from {max(counts):,} down to {min(counts)}"
+        f"; few is n < {result['rare_threshold']}, many is n > {result['common_threshold']}. Training: {seconds}. "
         f"Data: [benchmarks/results/{name}.json](benchmarks/results/{name}.json)."
     )
     return "\n".join(lines)

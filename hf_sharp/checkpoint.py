@@ -5,11 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+
+def is_whole_model(model: Any, folder: str | os.PathLike[str]) -> TypeGuard[PreTrainedModel]:
+    """Say whether a folder holds all weights of a transformers model, not an adapter's or another module's."""
+    adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
+    return isinstance(model, PreTrainedModel) and not adapter
 
 
 def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:

@@ -192,5 +192,6 @@ class HostLabelCollator:
         """Make a batch, and add its labels as an array that no device ever gets."""
         batch = self.collator(examples)
         if "labels" in batch:
-            batch[HOST_LABELS] = np.asarray(batch["labels"])
+            labels = np.asarray(batch["labels"])
+            batch[HOST_LABELS] = labels[labels != IGNORED_LABEL]
         return batch

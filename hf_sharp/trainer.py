@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 
-from hf_sharp.checkpoint import check_keys, load_weights, widest_dtype
+from hf_sharp.checkpoint import check_keys, is_whole_model, load_weights, widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.labels import HOST_LABELS, IGNORED_LABEL, HostLabelCollator, LabelCollator, read_labels
 from hf_sharp.losses import build_loss
-from hf_sharp.metrics import long_tail_metrics
+from hf_sharp.metrics import compute_metrics_for
 from hf_sharp.sharpness import class_coefficients, scheduled_rho, sharpness_aware_backward
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -59,17 +60,9 @@ class SharpTrainer(Trainer):
         **trainer_kwargs: Any,
     ) -> None:
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
-        _check_arguments(args, trainer_kwargs)
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            *trainer_args,
-            **trainer_kwargs,
-        )
+        _check_arguments(args)
+        given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
+        super().__init__(*given, **trainer_kwargs)
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func is not supported: SharpTrainer needs one loss per example, to weight it by class. "
@@ -82,13 +75,27 @@ class SharpTrainer(Trainer):
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
         label2id = getattr(config, "label2id", None)
         num_classes = getattr(config, "num_labels", None)
-        self.class_frequencies = class_frequencies or self._read_class_frequencies(num_classes, label2id)
+        frequencies = class_frequencies or self._read_class_frequencies(num_classes, label2id)
+        self.class_frequencies = dataclasses.replace(
+            frequencies,
+            names=frequencies.names or _names(config, frequencies.num_classes),
+            rare_threshold=args.rare_threshold,
+            common_threshold=args.common_threshold,
+        )
         self._check_classes(num_classes, label2id)
-
+        self._build_method()
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
         if self.compute_metrics is None:
-            self.compute_metrics = self._long_tail_metrics
-        counts = self.class_frequencies.counts
+            self.compute_metrics = compute_metrics_for(self.class_frequencies)
+        # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
+        self._step_sums = torch.zeros(3, device=args.device)
+        self._last_rho = args.rho
+        # The losses are divided by the number of examples in the accumulation window: see _reduce.
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
+
+    def _build_method(self) -> None:
+        counts, args = self.class_frequencies.counts, self.args
         self.class_loss = build_loss(args.loss, counts, **args.loss_options).to(args.device)
         coefficients = class_coefficients(args.sharpness, counts, **args.sharpness_options)
         if (coefficients > 1).any():
@@ -96,15 +103,14 @@ class SharpTrainer(Trainer):
                 "Coefficients reach %.3g: above 1, the loss at the unperturbed weights gets a negative weight.",
                 coefficients.max(),
             )
-        self._host_coefficients = coefficients.tolist()
-        self._coefficients = coefficients.to(
-            args.device, torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
-        )
-        # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
-        self._step_sums = torch.zeros(3, device=args.device)
-        # The losses are divided by the number of examples in the accumulation window: see _reduce.
-        self.loss_is_scaled_for_ga = True
-        self.model_accepts_loss_kwargs = True
+        self._host_coefficients = coefficients.numpy()
+        dtype = torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
+        self._coefficients = coefficients.to(args.device, dtype)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None:  # the trial may have changed any argument
+            self._build_method()
 
     # ---- one micro-batch -----------------------------------------------------------------------------------------
 
@@ -129,9 +135,9 @@ class SharpTrainer(Trainer):
         """
         inputs = dict(inputs)
         host_labels = inputs.pop(HOST_LABELS, None)
-        present = self._host_coefficients if host_labels is None else [self._host_coefficients[y] for y in host_labels]
-        rho = self.rho
-        if rho == 0 or not any(present):
+        present = self._host_coefficients if host_labels is None else self._host_coefficients[host_labels]
+        rho = self._last_rho = self.rho
+        if rho == 0 or not present.any():
             return super().training_step(model, inputs, num_items_in_batch)
 
         model.train()
@@ -155,7 +161,7 @@ class SharpTrainer(Trainer):
             backward=lambda loss, retain_graph: self.accelerator.backward(loss, retain_graph=retain_graph),
             grad_scale=self._grad_scale(),
             adaptive_eta=self.args.adaptive_eta if self.args.adaptive else None,
-            everything_perturbed=all(coefficient == 1 for coefficient in present),
+            everything_perturbed=bool((present == 1).all()),
             without_sync=lambda: self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext(),
         )
         sums = torch.stack([step.ascent_grad_norm, step.sharpness, torch.ones_like(step.sharpness)])
@@ -186,7 +192,7 @@ class SharpTrainer(Trainer):
 
     def _losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         labels = self._labels(inputs)
-        outputs = model(**{name: value for name, value in inputs.items() if name not in ("labels", HOST_LABELS)})
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         return self.class_loss(logits, labels), outputs
 
@@ -217,14 +223,12 @@ class SharpTrainer(Trainer):
             start_time: the start of training.
         """
         if "loss" in logs and self.args.sharpness != "none":
-            logs["rho"] = self.rho
+            logs["rho"] = self._last_rho
             sums = self.accelerator.reduce(self._step_sums, "sum").tolist()
             if sums[2]:
                 logs["ascent_grad_norm"], logs["sharpness"] = sums[0] / sums[2], sums[1] / sums[2]
             self._step_sums.zero_()
         super().log(logs, start_time)
-
-    # ---- classes and labels --------------------------------------------------------------------------------------
 
     def _read_class_frequencies(self, num_classes: int | None, label2id: Mapping[str, int] | None) -> ClassFrequencies:
         if self.train_dataset is None:
@@ -242,8 +246,6 @@ class SharpTrainer(Trainer):
             self.args.label_column,
             num_classes,
             label2id=label2id,
-            rare_threshold=self.args.rare_threshold,
-            common_threshold=self.args.common_threshold,
         )
 
     def _check_classes(self, num_classes: int | None, label2id: Mapping[str, int] | None) -> None:
@@ -265,11 +267,6 @@ class SharpTrainer(Trainer):
             more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
             logger.warning("%d classes have no training examples: %s%s.", len(absent), names, more)
 
-    def _long_tail_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        kept = prediction.label_ids != IGNORED_LABEL
-        return long_tail_metrics(logits.argmax(-1)[kept], prediction.label_ids[kept], self.class_frequencies)
-
     def get_train_dataloader(self) -> DataLoader:
         """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
 
@@ -278,7 +275,7 @@ class SharpTrainer(Trainer):
         """
         # Asking the device which classes a batch holds would wait for it. A dispatched batch is put together from
         # tensors of several batches, which cannot carry anything else.
-        partial = 0 in self._host_coefficients and any(self._host_coefficients)
+        partial = 0 in self._host_coefficients and self._host_coefficients.any()
         dispatched = isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)) or (
             self.accelerator.dispatch_batches
         )
@@ -296,30 +293,28 @@ class SharpTrainer(Trainer):
         if self.args.label_column not in columns:
             columns.append(self.args.label_column)
 
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # transformers 5 saves ViT, Swin, BEiT and others under older key names, and Trainer would load these raw: the
         # tensors that do not match stay what they were. from_pretrained converts the names.
         target = self.model if model is None else model
-        if type(target).__module__.startswith("peft.") or not isinstance(target, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
+        if is_whole_model(target, resume_from_checkpoint):
             load_weights(target, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if type(self.model).__module__.startswith("peft.") or not isinstance(self.model, PreTrainedModel):
-            super()._load_best_model()
+        best = str(self.state.best_model_checkpoint)
+        if is_whole_model(self.model, best):
+            logger.info("Loading the best model from %s.", best)
+            load_weights(self.model, best)
         else:
-            logger.info("Loading the best model from %s.", self.state.best_model_checkpoint)
-            load_weights(self.model, str(self.state.best_model_checkpoint))
+            super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        super()._issue_warnings_after_load(load_result)
         check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
 
 
-def _check_arguments(args: Any, trainer_kwargs: Mapping[str, Any]) -> None:
+def _check_arguments(args: Any) -> None:
     if not isinstance(args, SharpTrainingArguments):
         raise ValueError(
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
@@ -339,6 +334,11 @@ def _check_head(config: Any) -> None:
             f"the model's head is for {problem or 'regression (num_labels=1)'}; SharpTrainer needs a head for "
             "single_label_classification with 2 classes or more."
         )
+
+
+def _names(config: Any, num_classes: int) -> tuple[str, ...] | None:
+    id2label = getattr(config, "id2label", None) or {}
+    return tuple(id2label[i] for i in range(num_classes)) if set(id2label) == set(range(num_classes)) else None
 
 
 def _values(datasets_or_one: Any) -> list[Any]:

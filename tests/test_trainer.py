@@ -292,7 +292,7 @@ def test_logs_rho_the_ascent_norm_and_the_sharpness(make_trainer, accumulation):
     watch = Watch().attach(trainer)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    assert [round(log["rho"], 6) for log in logs] == [0.225, 0.15, 0.075, 0.0]
+    assert [round(log["rho"], 6) for log in logs] == [0.3, 0.225, 0.15, 0.075]
 
     model = trainer.model
     for step in range(3):
@@ -341,6 +341,15 @@ def test_evaluate_reports_the_long_tail(make_trainer):
     assert metrics["eval_worst_class_recall"] == pytest.approx(min(recalls))
     assert "eval_many_accuracy" not in metrics
     assert all(isinstance(value, (int, float)) for value in metrics.values())
+
+
+def test_the_arguments_thresholds_and_the_models_names_are_those_of_the_report(make_trainer):
+    frequencies = ClassFrequencies.from_counts(CLASS_COUNTS)
+    trainer = make_trainer(trainer={"class_frequencies": frequencies}, rare_threshold=5, common_threshold=30)
+    groups = {name: indices.tolist() for name, indices in trainer.class_frequencies.groups.items()}
+    assert groups == {"many": [0], "medium": [1, 2], "few": [3]}
+    assert trainer.class_frequencies.names == tuple(f"LABEL_{i}" for i in range(4))
+    assert make_trainer().class_frequencies.names == tuple(f"class {i}" for i in range(4))
 
 
 # ---- where the labels are ----------------------------------------------------------------------------------------

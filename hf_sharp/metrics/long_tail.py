@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.labels import IGNORED_LABEL
 
 
 def long_tail_report(
@@ -84,19 +86,29 @@ def long_tail_report(
     }
 
 
-def long_tail_metrics(predictions: Any, references: Any, frequencies: ClassFrequencies) -> dict[str, float]:
-    """Give those figures of the report that a tracker can log: numbers, without None and without lists.
+def compute_metrics_for(frequencies: ClassFrequencies) -> Callable[[Any], dict[str, float]]:
+    """Make a `compute_metrics` of those figures of the report that a tracker can log: numbers, no None, no lists.
 
     Args:
-        predictions: (N,) predicted class indices.
-        references: (N,) true class indices.
         frequencies: of the training set.
 
     Returns:
-        Metric name to number; a group without classes has no entry.
+        A function of an `EvalPrediction`, for any Trainer; a group without classes has no entry in what it returns.
     """
-    report = long_tail_report(predictions, references, frequencies)
-    return {name: value for name, value in report.items() if isinstance(value, (int, float))}
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        report = long_tail_report(*predicted_and_true(prediction), frequencies)
+        return {name: value for name, value in report.items() if isinstance(value, (int, float))}
+
+    return compute_metrics
+
+
+def predicted_and_true(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Take the class indices, predicted and true, (N,) each, out of what `Trainer.predict` returns."""
+    outputs = prediction.predictions
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    counted = prediction.label_ids != IGNORED_LABEL
+    return logits.argmax(-1)[counted], prediction.label_ids[counted]
 
 
 def _check(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_sharp.metrics import comparison_table, long_tail_report
+from hf_sharp.metrics import comparison_table, long_tail_report, predicted_and_true
 from hf_sharp.plots import plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.trainer import SharpTrainer
@@ -169,8 +169,7 @@ def _train_and_evaluate(
     trainer = make_trainer(args)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
     predictions = trainer.predict(test_dataset)
-    logits = predictions.predictions[0] if isinstance(predictions.predictions, tuple) else predictions.predictions
-    report = long_tail_report(logits.argmax(-1), predictions.label_ids, trainer.class_frequencies)
+    report = long_tail_report(*predicted_and_true(predictions), trainer.class_frequencies)
     trainer.save_model()
     result = {
         "report": report,

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, recall_score
+from transformers import EvalPrediction
 
 from hf_sharp import ClassFrequencies
-from hf_sharp.metrics import comparison_table, long_tail_metrics, long_tail_report
+from hf_sharp.metrics import comparison_table, compute_metrics_for, long_tail_report
 
 
 @given(st.data())
@@ -47,7 +48,9 @@ def test_the_thresholds_are_those_of_the_frequencies():
 
 
 def test_what_a_tracker_gets_is_numbers_only():
-    metrics = long_tail_metrics([0, 1], [0, 1], ClassFrequencies.from_counts([50, 5]))
+    prediction = EvalPrediction(np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0]]), np.array([0, 1, -100]))
+    metrics = compute_metrics_for(ClassFrequencies.from_counts([50, 5]))(prediction)
+    assert metrics["accuracy"] == 1.0, "a label of -100 does not count"
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert "many_accuracy" not in metrics
     assert metrics["few_accuracy"] == 1.0
