@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -100,7 +101,10 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
 def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
     for run in runs:
         folder = Path(str(run.args.output_dir))
-        if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+        if overwrite:
+            run.args.resume_from_checkpoint = None
+            continue
+        if not folder.is_dir() or not any(folder.iterdir()):
             continue
         if not run.args.resume_from_checkpoint:
             raise ValueError(
@@ -116,7 +120,14 @@ def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
                     f"the finished run in {str(folder)!r} had other options ({shown}). Choose another output_dir, or "
                     "write over it with --overwrite_output_dir."
                 )
-    PartialState().wait_for_everyone()  # before a faster process makes the folders that a slower one looks for
+    state = PartialState()
+    state.wait_for_everyone()  # before a faster process makes the folders that a slower one looks for
+    if overwrite and state.is_main_process:
+        for run in runs:  # what a later run would take for this one's
+            Path(str(run.args.output_dir), RESULTS).unlink(missing_ok=True)
+            for checkpoint in Path(str(run.args.output_dir)).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+    state.wait_for_everyone()
 
 
 def run_side_by_side(
@@ -175,7 +186,7 @@ def _train_and_evaluate(
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
         "options": run.options,
-        "command": f"accelerate launch {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}",
+        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "machine": machine_class(),
         "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")},
     }

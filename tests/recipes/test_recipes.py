@@ -113,6 +113,17 @@ def test_a_finished_run_is_not_trained_again(image_folder, tmp_path, monkeypatch
     assert second["sam+cross_entropy"]["report"] == first["sam+cross_entropy"]["report"], "the seed decides"
 
 
+def test_writing_over_leaves_nothing_of_the_old_run(image_folder, tmp_path):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    recipe("image")([*argv, "--save_strategy", "steps", "--save_steps", "1"])
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    results = recipe("image")([*argv, "--rho", "0.7", "--resume_from_checkpoint", "true", "--overwrite_output_dir"])
+    assert results["sam+cross_entropy"]["options"]["rho"] == 0.7
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text()) == results["sam+cross_entropy"]
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint(image_folder, tmp_path):
     argv = [
         "--dataset",
