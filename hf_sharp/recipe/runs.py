@@ -19,6 +19,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -94,6 +95,11 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
         options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
         runs.append(Run(run, args, options))
+    if len(runs) > 1 and _resume(main) not in (False, True):
+        raise ValueError(
+            f"resume_from_checkpoint={main.resume_from_checkpoint!r} is one run's checkpoint, and there are "
+            f"{len(runs)} runs. Say true: each goes on from the last checkpoint in its own folder."
+        )
     _check_output(runs, bool(parser.values.get("overwrite_output_dir")))
     return runs
 
@@ -106,7 +112,7 @@ def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
             continue
         if not folder.is_dir() or not any(folder.iterdir()):
             continue
-        if not run.args.resume_from_checkpoint:
+        if not _resume(run.args):
             raise ValueError(
                 f"the output folder {str(folder)!r} is not empty. Choose another output_dir, or continue with "
                 "--resume_from_checkpoint true, or write over it with --overwrite_output_dir."
@@ -151,16 +157,20 @@ def run_side_by_side(
     Returns:
         Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`.
     """
-    results = {}
+    state = PartialState()
+    results: dict[str, dict[str, Any]] = {}
     for run in runs:
         file = Path(str(run.args.output_dir)) / RESULTS
-        if run.args.resume_from_checkpoint and file.exists():
-            logger.warning("%s is finished: its results are read from %s.", run.name, file)
-            results[run.name] = json.loads(file.read_text())
-        else:
-            logger.warning("Training %s (%d of %d).", run.name, len(results) + 1, len(runs))
-            results[run.name] = _train_and_evaluate(run, make_trainer, test_dataset)
-    if PartialState().is_main_process:
+        # The main process looks and tells the others, which on another machine may not see the file.
+        finished = (
+            json.loads(file.read_text()) if state.is_main_process and _resume(run.args) and file.exists() else None
+        )
+        (finished,) = broadcast_object_list([finished])
+        if state.is_main_process:
+            what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
+            logger.warning("%s %s", run.name, what)
+        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset)
+    if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
         plot_recall_by_count(reports, picture, title)
@@ -192,18 +202,23 @@ def _train_and_evaluate(
     }
     if trainer.is_world_process_zero():
         trainer.save_state()
-        Path(str(args.output_dir), RESULTS).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        file = Path(str(args.output_dir), RESULTS)
+        unfinished = file.with_suffix(".part")  # results are there whole, or not at all
+        unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(file)
     return result
 
 
+def _resume(args: SharpTrainingArguments) -> bool | str:
+    asked = args.resume_from_checkpoint  # from YAML or a flag: a truth value, its name, or a folder
+    return {"none": False, "false": False, "": False, "true": True}.get(str(asked).lower(), str(asked))
+
+
 def _checkpoint(args: SharpTrainingArguments) -> str | None:
-    asked = args.resume_from_checkpoint
-    if str(asked).lower() in ("none", "false", ""):
-        return None
-    if str(asked).lower() == "true":
-        folder = str(args.output_dir)
+    asked, folder = _resume(args), str(args.output_dir)
+    if asked is True:
         return get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    return str(asked)
+    return asked or None
 
 
 def machine_class() -> str:

@@ -112,6 +112,11 @@ def test_a_file_of_differences_is_a_run(tmp_path):
     assert main.args.sharpness == "sam"
 
 
+def test_one_checkpoint_cannot_serve_two_runs(tmp_path):
+    with pytest.raises(ValueError, match=r"is one run's checkpoint, and there are 2 runs. Say true"):
+        runs(tmp_path, "--compare_with", "baseline", "--resume_from_checkpoint", "somewhere/checkpoint-5")
+
+
 def test_two_runs_of_one_name(tmp_path):
     with pytest.raises(ValueError, match="have one name"):
         runs(tmp_path, "--compare_with", "baseline", "baseline")
@@ -123,6 +128,8 @@ def test_an_output_folder_with_something_in_it_is_not_written_over(tmp_path):
     (tmp_path / "out" / "precious").write_text("mine")
     with pytest.raises(ValueError, match=r"is not empty.*--resume_from_checkpoint true.*--overwrite_output_dir"):
         runs(tmp_path)
+    with pytest.raises(ValueError, match="is not empty"):
+        runs(tmp_path, "--resume_from_checkpoint", "false")
     assert runs(tmp_path, "--overwrite_output_dir")
     assert runs(tmp_path, "--resume_from_checkpoint", "true")
 
