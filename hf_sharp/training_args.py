@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from hf_sharp.losses.registry import LOSSES, loss_options
+from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
 from hf_sharp.sharpness.coefficients import METHODS, method_options
 from hf_sharp.sharpness.radius import RHO_SCHEDULES
 
@@ -63,7 +63,16 @@ class SharpTrainingArguments(TrainingArguments):
         default=100, metadata={"help": "Classes with more training examples are 'many' in reports."}
     )
     loss: str = _choice("cross_entropy", LOSSES, "Class-frequency-aware loss.")
-    loss_tau: float = field(default=1.0, metadata={"help": "Logit adjustment: the strength of the prior."})
+    loss_tau: float = field(
+        default=1.0, metadata={"help": "Logit adjustment and VS: the strength of the prior; 1 is the papers'."}
+    )
+    loss_gamma: float | None = field(
+        default=None,
+        metadata={"help": "Focal (2 if not given), CDT, LDT and VS (0.3): the exponent in their formulas."},
+    )
+    loss_beta: float | None = field(
+        default=None, metadata={"help": "Class-balanced loss: beta of the effective number of examples (0.9999)."}
+    )
     label_column: str = field(
         default="label",
         metadata={"help": "The dataset column with one label per example (the model gets `labels`)."},
@@ -71,8 +80,8 @@ class SharpTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_choices()
-        self._check_numbers()
         self._check_unused()
+        self._check_numbers()
         self._check_modes()
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
@@ -100,8 +109,7 @@ class SharpTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
-        if not math.isfinite(self.loss_tau):
-            raise ValueError(f"loss_tau must be a finite number, got {self.loss_tau}.")
+        build_loss(self.loss, [2, 1], **self.loss_options)  # whether its options are in range does not need the data
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the Trainer's smoother would "
@@ -115,7 +123,7 @@ class SharpTrainingArguments(TrainingArguments):
             **{name: f"sharpness={self.sharpness!r}" for name in ("focal_gamma", "focal_lambda") if name not in used},
             **{name: "sharpness='none'" for name in ("rho", "rho_schedule", "adaptive") if not sharp},
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
-            **({"loss_tau": f"loss={self.loss!r}"} if "loss_tau" not in used else {}),
+            **{name: f"loss={self.loss!r}" for name in ("loss_tau", "loss_gamma", "loss_beta") if name not in used},
         }
         defaults = {item.name: item.default for item in fields(self)}
         for name, reason in unused.items():

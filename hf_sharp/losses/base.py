@@ -1,12 +1,13 @@
-"""What every loss shares: the data types, the buffers, ignored labels and the check of what comes in.
+"""What every loss shares: the affine map, data types, buffers, ignored labels, and the check of what comes in.
 
-    ℓ_j = CE(adjust(z_j), y_j)
+    ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
-A loss is the map `adjust` of the logits. It returns one value per example; who trains owns the reduction.
+Most losses only set some of these four vectors. A loss returns one value per example; who trains owns the reduction.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,22 @@ from hf_sharp.labels import IGNORED_LABEL
 
 
 class ClassFrequencyLoss(nn.Module):
-    """Cross-entropy of adjusted logits, one value per example. As it is, it is plain cross-entropy.
+    """Weighted cross-entropy of affinely mapped logits, one value per example. As it is, it is plain cross-entropy.
 
-        ℓ_j = −log softmax(z_j)[y_j]
+        ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
     Args:
         class_counts: (K,) integers >= 0, the training examples of each class.
+        **options: the parameters of the formula, finite numbers; kept in `options`.
+
+    Attributes:
+        class_scale: (K,) float64 or None for 1, the factor of each class's logit.
+        label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
+        offset: (K,) float64 or None for 0, what is added to each class's logit.
+        weight: (K,) float64 or None for 1, the factor of an example's loss.
+
+    Raises:
+        ValueError: an option is not a finite number.
 
     Example:
         >>> loss = ClassFrequencyLoss([2, 1])
@@ -32,11 +43,21 @@ class ClassFrequencyLoss(nn.Module):
     """
 
     class_counts: Tensor
+    class_scale: Tensor | None
+    label_scale: Tensor | None
+    offset: Tensor | None
+    weight: Tensor | None
 
-    def __init__(self, class_counts: Any) -> None:
+    def __init__(self, class_counts: Any, **options: float) -> None:
         super().__init__()
+        for name, value in options.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}.")
+        self.options = options
         counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
+        for name in ("class_scale", "label_scale", "offset", "weight"):
+            self.register_buffer(name, None, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of each example.
@@ -62,17 +83,38 @@ class ClassFrequencyLoss(nn.Module):
             if outside.any():
                 raise ValueError(f"label {labels[outside][0].item()} is outside the classes 0 to {num_classes - 1}.")
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(self.adjust(logits), labels, reduction="none", ignore_index=IGNORED_LABEL)
+        existing = labels.clamp(min=0)  # -100 is no index; cross_entropy makes these examples 0
+        adjusted = self.adjust(logits, existing)
+        losses = F.cross_entropy(adjusted, labels, reduction="none", ignore_index=IGNORED_LABEL)
+        return losses if self.weight is None else losses * self.weight.to(losses.dtype)[existing]
 
-    def adjust(self, logits: Tensor) -> Tensor:
-        """Map the logits to those whose cross-entropy is the loss: (N, K) to (N, K)."""
-        return logits
+    def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map the logits to those whose cross-entropy is taken.
+
+        Args:
+            logits: (N, K) float32 or float64.
+            labels: (N,) in [0, K).
+
+        Returns:
+            (N, K), of the same type.
+        """
+        if self.class_scale is not None:
+            logits = logits * self.class_scale.to(logits.dtype)
+        if self.label_scale is not None:
+            logits = logits * self.label_scale.to(logits.dtype)[labels, None]
+        return logits if self.offset is None else logits + self.offset.to(logits.dtype)
 
     def extra_repr(self) -> str:
-        """Show K in the module's repr."""
-        return f"num_classes={len(self.class_counts)}"
+        """Show K and the options in the module's repr."""
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return ", ".join([f"num_classes={len(self.class_counts)}", *options])
+
+
+def at_least_one(class_counts: Tensor) -> Tensor:
+    """Give max(n_c, 1) in float64, so that a class without examples stays finite: (K,) to (K,)."""
+    return class_counts.clamp(min=1).double()
 
 
 def log_priors(class_counts: Tensor) -> Tensor:
-    """Take log π_c in float64, with max(n_c, 1) so that a class without examples stays finite: (K,) to (K,)."""
-    return (class_counts.clamp(min=1).double() / class_counts.sum()).log()
+    """Take log π_c in float64, a class without examples counted as one with 1: (K,) to (K,)."""
+    return (at_least_one(class_counts) / class_counts.sum()).log()

@@ -1,16 +1,18 @@
-"""Logit adjustment: the prior is added to the logits while training, so the model does not have to learn it.
+"""Losses that scale or shift the logits by class: the cross-entropy parameterizations.
 
-ℓ_j = CE(z_j + τ log π, y_j)
+logit-adjusted, balanced softmax:  CE(z + τ log π, y)
+CDT:                               CE(z ⊙ Δ, y),              Δ_c = (n_c / n_max)^γ
+LDT:                               CE(Δ_y z, y)
+VS:                                CE(z ⊙ Δ + τ log π, y)
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
-from hf_sharp.losses.base import ClassFrequencyLoss, log_priors
+from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one, log_priors
 
 
 class LogitAdjustedLoss(ClassFrequencyLoss):
@@ -22,9 +24,6 @@ class LogitAdjustedLoss(ClassFrequencyLoss):
         class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
         loss_tau: τ, finite; 0 is cross-entropy, 1 (the paper's) is Fisher-consistent for balanced error.
 
-    Raises:
-        ValueError: loss_tau is not finite.
-
     Example:
         >>> import torch
         >>> loss = LogitAdjustedLoss([3, 1])
@@ -35,19 +34,108 @@ class LogitAdjustedLoss(ClassFrequencyLoss):
         Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314, equation 10.
     """
 
-    offset: Tensor
-
     def __init__(self, class_counts: Any, loss_tau: float = 1.0) -> None:
+        super().__init__(class_counts, loss_tau=loss_tau)
+        self.offset = loss_tau * log_priors(self.class_counts)
+
+
+class BalancedSoftmaxLoss(ClassFrequencyLoss):
+    """Balanced softmax: logit adjustment with τ = 1, as log n and log π differ by a constant.
+
+        ℓ_j = CE(z_j + log n, y_j)
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+
+    Example:
+        >>> import torch
+        >>> BalancedSoftmaxLoss([3, 1])(torch.zeros(1, 2), torch.tensor([0]))
+        tensor([0.2877])
+
+    Reference:
+        Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv 2007.10740, equation 3.
+    """
+
+    def __init__(self, class_counts: Any) -> None:
         super().__init__(class_counts)
-        if not math.isfinite(loss_tau):
-            raise ValueError(f"loss_tau must be a finite number, got {loss_tau}.")
-        self.loss_tau = loss_tau
-        self.register_buffer("offset", loss_tau * log_priors(self.class_counts), persistent=False)
+        self.offset = at_least_one(self.class_counts).log()
 
-    def adjust(self, logits: Tensor) -> Tensor:
-        """Add τ log π to every row."""
-        return logits + self.offset.to(logits.dtype)
 
-    def extra_repr(self) -> str:
-        """Show K and τ in the module's repr."""
-        return f"{super().extra_repr()}, loss_tau={self.loss_tau}"
+class CDTLoss(ClassFrequencyLoss):
+    """Class-dependent temperatures: the logits of rare classes are scaled down while training.
+
+        ℓ_j = CE(z_j ⊙ Δ, y_j),    Δ_c = (n_c / n_max)^γ
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        loss_gamma: γ, finite; 0 is cross-entropy; 0.3.
+
+    Example:
+        >>> import torch
+        >>> CDTLoss([16, 1], loss_gamma=0.5)(torch.tensor([[1.0, 4.0]]), torch.tensor([0]))  # Δ = 1, ¼
+        tensor([0.6931])
+
+    Reference:
+        Ye et al., "Identifying and Compensating for Feature Deviation in Imbalanced Deep Learning", arXiv 2001.01385,
+        equation 4.
+    """
+
+    def __init__(self, class_counts: Any, loss_gamma: float = 0.3) -> None:
+        super().__init__(class_counts, loss_gamma=loss_gamma)
+        self.class_scale = _temperatures(self.class_counts, loss_gamma)
+
+
+class LDTLoss(ClassFrequencyLoss):
+    """Label-dependent temperatures: all logits of an example are scaled by its label's Δ.
+
+        ℓ_j = CE(Δ_y z_j, y_j),    Δ_c = (n_c / n_max)^γ
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        loss_gamma: γ, finite; 0 is cross-entropy; 0.3.
+
+    Example:
+        >>> import torch
+        >>> loss = LDTLoss([16, 1], loss_gamma=0.5)
+        >>> loss(torch.tensor([[0.0, 4.0]]), torch.tensor([1]))  # CE of (0, 1)
+        tensor([0.3133])
+
+    Reference:
+        Behnia et al., "On the Implicit Geometry of Cross-Entropy Parameterizations for Label-Imbalanced Data", arXiv
+        2303.07608, section 2.
+    """
+
+    def __init__(self, class_counts: Any, loss_gamma: float = 0.3) -> None:
+        super().__init__(class_counts, loss_gamma=loss_gamma)
+        self.label_scale = _temperatures(self.class_counts, loss_gamma)
+
+
+class VSLoss(ClassFrequencyLoss):
+    """Vector scaling: class-dependent temperatures and logit adjustment together.
+
+        ℓ_j = CE(z_j ⊙ Δ + τ log π, y_j),    Δ_c = (n_c / n_max)^γ
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        loss_gamma: γ, finite; 0 is logit adjustment; 0.3.
+        loss_tau: τ, finite; 0 is CDT; 1.
+
+    Example:
+        >>> import torch
+        >>> VSLoss([3, 1], loss_gamma=0.0)(torch.zeros(1, 2), torch.tensor([1]))  # −log 1/4
+        tensor([1.3863])
+
+    Reference:
+        Kini et al., "Label-Imbalanced and Group-Sensitive Classification under Overparameterization", arXiv 2103.01550,
+        equation 2.
+    """
+
+    def __init__(self, class_counts: Any, loss_gamma: float = 0.3, loss_tau: float = 1.0) -> None:
+        super().__init__(class_counts, loss_gamma=loss_gamma, loss_tau=loss_tau)
+        self.class_scale = _temperatures(self.class_counts, loss_gamma)
+        self.offset = loss_tau * log_priors(self.class_counts)
+
+
+def _temperatures(class_counts: Tensor, gamma: float) -> Tensor:
+    counts = at_least_one(class_counts)
+    return (counts / counts.max()) ** gamma

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mpmath import exp, log, mpf, workdps
 
 from hf_sharp.losses import LOSSES, build_loss
 
@@ -11,62 +12,127 @@ COUNTS = [500, 60, 12, 3]
 LOGITS = np.random.default_rng(0).normal(size=(16, 4)) * 3
 LABELS = np.random.default_rng(1).integers(0, 4, 16)
 
-# The values of shared/reference/losses.json for the losses that exist: logits, labels and what each loss gives.
+# Logits, labels and what each loss gives for them, computed apart from this package.
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
+OPTIONS = [
+    ("cross_entropy", {}),
+    ("weighted", {}),
+    ("class_balanced", {}),
+    ("class_balanced", {"loss_beta": 0.9}),
+    ("focal", {}),
+    ("focal", {"loss_gamma": 0.5}),
+    ("logit_adjusted", {}),
+    ("logit_adjusted", {"loss_tau": 1.5}),
+    ("balanced_softmax", {}),
+    ("cdt", {}),
+    ("cdt", {"loss_gamma": -0.4}),
+    ("ldt", {}),
+    ("ldt", {"loss_gamma": 0.7}),
+    ("vs", {}),
+    ("vs", {"loss_gamma": 0.2, "loss_tau": 1.3}),
+]
 
-def naive(logits, labels, tau):
-    """−log softmax(z + τ log π)[y] and its gradient, row by row."""
-    adjusted = logits + tau * np.log(np.array(COUNTS) / sum(COUNTS))
-    values, gradients = [], []
-    for row, label in zip(adjusted, labels, strict=True):
-        shifted = np.exp(row - row.max())
-        p = shifted / shifted.sum()
-        values.append(-np.log(p[label]))
-        gradients.append(p - np.eye(4)[label])
-    return np.array(values), np.array(gradients)
+
+def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999):
+    """One example's loss by the formula in the table of the specification, in 40 digits."""
+    classes, n = range(len(z)), [mpf(count) for count in COUNTS]
+    pi, gamma = (
+        [count / sum(n) for count in n],
+        mpf({"focal": 2.0}.get(name, 0.3) if loss_gamma is None else loss_gamma),
+    )
+    delta, tau, beta = [(count / max(n)) ** gamma for count in n], mpf(loss_tau), mpf(loss_beta)
+
+    def ce(logits):
+        return log(sum(exp(logit) for logit in logits)) - logits[y]
+
+    def weighted(w):
+        return w[y] / (sum(w) / len(w)) * ce(z)
+
+    return {
+        "cross_entropy": lambda: ce(z),
+        "weighted": lambda: weighted([1 / count for count in n]),
+        "class_balanced": lambda: weighted([(1 - beta) / (1 - beta**count) for count in n]),
+        "focal": lambda: (1 - exp(-ce(z))) ** gamma * ce(z),
+        "logit_adjusted": lambda: ce([z[c] + tau * log(pi[c]) for c in classes]),
+        "balanced_softmax": lambda: ce([z[c] + log(n[c]) for c in classes]),
+        "cdt": lambda: ce([z[c] * delta[c] for c in classes]),
+        "ldt": lambda: ce([z[c] * delta[y] for c in classes]),
+        "vs": lambda: ce([z[c] * delta[c] + tau * log(pi[c]) for c in classes]),
+    }[name]()
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "tau"),
-    [
-        ("cross_entropy", {}, 0.0),
-        ("logit_adjusted", {}, 1.0),
-        ("logit_adjusted", {"loss_tau": 1.5}, 1.5),
-    ],
-)
+def naive_loss_and_gradient(name, z, y, **options):
+    """The loss and, by differences that 40 digits make exact, its gradient."""
+    with workdps(40):
+        z = [mpf(float(value)) for value in z]
+        h = mpf(10) ** -12
+
+        def at(k, step):
+            return naive_loss(name, [value + (step if i == k else 0) for i, value in enumerate(z)], y, **options)
+
+        gradient = [float((at(k, h) - at(k, -h)) / (2 * h)) for k in range(len(z))]
+        return float(naive_loss(name, z, y, **options)), gradient
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_value_and_gradient_equal_the_naive_reference(name, options, tau, dtype, tolerance):
+def test_value_and_gradient_equal_the_naive_reference(name, options, dtype, tolerance):
     logits = torch.tensor(LOGITS, dtype=dtype, requires_grad=True)
     losses = build_loss(name, COUNTS, **options)(logits, torch.tensor(LABELS))
     losses.sum().backward()
-    values, gradients = naive(LOGITS, LABELS, tau)
+    expected = [naive_loss_and_gradient(name, z, y, **options) for z, y in zip(LOGITS, LABELS, strict=True)]
+    values, gradients = zip(*expected, strict=True)
     np.testing.assert_allclose(losses.detach().numpy(), values, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(logits.grad.numpy(), gradients, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("key", REFERENCE["per_example"])
-def test_reference_numbers(key):
-    name, _, options = key.partition("(")
-    options = {f"loss_{k}": float(v) for k, v in (pair.split("=") for pair in options.strip(")").split(",") if pair)}
-    loss = build_loss(name, REFERENCE["class_counts"], **options)
-    values = loss(torch.tensor(REFERENCE["logits"], dtype=torch.float64), torch.tensor(REFERENCE["labels"]))
-    np.testing.assert_allclose(values.numpy(), REFERENCE["per_example"][key], atol=5e-10)
-
-
-def test_tau_zero_is_cross_entropy():
+def same(first, second, tolerance=1e-12):
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
-    adjusted = build_loss("logit_adjusted", COUNTS, loss_tau=0.0)(logits, labels)
-    assert torch.equal(adjusted, build_loss("cross_entropy", COUNTS)(logits, labels))
+    torch.testing.assert_close(first(logits, labels), second(logits, labels), rtol=tolerance, atol=tolerance)
 
 
-def test_equal_counts_are_cross_entropy():
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("logit_adjusted", {"loss_tau": 0.0}), ("cross_entropy", {})),
+        (("cdt", {"loss_gamma": 0.0}), ("cross_entropy", {})),
+        (("ldt", {"loss_gamma": 0.0}), ("cross_entropy", {})),
+        (("focal", {"loss_gamma": 0.0}), ("cross_entropy", {})),
+        (("vs", {"loss_gamma": 0.0}), ("logit_adjusted", {})),
+        (("vs", {"loss_tau": 0.0}), ("cdt", {})),
+        (("balanced_softmax", {}), ("logit_adjusted", {"loss_tau": 1.0})),
+        (("class_balanced", {"loss_beta": 0.0}), ("cross_entropy", {})),
+    ],
+)
+def test_identities(first, second):
+    same(build_loss(first[0], COUNTS, **first[1]), build_loss(second[0], COUNTS, **second[1]))
+
+
+def test_class_balanced_becomes_weighted_as_beta_goes_to_one():
+    same(build_loss("class_balanced", COUNTS, loss_beta=1 - 1e-10), build_loss("weighted", COUNTS), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "focal"])
+def test_equal_counts_are_cross_entropy(name):
+    same(build_loss(name, [7, 7, 7, 7]), build_loss("cross_entropy", COUNTS))
+
+
+def test_the_focal_loss_takes_p_from_the_unweighted_cross_entropy():
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
-    adjusted = build_loss("logit_adjusted", [7, 7, 7, 7])(logits, labels)
-    torch.testing.assert_close(adjusted, build_loss("cross_entropy", COUNTS)(logits, labels), rtol=1e-12, atol=1e-12)
+    p = logits.softmax(1)[torch.arange(len(labels)), labels]
+    expected = (1 - p) ** 2 * -p.log()
+    torch.testing.assert_close(build_loss("focal", COUNTS)(logits, labels), expected, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
+def test_the_focal_gradient_is_finite_where_the_model_is_certain(gamma):
+    logits = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    build_loss("focal", COUNTS, loss_gamma=gamma)(logits, torch.tensor([0])).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("cdt", "vs")])
 def test_adding_a_constant_to_all_logits_changes_nothing(name):
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
     loss = build_loss(name, COUNTS)
@@ -126,13 +192,28 @@ def test_shapes_that_do_not_fit(logits, labels):
 
 
 def test_unknown_loss_and_unknown_option():
-    with pytest.raises(ValueError, match="unknown loss 'crossentropy'; the losses are cross_entropy, logit_adjusted"):
+    with pytest.raises(
+        ValueError, match="unknown loss 'crossentropy'; the losses are cross_entropy, weighted, class_balanced"
+    ):
         build_loss("crossentropy", COUNTS)
     with pytest.raises(ValueError, match="loss 'cross_entropy' does not take loss_tau; it takes no options"):
         build_loss("cross_entropy", COUNTS, loss_tau=1.0)
 
 
-@pytest.mark.parametrize("tau", [float("nan"), float("inf")])
-def test_tau_that_is_not_a_number(tau):
-    with pytest.raises(ValueError, match="loss_tau must be a finite number"):
-        build_loss("logit_adjusted", COUNTS, loss_tau=tau)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("logit_adjusted", "loss_tau"), ("cdt", "loss_gamma"), ("vs", "loss_tau"), ("focal", "loss_gamma")],
+)
+def test_options_that_are_not_finite(name, option, value):
+    with pytest.raises(ValueError, match=f"{option} must be a finite number"):
+        build_loss(name, COUNTS, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("class_balanced", "loss_beta", 1.0), ("class_balanced", "loss_beta", -0.1), ("focal", "loss_gamma", -1.0)],
+)
+def test_options_out_of_range(name, option, value):
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        build_loss(name, COUNTS, **{option: value})

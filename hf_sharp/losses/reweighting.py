@@ -1,0 +1,102 @@
+"""Reweighting: examples of rare classes count more.
+
+weighted:        ℓ_j = w_y CE(z_j, y_j),    w_c ∝ 1 / n_c
+class-balanced:  ℓ_j = w_y CE(z_j, y_j),    w_c ∝ (1 − β) / (1 − β^n_c)
+focal:           ℓ_j = (1 − p_j)^γ CE(z_j, y_j),    p_j = exp(−CE(z_j, y_j))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
+
+
+class WeightedLoss(ClassFrequencyLoss):
+    """Cross-entropy weighted by the inverse class frequency.
+
+        ℓ_j = w_y CE(z_j, y_j),    w_c ∝ 1 / n_c,    mean(w) = 1
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+
+    Example:
+        >>> WeightedLoss([3, 1]).weight
+        tensor([0.5000, 1.5000], dtype=torch.float64)
+
+    Reference:
+        King and Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001.
+    """
+
+    def __init__(self, class_counts: Any) -> None:
+        super().__init__(class_counts)
+        self.weight = _mean_one(1 / at_least_one(self.class_counts))
+
+
+class ClassBalancedLoss(ClassFrequencyLoss):
+    """Cross-entropy weighted by the inverse effective number of examples.
+
+        ℓ_j = w_y CE(z_j, y_j),    w_c ∝ (1 − β) / (1 − β^n_c),    mean(w) = 1
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        loss_beta: β in [0, 1); 0 is cross-entropy, towards 1 it becomes `weighted`; the paper's 0.9999.
+
+    Raises:
+        ValueError: loss_beta is outside [0, 1).
+
+    Example:
+        >>> ClassBalancedLoss([2, 1], loss_beta=0.5).weight  # effective numbers 3/2 and 1
+        tensor([0.8000, 1.2000], dtype=torch.float64)
+
+    Reference:
+        Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", arXiv 1901.05555, equation 4.
+    """
+
+    def __init__(self, class_counts: Any, loss_beta: float = 0.9999) -> None:
+        super().__init__(class_counts, loss_beta=loss_beta)
+        if not 0 <= loss_beta < 1:
+            raise ValueError(f"loss_beta must be in [0, 1), got {loss_beta}.")
+        effective_number = (1 - loss_beta ** at_least_one(self.class_counts)) / (1 - loss_beta)
+        self.weight = _mean_one(1 / effective_number)
+
+
+class FocalLoss(ClassFrequencyLoss):
+    """Focal loss: examples that the model is sure of count less, whatever their class.
+
+        ℓ_j = (1 − p_j)^γ CE(z_j, y_j),    p_j = exp(−CE(z_j, y_j))
+
+    Args:
+        class_counts: (K,) integers >= 0; the formula does not use them.
+        loss_gamma: γ >= 0; 0 is cross-entropy, the paper's 2.
+
+    Raises:
+        ValueError: loss_gamma is negative.
+
+    Example:
+        >>> FocalLoss([1, 1])(torch.zeros(1, 2), torch.tensor([0]))  # (1 − ½)² log 2
+        tensor([0.1733])
+
+    Reference:
+        Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002, equation 4.
+    """
+
+    def __init__(self, class_counts: Any, loss_gamma: float = 2.0) -> None:
+        super().__init__(class_counts, loss_gamma=loss_gamma)
+        if loss_gamma < 0:
+            raise ValueError(f"loss_gamma must be >= 0 for the focal loss, got {loss_gamma}.")
+        self.loss_gamma = loss_gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of each example: as `ClassFrequencyLoss.forward`."""
+        losses = super().forward(logits, labels)
+        # 1 − exp(−CE), kept off 0, where the power's derivative is infinite for γ < 1.
+        unsure = -torch.expm1(-losses)
+        return unsure.clamp(min=torch.finfo(losses.dtype).tiny) ** self.loss_gamma * losses
+
+
+def _mean_one(weight: Tensor) -> Tensor:
+    return weight / weight.mean()
