@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_sharp.class_frequencies import ClassFrequencies as ClassFrequencies
+    from hf_sharp.datasets import split_validation as split_validation
     from hf_sharp.trainer import SharpTrainer as SharpTrainer
     from hf_sharp.training_args import SharpTrainingArguments as SharpTrainingArguments
 
 __version__ = "0.1.0"
-__all__ = ["ClassFrequencies", "SharpTrainer", "SharpTrainingArguments"]
+__all__ = ["ClassFrequencies", "SharpTrainer", "SharpTrainingArguments", "split_validation"]
 
 _HOME = {
     "ClassFrequencies": "hf_sharp.class_frequencies",
     "SharpTrainer": "hf_sharp.trainer",
     "SharpTrainingArguments": "hf_sharp.training_args",
+    "split_validation": "hf_sharp.datasets",
 }
 
 

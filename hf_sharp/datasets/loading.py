@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from hf_sharp.datasets.embedded import digits
 from hf_sharp.datasets.idx import is_idx_folder, load_idx
+from hf_sharp.datasets.split import split_validation
 from hf_sharp.labels import holds_text, read_labels
 
 _EMBEDDED = {"digits": digits}
@@ -111,8 +112,10 @@ def prepare_splits(
     chosen = datasets.DatasetDict({name: splits[split] for name, split in wanted.items() if split is not None})
     chosen = _with_class_labels(chosen, label_column, class_names)
     if test_fraction is not None:
-        chosen |= chosen["train"].train_test_split(test_fraction, stratify_by_column=label_column, seed=seed)
-    return datasets.DatasetDict(chosen)
+        chosen["train"], chosen["test"] = split_validation(
+            chosen["train"], test_fraction, seed, label_column=label_column
+        )
+    return chosen
 
 
 def _with_class_labels(

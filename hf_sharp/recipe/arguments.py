@@ -14,7 +14,7 @@ import datasets
 import yaml
 from transformers import HfArgumentParser
 
-from hf_sharp.datasets import load, long_tail, prepare_splits
+from hf_sharp.datasets import load, long_tail, prepare_splits, split_validation
 
 
 @dataclass
@@ -36,6 +36,9 @@ class DataArguments:
     )
     validation_split: str | None = field(
         default=None, metadata={"help": "The split to evaluate on while training. Never the test split."}
+    )
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "Hold out this share of every training class to evaluate on while training."}
     )
     class_names: list[str] | None = field(default=None, metadata={"help": "Names of the classes, where data has none."})
     imbalance_factor: float | None = field(
@@ -176,6 +179,12 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
             data.imbalance_profile,
             seed=data.imbalance_seed,
             label_column=label_column,
+        )
+    if data.validation_fraction is not None:  # of the long-tailed training set: choices see no more than training does
+        if data.validation_split is not None:
+            raise ValueError("set validation_split or validation_fraction, not both.")
+        splits["train"], splits["validation"] = split_validation(
+            splits["train"], data.validation_fraction, label_column=label_column
         )
     return splits
 

@@ -96,6 +96,14 @@ def test_evaluation_while_training_uses_the_validation_split(bert_folder, tmp_pa
     assert len([log for log in state["log_history"] if "eval_balanced_accuracy" in log]) == 2
 
 
+def test_a_validation_fraction_comes_out_of_the_training_split(image_folder, tmp_path):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    results = recipe("image")([*argv, "--validation_fraction", "0.34", "--eval_strategy", "steps", "--eval_steps", "1"])
+    report = results["sam+cross_entropy"]["report"]
+    assert report["class_counts"] == [8, 4, 2]
+    assert report["per_class_support"] == [3, 3, 3]
+
+
 def test_a_finished_run_is_not_trained_again(image_folder, tmp_path, monkeypatch):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     argv += ["--compare_with", "baseline", "--resume_from_checkpoint", "true"]
