@@ -6,17 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.labels import IGNORED_LABEL
+
+_RECALL_FLOOR = 1e-3
+_CALIBRATION_BINS = 15
 
 
 def long_tail_report(
     predictions: Any,
     references: Any,
     class_counts: Any,
+    probabilities: Any = None,
     *,
+    cost_matrix: Any = None,
     class_names: Any = None,
     rare_threshold: int = 20,
     common_threshold: int = 100,
@@ -30,6 +36,8 @@ def long_tail_report(
         references: (N,) true class indices in [0, K).
         class_counts: (K,) *training* examples of each class, or a `ClassFrequencies`, whose names and thresholds
             then count.
+        probabilities: (N, K), rows that sum to 1, for the calibration error.
+        cost_matrix: (K, K), what it costs to predict the column's class where the row's is true.
         class_names: K names.
         rare_threshold: "few" are the classes with fewer training examples.
         common_threshold: "many" are the classes with more training examples.
@@ -38,16 +46,21 @@ def long_tail_report(
         `accuracy`; `balanced_accuracy`; `many_accuracy`, `medium_accuracy`, `few_accuracy`: the mean recall of the
         group's classes, None where the group has no class with examples; `many_classes`, `medium_classes`,
         `few_classes` (how many), `rare_threshold` and `common_threshold`, without which figures are not comparable;
-        `worst_class_recall`, `worst_class` (its name); `per_class_recall` (None for a class without examples),
-        `per_class_support`, `class_counts`.
+        `macro_f1`; `g_mean` and `harmonic_mean` of the recalls (each recall at least 1e-3 in the latter);
+        `worst_class_recall`, `worst_class` (its name); `calibration_error` (expected, 15 bins) with `probabilities`;
+        `expected_cost` with `cost_matrix`; `per_class_recall` and `per_class_precision` (None for a class without
+        examples, or never predicted), `per_class_support`, `class_counts`; `confusions`, the ten most frequent.
 
     Raises:
-        ValueError: no examples, different lengths, or a class index outside [0, K).
+        ValueError: no examples, different lengths, a class index outside [0, K), probabilities that do not sum to 1,
+            or a cost matrix that is not (K, K).
 
     Example:
         >>> report = long_tail_report([0, 0, 0, 1], [0, 0, 1, 1], class_counts=[150, 10])
         >>> report["accuracy"], report["many_accuracy"], report["few_accuracy"], report["medium_accuracy"]
         (0.75, 1.0, 0.5, None)
+        >>> report["confusions"]
+        [{'true': '1', 'predicted': '0', 'count': 1}]
     """
     frequencies = (
         class_counts
@@ -63,26 +76,44 @@ def long_tail_report(
     _check(predictions, references, frequencies.num_classes)
 
     confusion = confusion_matrix(references, predictions, labels=np.arange(frequencies.num_classes))
-    correct, support = confusion.diagonal(), confusion.sum(axis=1)
-    recall = np.divide(correct, support, out=np.full(len(support), np.nan), where=support > 0)
+    correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    recall, precision = _ratio(correct, support), _ratio(correct, predicted)
+    present = recall[support > 0]
+    f1 = _ratio(2 * correct, support + predicted)
     worst = int(np.nanargmin(recall))
 
     report: dict[str, Any] = {
         "accuracy": float(correct.sum() / support.sum()),
-        "balanced_accuracy": float(np.nanmean(recall)),
+        "balanced_accuracy": float(present.mean()),
     }
     for group, classes in frequencies.groups.items():
-        present = recall[classes][support[classes] > 0]
-        report[f"{group}_accuracy"] = float(present.mean()) if len(present) else None
+        in_group = recall[classes][support[classes] > 0]
+        report[f"{group}_accuracy"] = float(in_group.mean()) if len(in_group) else None
         report[f"{group}_classes"] = len(classes)
-    return report | {
+    report |= {
+        "macro_f1": float(np.nanmean(f1)),
+        "g_mean": float(np.exp(np.log(present).mean())) if present.all() else 0.0,
+        "harmonic_mean": float(1 / np.mean(1 / np.maximum(present, _RECALL_FLOOR))),
         "worst_class_recall": float(recall[worst]),
         "worst_class": frequencies.name(worst),
         "rare_threshold": frequencies.rare_threshold,
         "common_threshold": frequencies.common_threshold,
-        "per_class_recall": [None if np.isnan(value) else float(value) for value in recall],
+    }
+    if probabilities is not None:
+        report["calibration_error"] = _calibration_error(
+            predictions, references, np.asarray(probabilities), len(recall)
+        )
+    if cost_matrix is not None:
+        cost = np.asarray(cost_matrix, dtype=float)
+        if cost.shape != confusion.shape:
+            raise ValueError(f"the cost matrix must be {confusion.shape}, one row per true class; got {cost.shape}.")
+        report["expected_cost"] = float((confusion * cost).sum() / support.sum())
+    return report | {
+        "per_class_recall": _without_nan(recall),
+        "per_class_precision": _without_nan(precision),
         "per_class_support": support.tolist(),
         "class_counts": frequencies.counts.tolist(),
+        "confusions": _confusions(confusion, frequencies),
     }
 
 
@@ -97,18 +128,65 @@ def compute_metrics_for(frequencies: ClassFrequencies) -> Callable[[Any], dict[s
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        report = long_tail_report(*predicted_and_true(prediction), frequencies)
+        report = report_of_prediction(prediction, frequencies)
         return {name: value for name, value in report.items() if isinstance(value, (int, float))}
 
     return compute_metrics
 
 
-def predicted_and_true(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Take the class indices, predicted and true, (N,) each, out of what `Trainer.predict` returns."""
+def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict[str, Any]:
+    """Make the report of what `Trainer.predict` returns, or of an `EvalPrediction`.
+
+    Args:
+        prediction: its `predictions` are logits (N, K), or a tuple that begins with them; its `label_ids` (N,).
+            Examples labelled -100 do not count.
+        frequencies: of the training set.
+
+    Returns:
+        The `long_tail_report`, calibration included.
+    """
     outputs = prediction.predictions
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
     counted = prediction.label_ids != IGNORED_LABEL
-    return logits.argmax(-1)[counted], prediction.label_ids[counted]
+    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)[counted]
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    return long_tail_report(logits.argmax(-1), prediction.label_ids[counted], frequencies, probabilities)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+
+
+def _without_nan(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _calibration_error(
+    predictions: np.ndarray, references: np.ndarray, probabilities: np.ndarray, num_classes: int
+) -> float:
+    if probabilities.shape != (len(predictions), num_classes):
+        raise ValueError(
+            f"probabilities must be of shape {(len(predictions), num_classes)}; got {probabilities.shape}."
+        )
+    total = probabilities.sum(axis=1)
+    if not np.allclose(total, 1, atol=1e-3):
+        row = int(np.argmax(~np.isclose(total, 1, atol=1e-3)))
+        raise ValueError(f"the probabilities of example {row} sum to {total[row]:.4g}, not to 1: are they logits?")
+    confidence = probabilities[np.arange(len(predictions)), predictions]
+    # (0, 1/15], (1/15, 2/15], ...: a confidence of 0 belongs to the first bin
+    bins = np.clip(np.ceil(confidence * _CALIBRATION_BINS).astype(int) - 1, 0, _CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights=(predictions == references) - confidence, minlength=_CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(predictions))
+
+
+def _confusions(confusion: np.ndarray, frequencies: ClassFrequencies) -> list[dict[str, Any]]:
+    wrong = confusion - np.diag(confusion.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:10]
+    pairs = [(int(i) // len(wrong), int(i) % len(wrong)) for i in order]
+    return [
+        {"true": frequencies.name(true), "predicted": frequencies.name(other), "count": int(wrong[true, other])}
+        for true, other in pairs
+        if wrong[true, other] > 0
+    ]
 
 
 def _check(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> None:

@@ -24,7 +24,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_sharp.metrics import comparison_table, long_tail_report, predicted_and_true
+from hf_sharp.metrics import comparison_table, report_of_prediction
 from hf_sharp.plots import plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.trainer import SharpTrainer
@@ -189,8 +189,7 @@ def _train_and_evaluate(
     set_seed(args.seed)  # every run starts from the same weights
     trainer = make_trainer(args)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
-    predictions = trainer.predict(test_dataset)
-    report = long_tail_report(*predicted_and_true(predictions), trainer.class_frequencies)
+    report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
     trainer.save_model()
     result = {
         "report": report,

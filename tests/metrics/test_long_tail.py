@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from sklearn.metrics import balanced_accuracy_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 from transformers import EvalPrediction
 
 from hf_sharp import ClassFrequencies
@@ -24,6 +24,14 @@ def test_agrees_with_scikit_learn_also_with_absent_classes(data):
         warnings.simplefilter("ignore")
         balanced = balanced_accuracy_score(references, predictions)
         recalls = recall_score(references, predictions, labels=range(k), average=None, zero_division=np.nan)
+        precisions = precision_score(references, predictions, labels=range(k), average=None, zero_division=np.nan)
+        macro_f1 = f1_score(references, predictions, average="macro", zero_division=0)
+    assert report["macro_f1"] == pytest.approx(macro_f1)
+    present = recalls[~np.isnan(recalls)]
+    assert report["g_mean"] == pytest.approx(np.prod(present) ** (1 / len(present)))
+    assert report["harmonic_mean"] == pytest.approx(len(present) / np.sum(1 / np.maximum(present, 1e-3)))
+    for mine, theirs in zip(report["per_class_precision"], precisions, strict=True):
+        assert mine is None if np.isnan(theirs) else mine == pytest.approx(theirs)
     assert report["accuracy"] == pytest.approx(np.mean(np.array(predictions) == references))
     assert report["balanced_accuracy"] == pytest.approx(balanced)
     assert report["worst_class_recall"] == pytest.approx(np.nanmin(recalls))
@@ -85,3 +93,58 @@ def test_the_table_shows_every_figure_and_marks_the_best():
     assert "0.0" in few
     assert "50.0" in few
     assert any("(c) 0.0" in line and "(b) 50.0" in line for line in lines)
+
+
+def test_confusions_are_the_ten_most_frequent_by_name():
+    references, predictions = [0] * 5 + [1] * 4 + [2] * 3, [1] * 5 + [0] * 2 + [1] * 2 + [0] + [2] * 2
+    report = long_tail_report(predictions, references, [30, 20, 10], class_names=["a", "b", "c"])
+    assert report["confusions"] == [
+        {"true": "a", "predicted": "b", "count": 5},
+        {"true": "b", "predicted": "a", "count": 2},
+        {"true": "c", "predicted": "a", "count": 1},
+    ]
+    rng = np.random.default_rng(0)
+    many = long_tail_report(rng.integers(0, 9, 900), rng.integers(0, 9, 900), [10] * 9)["confusions"]
+    assert len(many) == 10
+    assert [pair["count"] for pair in many] == sorted((pair["count"] for pair in many), reverse=True)
+
+
+def test_calibration_error_against_a_loop_over_bins():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4), 500)
+    probabilities[0] = [1, 0, 0, 0]
+    predictions, references = probabilities.argmax(1), rng.integers(0, 4, 500)
+    expected = 0.0
+    for low in range(15):
+        confidence = probabilities.max(1)
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            accuracy = np.mean(predictions[inside] == references[inside])
+            expected += inside.mean() * abs(accuracy - confidence[inside].mean())
+    report = long_tail_report(predictions, references, [9] * 4, probabilities)
+    assert report["calibration_error"] == pytest.approx(expected)
+    assert "calibration_error" not in long_tail_report(predictions, references, [9] * 4)
+
+
+def test_expected_cost():
+    cost = [[0, 1], [10, 0]]
+    assert long_tail_report([0, 1, 0, 0], [0, 0, 1, 1], [9, 9], cost_matrix=cost)["expected_cost"] == 21 / 4
+    with pytest.raises(ValueError, match=r"the cost matrix must be \(2, 2\)"):
+        long_tail_report([0], [0], [9, 9], cost_matrix=[[0, 1]])
+
+
+def test_probabilities_that_are_none():
+    with pytest.raises(ValueError, match=r"probabilities of example 1 sum to 5, not to 1: are they logits\?"):
+        long_tail_report([0, 1], [0, 1], [9, 9], [[0.5, 0.5], [2.0, 3.0]])
+    with pytest.raises(ValueError, match=r"must be of shape \(2, 2\); got \(2, 3\)"):
+        long_tail_report([0, 1], [0, 1], [9, 9], np.ones((2, 3)) / 3)
+
+
+def test_a_million_predictions_over_a_thousand_classes_in_a_second():
+    from time import perf_counter
+
+    rng = np.random.default_rng(0)
+    predictions, references = rng.integers(0, 1000, 10**6), rng.integers(0, 1000, 10**6)
+    start = perf_counter()
+    long_tail_report(predictions, references, np.ones(1000, int))
+    assert perf_counter() - start < 1.0
