@@ -50,6 +50,15 @@ def read_labels(
     return labels
 
 
+def check_same_names(which: str, names: Sequence[str], expected: Sequence[str] | None) -> None:
+    """Raise a ValueError where two lists hold the same class names in another order: a class would be another's."""
+    if expected is not None and list(names) != list(expected) and set(names) == set(expected):
+        raise ValueError(
+            f"the classes of {which} are in another order ({list(names)[:8]}) than the model's or the training set's "
+            f"({list(expected)[:8]}). Bring them into one order with dataset.align_labels_with_mapping(...)."
+        )
+
+
 def holds_text(kind: pa.DataType) -> bool:
     """Say whether an Arrow type is one of those for text."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -78,6 +87,11 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
                 "model's config, or encode the column with `dataset.class_encode_column(...)`."
             )
         return label2id[label]
+    if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim:
+        raise ValueError(
+            f"column {label_column!r} holds several labels per example: multi-label and token classification are not "
+            "supported; expected one class index or one class name per example."
+        )
     value = label.item() if isinstance(label, (torch.Tensor, np.generic, np.ndarray)) else label
     if not isinstance(value, (int, float)) or value != int(value):
         raise ValueError(f"column {label_column!r} holds {label!r}; expected one class index or one class name.")
@@ -103,7 +117,7 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
             found = list(example) if isinstance(example, Mapping) else [type(example).__name__]
             raise ValueError(_no_label_column(label_column, found))
         label = example[label_column]
-        labels.append(label.item() if isinstance(label, (torch.Tensor, np.generic)) else label)
+        labels.append(encode_label(label, None, label_column) if isinstance(label, torch.Tensor) else label)
     return labels
 
 
@@ -155,6 +169,9 @@ def _as_integers(
 class LabelCollator:
     """Gives every example's label the name and type that models expect: `labels`, a class index.
 
+    The label stays in its own column too, for a collator that reads it there; other columns that collators take for
+    the label are removed, as they would win over it.
+
     Args:
         collator: makes a batch of examples.
         label_column: where an example's label is.
@@ -168,14 +185,18 @@ class LabelCollator:
 
     def __call__(self, examples: list[Any]) -> Any:
         """Make a batch with `labels` of examples with a label column."""
-        return self.collator([self._with_labels(example) for example in examples])
+        batch = self.collator([self._with_labels(example) for example in examples])
+        for name in {"label", "label_ids", self.label_column} - {"labels"}:
+            if isinstance(batch, Mapping) and "labels" in batch and name in batch:
+                batch.pop(name)  # type: ignore[attr-defined]
+        return batch
 
     def _with_labels(self, example: Any) -> Any:
         if not isinstance(example, Mapping) or self.label_column not in example:
             return example
-        example = dict(example)
-        example["labels"] = encode_label(example.pop(self.label_column), self.label2id, self.label_column)
-        return example
+        label = encode_label(example[self.label_column], self.label2id, self.label_column)
+        rest = {name: value for name, value in example.items() if name not in ("label", "label_ids", "labels")}
+        return rest | {self.label_column: label, "labels": label}
 
 
 class HostLabelCollator:

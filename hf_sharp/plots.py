@@ -30,7 +30,7 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
     axes = figure.add_subplot()
     axes.set_xscale("symlog", linthresh=1) if counts.min() == 0 else axes.set_xscale("log")
 
-    low, high = max(counts.min(), 0.8) / 1.25, counts.max() * 1.25
+    low, high = counts.min() / 1.25 if counts.min() else -0.2, counts.max() * 1.25
     for name, start, end, shade in (
         ("few", low, rare, "#f3e3d7"),
         ("medium", rare, common, "#f5f1e6"),
@@ -39,7 +39,7 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
         start, end = max(start, low), min(end, high)
         if start < end:
             axes.axvspan(start, end, color=shade, zorder=0, linewidth=0)
-            axes.text(np.sqrt(start * end), 104, name, ha="center", va="bottom", fontsize=9, color="#666666")
+            axes.text(np.sqrt(max(start, 0.3) * end), 104, name, ha="center", va="bottom", fontsize=9, color="#666666")
     for i, (run, report) in enumerate(reports.items()):
         recall = np.array([np.nan if value is None else 100 * value for value in report["per_class_recall"]])
         order = np.argsort(counts, kind="stable")

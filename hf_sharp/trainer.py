@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
 import datasets
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
+from hf_sharp import preflight
 from hf_sharp.checkpoint import check_keys, is_whole_model, load_weights, widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.labels import HOST_LABELS, IGNORED_LABEL, HostLabelCollator, LabelCollator, read_labels
+from hf_sharp.labels import (
+    HOST_LABELS,
+    IGNORED_LABEL,
+    HostLabelCollator,
+    LabelCollator,
+)
 from hf_sharp.losses import build_loss
 from hf_sharp.metrics import compute_metrics_for
 from hf_sharp.sharpness import class_coefficients, scheduled_rho, sharpness_aware_backward
@@ -60,7 +64,9 @@ class SharpTrainer(Trainer):
         **trainer_kwargs: Any,
     ) -> None:
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
-        _check_arguments(args)
+        preflight.check_arguments(args)
+        if trainer_kwargs.get("compute_metrics") is not None and args.metric_is_default:
+            args.metric_for_best_model, args.greater_is_better = "loss", False  # theirs may not know balanced accuracy
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*given, **trainer_kwargs)
         if self.compute_loss_func is not None:
@@ -70,23 +76,17 @@ class SharpTrainer(Trainer):
             )
         self.args: SharpTrainingArguments = args
         config = getattr(self.model, "config", None)
-        _check_head(config)
-        if not any(parameter.requires_grad for parameter in cast(nn.Module, self.model).parameters()):
-            raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
+        preflight.check_model(cast(nn.Module, self.model))
         label2id = getattr(config, "label2id", None)
-        num_classes = getattr(config, "num_labels", None)
-        frequencies = class_frequencies or self._read_class_frequencies(num_classes, label2id)
-        self.class_frequencies = dataclasses.replace(
-            frequencies,
-            names=frequencies.names or _names(config, frequencies.num_classes),
-            rare_threshold=args.rare_threshold,
-            common_threshold=args.common_threshold,
-        )
-        self._check_classes(num_classes, label2id)
+        self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
+        preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
         self._build_method()
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
         if self.compute_metrics is None:
+            if args.batch_eval_metrics:
+                raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
             self.compute_metrics = compute_metrics_for(self.class_frequencies)
+        self.label_names = ["labels"]
         # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
         self._step_sums = torch.zeros(3, device=args.device)
         self._last_rho = args.rho
@@ -109,8 +109,24 @@ class SharpTrainer(Trainer):
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
+        self._step_sums.zero_()
         if trial is not None:  # the trial may have changed any argument
             self._build_method()
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Search as `Trainer` does; without an objective of your own, for the highest balanced accuracy.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The best run.
+        """
+        if len(args) < 2 and kwargs.get("compute_objective") is None:
+            kwargs["compute_objective"] = lambda metrics: metrics["eval_balanced_accuracy"]
+            kwargs.setdefault("direction", "maximize")
+        return super().hyperparameter_search(*args, **kwargs)
 
     # ---- one micro-batch -----------------------------------------------------------------------------------------
 
@@ -145,7 +161,7 @@ class SharpTrainer(Trainer):
             to_training_mode()
         inputs = self._prepare_inputs(inputs)
         labels = self._labels(inputs)
-        counted = (labels != IGNORED_LABEL).sum()
+        counted = (labels != IGNORED_LABEL).sum().clamp(min=1)
 
         def losses_at_current_weights() -> Tensor:
             with self.compute_loss_context_manager():
@@ -181,18 +197,24 @@ class SharpTrainer(Trainer):
             model: the model.
             inputs: a batch with `labels`.
             return_outputs: also return the model's outputs.
-            num_items_in_batch: what the sum of the losses is divided by.
+            num_items_in_batch: what the sum of the losses is divided by; None: the examples of this batch.
 
         Returns:
             The loss, or the loss and the outputs.
         """
         losses, outputs = self._losses(model, inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
         loss = self._reduce(losses, num_items_in_batch)
+        if isinstance(outputs, tuple):
+            outputs = (loss, *outputs)  # where the Trainer expects a model that was given labels to put its loss
         return (loss, outputs) if return_outputs else loss
 
     def _losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         labels = self._labels(inputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         return self.class_loss(logits, labels), outputs
 
@@ -204,9 +226,7 @@ class SharpTrainer(Trainer):
             )
         return inputs["labels"]
 
-    def _reduce(self, losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        if num_items_in_batch is None:
-            raise ValueError("num_items_in_batch, the number of examples to average over, is unknown.")
+    def _reduce(self, losses: Tensor, num_items_in_batch: Any) -> Tensor:
         # In this order, the plain step and Trainer with a compute_loss_func agree to the last bit.
         loss = losses.sum() / num_items_in_batch
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
@@ -229,43 +249,6 @@ class SharpTrainer(Trainer):
                 logs["ascent_grad_norm"], logs["sharpness"] = sums[0] / sums[2], sums[1] / sums[2]
             self._step_sums.zero_()
         super().log(logs, start_time)
-
-    def _read_class_frequencies(self, num_classes: int | None, label2id: Mapping[str, int] | None) -> ClassFrequencies:
-        if self.train_dataset is None:
-            raise ValueError(
-                "without a train_dataset the class counts are unknown: pass class_frequencies=ClassFrequencies."
-                "from_counts([...]), the counts of the set that the model was trained on."
-            )
-        if isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)):
-            raise ValueError(
-                "the class counts of an iterable train_dataset are not known before it is read: pass class_frequencies="
-                "ClassFrequencies.from_counts([...]), or ClassFrequencies.from_dataset(dataset) for one pass over it."
-            )
-        return ClassFrequencies.from_dataset(
-            self.train_dataset,
-            self.args.label_column,
-            num_classes,
-            label2id=label2id,
-        )
-
-    def _check_classes(self, num_classes: int | None, label2id: Mapping[str, int] | None) -> None:
-        frequencies = self.class_frequencies
-        for dataset in (self.train_dataset, *_values(self.eval_dataset)):
-            feature = getattr(dataset, "features", None) and dataset.features.get(self.args.label_column)
-            classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else frequencies.num_classes
-            if num_classes not in (None, classes):
-                raise ValueError(
-                    f"the model's head has {num_classes} outputs, but there are {classes} classes. Load it with "
-                    f"from_pretrained(..., num_labels={classes}, ignore_mismatched_sizes=True)."
-                )
-        for dataset in _values(self.eval_dataset):
-            if isinstance(dataset, datasets.Dataset) and self.args.label_column in dataset.column_names:
-                read_labels(dataset, self.args.label_column, num_classes=frequencies.num_classes, label2id=label2id)
-        absent = np.flatnonzero(frequencies.counts == 0)
-        if len(absent):
-            names = ", ".join(repr(frequencies.name(index)) for index in absent[:10])
-            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-            logger.warning("%d classes have no training examples: %s%s.", len(absent), names, more)
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
@@ -312,36 +295,3 @@ class SharpTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
-
-
-def _check_arguments(args: Any) -> None:
-    if not isinstance(args, SharpTrainingArguments):
-        raise ValueError(
-            f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
-            "options and those of sharpness and loss."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs, and Trainer would use nn.DataParallel, which is not supported. Start "
-            "one process per GPU with `accelerate launch` (or show it one GPU with CUDA_VISIBLE_DEVICES=0)."
-        )
-
-
-def _check_head(config: Any) -> None:
-    problem = getattr(config, "problem_type", None)
-    if problem in ("multi_label_classification", "regression") or getattr(config, "num_labels", 2) == 1:
-        raise ValueError(
-            f"the model's head is for {problem or 'regression (num_labels=1)'}; SharpTrainer needs a head for "
-            "single_label_classification with 2 classes or more."
-        )
-
-
-def _names(config: Any, num_classes: int) -> tuple[str, ...] | None:
-    id2label = getattr(config, "id2label", None) or {}
-    return tuple(id2label[i] for i in range(num_classes)) if set(id2label) == set(range(num_classes)) else None
-
-
-def _values(datasets_or_one: Any) -> list[Any]:
-    if datasets_or_one is None:
-        return []
-    return list(datasets_or_one.values()) if isinstance(datasets_or_one, dict) else [datasets_or_one]

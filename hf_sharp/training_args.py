@@ -84,6 +84,7 @@ class SharpTrainingArguments(TrainingArguments):
         self._check_numbers()
         self._check_modes()
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
+        self.metric_is_default = self.metric_for_best_model is None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = "balanced_accuracy"

@@ -352,6 +352,93 @@ def test_the_arguments_thresholds_and_the_models_names_are_those_of_the_report(m
     assert make_trainer().class_frequencies.names == tuple(f"class {i}" for i in range(4))
 
 
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+}
+
+
+def test_the_best_model_is_chosen_by_balanced_accuracy_or_as_trainer_does_for_metrics_of_the_users_own(make_trainer):
+    ours = make_trainer(eval_dataset=make_images(seed=5), **BEST)
+    ours.train()
+    logged = [log["eval_balanced_accuracy"] for log in ours.state.log_history if "eval_loss" in log]
+    assert ours.state.best_metric == max(logged)
+    theirs = make_trainer(
+        eval_dataset=make_images(seed=5), trainer={"compute_metrics": lambda prediction: {"f1": 0.5}}, **BEST
+    )
+    theirs.train()
+    assert theirs.state.best_metric == min(log["eval_loss"] for log in theirs.state.log_history if "eval_loss" in log)
+
+
+def test_hyperparameter_search_looks_for_the_highest_balanced_accuracy(make_trainer, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(Trainer, "hyperparameter_search", lambda self, *args, **kwargs: asked.update(kwargs))
+    trainer = make_trainer()
+    trainer.hyperparameter_search(n_trials=3)
+    assert asked["direction"] == "maximize"
+    assert asked["compute_objective"]({"eval_balanced_accuracy": 0.7, "eval_rare_threshold": 20}) == 0.7
+    trainer.hyperparameter_search(compute_objective=min, direction="minimize")
+    assert asked["compute_objective"] is min
+
+
+def test_a_trial_changes_the_method(make_trainer, monkeypatch):
+    trainer = make_trainer(sharpness="focal_sam", focal_gamma=1.0)
+    monkeypatch.setattr(Trainer, "_hp_search_setup", lambda self, trial: setattr(self.args, "focal_gamma", trial))
+    before = trainer._coefficients.clone()
+    trainer._hp_search_setup(3.0)
+    assert not torch.equal(trainer._coefficients, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"eval_do_concat_batches": False}], ids=ids)
+def test_evaluation_in_other_modes_gives_the_same_report(make_trainer, options):
+    data = make_images(seed=5)
+    expected = make_trainer(eval_dataset=data).evaluate()["eval_balanced_accuracy"]
+    assert make_trainer(eval_dataset=data, **options).evaluate()["eval_balanced_accuracy"] == expected
+    chosen = make_trainer(
+        eval_dataset=data,
+        trainer={"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)},
+        **options,
+    )
+    assert chosen.evaluate()["eval_balanced_accuracy"] == expected
+
+
+class TupleModel(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.head, self.wrap = nn.Linear(64, 4), wrap
+
+    def forward(self, pixel_values):
+        return self.wrap(self.head(pixel_values.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda z: z, lambda z: (z,), lambda z: {"logits": z}], ids=["tensor", "tuple", "dict"]
+)
+def test_a_module_of_the_users_own(make_trainer, wrap):
+    trainer = make_trainer(TupleModel(wrap), eval_dataset=make_images(seed=5))
+    trainer.train()
+    predictions = trainer.predict(make_images(seed=5))
+    assert predictions.predictions.shape == (74, 4)
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(
+        np.mean(predictions.predictions.argmax(1) == predictions.label_ids)
+    )
+
+
+def test_batch_eval_metrics_is_refused_without_a_function_for_it(make_trainer):
+    with pytest.raises(ValueError, match="batch_eval_metrics needs a compute_metrics of your own"):
+        make_trainer(batch_eval_metrics=True)
+
+
+def test_compute_loss_without_a_count_is_the_mean(make_trainer):
+    trainer = make_trainer(sharpness="none")
+    batch = {"pixel_values": torch.randn(5, 1, 8, 8), "labels": torch.tensor([0, 1, 2, 3, -100])}
+    expected = nn.functional.cross_entropy(trainer.model(batch["pixel_values"]).logits, batch["labels"])
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
+
+
 # ---- where the labels are ----------------------------------------------------------------------------------------
 
 
@@ -363,6 +450,34 @@ def test_labels_in_another_column(make_trainer):
     usual.train()
     other.train()
     assert_same_bits(weights_of(usual.model), weights_of(other.model))
+
+
+def test_another_column_called_label_does_not_win(make_trainer):
+    from transformers import DataCollatorWithPadding
+
+    class Tokenizer:
+        model_input_names = ("input_ids",)
+
+        def pad(self, features, **kwargs):
+            return {name: torch.tensor([feature[name] for feature in features]) for name in features[0]}
+
+    data = datasets.Dataset.from_dict({"input_ids": [[1, 2]] * 8, "label": [0] * 8, "section": [0, 1, 2, 3] * 2})
+    for collator in (None, DataCollatorWithPadding(Tokenizer())):
+        trainer = make_trainer(make_bert(), data, label_column="section", trainer={"data_collator": collator})
+        batch = next(iter(trainer.get_train_dataloader()))
+        assert sorted(batch["labels"].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert set(batch) == {"input_ids", "labels"}
+
+
+def test_a_collator_that_reads_the_label_column_itself(make_trainer):
+    def collate(examples):
+        pixels = torch.stack([example["pixel_values"] for example in examples])
+        return {"pixel_values": pixels, "labels": torch.tensor([example["label"] for example in examples])}
+
+    usual, own = make_trainer(), make_trainer(trainer={"data_collator": collate})
+    usual.train()
+    own.train()
+    assert_same_bits(weights_of(usual.model), weights_of(own.model))
 
 
 def test_labels_that_are_names(make_trainer):
@@ -459,10 +574,10 @@ def test_the_best_model_at_the_end_is_the_best_checkpoint(make_trainer):
         save_strategy="steps",
         save_steps=1,
         load_best_model_at_end=True,
+        metric_for_best_model="balanced_accuracy",
         trainer={"compute_metrics": lambda prediction: {"balanced_accuracy": next(scores)}, "callbacks": [Keep()]},
     )
     trainer.train()
-    assert trainer.args.metric_for_best_model == "balanced_accuracy"
     assert trainer.state.best_global_step == 2
     assert any(not torch.equal(seen[2][name], seen[4][name]) for name in seen[2])
     assert_same_bits(weights_of(trainer.model), seen[2])
@@ -513,8 +628,39 @@ def test_a_label_outside_the_classes_in_the_evaluation_set(make_trainer):
         make_trainer(eval_dataset={"test": data})
 
 
+def test_training_labels_are_checked_also_when_the_frequencies_are_given(make_trainer):
+    data = datasets.Dataset.from_dict({"pixel_values": [[0.0]] * 3, "label": [0, 9, 1]})
+    frequencies = ClassFrequencies.from_counts(CLASS_COUNTS)
+    with pytest.raises(ValueError, match=r"row 1 of column 'label' holds label 9"):
+        make_trainer(train_dataset=data, trainer={"class_frequencies": frequencies})
+
+
+def test_thresholds_that_contradict_each_other(make_trainer):
+    frequencies = ClassFrequencies.from_counts(CLASS_COUNTS, rare_threshold=5)
+    with pytest.raises(ValueError, match="class_frequencies has rare_threshold=5, the arguments have 20"):
+        make_trainer(trainer={"class_frequencies": frequencies})
+
+
+def test_class_names_in_another_order(make_trainer):
+    names = [f"class {i}" for i in (1, 0, 2, 3)]
+    permuted = make_images(seed=5).with_format(None).cast_column("label", datasets.ClassLabel(names=names))
+    with pytest.raises(ValueError, match="classes of the evaluation set are in another order"):
+        make_trainer(eval_dataset=permuted)
+    model = make_vit()
+    model.config.id2label = dict(enumerate(names))
+    with pytest.raises(ValueError, match="classes of the training set are in another order"):
+        make_trainer(model)
+
+
+def test_an_evaluation_set_of_other_classes(make_trainer):
+    with pytest.raises(ValueError, match="head has 4 outputs, but there are 2 classes in the evaluation set 'b'"):
+        make_trainer(eval_dataset={"a": make_images(), "b": make_images([5, 5])})
+
+
 def test_a_head_that_does_not_fit_the_classes(make_trainer):
-    with pytest.raises(ValueError, match=r"head has 10 outputs, but there are 4 classes.*num_labels=4"):
+    with pytest.raises(
+        ValueError, match=r"head has 10 outputs, but there are 4 classes in the training set.*num_labels=4"
+    ):
         make_trainer(make_vit(num_labels=10))
 
 

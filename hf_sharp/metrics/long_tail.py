@@ -138,18 +138,23 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
     """Make the report of what `Trainer.predict` returns, or of an `EvalPrediction`.
 
     Args:
-        prediction: its `predictions` are logits (N, K), or a tuple that begins with them; its `label_ids` (N,).
-            Examples labelled -100 do not count.
+        prediction: its `predictions` are logits (N, K), a tuple that begins with them, or class indices (N,); its
+            `label_ids` are (N,). Both may be lists of batches. Examples labelled -100 do not count.
         frequencies: of the training set.
 
     Returns:
-        The `long_tail_report`, calibration included.
+        The `long_tail_report`, with the calibration error where there are logits.
     """
-    outputs = prediction.predictions
-    counted = prediction.label_ids != IGNORED_LABEL
-    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)[counted]
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    return long_tail_report(logits.argmax(-1), prediction.label_ids[counted], frequencies, probabilities)
+    outputs, labels = prediction.predictions, prediction.label_ids
+    if isinstance(labels, list):  # eval_do_concat_batches=False
+        labels = np.concatenate(labels)
+        outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
+    outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    counted = labels != IGNORED_LABEL
+    if outputs.ndim == 1:  # preprocess_logits_for_metrics has chosen the classes already
+        return long_tail_report(outputs[counted], labels[counted], frequencies)
+    probabilities = softmax(outputs[counted].astype(np.float64), axis=1)
+    return long_tail_report(probabilities.argmax(-1), labels[counted], frequencies, probabilities)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

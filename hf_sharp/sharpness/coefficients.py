@@ -28,7 +28,7 @@ def _sam(class_counts: Tensor) -> Tensor:
 
 def _imbsam(class_counts: Tensor, rare_threshold: int = 20) -> Tensor:
     rare = class_counts < rare_threshold
-    if not rare.any():
+    if not (rare & (class_counts > 0)).any():
         raise ValueError(
             f"sharpness='imbsam' perturbs the classes with fewer than rare_threshold={rare_threshold} examples, and "
             f"there are none: the smallest class has {int(class_counts.min())}. Raise rare_threshold, or choose 'sam'."

@@ -1,0 +1,146 @@
+"""What must fit together before training starts: arguments, model, labels and class frequencies."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import datasets
+import numpy as np
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.labels import check_same_names, read_labels
+from hf_sharp.training_args import SharpTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def check_arguments(args: Any) -> None:
+    """Raise a ValueError for arguments of another class, and for modes that sharpness cannot work in."""
+    if not isinstance(args, SharpTrainingArguments):
+        raise ValueError(
+            f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
+            "options and those of sharpness and loss."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs, and Trainer would use nn.DataParallel, which is not supported. Start "
+            "one process per GPU with `accelerate launch` (or show it one GPU with CUDA_VISIBLE_DEVICES=0)."
+        )
+    if getattr(args, "parallelism_config", None) is not None:
+        raise ValueError("parallelism_config is not supported: use data parallelism, with `accelerate launch` alone.")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise a ValueError for a head that is not for one label of several per example, and for nothing to train."""
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
+    if problem in ("multi_label_classification", "regression") or getattr(config, "num_labels", 2) == 1:
+        raise ValueError(
+            f"the model's head is for {problem or 'regression (num_labels=1)'}; SharpTrainer needs a head for "
+            "single_label_classification with 2 classes or more."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
+
+
+def class_frequencies_of(
+    train_dataset: Any, given: ClassFrequencies | None, args: SharpTrainingArguments, config: Any
+) -> ClassFrequencies:
+    """Take the class frequencies that were given, or read them from the training set.
+
+    Args:
+        train_dataset: the training set, or None.
+        given: the frequencies that the user gave, or None.
+        args: the label column, and the thresholds of the groups.
+        config: the model's config: the number of classes, their names and `label2id`.
+
+    Returns:
+        The frequencies, with the arguments' thresholds, and names where there are any.
+
+    Raises:
+        ValueError: they can be read from nowhere, or have other thresholds than the arguments.
+    """
+    if given is None:
+        if train_dataset is None:
+            raise ValueError(
+                "without a train_dataset the class counts are unknown: pass class_frequencies=ClassFrequencies."
+                "from_counts([...]), the counts of the set that the model was trained on."
+            )
+        if isinstance(train_dataset, (IterableDataset, datasets.IterableDataset)):
+            raise ValueError(
+                "the class counts of an iterable train_dataset are not known before it is read: pass class_frequencies="
+                "ClassFrequencies.from_counts([...]), or ClassFrequencies.from_dataset(dataset) for one pass over it."
+            )
+        num_classes, label2id = getattr(config, "num_labels", None), getattr(config, "label2id", None)
+        given = ClassFrequencies.from_dataset(train_dataset, args.label_column, num_classes, label2id=label2id)
+    defaults = {field.name: field.default for field in dataclasses.fields(ClassFrequencies)}
+    for name in ("rare_threshold", "common_threshold"):
+        if getattr(given, name) not in (defaults[name], getattr(args, name)):
+            raise ValueError(
+                f"class_frequencies has {name}={getattr(given, name)}, the arguments have {getattr(args, name)}: set "
+                "it in SharpTrainingArguments."
+            )
+    return dataclasses.replace(
+        given,
+        names=given.names or _names(config, given.num_classes),
+        rare_threshold=args.rare_threshold,
+        common_threshold=args.common_threshold,
+    )
+
+
+def check_labels(
+    train_dataset: Any, eval_dataset: Any, frequencies: ClassFrequencies, label_column: str, config: Any
+) -> None:
+    """Check that head, class counts and the labels of every dataset at hand are of the same classes.
+
+    Args:
+        train_dataset: the training set, or None.
+        eval_dataset: one evaluation set, several by name, or None.
+        frequencies: of the training set.
+        label_column: where the labels are.
+        config: the model's config.
+
+    Raises:
+        ValueError: another number of classes, classes in another order, or a label outside the classes.
+    """
+    outputs = getattr(config, "num_labels", None)
+    if outputs not in (None, frequencies.num_classes):
+        raise ValueError(_head_mismatch("the training set", outputs, frequencies.num_classes))
+    sets = {"the training set": train_dataset, **_named_sets(eval_dataset)}
+    for which, dataset in sets.items():
+        if not isinstance(dataset, datasets.Dataset) or label_column not in dataset.column_names:
+            continue
+        feature = dataset.features[label_column]
+        if isinstance(feature, datasets.ClassLabel):
+            if feature.num_classes != frequencies.num_classes:
+                raise ValueError(_head_mismatch(which, frequencies.num_classes, feature.num_classes))
+            check_same_names(which, feature.names, frequencies.names)
+            check_same_names(which, feature.names, _names(config, frequencies.num_classes))
+        label2id = getattr(config, "label2id", None)
+        read_labels(dataset, label_column, num_classes=frequencies.num_classes, label2id=label2id)
+    absent = np.flatnonzero(frequencies.counts == 0)
+    if len(absent):
+        names = ", ".join(repr(frequencies.name(index)) for index in absent[:10])
+        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+        logger.warning("%d classes have no training examples: %s%s.", len(absent), names, more)
+
+
+def _names(config: Any, num_classes: int) -> tuple[str, ...] | None:
+    id2label = getattr(config, "id2label", None) or {}
+    return tuple(id2label[i] for i in range(num_classes)) if set(id2label) == set(range(num_classes)) else None
+
+
+def _named_sets(eval_dataset: Any) -> dict[str, Any]:
+    named = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    return {f"the evaluation set {name!r}" if name else "the evaluation set": data for name, data in named.items()}
+
+
+def _head_mismatch(which: str, outputs: int | None, classes: int) -> str:
+    return (
+        f"the model's head has {outputs} outputs, but there are {classes} classes in {which}. If these are the right "
+        f"classes, load the model with from_pretrained(..., num_labels={classes}, ignore_mismatched_sizes=True)."
+    )
