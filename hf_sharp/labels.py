@@ -37,7 +37,7 @@ def read_labels(
     """
     if isinstance(dataset, datasets.Dataset):
         if label_column not in dataset.column_names:
-            raise ValueError(_no_label_column(label_column, dataset.column_names))
+            raise ValueError(no_label_column(label_column, dataset.column_names))
         column = _arrow_column(dataset, label_column)
     else:
         column = pa.chunked_array([pa.array(_labels_of(dataset, label_column))])
@@ -98,7 +98,8 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
     return int(value)
 
 
-def _no_label_column(label_column: str, columns: Sequence[str]) -> str:
+def no_label_column(label_column: str, columns: Sequence[str]) -> str:
+    """Say that there is no such column, and which there are."""
     return (
         f"there is no label column {label_column!r}; the columns are {', '.join(map(repr, columns))}. "
         "Say which one holds the labels with label_column=."
@@ -115,7 +116,7 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
     for example in examples:
         if not isinstance(example, Mapping) or label_column not in example:
             found = list(example) if isinstance(example, Mapping) else [type(example).__name__]
-            raise ValueError(_no_label_column(label_column, found))
+            raise ValueError(no_label_column(label_column, found))
         label = example[label_column]
         labels.append(encode_label(label, None, label_column) if isinstance(label, torch.Tensor) else label)
     return labels

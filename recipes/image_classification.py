@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import torch
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     PreTrainedModel,
@@ -43,7 +42,10 @@ def load_processor(model: ModelArguments) -> Any:
     """Load the pretrained model's image processor, or make one that fits the config."""
     if model.model_name_or_path:
         return AutoImageProcessor.from_pretrained(model.model_name_or_path)
-    size = AutoConfig.for_model(**model.config_options).image_size
+    config = model.make_config()
+    size = getattr(config, "image_size", 224)
+    if getattr(config, "num_channels", 3) != 3:
+        raise ValueError("model_config: num_channels must be 3, as pipeline() gives a model RGB images.")
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
@@ -57,7 +59,7 @@ def load_model(model: ModelArguments, class_names: list[str]) -> PreTrainedModel
         return AutoModelForImageClassification.from_pretrained(
             model.model_name_or_path, ignore_mismatched_sizes=True, **head
         )
-    return AutoModelForImageClassification.from_config(AutoConfig.for_model(**model.config_options, **head))
+    return AutoModelForImageClassification.from_config(model.make_config(**head))
 
 
 def to_pixels(processor: Any, image_column: str, label_column: str) -> Callable[[dict], dict]:

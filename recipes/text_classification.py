@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.recipe import (
@@ -43,7 +43,7 @@ def load_model(model: ModelArguments, class_names: list[str]) -> PreTrainedModel
         return AutoModelForSequenceClassification.from_pretrained(
             model.model_name_or_path, ignore_mismatched_sizes=True, **head
         )
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**model.config_options, **head))
+    return AutoModelForSequenceClassification.from_config(model.make_config(**head))
 
 
 def tokenize(splits: datasets.DatasetDict, tokenizer: Any, data: TextArguments, label_column: str) -> Any:

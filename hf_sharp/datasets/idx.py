@@ -23,12 +23,11 @@ def is_idx_folder(folder: str | Path) -> bool:
         return False
 
 
-def load_idx(folder: str | Path, class_names: list[str] | None = None) -> datasets.DatasetDict:
+def load_idx(folder: str | Path) -> datasets.DatasetDict:
     """Load a folder of IDX files: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` and so on, gzipped or not.
 
     Args:
         folder: where the four files are.
-        class_names: names of the classes; default: their numbers.
 
     Returns:
         Splits `train` and `test` with the columns `image` and `label`.
@@ -45,7 +44,7 @@ def load_idx(folder: str | Path, class_names: list[str] | None = None) -> datase
             raise ValueError(f"{folder}: {split} has {len(images)} images and {len(labels)} labels.")
         splits[split] = (images, labels)
     num_classes = int(max(labels.max() for _, labels in splits.values())) + 1
-    names = class_names or [str(label) for label in range(num_classes)]
+    names = [str(label) for label in range(num_classes)]
     return datasets.DatasetDict({split: image_dataset(*arrays, names) for split, arrays in splits.items()})
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from hf_sharp.datasets.embedded import digits
 from hf_sharp.datasets.idx import is_idx_folder, load_idx
 from hf_sharp.datasets.split import split_validation
-from hf_sharp.labels import holds_text, read_labels
+from hf_sharp.labels import holds_text, no_label_column, read_labels
 
 _EMBEDDED = {"digits": digits}
 _FILE_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -49,12 +49,9 @@ def _load_folder(path: Path) -> datasets.DatasetDict:
         return _splits(datasets.load_from_disk(str(path)))
     if is_idx_folder(path):
         return load_idx(path)
-    suffixes = {file.suffix for file in path.rglob("*") if file.is_file()} & set(_FILE_LOADERS)
-    if len(suffixes) == 1 and not any(child.is_dir() for child in path.iterdir()):
-        return _splits(datasets.load_dataset(_FILE_LOADERS[suffixes.pop()], data_dir=str(path)))
     if not any(path.iterdir()):
         raise ValueError(f"the folder {path} is empty.")
-    return _splits(datasets.load_dataset("imagefolder", data_dir=str(path)))
+    return _splits(datasets.load_dataset(str(path)))  # images by class, CSV, JSON or Parquet: it looks what is there
 
 
 def _load_files(suffix: str, file: str) -> datasets.DatasetDict:
@@ -109,7 +106,14 @@ def prepare_splits(
                 f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}. Choose with train_split, "
                 "test_split and validation_split, or hold out a test set with test_fraction."
             )
+    if test_fraction is None and test_split == train_split:
+        raise ValueError(f"train_split and test_split are both {train_split!r}: the report would be on training data.")
     chosen = datasets.DatasetDict({name: splits[split] for name, split in wanted.items() if split is not None})
+    for name, split in chosen.items():
+        if label_column not in split.column_names:
+            raise ValueError(f"split {wanted[name]!r}: {no_label_column(label_column, split.column_names)}")
+        if len(split) == 0:
+            raise ValueError(f"split {wanted[name]!r} is empty.")
     chosen = _with_class_labels(chosen, label_column, class_names)
     if test_fraction is not None:
         chosen["train"], chosen["test"] = split_validation(
@@ -121,16 +125,30 @@ def prepare_splits(
 def _with_class_labels(
     splits: datasets.DatasetDict, label_column: str, class_names: list[str] | None
 ) -> datasets.DatasetDict:
-    feature = splits["train"].features.get(label_column)
-    if isinstance(feature, datasets.ClassLabel):
-        return splits
-    if feature is not None and holds_text(splits["train"].data.schema.field(label_column).type):
+    feature = splits["train"].features[label_column]
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if names is None and holds_text(splits["train"].data.schema.field(label_column).type):
         found = {name for split in splits.values() for name in pc.unique(split.data.column(label_column)).to_pylist()}
-        names = class_names or sorted(name for name in found if name is not None)
-    else:
-        largest = max(int(read_labels(split, label_column).max(initial=0)) for split in splits.values())
+        names = sorted(name for name in found if name is not None)
+    elif names is None:
+        largest = max(int(read_labels(split, label_column).max()) for split in splits.values())
         names = class_names or [str(label) for label in range(largest + 1)]
+    if class_names is not None and len(class_names) != len(names):
+        raise ValueError(f"got {len(class_names)} class_names for {len(names)} classes: {names[:10]}.")
+    label2id = {name: index for index, name in enumerate(names)}
     for name, split in splits.items():
-        read_labels(split, label_column, num_classes=len(names), label2id={n: i for i, n in enumerate(names)})
-        splits[name] = split.cast_column(label_column, datasets.ClassLabel(names=names))
+        feature = split.features[label_column]
+        if isinstance(feature, datasets.ClassLabel) and feature.names != names:
+            if set(feature.names) != set(names):
+                raise ValueError(f"split {name!r} has the classes {feature.names[:10]}, train has {names[:10]}.")
+            split = split.align_labels_with_mapping(label2id, label_column)
+        read_labels(split, label_column, num_classes=len(names), label2id=label2id)
+        split = split.cast_column(label_column, datasets.ClassLabel(names=names))
+        if class_names is not None:
+            split = split.cast(_renamed(split.features, label_column, class_names))
+        splits[name] = split
     return splits
+
+
+def _renamed(features: datasets.Features, label_column: str, class_names: list[str]) -> datasets.Features:
+    return datasets.Features({**features, label_column: datasets.ClassLabel(names=class_names)})

@@ -97,6 +97,10 @@ def long_tail(
         "frequency": lambda: np.argsort(-available, kind="stable"),
         "shuffled": lambda: rng.permutation(num_classes),
     }[order]()
+    if (available == 0).any():
+        empty = int(np.argmin(available))
+        name = feature.int2str(empty) if isinstance(feature, datasets.ClassLabel) else str(empty)
+        raise ValueError(f"class {name!r} has no examples: no tail can be made that contains it.")
     height = _tail(num_classes, imbalance_factor, profile)
     n_max = int(np.min(np.ceil((available[ranking] + 1 - 2 * _ROUNDING) / height) - 1))
     if n_max < available.max():

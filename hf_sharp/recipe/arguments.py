@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import yaml
-from transformers import HfArgumentParser
+from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
 
 from hf_sharp.datasets import load, long_tail, prepare_splits, split_validation
 
@@ -40,7 +40,9 @@ class DataArguments:
     validation_fraction: float | None = field(
         default=None, metadata={"help": "Hold out this share of every training class to evaluate on while training."}
     )
-    class_names: list[str] | None = field(default=None, metadata={"help": "Names of the classes, where data has none."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "Names of the classes, in the order of their numbers."}
+    )
     imbalance_factor: float | None = field(
         default=None, metadata={"help": "Make the training split long-tailed: largest over smallest class count."}
     )
@@ -65,11 +67,6 @@ class ModelArguments:
         metadata={"help": "From scratch: the model's config with its model_type, as YAML mapping or JSON."},
     )
 
-    @property
-    def config_options(self) -> dict[str, Any]:
-        """The options of a config made from scratch, `model_type` among them."""
-        return dict(self.model_config) if isinstance(self.model_config, dict) else {}
-
     def __post_init__(self) -> None:
         if isinstance(self.model_config, str):
             self.model_config = json.loads(self.model_config)
@@ -77,6 +74,33 @@ class ModelArguments:
             raise ValueError("say which model: either model_name_or_path (pretrained) or model_config (from scratch).")
         if isinstance(self.model_config, dict) and "model_type" not in self.model_config:
             raise ValueError(f"model_config needs a model_type, such as vit or bert; it has {list(self.model_config)}.")
+
+    def make_config(self, **head: Any) -> PreTrainedConfig:
+        """Make the config of a model from scratch.
+
+        Args:
+            **head: options of the head, beside those in `model_config`.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: an unknown model type, or an option that its config does not have.
+        """
+        options = dict(self.model_config) if isinstance(self.model_config, dict) else {}
+        model_type = options.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING, n=1)
+            raise ValueError(f"unknown model_type {model_type!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+        known = CONFIG_MAPPING[model_type]()
+        for name, value in options.items():
+            if not hasattr(known, name):
+                near = difflib.get_close_matches(name, vars(known), n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown key in model_config: {name!r} is no option of {model_type!r}.{hint}")
+            if isinstance(value, str) and isinstance(getattr(known, name), float):
+                options[name] = float(value)  # YAML reads 1e-12 as text
+        return CONFIG_MAPPING[model_type](**options, **head)
 
 
 @dataclass
@@ -118,7 +142,11 @@ class RecipeParser:
         if unknown:
             raise ValueError(f"unexpected words on the command line: {' '.join(unknown)}")
         config = flags.pop("config", None)
-        self.values: dict[str, Any] = (self.read(config) if config else {}) | flags
+        defaults = self.read(config) if config else {}
+        for one, other in (("model_name_or_path", "model_config"), ("model_config", "model_name_or_path")):
+            if one in flags:  # a flag for one of the two ways to say which model overrides the other as well
+                defaults.pop(other, None)
+        self.values: dict[str, Any] = defaults | flags
 
     def read(self, file: str) -> dict[str, Any]:
         """Read a YAML file of options, and check its keys."""
@@ -144,8 +172,15 @@ class RecipeParser:
         return tuple(self._parser.parse_dict(values))
 
     def _typed(self, key: str, value: Any) -> Any:
-        # YAML reads 1e-3 as text; the flag's type makes a number of it, as on the command line.
-        convert = self._actions[key].type
+        # As on the command line: YAML reads 1e-3 as text, and one name where a list is meant as one name.
+        action = self._actions[key]
+        convert = action.type
+        if action.nargs in ("*", "+") and value is not None:
+            return list(value) if isinstance(value, (list, tuple)) else [value]
+        if (convert in (int, float) and not isinstance(value, (int, float, str, type(None)))) or (
+            convert in (int, float, str) and isinstance(value, bool)
+        ):
+            raise ValueError(f"{key}: {value!r} is not what is expected: one {convert.__name__}.")
         if not isinstance(value, str) or not callable(convert):
             return value
         try:

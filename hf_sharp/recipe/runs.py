@@ -84,7 +84,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
             plain = dict.fromkeys(_METHOD_FIELDS & set(parser.values)) | {"sharpness": "none", "loss": "cross_entropy"}
             changes["baseline"] = plain
         else:
-            changes[Path(other).stem] = parser.read(other)
+            changes[Path(other).stem] = _differences(parser, other)
     name = main.loss if main.sharpness == "none" else f"{main.sharpness}+{main.loss}"
     if name in changes or len(changes) != len(compare_with):
         raise ValueError(f"two of the runs to compare have one name: {[*map(str, compare_with), name]}.")
@@ -100,11 +100,27 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
             f"resume_from_checkpoint={main.resume_from_checkpoint!r} is one run's checkpoint, and there are "
             f"{len(runs)} runs. Say true: each goes on from the last checkpoint in its own folder."
         )
-    _check_output(runs, bool(parser.values.get("overwrite_output_dir")))
+    _check_output(runs, str(main.output_dir), bool(parser.values.get("overwrite_output_dir")))
     return runs
 
 
-def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
+def _differences(parser: RecipeParser, file: str) -> dict[str, Any]:
+    options = parser.read(file)
+    trained = {item.name for item in fields(SharpTrainingArguments)} - {"output_dir", "resume_from_checkpoint"}
+    others = sorted(set(options) - trained)
+    if others:
+        raise ValueError(
+            f"{file} is to hold the training options that differ; it also has {', '.join(others)}. Data, model and "
+            "output folder are the same for all runs that are compared."
+        )
+    return options
+
+
+def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None:
+    planned = {Path(str(run.args.output_dir)) for run in runs}
+    beside = [path for path in Path(output_dir).glob("*") if path not in planned] if len(runs) > 1 else []
+    if beside and not overwrite and not _resume(runs[0].args):
+        raise ValueError(_not_empty(Path(output_dir)))
     for run in runs:
         folder = Path(str(run.args.output_dir))
         if overwrite:
@@ -113,10 +129,7 @@ def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
         if not folder.is_dir() or not any(folder.iterdir()):
             continue
         if not _resume(run.args):
-            raise ValueError(
-                f"the output folder {str(folder)!r} is not empty. Choose another output_dir, or continue with "
-                "--resume_from_checkpoint true, or write over it with --overwrite_output_dir."
-            )
+            raise ValueError(_not_empty(folder))
         if (folder / RESULTS).exists():
             done = json.loads((folder / RESULTS).read_text())["options"]
             differ = sorted(k for k in done.keys() | run.options.keys() if done.get(k) != run.options.get(k))
@@ -134,6 +147,13 @@ def _check_output(runs: Sequence[Run], overwrite: bool) -> None:
             for checkpoint in Path(str(run.args.output_dir)).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
     state.wait_for_everyone()
+
+
+def _not_empty(folder: Path) -> str:
+    return (
+        f"the output folder {str(folder)!r} is not empty. Choose another output_dir, or continue with "
+        "--resume_from_checkpoint true, or write over it with --overwrite_output_dir."
+    )
 
 
 def run_side_by_side(

@@ -31,9 +31,9 @@ def test_a_flag_at_its_default_overrides_the_config(config):
 
 def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config):
     argv = config("model_config: {model_type: vit, hidden_size: 8}\nuse_cpu: true\n")
-    assert RecipeParser(CLASSES, argv).build()[1].config_options == {"model_type": "vit", "hidden_size": 8}
+    assert RecipeParser(CLASSES, argv).build()[1].make_config().hidden_size == 8
     argv = ["--model_config", '{"model_type": "bert"}', "--use_cpu"]
-    assert RecipeParser(CLASSES, argv).build()[1].config_options == {"model_type": "bert"}
+    assert RecipeParser(CLASSES, argv).build()[1].make_config().model_type == "bert"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,8 @@ def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config)
         ("rho: [0.3\n", r"is not YAML"),
         ("", r"must be a mapping of options; it is NoneType"),
         ("rho: small\n", r"rho: 'small' is not what is expected"),
+        ("rho: [0.1]\n", r"rho: \[0.1\] is not what is expected: one float"),
+        ("rho: true\n", r"rho: True is not what is expected: one float"),
     ],
 )
 def test_bad_config_files(config, text, message):
@@ -82,6 +84,35 @@ def test_bad_arguments(argv, message):
         RecipeParser(CLASSES, [*argv, "--use_cpu"]).build()
 
 
+@pytest.mark.parametrize(
+    ("model_config", "message"),
+    [
+        ('{"model_type": "brt"}', r"unknown model_type 'brt'. Did you mean 'bert'\?"),
+        ('{"model_type": "vit", "hiden_size": 9}', r"'hiden_size' is no option of 'vit'. Did you mean 'hidden_size'\?"),
+    ],
+)
+def test_bad_model_configs(model_config, message):
+    model = RecipeParser(CLASSES, ["--model_config", model_config, "--use_cpu"]).build()[1]
+    with pytest.raises(ValueError, match=message):
+        model.make_config()
+
+
+def test_numbers_that_yaml_reads_as_text_inside_the_model_config(config):
+    argv = config("model_config: {model_type: vit, layer_norm_eps: 1e-12}\nuse_cpu: true\n")
+    assert RecipeParser(CLASSES, argv).build()[1].make_config().layer_norm_eps == 1e-12
+
+
+def test_a_flag_for_one_way_to_name_the_model_overrides_the_other(config):
+    argv = config("model_config: {model_type: vit}\nuse_cpu: true\n")
+    model = RecipeParser(CLASSES, [*argv, "--model_name_or_path", "m"]).build()[1]
+    assert (model.model_name_or_path, model.model_config) == ("m", None)
+
+
+def test_one_name_where_a_list_is_meant(config):
+    argv = config("model_name_or_path: m\ncompare_with: baseline\nuse_cpu: true\n")
+    assert RecipeParser(CLASSES, argv).values["compare_with"] == ["baseline"]
+
+
 # ---- runs -------------------------------------------------------------------------------------------------------
 
 
@@ -110,6 +141,19 @@ def test_a_file_of_differences_is_a_run(tmp_path):
     other, main = runs(tmp_path, "--loss", "logit_adjusted", "--compare_with", str(tmp_path / "no_sharpness.yaml"))
     assert (other.name, other.args.sharpness, other.args.loss) == ("no_sharpness", "none", "logit_adjusted")
     assert main.args.sharpness == "sam"
+
+
+def test_a_file_of_differences_holds_training_options_only(tmp_path):
+    (tmp_path / "other.yaml").write_text("imbalance_factor: 7\noutput_dir: elsewhere\n")
+    with pytest.raises(ValueError, match=r"it also has imbalance_factor, output_dir\. Data, model and output folder"):
+        runs(tmp_path, "--compare_with", str(tmp_path / "other.yaml"))
+
+
+def test_what_lies_beside_the_runs_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recall_by_count.png").write_text("an earlier picture")
+    with pytest.raises(ValueError, match="is not empty"):
+        runs(tmp_path, "--compare_with", "baseline")
 
 
 def test_one_checkpoint_cannot_serve_two_runs(tmp_path):

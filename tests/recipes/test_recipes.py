@@ -163,7 +163,7 @@ LAUNCHERS = {
     "python": [sys.executable],
     "accelerate": [str(BIN / "accelerate"), "launch", "--config_file", str(RECIPES / "accelerate" / "single_gpu.yaml")],
     "accelerate without a config": [str(BIN / "accelerate"), "launch"],
-    "torchrun with 2 processes": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29611"],
+    "torchrun with 2 processes": [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"],
 }
 
 
@@ -205,7 +205,7 @@ def test_the_saved_model_predicts_in_a_pipeline_what_it_predicted_here(image_fol
         (["--dataset", "./nowhere"], "error: './nowhere' does not exist"),
         (["--image_column", "picture"], "error: column 'picture' is not an image column; the columns are"),
         (["--test_split", "held_out"], "error: there is no split 'held_out'; the splits are 'train', 'test'"),
-        (["--label_column", "class"], "error: there is no label column 'class'; the columns are"),
+        (["--label_column", "class"], "error: split 'train': there is no label column 'class'; the columns are"),
         (["--config", "nowhere.yaml"], "error: the config file 'nowhere.yaml' does not exist"),
     ],
 )
@@ -250,5 +250,10 @@ def test_every_config_runs_with_local_data_and_model_in_place_of_its_own(
         out += ["--imbalance_factor", "5"]
     results = recipe(name)(["--config", str(config), "--dataset", str(tmp_path / "data"), *model, *out])
     assert list(results) == ["baseline", "focal_sam+logit_adjusted"]
+    saved = json.loads((tmp_path / "out" / "baseline" / "config.json").read_text())
+    expected = (
+        ["a", "b", "c"] if "class_names" in options else (["alpha", "beta", "gamma"] if name == "text" else list("012"))
+    )
+    assert list(saved["id2label"].values()) == expected
     for result in results.values():
         assert 0 <= result["report"]["balanced_accuracy"] <= 1
