@@ -13,7 +13,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("accuracy", "balanced_accuracy", "many_accuracy", "medium_accuracy", "few_accuracy", "worst_class_recall")
+METRICS = (
+    *("accuracy", "balanced_accuracy", "many_accuracy", "medium_accuracy", "few_accuracy", "worst_class_recall"),
+    *("macro_f1", "calibration_error"),
+)
 
 
 def recipe_of(config: Path) -> str:

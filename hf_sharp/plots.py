@@ -45,6 +45,7 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
         order = np.argsort(counts, kind="stable")
         order = order[~np.isnan(recall[order])]
         style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        line = "-" if i < len(_COLOURS) else "--"
         label = f"{run} (mean {100 * report['balanced_accuracy']:.1f})"
         # Many classes make lines a thicket: their points stay, their line is a running mean.
         if len(order) > 25:
@@ -52,9 +53,9 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
             smooth = np.convolve(recall[order], np.ones(window) / window, mode="valid")
             middle = counts[order][window // 2 : window // 2 + len(smooth)]
             axes.plot(counts[order], recall[order], linestyle="", markersize=3, alpha=0.45, **style)
-            axes.plot(middle, smooth, linewidth=2, color=style["color"], label=label)
+            axes.plot(middle, smooth, line, linewidth=2, color=style["color"], label=label)
         else:
-            axes.plot(counts[order], recall[order], linewidth=1.5, markersize=5.5, label=label, **style)
+            axes.plot(counts[order], recall[order], line, linewidth=1.5, markersize=5.5, label=label, **style)
     axes.set(xlim=(low, high), ylim=(-3, 103), xlabel="training examples of the class", ylabel="recall (%)")
     axes.set_title(title, fontsize=10, pad=20)
     axes.xaxis.set_major_formatter("{x:g}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -13,13 +15,16 @@ from torch.utils.data import IterableDataset
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.labels import check_same_names, read_labels
+from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
+_STREAMS = (IterableDataset, datasets.IterableDataset)
 
-def check_arguments(args: Any) -> None:
-    """Raise a ValueError for arguments of another class, and for modes that sharpness cannot work in."""
+
+def check_arguments(args: Any, train_dataset: Any) -> None:
+    """Raise a ValueError for arguments of another class, and for modes that do not work with what was given."""
     if not isinstance(args, SharpTrainingArguments):
         raise ValueError(
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
@@ -29,6 +34,11 @@ def check_arguments(args: Any) -> None:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs, and Trainer would use nn.DataParallel, which is not supported. Start "
             "one process per GPU with `accelerate launch` (or show it one GPU with CUDA_VISIBLE_DEVICES=0)."
+        )
+    if args.sampler != "instance" and isinstance(train_dataset, _STREAMS):
+        raise ValueError(
+            f"sampler={args.sampler!r} has to choose among all examples, and the train_dataset is a stream. Load it "
+            "without streaming, or leave sampler at 'instance'."
         )
     if getattr(args, "parallelism_config", None) is not None:
         raise ValueError("parallelism_config is not supported: use data parallelism, with `accelerate launch` alone.")
@@ -45,6 +55,45 @@ def check_model(model: nn.Module) -> None:
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
+
+
+def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
+    """Raise a ValueError for a loss of cosine logits on a head that gives no cosines."""
+    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if loss.needs_cosine_logits and heads and model.get_submodule(heads[-1]).out_features == len(loss.class_counts):
+        raise ValueError(
+            f"loss={loss.name!r} needs cosine logits, and the head {heads[-1]!r} is an ordinary linear layer. Choose "
+            "logit_adjusted or vs, which shift the decision in favour of rare classes too and take any logits; or give "
+            "a model whose own head normalises features and class vectors. A normalised head cannot be folded into "
+            "this one, so the checkpoint would predict something else than what was trained."
+        )
+
+
+def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
+    """Bring the class importance that the user gave into the order of the classes.
+
+    Args:
+        importance: K numbers, a mapping from class name (or index) to number, or None.
+        frequencies: of the training set, with the names of the classes.
+
+    Returns:
+        (K,) float64; 1 for a class that a mapping does not name. Or None.
+
+    Raises:
+        ValueError: a class that there is not.
+    """
+    if not isinstance(importance, Mapping):
+        return None if importance is None else np.asarray(importance, dtype=np.float64)
+    index_of = {str(index): index for index in range(frequencies.num_classes)}
+    index_of |= {frequencies.name(index): index for index in range(frequencies.num_classes)}
+    values = np.ones(frequencies.num_classes)
+    for name, value in importance.items():
+        if str(name) not in index_of:
+            near = difflib.get_close_matches(str(name), index_of, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"class_importance has the class {name!r}, which there is not among the labels.{hint}")
+        values[index_of[str(name)]] = value
+    return values
 
 
 def class_frequencies_of(
@@ -70,7 +119,7 @@ def class_frequencies_of(
                 "without a train_dataset the class counts are unknown: pass class_frequencies=ClassFrequencies."
                 "from_counts([...]), the counts of the set that the model was trained on."
             )
-        if isinstance(train_dataset, (IterableDataset, datasets.IterableDataset)):
+        if isinstance(train_dataset, _STREAMS):
             raise ValueError(
                 "the class counts of an iterable train_dataset are not known before it is read: pass class_frequencies="
                 "ClassFrequencies.from_counts([...]), or ClassFrequencies.from_dataset(dataset) for one pass over it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from typing import Any, cast
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedModel, Trainer
 
 from hf_sharp import preflight
@@ -21,9 +22,11 @@ from hf_sharp.labels import (
     IGNORED_LABEL,
     HostLabelCollator,
     LabelCollator,
+    read_labels,
 )
 from hf_sharp.losses import build_loss
 from hf_sharp.metrics import compute_metrics_for
+from hf_sharp.sampling import ClassSampler
 from hf_sharp.sharpness import class_coefficients, scheduled_rho, sharpness_aware_backward
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -64,7 +67,7 @@ class SharpTrainer(Trainer):
         **trainer_kwargs: Any,
     ) -> None:
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
-        preflight.check_arguments(args)
+        preflight.check_arguments(args, train_dataset)
         if trainer_kwargs.get("compute_metrics") is not None and args.metric_is_default:
             args.metric_for_best_model, args.greater_is_better = "loss", False  # theirs may not know balanced accuracy
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
@@ -96,7 +99,15 @@ class SharpTrainer(Trainer):
 
     def _build_method(self) -> None:
         counts, args = self.class_frequencies.counts, self.args
-        self.class_loss = build_loss(args.loss, counts, **args.loss_options).to(args.device)
+        importance = preflight.class_importance_of(args.class_importance, self.class_frequencies)
+        loss = functools.partial(build_loss, args.loss, counts, **args.loss_options)
+        self.class_loss = loss(class_importance=importance).to(args.device)
+        preflight.check_head(cast(nn.Module, self.model), self.class_loss)
+        self._reweighted_loss = None
+        if args.reweight_after is not None:
+            balanced = cast(Tensor, build_loss("class_balanced", counts, loss_beta=args.loss_beta).weight).numpy()
+            weight = balanced if importance is None else balanced * importance
+            self._reweighted_loss = loss(class_importance=weight).to(args.device)
         coefficients = class_coefficients(args.sharpness, counts, **args.sharpness_options)
         if (coefficients > 1).any():
             logger.warning(
@@ -131,10 +142,14 @@ class SharpTrainer(Trainer):
     # ---- one micro-batch -----------------------------------------------------------------------------------------
 
     @property
+    def progress(self) -> float:
+        """The fraction of the training steps that are done."""
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    @property
     def rho(self) -> float:
         """The radius of the current step."""
-        progress = self.state.global_step / max(self.state.max_steps, 1)
-        return scheduled_rho(self.args.rho, self.args.rho_schedule, progress)
+        return scheduled_rho(self.args.rho, self.args.rho_schedule, self.progress)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -216,7 +231,15 @@ class SharpTrainer(Trainer):
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        return self.class_loss(logits, labels), outputs
+        class_loss = self.class_loss
+        # Not in evaluation: what is evaluated is one loss from beginning to end.
+        if (
+            self._reweighted_loss is not None
+            and model.training
+            and self.progress >= cast(float, self.args.reweight_after)
+        ):
+            class_loss = self._reweighted_loss
+        return class_loss(logits, labels), outputs
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
         if "labels" not in inputs:
@@ -269,6 +292,19 @@ class SharpTrainer(Trainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.sampler == "instance":
+            return super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        label2id = getattr(getattr(self.model, "config", None), "label2id", None)
+        labels = read_labels(
+            data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id
+        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ClassSampler(
+            labels, self.args.sampler, seed, lambda: (int(self.state.epoch or 0), self.state.num_train_epochs)
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

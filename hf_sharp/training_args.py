@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 from collections.abc import Iterable
@@ -12,11 +14,16 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
+from hf_sharp.sampling import SAMPLERS
 from hf_sharp.sharpness.coefficients import METHODS, method_options
 from hf_sharp.sharpness.radius import RHO_SCHEDULES
 
+logger = logging.getLogger(__name__)
+
 # Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
 _STEP_IN_BACKWARD = ("lomo", "adalomo")
+
+_LOSS_OPTIONS = sorted(set().union(*map(loss_options, LOSSES)))
 
 
 def _choice(default: str, choices: Iterable[str], text: str) -> Any:
@@ -73,6 +80,27 @@ class SharpTrainingArguments(TrainingArguments):
     loss_beta: float | None = field(
         default=None, metadata={"help": "Class-balanced loss: beta of the effective number of examples (0.9999)."}
     )
+    loss_margin: float | None = field(
+        default=None, metadata={"help": "LDAM: the margin of the rarest class, in cosine (0.5)."}
+    )
+    loss_scale: float | None = field(
+        default=None, metadata={"help": "LDAM: what the cosines are multiplied by, an inverse temperature (30)."}
+    )
+    class_importance: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What a mistake on a class costs: K numbers, or class name to number (others 1), as JSON. They "
+            "multiply the losses of the class's examples."
+        },
+    )
+    reweight_after: float | None = field(
+        default=None,
+        metadata={
+            "help": "Fraction of the training steps after which class-balanced weights (loss_beta) multiply the loss: "
+            "deferred reweighting, DRW."
+        },
+    )
+    sampler: str = _choice("instance", SAMPLERS, "Which examples an epoch draws; progressive: instance to balanced.")
     label_column: str = field(
         default="label",
         metadata={"help": "The dataset column with one label per example (the model gets `labels`)."},
@@ -82,6 +110,7 @@ class SharpTrainingArguments(TrainingArguments):
         self._check_choices()
         self._check_unused()
         self._check_numbers()
+        self._check_loss()
         self._check_modes()
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
         self.metric_is_default = self.metric_for_best_model is None
@@ -101,7 +130,12 @@ class SharpTrainingArguments(TrainingArguments):
         return {name: getattr(self, name) for name in sorted(loss_options(self.loss))}
 
     def _check_choices(self) -> None:
-        for name, choices in (("sharpness", METHODS), ("loss", LOSSES), ("rho_schedule", RHO_SCHEDULES)):
+        for name, choices in (
+            ("sharpness", METHODS),
+            ("loss", LOSSES),
+            ("rho_schedule", RHO_SCHEDULES),
+            ("sampler", SAMPLERS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
 
@@ -110,21 +144,48 @@ class SharpTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
-        build_loss(self.loss, [2, 1], **self.loss_options)  # whether its options are in range does not need the data
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the Trainer's smoother would "
                 "replace the class-frequency-aware loss. Leave it at 0."
             )
 
+    def _check_loss(self) -> None:
+        # Whether options are in range does not need the data.
+        loss = build_loss(self.loss, [2, 1], **self.loss_options)
+        if self.reweight_after is not None:
+            build_loss("class_balanced", [2, 1], loss_beta=self.loss_beta)
+            if not 0 < self.reweight_after < 1:
+                raise ValueError(
+                    f"reweight_after is a fraction of the training steps, between 0 and 1; got {self.reweight_after}."
+                )
+            if loss.weight is not None:
+                raise ValueError(
+                    f"reweight_after={self.reweight_after} would weight the classes twice: loss={self.loss!r} does it "
+                    "from the start. Choose another loss, such as cross_entropy or logit_adjusted."
+                )
+        adjusts = (loss.weight, loss.offset, loss.class_scale, loss.label_scale)
+        if self.sampler != "instance" and (self.reweight_after or any(part is not None for part in adjusts)):
+            logger.warning(
+                "sampler=%r and loss=%r%s both make up for the class counts: rare classes may end up ahead of frequent "
+                "ones. One of the two is enough.",
+                self.sampler,
+                self.loss,
+                " with reweight_after" if self.reweight_after else "",
+            )
+        if isinstance(self.class_importance, str):
+            self.class_importance = _json("class_importance", self.class_importance)
+
     def _check_unused(self) -> None:
         sharp = self.sharpness != "none"
         used = method_options(self.sharpness) | loss_options(self.loss)
+        if self.reweight_after is not None:
+            used.add("loss_beta")
         unused = {
             **{name: f"sharpness={self.sharpness!r}" for name in ("focal_gamma", "focal_lambda") if name not in used},
             **{name: "sharpness='none'" for name in ("rho", "rho_schedule", "adaptive") if not sharp},
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
-            **{name: f"loss={self.loss!r}" for name in ("loss_tau", "loss_gamma", "loss_beta") if name not in used},
+            **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
         }
         defaults = {item.name: item.default for item in fields(self)}
         for name, reason in unused.items():
@@ -135,6 +196,12 @@ class SharpTrainingArguments(TrainingArguments):
                 )
 
     def _check_modes(self) -> None:
+        strategy = getattr(self, "train_sampling_strategy", "random")
+        if self.sampler != "instance" and strategy != "random":
+            raise ValueError(
+                f"sampler={self.sampler!r} and train_sampling_strategy={strategy!r} both choose the examples. Leave "
+                "one of them at its default."
+            )
         if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in (
             "1",
             "true",
@@ -152,3 +219,10 @@ class SharpTrainingArguments(TrainingArguments):
                 f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
                 f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
             )
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.") from error

@@ -560,6 +560,107 @@ def test_resume_equals_no_interruption(make_trainer, tmp_path, family):
     assert_same_bits(weights_of(resumed.model), weights_of(whole.model))
 
 
+@pytest.mark.parametrize("sampler", ["square_root", "class_balanced", "progressive"])
+def test_an_interrupted_run_sees_the_examples_that_it_would_have_seen(make_trainer, tmp_path, sampler):
+    def seen_by(folder, resume=None):
+        data = make_images().add_column("index", range(74))
+        trainer = make_trainer(
+            train_dataset=data,
+            sampler=sampler,
+            output_dir=str(tmp_path / folder),
+            remove_unused_columns=False,
+            max_steps=25,  # of 10 an epoch
+            save_strategy="steps",
+            save_steps=14,
+            sharpness="none",
+        )
+        indices, step = [], trainer.training_step
+        trainer.training_step = lambda model, inputs, n=None: (
+            indices.append(inputs.pop("index")) or step(model, inputs, n)
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return indices
+
+    whole = seen_by("whole")
+    resumed = seen_by("resumed", str(tmp_path / "whole" / "checkpoint-14"))
+    assert len(resumed) == 11
+    assert torch.equal(torch.cat(resumed), torch.cat(whole[14:]))
+    assert not torch.equal(torch.cat(whole[:10]), torch.cat(whole[10:20]))
+
+
+def test_the_samplers_shares_reach_the_model(make_trainer):
+    trainer = make_trainer(sampler="class_balanced", sharpness="none", max_steps=60, learning_rate=0.0)
+    watch = Watch().attach(trainer)
+    trainer.train()
+    labels = torch.cat([batch["labels"] for window in watch.windows for batch in window])
+    np.testing.assert_allclose(np.bincount(labels) / len(labels), np.full(4, 0.25), atol=0.09)
+
+
+def test_a_sampler_needs_all_examples(make_trainer):
+    stream = make_images().to_iterable_dataset()
+    with pytest.raises(ValueError, match="sampler='class_balanced' has to choose among all examples"):
+        make_trainer(
+            train_dataset=stream,
+            sampler="class_balanced",
+            trainer={"class_frequencies": ClassFrequencies.from_counts(CLASS_COUNTS)},
+        )
+
+
+def test_deferred_weights_switch_on_after_their_fraction_of_the_steps_and_not_in_evaluation(make_trainer):
+    trainer = make_trainer(
+        eval_dataset=make_images(seed=3),
+        loss="logit_adjusted",
+        reweight_after=0.5,
+        loss_beta=0.9,
+        class_importance={"class 2": 3.0},
+        sharpness="none",
+        learning_rate=0.0,
+        logging_steps=1,
+    )
+    plain = trainer.evaluate()["eval_loss"]
+    watch = Watch().attach(trainer)
+    trainer.train()
+    effective = (1 - 0.9 ** np.array(CLASS_COUNTS)) / 0.1
+    balanced = (1 / effective) / (1 / effective).mean()
+    importance = np.array([1, 1, 3, 1])
+    log_priors = torch.log(torch.tensor(CLASS_COUNTS) / sum(CLASS_COUNTS))
+    for step, (window, log) in enumerate(zip(watch.windows, trainer.state.log_history, strict=False)):
+        (batch,) = window
+        weight = torch.tensor(importance * (balanced if step >= 2 else 1))[batch["labels"]]
+        with torch.no_grad():
+            logits = trainer.model(batch["pixel_values"]).logits + log_priors
+        losses = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+        assert log["loss"] == pytest.approx((weight * losses).mean().item(), rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == plain
+
+
+def test_importance_of_an_unknown_class(make_trainer):
+    with pytest.raises(ValueError, match=r"class_importance has the class 'class2', .* Did you mean 'class 2'"):
+        make_trainer(class_importance={"class2": 3.0})
+    with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0"):
+        make_trainer(class_importance=[1, 2])
+
+
+def test_ldam_refuses_an_ordinary_head_and_takes_a_normalised_one(make_trainer):
+    with pytest.raises(ValueError, match=r"loss='ldam' needs cosine logits, and the head 'classifier' is an ordinary"):
+        make_trainer(loss="ldam")
+
+    class CosineHead(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 16))
+
+        def forward(self, features):
+            return torch.nn.functional.linear(
+                torch.nn.functional.normalize(features, dim=-1), torch.nn.functional.normalize(self.weight, dim=-1)
+            )
+
+    model = make_vit()
+    model.classifier = CosineHead()
+    trainer = make_trainer(model, loss="ldam", loss_scale=10.0, rho=0.1)
+    assert trainer.train().training_loss > 0
+
+
 def test_the_best_model_at_the_end_is_the_best_checkpoint(make_trainer):
     scores, seen = iter([0.1, 0.9, 0.2, 0.3]), {}
 

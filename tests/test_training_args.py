@@ -67,6 +67,17 @@ def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss
         ({"loss": "vs", "loss_beta": 0.9}, "loss_beta=0.9 has no effect with loss='vs'"),
         ({"loss": "class_balanced", "loss_beta": 1.0}, r"loss_beta must be in \[0, 1\), got 1.0"),
         ({"loss": "cdt", "loss_gamma": float("nan")}, "loss_gamma must be a finite number, got nan"),
+        ({"loss": "vs", "loss_margin": 0.1}, "loss_margin=0.1 has no effect with loss='vs'"),
+        ({"sampler": "random"}, "unknown sampler 'random'; expected one of instance, square_root, class_balanced"),
+        ({"reweight_after": 1.0}, "reweight_after is a fraction of the training steps, between 0 and 1; got 1.0"),
+        ({"reweight_after": float("nan")}, "reweight_after is a fraction"),
+        ({"reweight_after": 0.8, "loss_beta": 2.0}, r"loss_beta must be in \[0, 1\)"),
+        ({"reweight_after": 0.8, "loss": "weighted"}, "reweight_after=0.8 would weight the classes twice"),
+        ({"class_importance": "{cat: 2"}, "class_importance is not JSON"),
+        (
+            {"sampler": "square_root", "train_sampling_strategy": "group_by_length"},
+            "sampler='square_root' and train_sampling_strategy='group_by_length' both choose the examples",
+        ),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported"),
         ({"optim": "adalomo"}, "optim='adalomo' updates the weights while the backward pass runs"),
         ({"deepspeed": "zero2.json"}, "DeepSpeed is not supported.*ddp.yaml"),
@@ -84,7 +95,7 @@ def test_deepspeed_from_the_launcher_is_refused(tmp_path, monkeypatch):
         args(tmp_path)
 
 
-@pytest.mark.parametrize("option", ["sampler", "reweight_after", "ascent_scope", "ascent_sync"])
+@pytest.mark.parametrize("option", ["rho_hessian", "rho_update_every", "ascent_scope", "ascent_sync"])
 def test_options_of_the_design_that_are_not_built_are_not_accepted(tmp_path, option):
     with pytest.raises(TypeError, match=option):
         args(tmp_path, **{option: "x"})
@@ -94,3 +105,22 @@ def test_the_best_model_is_chosen_by_balanced_accuracy(tmp_path):
     parsed = args(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
     assert (parsed.metric_for_best_model, parsed.greater_is_better) == ("balanced_accuracy", True)
     assert args(tmp_path).metric_for_best_model is None
+
+
+def test_class_importance_is_json_on_the_command_line(tmp_path):
+    assert args(tmp_path, class_importance='{"cat": 2}').class_importance == {"cat": 2}
+    assert args(tmp_path, class_importance="[1, 2.5]").class_importance == [1, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({"loss": "logit_adjusted"}, True),
+        ({"reweight_after": 0.5}, True),
+        ({"loss": "focal"}, False),
+        ({"loss": "cross_entropy"}, False),
+    ],
+)
+def test_a_sampler_beside_a_loss_that_knows_the_counts_is_warned_of(tmp_path, caplog, options, warned):
+    args(tmp_path, sampler="class_balanced", **options)
+    assert ("both make up for the class counts" in caplog.text) == warned

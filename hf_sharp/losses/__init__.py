@@ -2,6 +2,7 @@
 
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.logit_adjustment import BalancedSoftmaxLoss, CDTLoss, LDTLoss, LogitAdjustedLoss, VSLoss
+from hf_sharp.losses.margin import LDAMLoss
 from hf_sharp.losses.registry import LOSSES, build_loss
 from hf_sharp.losses.reweighting import ClassBalancedLoss, FocalLoss, WeightedLoss
 
@@ -12,6 +13,7 @@ __all__ = [
     "ClassBalancedLoss",
     "ClassFrequencyLoss",
     "FocalLoss",
+    "LDAMLoss",
     "LDTLoss",
     "LogitAdjustedLoss",
     "VSLoss",

@@ -1,4 +1,4 @@
-"""What every loss shares: the affine map, data types, buffers, ignored labels, and the check of what comes in.
+"""What every loss shares: the affine map, data types, buffers, ignored labels, class importance, and the checks.
 
     ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
@@ -8,7 +8,7 @@ Most losses only set some of these four vectors. A loss returns one value per ex
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class ClassFrequencyLoss(nn.Module):
         **options: the parameters of the formula, finite numbers; kept in `options`.
 
     Attributes:
+        name: what `build_loss` and `SharpTrainingArguments` call it.
+        needs_cosine_logits: whether logits must be cosines between features and class vectors, in [−1, 1].
         class_scale: (K,) float64 or None for 1, the factor of each class's logit.
         label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
         offset: (K,) float64 or None for 0, what is added to each class's logit.
@@ -42,11 +44,15 @@ class ClassFrequencyLoss(nn.Module):
         tensor([0.6931, 0.0000])
     """
 
+    name: ClassVar[str] = "cross_entropy"
+    needs_cosine_logits: ClassVar[bool] = False
+
     class_counts: Tensor
     class_scale: Tensor | None
     label_scale: Tensor | None
     offset: Tensor | None
     weight: Tensor | None
+    class_importance: Tensor | None
 
     def __init__(self, class_counts: Any, **options: float) -> None:
         super().__init__()
@@ -56,7 +62,7 @@ class ClassFrequencyLoss(nn.Module):
         self.options = options
         counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
-        for name in ("class_scale", "label_scale", "offset", "weight"):
+        for name in ("class_scale", "label_scale", "offset", "weight", "class_importance"):
             self.register_buffer(name, None, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -84,9 +90,11 @@ class ClassFrequencyLoss(nn.Module):
                 raise ValueError(f"label {labels[outside][0].item()} is outside the classes 0 to {num_classes - 1}.")
         logits = logits if logits.dtype == torch.float64 else logits.float()
         existing = labels.clamp(min=0)  # -100 is no index; cross_entropy makes these examples 0
-        adjusted = self.adjust(logits, existing)
-        losses = F.cross_entropy(adjusted, labels, reduction="none", ignore_index=IGNORED_LABEL)
-        return losses if self.weight is None else losses * self.weight.to(losses.dtype)[existing]
+        losses = self.unweighted(self.adjust(logits, existing), labels)
+        for weight in (self.weight, self.class_importance):
+            if weight is not None:
+                losses = losses * weight.to(losses.dtype)[existing]
+        return losses
 
     def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map the logits to those whose cross-entropy is taken.
@@ -103,6 +111,24 @@ class ClassFrequencyLoss(nn.Module):
         if self.label_scale is not None:
             logits = logits * self.label_scale.to(logits.dtype)[labels, None]
         return logits if self.offset is None else logits + self.offset.to(logits.dtype)
+
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of each example before its class's weight: cross-entropy.
+
+        Args:
+            logits: (N, K) float32 or float64, as `adjust` gives them.
+            labels: (N,) in [0, K), or -100.
+
+        Returns:
+            (N,), of the same type.
+        """
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `build_loss(class_counts=..., **config)` makes this loss of again, in types that JSON has."""
+        importance = {} if self.class_importance is None else {"class_importance": self.class_importance.tolist()}
+        return {"name": self.name, **self.options, **importance}
 
     def extra_repr(self) -> str:
         """Show K and the options in the module's repr."""

@@ -34,6 +34,8 @@ class LogitAdjustedLoss(ClassFrequencyLoss):
         Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314, equation 10.
     """
 
+    name = "logit_adjusted"
+
     def __init__(self, class_counts: Any, loss_tau: float = 1.0) -> None:
         super().__init__(class_counts, loss_tau=loss_tau)
         self.offset = loss_tau * log_priors(self.class_counts)
@@ -55,6 +57,8 @@ class BalancedSoftmaxLoss(ClassFrequencyLoss):
     Reference:
         Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv 2007.10740, equation 3.
     """
+
+    name = "balanced_softmax"
 
     def __init__(self, class_counts: Any) -> None:
         super().__init__(class_counts)
@@ -79,6 +83,8 @@ class CDTLoss(ClassFrequencyLoss):
         Ye et al., "Identifying and Compensating for Feature Deviation in Imbalanced Deep Learning", arXiv 2001.01385,
         equation 4.
     """
+
+    name = "cdt"
 
     def __init__(self, class_counts: Any, loss_gamma: float = 0.3) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)
@@ -105,6 +111,8 @@ class LDTLoss(ClassFrequencyLoss):
         2303.07608, section 2.
     """
 
+    name = "ldt"
+
     def __init__(self, class_counts: Any, loss_gamma: float = 0.3) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)
         self.label_scale = _temperatures(self.class_counts, loss_gamma)
@@ -129,6 +137,8 @@ class VSLoss(ClassFrequencyLoss):
         Kini et al., "Label-Imbalanced and Group-Sensitive Classification under Overparameterization", arXiv 2103.01550,
         equation 2.
     """
+
+    name = "vs"
 
     def __init__(self, class_counts: Any, loss_gamma: float = 0.3, loss_tau: float = 1.0) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma, loss_tau=loss_tau)

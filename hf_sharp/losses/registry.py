@@ -5,20 +5,28 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
+from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.logit_adjustment import BalancedSoftmaxLoss, CDTLoss, LDTLoss, LogitAdjustedLoss, VSLoss
+from hf_sharp.losses.margin import LDAMLoss
 from hf_sharp.losses.reweighting import ClassBalancedLoss, FocalLoss, WeightedLoss
 
 LOSSES: dict[str, type[ClassFrequencyLoss]] = {
-    "cross_entropy": ClassFrequencyLoss,
-    "weighted": WeightedLoss,
-    "class_balanced": ClassBalancedLoss,
-    "focal": FocalLoss,
-    "logit_adjusted": LogitAdjustedLoss,
-    "balanced_softmax": BalancedSoftmaxLoss,
-    "cdt": CDTLoss,
-    "ldt": LDTLoss,
-    "vs": VSLoss,
+    loss.name: loss
+    for loss in (
+        ClassFrequencyLoss,
+        WeightedLoss,
+        ClassBalancedLoss,
+        FocalLoss,
+        LDAMLoss,
+        LogitAdjustedLoss,
+        BalancedSoftmaxLoss,
+        CDTLoss,
+        LDTLoss,
+        VSLoss,
+    )
 }
 _NOT_OPTIONS = {"class_counts", "options"}
 
@@ -28,19 +36,22 @@ def loss_options(name: str) -> set[str]:
     return set(inspect.signature(LOSSES[name]).parameters) - _NOT_OPTIONS
 
 
-def build_loss(name: str, class_counts: Any, **options: Any) -> ClassFrequencyLoss:
+def build_loss(name: str, class_counts: Any, *, class_importance: Any = None, **options: Any) -> ClassFrequencyLoss:
     """Build a loss by its name.
 
     Args:
         name: one of `LOSSES`.
         class_counts: (K,) integers >= 0, the training examples of each class.
+        class_importance: (K,) finite numbers > 0, what a mistake on each class costs: they multiply the losses of its
+            examples. Or None.
         **options: the loss's own, named as in `SharpTrainingArguments` (`loss_tau`, ...); None is the paper's value.
 
     Returns:
         A module: `loss(logits, labels)` is (N,).
 
     Raises:
-        ValueError: an unknown name, or an option that this loss does not take.
+        ValueError: an unknown name, an option that this loss does not take or that is out of range, counts that are not
+            integers >= 0 of at least 2 classes, or importances that are not one positive number per class.
 
     Example:
         >>> build_loss("logit_adjusted", [30, 10, 1], loss_tau=1.5)
@@ -52,4 +63,13 @@ def build_loss(name: str, class_counts: Any, **options: Any) -> ClassFrequencyLo
     if unknown:
         takes = ", ".join(sorted(loss_options(name))) or "no options"
         raise ValueError(f"loss {name!r} does not take {', '.join(unknown)}; it takes {takes}.")
-    return LOSSES[name](class_counts, **{key: value for key, value in options.items() if value is not None})
+    counts = ClassFrequencies.from_counts(class_counts).counts
+    loss = LOSSES[name](counts, **{key: value for key, value in options.items() if value is not None})
+    if class_importance is not None:
+        importance = torch.as_tensor(class_importance, dtype=torch.float64)
+        if importance.shape != (len(counts),) or not (importance.isfinite() & (importance > 0)).all():
+            raise ValueError(
+                f"class_importance must be {len(counts)} finite numbers > 0, one per class; got {class_importance}."
+            )
+        loss.class_importance = importance
+    return loss

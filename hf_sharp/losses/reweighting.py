@@ -31,6 +31,8 @@ class WeightedLoss(ClassFrequencyLoss):
         King and Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001.
     """
 
+    name = "weighted"
+
     def __init__(self, class_counts: Any) -> None:
         super().__init__(class_counts)
         self.weight = _mean_one(1 / at_least_one(self.class_counts))
@@ -55,6 +57,8 @@ class ClassBalancedLoss(ClassFrequencyLoss):
     Reference:
         Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", arXiv 1901.05555, equation 4.
     """
+
+    name = "class_balanced"
 
     def __init__(self, class_counts: Any, loss_beta: float = 0.9999) -> None:
         super().__init__(class_counts, loss_beta=loss_beta)
@@ -84,15 +88,25 @@ class FocalLoss(ClassFrequencyLoss):
         Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002, equation 4.
     """
 
+    name = "focal"
+
     def __init__(self, class_counts: Any, loss_gamma: float = 2.0) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)
         if loss_gamma < 0:
             raise ValueError(f"loss_gamma must be >= 0 for the focal loss, got {loss_gamma}.")
         self.loss_gamma = loss_gamma
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of each example: as `ClassFrequencyLoss.forward`."""
-        losses = super().forward(logits, labels)
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the focal loss of each example, before its class's weight.
+
+        Args:
+            logits: (N, K) float32 or float64.
+            labels: (N,) in [0, K), or -100.
+
+        Returns:
+            (N,), of the same type.
+        """
+        losses = super().unweighted(logits, labels)
         # 1 − exp(−CE), kept off 0, where the power's derivative is infinite for γ < 1.
         unsure = -torch.expm1(-losses)
         return unsure.clamp(min=torch.finfo(losses.dtype).tiny) ** self.loss_gamma * losses

@@ -162,6 +162,12 @@ class RecipeParser:
         self._check_names(loaded, f"key in {file}")
         return {key: self._typed(key, value) for key, value in loaded.items()}
 
+    def read_inline(self, text: str) -> dict[str, Any]:
+        """Read options written as `loss=vs,loss_gamma=0.2`, and check their names."""
+        pairs = [item.partition("=") for item in text.split(",")]
+        self._check_names([name for name, _, _ in pairs], f"option in {text!r}")
+        return {name: self._typed(name, yaml.safe_load(value)) for name, _, value in pairs}
+
     def set_defaults(self, **defaults: Any) -> None:
         """Set values for what was not given."""
         self.values = defaults | self.values

@@ -46,6 +46,8 @@ def run_recipe(main: Callable[[], Any]) -> str | None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         main()
+        if torch.distributed.is_initialized():  # a process that leaves without a word can abort the others
+            torch.distributed.destroy_process_group()
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
@@ -83,8 +85,10 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         if other == "baseline":
             plain = dict.fromkeys(_METHOD_FIELDS & set(parser.values)) | {"sharpness": "none", "loss": "cross_entropy"}
             changes["baseline"] = plain
+        elif "=" in other:
+            changes[other] = _differences(parser.read_inline(other), repr(other))
         else:
-            changes[Path(other).stem] = _differences(parser, other)
+            changes[Path(other).stem] = _differences(parser.read(other), other)
     name = main.loss if main.sharpness == "none" else f"{main.sharpness}+{main.loss}"
     if name in changes or len(changes) != len(compare_with):
         raise ValueError(f"two of the runs to compare have one name: {[*map(str, compare_with), name]}.")
@@ -104,13 +108,12 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
     return runs
 
 
-def _differences(parser: RecipeParser, file: str) -> dict[str, Any]:
-    options = parser.read(file)
+def _differences(options: dict[str, Any], where: str) -> dict[str, Any]:
     trained = {item.name for item in fields(SharpTrainingArguments)} - {"output_dir", "resume_from_checkpoint"}
     others = sorted(set(options) - trained)
     if others:
         raise ValueError(
-            f"{file} is to hold the training options that differ; it also has {', '.join(others)}. Data, model and "
+            f"{where} is to hold the training options that differ; it also has {', '.join(others)}. Data, model and "
             "output folder are the same for all runs that are compared."
         )
     return options

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.conftest import CLASS_COUNTS, assert_same_bits, make_vit
+from hf_sharp.sampling import ClassSampler
+from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit
 from tests.naive import naive_gradient
 
 ROOT = Path(__file__).parents[2]
@@ -56,13 +58,41 @@ torch.save(
      "logs": trainer.state.log_history},
     f"{out}/rank{dist.get_rank()}.pt",
 )
+args.distributed_state.destroy_process_group()
 """
 
 
-def launch(tmp_path, accumulation, options):
-    (tmp_path / "script.py").write_text(SCRIPT)
+SAMPLER_SCRIPT = """
+import sys, torch
+from hf_sharp import SharpTrainer, SharpTrainingArguments
+from tests.conftest import make_images, make_vit
+
+out, name, resume = sys.argv[1], sys.argv[2], sys.argv[3] or None
+args = SharpTrainingArguments(
+    out, num_train_epochs=3, per_device_train_batch_size=4, use_cpu=True, report_to="none", save_strategy="steps",
+    save_steps=14, disable_tqdm=True, sharpness="none", sampler=name, remove_unused_columns=False,
+)
+data = make_images().add_column("index", range(74))
+trainer = SharpTrainer(make_vit(), args, train_dataset=data)
+seen, step = [], trainer.training_step
+
+
+def training_step(model, inputs, num_items_in_batch=None):
+    seen.append(inputs.pop("index").tolist())
+    return step(model, inputs, num_items_in_batch)
+
+
+trainer.training_step = training_step
+trainer.train(resume_from_checkpoint=resume)
+torch.save(seen, f"{out}/rank{args.process_index}.pt")
+args.distributed_state.destroy_process_group()
+"""
+
+
+def launch(tmp_path, *arguments, script=SCRIPT):
+    (tmp_path / "script.py").write_text(script)
     argv = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
-    argv += [str(tmp_path / "script.py"), str(tmp_path), str(accumulation), repr(options)]
+    argv += [str(tmp_path / "script.py"), str(tmp_path), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -79,7 +109,7 @@ def launch(tmp_path, accumulation, options):
     ],
 )
 def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, accumulation, options):
-    ranks = launch(tmp_path, accumulation, options)
+    ranks = launch(tmp_path, accumulation, repr(options))
     assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
     seen = [[batch["labels"].tolist() for batch in rank["windows"][0]] for rank in ranks]
     assert seen[0] != seen[1], "the processes see different examples"
@@ -94,3 +124,20 @@ def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, accumulation, opt
     # One bucket holds this model: one all-reduce for each of the 3 optimizer steps, as in plain training.
     assert [rank["reduces"] for rank in ranks] == [3, 3]
     assert [log.get("rho") for log in ranks[0]["logs"]] == [log.get("rho") for log in ranks[1]["logs"]]
+
+
+@pytest.mark.parametrize("name", ["instance", "progressive"])
+def test_the_processes_share_one_draw_and_resuming_goes_on_with_it(tmp_path, name):
+    whole = launch(tmp_path, name, "", script=SAMPLER_SCRIPT)
+    resumed = launch(tmp_path, name, tmp_path / "checkpoint-14", script=SAMPLER_SCRIPT)
+    assert len(whole[0]) == 30  # 3 epochs of 10
+    for rank in range(2):
+        assert resumed[rank] == whole[rank][14:]
+    for epoch in range(3):
+        steps = range(10 * epoch, 10 * epoch + 9)  # the last batches of an epoch are filled up from its beginning
+        drawn = [index for step in steps for rank in range(2) for index in whole[rank][step]]
+        if name == "instance":
+            assert len(set(drawn)) == 72, "nothing is drawn by two processes"
+        else:
+            labels = make_images()["label"][:]
+            assert drawn == list(ClassSampler(np.asarray(labels), name, 42, lambda epoch=epoch: (epoch, 3)))[:72]

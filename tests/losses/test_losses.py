@@ -31,10 +31,12 @@ OPTIONS = [
     ("ldt", {"loss_gamma": 0.7}),
     ("vs", {}),
     ("vs", {"loss_gamma": 0.2, "loss_tau": 1.3}),
+    ("ldam", {}),
+    ("ldam", {"loss_margin": 0.2, "loss_scale": 3.0}),
 ]
 
 
-def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999):
+def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999, loss_margin=0.5, loss_scale=30.0):
     """One example's loss by the formula in the table of the specification, in 40 digits."""
     classes, n = range(len(z)), [mpf(count) for count in COUNTS]
     pi, gamma = (
@@ -42,6 +44,9 @@ def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999):
         mpf({"focal": 2.0}.get(name, 0.3) if loss_gamma is None else loss_gamma),
     )
     delta, tau, beta = [(count / max(n)) ** gamma for count in n], mpf(loss_tau), mpf(loss_beta)
+
+    quarter = [count ** mpf(-0.25) for count in n]
+    margin = [mpf(loss_margin) * value / max(quarter) for value in quarter]
 
     def ce(logits):
         return log(sum(exp(logit) for logit in logits)) - logits[y]
@@ -59,6 +64,7 @@ def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999):
         "cdt": lambda: ce([z[c] * delta[c] for c in classes]),
         "ldt": lambda: ce([z[c] * delta[y] for c in classes]),
         "vs": lambda: ce([z[c] * delta[c] + tau * log(pi[c]) for c in classes]),
+        "ldam": lambda: ce([mpf(loss_scale) * (z[c] - (margin[y] if c == y else 0)) for c in classes]),
     }[name]()
 
 
@@ -87,6 +93,28 @@ def test_value_and_gradient_equal_the_naive_reference(name, options, dtype, tole
     np.testing.assert_allclose(logits.grad.numpy(), gradients, rtol=tolerance, atol=tolerance)
 
 
+def parsed(entry):
+    """Take `vs(gamma=0.3,tau=1)` apart into the name and the options."""
+    name, _, options = entry.rstrip(")").partition("(")
+    return name, {f"loss_{key}": float(value) for key, value in (o.split("=") for o in options.split(",") if o)}
+
+
+@pytest.mark.parametrize("entry", REFERENCE["per_example"])
+def test_figures_that_were_computed_elsewhere(entry):
+    name, options = parsed(entry)
+    losses = build_loss(name, REFERENCE["class_counts"], **options)(
+        torch.tensor(REFERENCE["logits"], dtype=torch.float64), torch.tensor(REFERENCE["labels"])
+    )
+    np.testing.assert_allclose(losses.numpy(), REFERENCE["per_example"][entry], atol=1e-9)
+
+
+def test_ldam_figures_that_were_computed_elsewhere():
+    reference = REFERENCE["ldam"]
+    loss = build_loss("ldam", REFERENCE["class_counts"])
+    losses = loss(torch.tensor(reference["cosine_logits"], dtype=torch.float64), torch.tensor(REFERENCE["labels"]))
+    np.testing.assert_allclose(losses.numpy(), reference["per_example"], atol=1e-9)
+
+
 def same(first, second, tolerance=1e-12):
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
     torch.testing.assert_close(first(logits, labels), second(logits, labels), rtol=tolerance, atol=tolerance)
@@ -113,7 +141,7 @@ def test_class_balanced_becomes_weighted_as_beta_goes_to_one():
     same(build_loss("class_balanced", COUNTS, loss_beta=1 - 1e-10), build_loss("weighted", COUNTS), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "focal"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("focal", "ldam")])
 def test_equal_counts_are_cross_entropy(name):
     same(build_loss(name, [7, 7, 7, 7]), build_loss("cross_entropy", COUNTS))
 
@@ -212,8 +240,59 @@ def test_options_that_are_not_finite(name, option, value):
 
 @pytest.mark.parametrize(
     ("name", "option", "value"),
-    [("class_balanced", "loss_beta", 1.0), ("class_balanced", "loss_beta", -0.1), ("focal", "loss_gamma", -1.0)],
+    [
+        ("class_balanced", "loss_beta", 1.0),
+        ("class_balanced", "loss_beta", -0.1),
+        ("focal", "loss_gamma", -1.0),
+        ("ldam", "loss_margin", -0.1),
+        ("ldam", "loss_scale", 0.0),
+    ],
 )
 def test_options_out_of_range(name, option, value):
     with pytest.raises(ValueError, match=f"{option} must be"):
         build_loss(name, COUNTS, **{option: value})
+
+
+IMPORTANCE = [1.0, 2.0, 0.5, 4.0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_class_importance_multiplies_the_loss_of_a_class(name):
+    logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
+    plain, important = build_loss(name, COUNTS), build_loss(name, COUNTS, class_importance=IMPORTANCE)
+    expected = plain(logits, labels) * torch.tensor(IMPORTANCE, dtype=torch.float64)[labels]
+    torch.testing.assert_close(important(logits, labels), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_the_config_makes_the_loss_again_after_a_journey_through_json(name, options):
+    loss = build_loss(name, COUNTS, class_importance=IMPORTANCE, **options)
+    again = build_loss(class_counts=COUNTS, **json.loads(json.dumps(loss.config)))
+    assert repr(again) == repr(loss)
+    assert loss.config["name"] == name
+    assert options.items() <= loss.config.items()
+    same(again, loss, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    "importance", [[1.0, 2.0], [1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, float("nan"), 1.0, 1.0]]
+)
+def test_importance_that_is_not_one_positive_number_per_class(importance):
+    with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0, one per class; got"):
+        build_loss("cross_entropy", COUNTS, class_importance=importance)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([3, -1], "class counts must be integers >= 0; class 1 has -1"),
+        ([3, 1.5], "class 1 has 1.5"),
+        ([3, float("nan")], "class 1 has nan"),
+        ([[3, 1]], "must be a vector of integers"),
+        (["3", "1"], "must be a vector of integers"),
+        ([3], "at least 2 classes"),
+    ],
+)
+def test_counts_that_are_none(counts, message):
+    with pytest.raises(ValueError, match=message):
+        build_loss("logit_adjusted", counts)

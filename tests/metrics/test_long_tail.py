@@ -89,10 +89,28 @@ def test_the_table_shows_every_figure_and_marks_the_best():
     console.print(comparison_table(runs))
     lines = console.export_text().splitlines()
     few = next(line for line in lines if line.strip("│ ").startswith("few"))
-    assert "1 classes" in few
+    assert "1 class)" in few
     assert "0.0" in few
     assert "50.0" in few
     assert any("(c) 0.0" in line and "(b) 50.0" in line for line in lines)
+
+
+def test_the_table_of_many_runs_has_a_row_for_each():
+    report = long_tail_report([0, 0, 1, 0, 2, 0], [0, 0, 1, 1, 2, 2], [300, 50, 5])
+    console = Console(record=True, width=80)
+    console.print(comparison_table({name: report for name in ("one", "two", "three", "four")}))
+    text = console.export_text()
+    (row,) = [line for line in text.splitlines() if "three" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "three",
+        "66.7",
+        "66.7",
+        "100.0",
+        "50.0",
+        "50.0",
+        "50.0",
+    ]
+    assert "few (n < 20, 1 class)" in text
 
 
 def test_confusions_are_the_ten_most_frequent_by_name():

@@ -143,6 +143,21 @@ def test_a_file_of_differences_is_a_run(tmp_path):
     assert main.args.sharpness == "sam"
 
 
+def test_differences_on_the_command_line(tmp_path):
+    other, vs, main = runs(tmp_path, "--loss", "cdt", "--compare_with", "loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2")
+    assert (other.name, vs.name, main.name) == ("loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2", "sam+cdt")
+    assert (other.args.loss, other.args.rho) == ("ldt", 0.05)
+    assert (vs.args.loss, vs.args.loss_gamma, vs.args.rho) == ("vs", 0.1, 0.2)
+    for text, message in (
+        ("los=ldt", "unknown option in 'los=ldt': 'los'. Did you mean 'loss'"),
+        ("loss=ldt,rho", "rho"),
+        ("rho=big", "rho: 'big' is not what is expected"),
+        ("imbalance_factor=7", "'imbalance_factor=7' is to hold the training options that differ"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runs(tmp_path, "--compare_with", text)
+
+
 def test_a_file_of_differences_holds_training_options_only(tmp_path):
     (tmp_path / "other.yaml").write_text("imbalance_factor: 7\noutput_dir: elsewhere\n")
     with pytest.raises(ValueError, match=r"it also has imbalance_factor, output_dir\. Data, model and output folder"):

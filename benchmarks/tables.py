@@ -1,0 +1,130 @@
+"""Write the tables of the README and of docs/ from the committed results, or check that they are the same.
+
+python benchmarks/tables.py           # rewrite what is between the markers
+python benchmarks/tables.py --check   # exit 1 if anything differs
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ROWS = {
+    "accuracy": "accuracy",
+    "balanced accuracy": "balanced_accuracy",
+    "many": "many_accuracy",
+    "medium": "medium_accuracy",
+    "few": "few_accuracy",
+    "worst class": "worst_class_recall",
+}
+
+
+def results(name: str) -> dict[str, Any]:
+    """Read one committed result."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def cell(row: dict[str, Any], metric: str) -> str:
+    """Show mean and standard deviation in percent, and with three seeds or fewer all of them."""
+    if metric not in row:
+        return "–"
+    values = " / ".join(f"{100 * value:.1f}" for value in row[metric]["per_seed"])
+    spread = row[metric]["stdev"]
+    return values if spread is None else f"{100 * row[metric]['mean']:.1f} ± {100 * spread:.1f} ({values})"
+
+
+def accuracy_table(name: str) -> str:
+    """Make the table of one comparison, with what is needed to repeat it."""
+    result = results(name)
+    runs, classes = result["runs"], result["classes"]
+    if len(runs) > 3:
+        return f"{loss_table(result)}\n\n{how_it_was_made(name, result)}"
+    lines = ["| recall in % | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    for label, metric in ROWS.items():
+        group = f" ({classes[label]} classes)" if label in classes else ""
+        lines.append(f"| {label}{group} | " + " | ".join(cell(row, metric) for row in runs.values()) + " |")
+    lines += ["", how_it_was_made(name, result)]
+    return "\n".join(lines)
+
+
+def loss_table(result: dict[str, Any]) -> str:
+    """Make a table with a row per run, of means and standard deviations over the seeds."""
+    shown = {label: metric for label, metric in ROWS.items() if any(metric in row for row in result["runs"].values())}
+    shown["calibration error"] = "calibration_error"
+    lines = ["| in % | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
+    for run, row in result["runs"].items():
+        cells = [f"{100 * row[m]['mean']:.1f} ± {100 * row[m]['stdev']:.1f}" for m in shown.values()]
+        lines.append(f"| {run.removeprefix('loss=').replace(',', ', ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def how_it_was_made(name: str, result: dict[str, Any]) -> str:
+    """Say how a comparison can be repeated, on what it was made, and how long it took."""
+    spans = [row["train_seconds"] for row in result["runs"].values()]
+    seconds = ", ".join(f"{run} {min(s):.0f} to {max(s):.0f} s" for run, s in zip(result["runs"], spans, strict=True))
+    if len(spans) > 3:
+        seconds = f"{min(map(min, spans)):.0f} to {max(map(max, spans)):.0f} s each"
+    counts = result["class_counts"]
+    return (
+        f"`{result['command']}` on {result['machine']}, seeds {', '.join(map(str, result['seeds']))}: mean ± standard "
+        f"deviation{'' if len(spans) > 3 else ' (each seed)'}; {sum(counts):,} training examples, classes from "
+        f"{max(counts):,} down to {min(counts)}; few is n < {result['rare_threshold']}, many is n > "
+        f"{result['common_threshold']}. Training: {seconds}. Data: `benchmarks/results/{name}.json`."
+    )
+
+
+def cost_table() -> str:
+    """Make the table of step costs."""
+    result = results("cost")
+    models = result["models"]
+    lines = [
+        "| step | passes (forward + backward) | "
+        + " | ".join(f"{name.upper()}, times plain" for name in models)
+        + " |",
+        "|---|---|" + "---|" * len(models),
+    ]
+    for method, row in models["vit"]["methods"].items():
+        cells = []
+        for model in models.values():
+            low, middle, high = model["methods"][method]["ratio_quartiles"]
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        passes = row["passes"]
+        lines.append(f"| {method} | {passes['forward']} + {passes['backward']} | " + " | ".join(cells) + " |")
+    lines += ["", f"Median and quartiles of paired ratios: `{result['command']}` on {result['machine']}."]
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """Replace every block between `<!-- NAME -->` and `<!-- end -->` by the table of that name."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
+        table = cost_table() if name == "cost" else accuracy_table(name)
+        return f"<!-- {name} -->\n{table}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Rewrite or check the tables of every page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    differing = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text()
+        made = filled(text)
+        if made != text and arguments.check:
+            print(f"{page.name} differs from benchmarks/results: run python benchmarks/tables.py")
+            differing = 1
+        elif made != text:
+            page.write_text(made)
+    return differing
+
+
+if __name__ == "__main__":
+    sys.exit(main())

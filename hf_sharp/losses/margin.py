@@ -1,0 +1,69 @@
+"""Losses with a margin by class.
+
+LDAM:  CE(s (z − m_y 1_y), y),    m_c = m · n_c^(−1/4) / max_k n_k^(−1/4)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from torch import Tensor
+
+from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
+
+
+class LDAMLoss(ClassFrequencyLoss):
+    """Label-distribution-aware margin: a rare class has to win by more.
+
+        ℓ_j = CE(s (z_j − m_y 1_y), y_j),    m_c = m · n_c^(−1/4) / max_k n_k^(−1/4)
+
+    The logits must be cosines between features and class vectors; a margin means nothing otherwise. The linear head of
+    a Hugging Face model gives no cosines, and a head that does cannot be folded into it: dividing by the features' norm
+    is not linear. So `SharpTrainer` takes this loss only with a model whose own head is normalised.
+
+    Args:
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        loss_margin: m >= 0, the margin of the rarest class; the paper's 0.5.
+        loss_scale: s > 0, the inverse temperature of the cosines; the paper's 30.
+
+    Raises:
+        ValueError: loss_margin is negative, or loss_scale is not positive.
+
+    Example:
+        >>> import torch
+        >>> loss = LDAMLoss([16, 1], loss_margin=0.5, loss_scale=2.0)  # margins ¼ and ½
+        >>> loss(torch.tensor([[0.5, 0.0]]), torch.tensor([1]))  # CE of 2 · (0.5, −0.5)
+        tensor([2.1269])
+
+    Reference:
+        Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", arXiv 1906.07413,
+        equations 12 and 13.
+    """
+
+    name = "ldam"
+    needs_cosine_logits = True
+    margin: Tensor
+
+    def __init__(self, class_counts: Any, loss_margin: float = 0.5, loss_scale: float = 30.0) -> None:
+        super().__init__(class_counts, loss_margin=loss_margin, loss_scale=loss_scale)
+        if loss_margin < 0:
+            raise ValueError(f"loss_margin must be >= 0, got {loss_margin}.")
+        if loss_scale <= 0:
+            raise ValueError(f"loss_scale must be > 0, got {loss_scale}.")
+        margin = at_least_one(self.class_counts) ** -0.25
+        self.register_buffer("margin", loss_margin * margin / margin.max(), persistent=False)
+        self.loss_scale = loss_scale
+
+    def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Take the label's margin off its cosine, and scale: as `ClassFrequencyLoss.adjust`.
+
+        Args:
+            logits: (N, K) cosines, float32 or float64.
+            labels: (N,) in [0, K).
+
+        Returns:
+            (N, K), of the same type.
+        """
+        margins = F.one_hot(labels, logits.shape[1]) * self.margin.to(logits.dtype)[labels, None]
+        return self.loss_scale * (logits - margins)
