@@ -35,7 +35,7 @@ def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None
     for heading in rows if wide else reports:
         table.add_column(heading.split(" (")[0].replace(" ", "\n") if wide else heading, justify="right")
     if wide:
-        table.caption, table.caption_justify = "; ".join(label for label in rows if "(" in label), "left"
+        table.caption, table.caption_justify = "\n".join(label for label in rows if "(" in label), "left"
         for i, run in enumerate(reports):
             table.add_row(run, *(row[i] for row in cells.values()))
     else:

@@ -166,7 +166,9 @@ class RecipeParser:
         """Read options written as `loss=vs,loss_gamma=0.2`, and check their names."""
         pairs = [item.partition("=") for item in text.split(",")]
         self._check_names([name for name, _, _ in pairs], f"option in {text!r}")
-        return {name: self._typed(name, yaml.safe_load(value)) for name, _, value in pairs}
+        if not all(value for _, _, value in pairs):
+            raise ValueError(f"expected option=value,option=value; got {text!r}.")
+        return {name: self._typed(name, value) for name, _, value in pairs}
 
     def set_defaults(self, **defaults: Any) -> None:
         """Set values for what was not given."""

@@ -150,7 +150,7 @@ def test_differences_on_the_command_line(tmp_path):
     assert (vs.args.loss, vs.args.loss_gamma, vs.args.rho) == ("vs", 0.1, 0.2)
     for text, message in (
         ("los=ldt", "unknown option in 'los=ldt': 'los'. Did you mean 'loss'"),
-        ("loss=ldt,rho", "rho"),
+        ("loss=ldt,rho", "expected option=value,option=value; got 'loss=ldt,rho'"),
         ("rho=big", "rho: 'big' is not what is expected"),
         ("imbalance_factor=7", "'imbalance_factor=7' is to hold the training options that differ"),
     ):
