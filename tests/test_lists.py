@@ -6,7 +6,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from transformers import TrainingArguments
 
@@ -19,6 +21,7 @@ from hf_sharp.sharpness.coefficients import method_options
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = [item for item in fields(SharpTrainingArguments) if item.name not in {f.name for f in fields(TrainingArguments)}]
 
 
@@ -66,6 +69,36 @@ def test_paths_that_the_readme_names_exist():
     named = set(re.findall(r"(?:recipes|benchmarks|docs|hf_sharp|tests)/[\w./-]+\.\w+", README))
     assert named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_loss_and_its_options_are_on_one_page_of_the_docs():
+    rows = {}
+    for page in (ROOT / "docs" / "losses").glob("*.md"):
+        for row in page.read_text().splitlines():
+            if row.startswith("| `"):
+                cells = row.split("|")
+                assert (name := cells[1].strip(" `")) not in rows
+                rows[name] = set(re.findall(r"`(loss_\w+)`", cells[3]))
+    assert rows == {name: loss_options(name) for name in LOSSES if name != "cross_entropy"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_code_in_the_docs_runs(page):
+    given = {
+        "predictions": np.array([0, 1, 2, 0]),
+        "references": np.array([0, 1, 1, 3]),
+        "class_counts": [500, 60, 12, 3],
+        "cosines": torch.zeros(4, 4),
+        "labels": torch.tensor([0, 1, 2, 3]),
+    }
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(code, page.name, "exec"), given)
 
 
 def test_the_numbers_in_the_readme_are_those_of_the_committed_results():
