@@ -141,11 +141,11 @@ def test_counts_cannot_be_changed_by_accident():
         frequencies.counts[0] = 5
 
 
-def test_two_million_rows_are_not_read_one_by_one():
-    # A row-by-row gather through the indices of a shuffled dataset costs 4 µs a row: 8 seconds for these.
+def test_ten_million_rows_in_a_second():
+    # A row-by-row gather through the indices of a shuffled dataset costs 4 µs a row: 40 seconds for these.
     from time import perf_counter
 
-    rows = 2_000_000
+    rows = 10_000_000
     table = pa.table({"label": np.random.default_rng(0).integers(0, 1000, rows)})
     data = datasets.Dataset(table)
     indices = datasets.Dataset(

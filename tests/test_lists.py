@@ -77,7 +77,8 @@ def test_every_loss_and_its_options_are_on_one_page_of_the_docs():
         for row in page.read_text().splitlines():
             if row.startswith("| `"):
                 cells = row.split("|")
-                assert (name := cells[1].strip(" `")) not in rows
+                name = cells[1].strip(" `")
+                assert name not in rows
                 rows[name] = set(re.findall(r"`(loss_\w+)`", cells[3]))
     assert rows == {name: loss_options(name) for name in LOSSES if name != "cross_entropy"}
 
