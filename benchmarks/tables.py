@@ -45,7 +45,7 @@ def accuracy_table(name: str) -> str:
         return f"{loss_table(result)}\n\n{how_it_was_made(name, result)}"
     lines = ["| recall in % | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
     for label, metric in ROWS.items():
-        group = f" ({classes[label]} classes)" if label in classes else ""
+        group = f" ({classes[label]} class{'' if classes[label] == 1 else 'es'})" if label in classes else ""
         lines.append(f"| {label}{group} | " + " | ".join(cell(row, metric) for row in runs.values()) + " |")
     lines += ["", how_it_was_made(name, result)]
     return "\n".join(lines)

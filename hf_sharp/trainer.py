@@ -6,10 +6,11 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import datasets
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedModel, Trainer
@@ -27,7 +28,13 @@ from hf_sharp.labels import (
 from hf_sharp.losses import build_loss
 from hf_sharp.metrics import compute_metrics_for
 from hf_sharp.sampling import ClassSampler
-from hf_sharp.sharpness import class_coefficients, scheduled_rho, sharpness_aware_backward
+from hf_sharp.sharpness import (
+    MicroBatch,
+    average_over_processes,
+    class_coefficients,
+    scheduled_rho,
+    sharpness_aware_backward,
+)
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -93,6 +100,11 @@ class SharpTrainer(Trainer):
         # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
         self._step_sums = torch.zeros(3, device=args.device)
         self._last_rho = args.rho
+        # The micro-batches that wait for the others of their accumulation window, and which of their examples have a
+        # coefficient.
+        self._window: list[tuple[dict[str, Any], Literal["all", "some", "none"]]] = []
+        one_epsilon = args.ascent_sync == "global" and args.world_size > 1
+        self._average = average_over_processes if one_epsilon else None
         # The losses are divided by the number of examples in the accumulation window: see _reduce.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -168,36 +180,77 @@ class SharpTrainer(Trainer):
         host_labels = inputs.pop(HOST_LABELS, None)
         present = self._host_coefficients if host_labels is None else self._host_coefficients[host_labels]
         rho = self._last_rho = self.rho
-        if rho == 0 or not present.any():
+        # With one ε for all processes, all of them make the same passes, whatever their examples are.
+        some = bool(present.any()) or self._average is not None
+        if rho == 0 or not (some or self.args.ascent_scope == "window"):
             return super().training_step(model, inputs, num_items_in_batch)
+
+        self._window.append((inputs, "all" if (present == 1).all() else "some" if some else "none"))
+        if self.args.ascent_scope == "window" and not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)  # the loss comes with the window's last micro-batch
+        window, self._window = self._window, []
+        if all(share == "none" for _, share in window):
+            return self._plain_steps(model, [inputs for inputs, _ in window], num_items_in_batch)
 
         model.train()
         if callable(to_training_mode := getattr(self.optimizer, "train", None)):
             to_training_mode()
-        inputs = self._prepare_inputs(inputs)
-        labels = self._labels(inputs)
-        counted = (labels != IGNORED_LABEL).sum().clamp(min=1)
-
-        def losses_at_current_weights() -> Tensor:
-            with self.compute_loss_context_manager():
-                return self._losses(model, inputs)[0]
-
+        self._empty_cache()
+        micro_batches, counted = [], torch.zeros((), dtype=torch.long, device=self.args.device)
+        for inputs, share in window:
+            prepared = self._prepare_inputs(inputs)
+            labels = self._labels(prepared)
+            counted += (labels != IGNORED_LABEL).sum()
+            losses = functools.partial(self._losses_now, model, prepared)
+            micro_batches.append(MicroBatch(losses, self._coefficients[labels.clamp(min=0)], share))
+        if self._average is not None:
+            counted = self.accelerator.reduce(counted.double(), "mean")
+        counted = counted.clamp(min=1)
         step = sharpness_aware_backward(
             model,
-            losses_at_current_weights,
-            self._coefficients[labels.clamp(min=0)],
+            micro_batches,
             rho,
             reduce=lambda losses: self._reduce(losses, num_items_in_batch),
-            mean=lambda losses: losses.sum() / counted,
+            mean=lambda losses: losses.sum() / counted.to(losses.dtype),
             backward=lambda loss, retain_graph: self.accelerator.backward(loss, retain_graph=retain_graph),
             grad_scale=self._grad_scale(),
             adaptive_eta=self.args.adaptive_eta if self.args.adaptive else None,
-            everything_perturbed=bool((present == 1).all()),
             without_sync=lambda: self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext(),
+            average=self._average,
         )
         sums = torch.stack([step.ascent_grad_norm, step.sharpness, torch.ones_like(step.sharpness)])
         self._step_sums += sums.to(self._step_sums)
         return step.loss
+
+    def _losses_now(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        with self.compute_loss_context_manager():
+            return self._losses(model, inputs)[0]
+
+    def _plain_steps(self, model: nn.Module, window: list[dict[str, Any]], num_items_in_batch: Any) -> Tensor:
+        losses = []
+        for inputs in window:
+            last = inputs is window[-1]
+            with nullcontext() if last or self.args.world_size == 1 else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, inputs, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _empty_cache(self) -> None:
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the micro-batches of an accumulation window, as `Trainer` does.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The micro-batches, and how many examples they have on all processes.
+        """
+        self._window.clear()  # what an error left of the one before
+        return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(
         self,

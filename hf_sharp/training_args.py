@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 # Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
 _STEP_IN_BACKWARD = ("lomo", "adalomo")
 
+_SHARP_OPTIONS = ("rho", "rho_schedule", "adaptive", "ascent_scope", "ascent_sync")
+SCOPES = ("micro_batch", "window")
+SYNCS = ("local", "global")
 _LOSS_OPTIONS = sorted(set().union(*map(loss_options, LOSSES)))
 
 
@@ -57,6 +60,12 @@ class SharpTrainingArguments(TrainingArguments):
         metadata={"help": "Measure the radius relative to each weight's size (ASAM); rho 0.5 to 2."},
     )
     adaptive_eta: float = field(default=0.01, metadata={"help": "ASAM: added to |w|, so that zero weights move too."})
+    ascent_scope: str = _choice(
+        "micro_batch", SCOPES, "Which examples share one perturbation: a micro-batch, or its accumulation window."
+    )
+    ascent_sync: str = _choice(
+        "local", SYNCS, "Whether every process has a perturbation of its own, or all have one of their mean gradient."
+    )
     focal_gamma: float = field(
         default=1.0,
         metadata={"help": "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma."},
@@ -135,6 +144,8 @@ class SharpTrainingArguments(TrainingArguments):
             ("loss", LOSSES),
             ("rho_schedule", RHO_SCHEDULES),
             ("sampler", SAMPLERS),
+            ("ascent_scope", SCOPES),
+            ("ascent_sync", SYNCS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
@@ -183,7 +194,7 @@ class SharpTrainingArguments(TrainingArguments):
             used.add("loss_beta")
         unused = {
             **{name: f"sharpness={self.sharpness!r}" for name in ("focal_gamma", "focal_lambda") if name not in used},
-            **{name: "sharpness='none'" for name in ("rho", "rho_schedule", "adaptive") if not sharp},
+            **{name: "sharpness='none'" for name in _SHARP_OPTIONS if not sharp},
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
             **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
         }

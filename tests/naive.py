@@ -17,8 +17,11 @@ def naive_coefficients(method, counts, gamma=1.0, lam=0.8, rare=20):
     return [{"none": 0.0, "sam": 1.0, "imbsam": float(n < rare)}[method] for n in counts]
 
 
-def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0, **coefficient_options):
-    """The gradient of one accumulation window, as a flat float64 vector."""
+def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0, groups=None, **coefficient_options):
+    """The gradient of one accumulation window, as a flat float64 vector.
+
+    `groups` are lists of indices of the micro-batches that share one ε; default: every one has its own.
+    """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     shapes = [dict(model.named_parameters())[name].shape for name in names]
     w = torch.cat([dict(model.named_parameters())[name].detach().flatten() for name in names])
@@ -39,9 +42,13 @@ def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0,
 
     n_window = sum(len(batch["labels"]) for batch in micro_batches)
     result = torch.zeros_like(w)
-    for batch in micro_batches:
-        c_y = [c[y] for y in batch["labels"].tolist()]
-        g = gradient(w, batch, [value / len(c_y) for value in c_y])
+    for group in groups or [[i] for i in range(len(micro_batches))]:
+        batches = [micro_batches[i] for i in group]
+        c_ys = [[c[y] for y in batch["labels"].tolist()] for batch in batches]
+        n_group = sum(map(len, c_ys))
+        g = sum(
+            gradient(w, batch, [value / n_group for value in c_y]) for batch, c_y in zip(batches, c_ys, strict=True)
+        )
         if eta is None:
             t = torch.ones_like(w)
         else:
@@ -52,6 +59,7 @@ def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0,
                 ]
             )
         epsilon = rho * t**2 * g / ((t * g).norm() + 1e-12)
-        result += gradient(w, batch, [(1 - value) / n_window for value in c_y])
-        result += gradient(w + epsilon, batch, [value / n_window for value in c_y])
+        for batch, c_y in zip(batches, c_ys, strict=True):
+            result += gradient(w, batch, [(1 - value) / n_window for value in c_y])
+            result += gradient(w + epsilon, batch, [value / n_window for value in c_y])
     return result

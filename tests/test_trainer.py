@@ -50,13 +50,13 @@ class Watch(TrainerCallback):
         self.window = []
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("accumulation", "scope"), [(1, "micro_batch"), (3, "micro_batch"), (3, "window")])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("loss", ["cross_entropy", "logit_adjusted"])
 @pytest.mark.parametrize("options", METHODS, ids=ids)
-def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, loss, adaptive, accumulation):
-    if adaptive and options["sharpness"] == "none":
-        pytest.skip("adaptive is refused without sharpness")
+def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, loss, adaptive, accumulation, scope):
+    if options["sharpness"] == "none" and (adaptive or scope == "window"):
+        pytest.skip("refused without sharpness")
     trainer = make_trainer(
         make_vit(dtype=torch.float64),
         make_images(dtype=np.float64),
@@ -65,6 +65,7 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         max_grad_norm=0.0,
         loss=loss,
         adaptive=adaptive,
+        ascent_scope=scope,
         **options,
     )
     before = copy.deepcopy(trainer.model)
@@ -78,13 +79,15 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         options.get("rho", 0.0),
         eta=0.01 if adaptive else None,
         tau=1.0 if loss == "logit_adjusted" else 0.0,
+        groups=[[0, 1, 2]] if scope == "window" else None,
         **({"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {}),
     )
     assert len(watch.windows[0]) == accumulation
     torch.testing.assert_close(watch.gradients[0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
-def test_a_shorter_last_window_is_averaged_over_its_own_examples(make_trainer):
+@pytest.mark.parametrize("scope", ["micro_batch", "window"])
+def test_a_shorter_last_window_is_averaged_over_its_own_examples(make_trainer, scope):
     trainer = make_trainer(
         make_vit(dtype=torch.float64),
         make_images([8, 4, 4, 4], dtype=np.float64),
@@ -94,13 +97,69 @@ def test_a_shorter_last_window_is_averaged_over_its_own_examples(make_trainer):
         max_grad_norm=0.0,
         learning_rate=0.0,
         rho=0.3,
+        ascent_scope=scope,
     )
     watch = Watch().attach(trainer)
     trainer.train()
     assert [[len(batch["labels"]) for batch in window] for window in watch.windows] == [[8, 8], [4]]
     for window, gradient in zip(watch.windows, watch.gradients, strict=True):
-        expected = naive_gradient(trainer.model, window, [8, 4, 4, 4], "sam", 0.3)
+        groups = [list(range(len(window)))] if scope == "window" else None
+        expected = naive_gradient(trainer.model, window, [8, 4, 4, 4], "sam", 0.3, groups=groups)
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("options", METHODS[1:], ids=ids)
+def test_with_one_epsilon_for_the_window_8_by_1_equals_2_by_4(make_trainer, options, adaptive):
+    def trained(accumulation, scope):
+        trainer = make_trainer(
+            make_vit(dtype=torch.float64),
+            make_images(dtype=np.float64),
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            ascent_scope=scope,
+            adaptive=adaptive,
+            logging_steps=1,
+            num_train_epochs=1,  # 74 examples: the last window is shorter
+            max_steps=-1,
+            optim="sgd",
+            learning_rate=0.1,
+            **options,
+        )
+        trainer.train()
+        figures = [
+            [log[name] for name in ("loss", "grad_norm", "ascent_grad_norm", "sharpness") if name in log]
+            for log in trainer.state.log_history
+        ]
+        return torch.cat([weight.flatten() for weight in trainer.model.parameters()]).detach(), figures
+
+    whole, whole_figures = trained(1, "window")
+    for accumulation in (4, 8):
+        parts, figures = trained(accumulation, "window")
+        torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-11)
+        assert figures == [pytest.approx(f, rel=1e-6) for f in whole_figures]
+    apart, _ = trained(4, "micro_batch")
+    assert (apart - whole).abs().max() > 1e-5, "with an ε of its own for every micro-batch it is another method"
+
+
+def test_an_error_in_a_window_leaves_nothing_for_the_next_training(make_trainer):
+    trainer = make_trainer(rho=0.3, ascent_scope="window", gradient_accumulation_steps=3, max_steps=2)
+    before, step, calls = weights_of(trainer.model), trainer.training_step, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    trainer.training_step = failing
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert_same_bits(weights_of(trainer.model), before)
+    trainer.train()
+    fresh = make_trainer(rho=0.3, ascent_scope="window", gradient_accumulation_steps=3, max_steps=2)
+    fresh.train()
+    assert_same_bits(weights_of(trainer.model), weights_of(fresh.model))
 
 
 # ---- what must hold, whatever the mode ---------------------------------------------------------------------------

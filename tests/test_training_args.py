@@ -60,6 +60,9 @@ def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss
         ({"loss": "logit_adjusted", "loss_tau": float("inf")}, "loss_tau must be a finite number"),
         ({"sharpness": "sam", "focal_gamma": 2.0}, "focal_gamma=2.0 has no effect with sharpness='sam'"),
         ({"sharpness": "none", "rho": 0.1}, "rho=0.1 has no effect with sharpness='none'"),
+        ({"ascent_scope": "batch"}, "unknown ascent_scope 'batch'; expected one of micro_batch, window"),
+        ({"ascent_sync": "all"}, "unknown ascent_sync 'all'; expected one of local, global"),
+        ({"sharpness": "none", "ascent_scope": "window"}, "ascent_scope='window' has no effect with sharpness='none'"),
         ({"sharpness": "none", "adaptive": True}, "adaptive=True has no effect with sharpness='none'"),
         ({"adaptive_eta": 0.1}, "adaptive_eta=0.1 has no effect with adaptive=False"),
         ({"loss_tau": 2.0}, "loss_tau=2.0 has no effect with loss='cross_entropy'"),
@@ -95,7 +98,7 @@ def test_deepspeed_from_the_launcher_is_refused(tmp_path, monkeypatch):
         args(tmp_path)
 
 
-@pytest.mark.parametrize("option", ["rho_hessian", "rho_update_every", "ascent_scope", "ascent_sync"])
+@pytest.mark.parametrize("option", ["rho_hessian", "rho_update_every", "rho_dataset"])
 def test_options_of_the_design_that_are_not_built_are_not_accepted(tmp_path, option):
     with pytest.raises(TypeError, match=option):
         args(tmp_path, **{option: "x"})

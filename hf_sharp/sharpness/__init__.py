@@ -1,13 +1,16 @@
 """The sharpness engine: coefficients, radius, ascent and the passes of a step. It knows torch, and no Trainer."""
 
+from hf_sharp.sharpness.ascent import average_over_processes
 from hf_sharp.sharpness.coefficients import METHODS, class_coefficients
 from hf_sharp.sharpness.radius import RHO_SCHEDULES, scheduled_rho
-from hf_sharp.sharpness.step import SharpnessStep, sharpness_aware_backward
+from hf_sharp.sharpness.step import MicroBatch, SharpnessStep, sharpness_aware_backward
 
 __all__ = [
     "METHODS",
     "RHO_SCHEDULES",
+    "MicroBatch",
     "SharpnessStep",
+    "average_over_processes",
     "class_coefficients",
     "scheduled_rho",
     "sharpness_aware_backward",

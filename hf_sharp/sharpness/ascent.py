@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def gradients_set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Empty every `.grad` for the time of the block, and put the very same tensors back after it.
+def gradients_in(gradients: list[Tensor | None], parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let backward passes in the block add to `gradients` instead of `.grad`, and leave `.grad` as it was.
 
-    What earlier micro-batches of an accumulation window left in `.grad` survives the ascent pass, also when the
-    pass raises.
+    What earlier micro-batches of an accumulation window left in `.grad` survives, also when a pass raises.
 
     Args:
-        parameters: the tensors whose `.grad` the block may use.
+        gradients: one per parameter, or None where there is none yet; the block's are added to them.
+        parameters: the tensors whose `.grad` the block uses.
     """
     kept = [parameter.grad for parameter in parameters]
     try:
-        for parameter in parameters:
-            parameter.grad = None
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         yield
+        gradients[:] = [parameter.grad for parameter in parameters]
     finally:
         for parameter, gradient in zip(parameters, kept, strict=True):
             parameter.grad = gradient
@@ -75,6 +76,31 @@ def gradient_to_perturbation(
     return norm
 
 
+@torch.no_grad()
+def average_over_processes(tensors: Sequence[Tensor], bucket_bytes: int = 2**25) -> None:
+    """Replace tensors by their mean over all processes, in place, with one all-reduce per bucket.
+
+    Args:
+        tensors: of the same shapes and in the same order on every process.
+        bucket_bytes: how many bytes travel at once; as much memory again is needed for them.
+    """
+    buckets: list[list[Tensor]] = []
+    room: dict[torch.dtype, int] = {}
+    for tensor in sorted(tensors, key=lambda tensor: str(tensor.dtype)):
+        size = tensor.numel() * tensor.element_size()
+        if size > room.get(tensor.dtype, -1):
+            buckets.append([])
+            room = {tensor.dtype: bucket_bytes}
+        room[tensor.dtype] -= size
+        buckets[-1].append(tensor)
+    for bucket in buckets:
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
+
+
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
     """Add ε to the parameters for the time of the block; afterwards every bit of them is as it was.
@@ -88,13 +114,19 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[N
     """
     weights = [parameter.detach() for parameter in parameters]
     originals = [weight.clone() for weight in weights]
+    restored = False
     try:
-        torch._foreach_add_(weights, epsilon)
-        epsilon.clear()
-        torch.clear_autocast_cache()  # an autocast region around both passes would go on using casts of w
-        yield
+        try:
+            torch._foreach_add_(weights, epsilon)
+            epsilon.clear()
+            torch.clear_autocast_cache()  # an autocast region around both passes would go on using casts of w
+            yield
+        finally:
+            torch._foreach_copy_(weights, originals)
+            restored = True
     finally:
-        torch._foreach_copy_(weights, originals)
+        if not restored:  # an interrupt came while the weights were being put back
+            torch._foreach_copy_(weights, originals)
         torch.clear_autocast_cache()
 
 

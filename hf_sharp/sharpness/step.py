@@ -5,21 +5,22 @@
     grad = ∇ reduce((1 − c_y) · ℓ)(w)  +  ∇ reduce(c_y · ℓ)(w + ε)         the first pass's graph again; second pass
 
 `reduce` is what plain training does with the losses of its examples; `grad` is added to `.grad`, as one plain backward
-pass would do. Where c is 1 everywhere, the middle term is not computed.
+pass would do. Where c is 1 everywhere, the middle term is not computed. The examples may come in several micro-batches,
+which then share one ε.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hf_sharp.sharpness.ascent import (
     gradient_to_perturbation,
-    gradients_set_aside,
+    gradients_in,
     perturbed,
     random_state,
     running_statistics_kept,
@@ -32,6 +33,21 @@ class Backward(Protocol):
 
     def __call__(self, loss: Tensor, retain_graph: bool) -> None:
         """Add the gradient of `loss` to `.grad`."""
+
+
+class MicroBatch(NamedTuple):
+    """Examples that go through the model at once.
+
+    Args:
+        losses: runs the forward pass at the current weights and returns ℓ (N,), with its graph.
+        coefficients: c_y (N,), the coefficient of each example's class.
+        perturbed: which of the examples have a coefficient other than 0; "all" if every coefficient is 1. Known on the
+            host, as asking the device would wait for it; "some" is always right.
+    """
+
+    losses: Callable[[], Tensor]
+    coefficients: Tensor
+    perturbed: Literal["all", "some", "none"] = "some"
 
 
 class SharpnessStep(NamedTuple):
@@ -48,8 +64,7 @@ class SharpnessStep(NamedTuple):
 
 def sharpness_aware_backward(
     model: nn.Module,
-    losses_at_current_weights: Callable[[], Tensor],
-    coefficients: Tensor,
+    micro_batches: Sequence[MicroBatch],
     rho: float,
     *,
     reduce: Callable[[Tensor], Tensor],
@@ -57,27 +72,27 @@ def sharpness_aware_backward(
     backward: Backward = lambda loss, retain_graph: loss.backward(retain_graph=retain_graph),
     grad_scale: Tensor | float = 1.0,
     adaptive_eta: float | None = None,
-    everything_perturbed: bool = False,
     without_sync: Callable[[], AbstractContextManager] = nullcontext,
+    average: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> SharpnessStep:
-    """Add one micro-batch's sharpness-aware gradient to `.grad` of the trainable parameters.
+    """Add the sharpness-aware gradient of some micro-batches to `.grad` of the trainable parameters. They share one ε.
 
     The weights are bit-identical afterwards, also when a pass raises. Both passes draw the same dropout masks, and
     running statistics see the first pass only. Nothing here waits for the device.
 
     Args:
         model: its parameters with `requires_grad` are perturbed.
-        losses_at_current_weights: runs the forward pass and returns ℓ (N,), with its graph.
-        coefficients: c_y (N,), the coefficient of each example's class.
+        micro_batches: the examples.
         rho: ρ > 0, the radius.
         reduce: (N,) to a scalar, as plain training reduces losses (mean, or sum over the accumulation window's count).
-        mean: (N,) to a scalar, the mean over the micro-batch that the ascent sees.
+        mean: (N,) to a scalar; over the micro-batches, these scalars add up to the mean that the ascent sees.
         backward: runs a backward pass.
         grad_scale: the factor by which `backward` scales gradients (float16 loss scaling); it cancels in ε and is
             taken out of `ascent_grad_norm`.
         adaptive_eta: None, or η of ASAM's metric T = |w| + η.
-        everything_perturbed: c is 1 for every example, known on the host: saves the backward pass at w.
-        without_sync: entered around the passes at w, so that only the last backward pass averages over processes.
+        without_sync: entered around all passes but the last one, so that only the last averages over processes.
+        average: averages g_c over the processes, in place, for one ε on all of them. Every process must then have
+            micro-batches that are not "none".
 
     Returns:
         The loss, the norm of the ascent gradient, and the sharpness.
@@ -86,9 +101,7 @@ def sharpness_aware_backward(
         >>> w = nn.Linear(1, 1, bias=False)
         >>> _ = w.weight.data.fill_(1.0)
         >>> losses = lambda: w(torch.ones(1, 1))[:, 0] ** 2  # ℓ(w) = w², so ε = ρ, and the gradient is 2 (w + ρ)
-        >>> step = sharpness_aware_backward(
-        ...     w, losses, torch.ones(1), 0.5, reduce=torch.mean, everything_perturbed=True
-        ... )
+        >>> step = sharpness_aware_backward(w, [MicroBatch(losses, torch.ones(1), "all")], 0.5, reduce=torch.mean)
         >>> w.weight.grad.item(), w.weight.item(), step.sharpness.item()
         (3.0, 1.0, 1.25)
 
@@ -97,29 +110,50 @@ def sharpness_aware_backward(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = parameters[0].device
-    before_first_pass = random_state(device)
+    ascent_gradients: list[Tensor | None] = [None] * len(parameters)
+    random_states, losses_at_w, weighted_at_w, weighted_at_epsilon = [], [], [], []
 
     with without_sync():
-        losses = losses_at_current_weights()
-        with gradients_set_aside(parameters):
+        for losses_now, coefficients, share in micro_batches:
+            random_states.append(random_state(device))
+            losses = losses_now()
             ascent_loss = mean(coefficients * losses)
-            backward(ascent_loss, retain_graph=not everything_perturbed)
-            reached = [parameter for parameter in parameters if parameter.grad is not None]
-            epsilon = [parameter.grad for parameter in reached if parameter.grad is not None]
-        losses_at_w = losses.detach()
-        if not everything_perturbed:
-            backward(reduce((1 - coefficients) * losses), retain_graph=False)
-        del losses  # and with it the graph of the pass at w
+            if share != "none":
+                with gradients_in(ascent_gradients, parameters):
+                    backward(ascent_loss, retain_graph=share != "all")
+            losses_at_w.append(reduce(losses.detach()))
+            weighted_at_w.append(ascent_loss.detach())
+            if share != "all":
+                backward(reduce((1 - coefficients) * losses), retain_graph=False)
+            del losses, ascent_loss  # and with them the graph of the pass at w
 
+    if average is not None:
+        ascent_gradients = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for gradient, parameter in zip(ascent_gradients, parameters, strict=True)
+        ]
+        average([gradient for gradient in ascent_gradients if gradient is not None])
+    reached, epsilon = [], []
+    for parameter, gradient in zip(parameters, ascent_gradients, strict=True):
+        if gradient is not None:
+            reached.append(parameter)
+            epsilon.append(gradient)
+    del ascent_gradients
     norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta)
+
     after_first_pass = random_state(device)
-    set_random_state(device, before_first_pass)
+    again = [i for i, micro_batch in enumerate(micro_batches) if micro_batch.perturbed != "none"]
     try:
         with perturbed(reached, epsilon), running_statistics_kept(model):
-            losses = losses_at_current_weights()
-            backward(reduce(coefficients * losses), retain_graph=False)
+            for i in again:
+                set_random_state(device, random_states[i])
+                with nullcontext() if i == again[-1] else without_sync():
+                    losses_now, coefficients, _ = micro_batches[i]
+                    losses = losses_now()
+                    backward(reduce(coefficients * losses), retain_graph=False)
+                    weighted_at_epsilon.append(mean(coefficients * losses.detach()))
     finally:
         set_random_state(device, after_first_pass)
 
-    sharpness = mean(coefficients * losses.detach()) - ascent_loss.detach()
-    return SharpnessStep(reduce(losses_at_w), norm / grad_scale, sharpness)
+    sharpness = torch.stack(weighted_at_epsilon).sum() - torch.stack(weighted_at_w).sum()
+    return SharpnessStep(torch.stack(losses_at_w).sum(), norm / grad_scale, sharpness)

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sharp.sharpness.ascent import gradient_to_perturbation, gradients_set_aside, perturbed, running_statistics_kept
+from hf_sharp.sharpness.ascent import (
+    average_over_processes,
+    gradient_to_perturbation,
+    gradients_in,
+    perturbed,
+    running_statistics_kept,
+)
 
 
 def test_sam_epsilon_has_length_rho_along_the_gradient():
@@ -99,12 +105,25 @@ def test_autocast_uses_the_perturbed_weights_in_an_outer_region():
     assert torch.equal(before, after)
 
 
-def test_gradients_set_aside_come_back_as_the_same_tensors():
+def test_grad_comes_back_as_the_same_tensors_and_the_blocks_gradients_add_up():
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+    weights[0].grad = kept = torch.full((2,), 7.0)
+    gradients = [None, None, None]
+    for _ in range(2):
+        with gradients_in(gradients, weights):
+            (3 * weights[0] + weights[1]).sum().backward()
+    assert weights[0].grad is kept
+    assert kept.tolist() == [7, 7]
+    assert [None if g is None else g.tolist() for g in gradients] == [[6, 6], [2, 2], None]
+    assert [w.grad for w in weights[1:]] == [None, None]
+
+
+def test_grad_comes_back_when_the_block_raises():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
     weights[0].grad = kept = torch.ones(2)
 
     def fail_inside():
-        with gradients_set_aside(weights):
+        with gradients_in([None, None], weights):
             assert weights[0].grad is None
             weights[1].grad = torch.zeros(2)
             raise ZeroDivisionError
@@ -113,6 +132,41 @@ def test_gradients_set_aside_come_back_as_the_same_tensors():
         fail_inside()
     assert weights[0].grad is kept
     assert weights[1].grad is None
+
+
+def test_an_interrupt_while_the_weights_are_put_back(monkeypatch):
+    weight = nn.Parameter(torch.tensor([1.1, 2.2]))
+    before, copy, calls = weight.detach().clone(), torch._foreach_copy_, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        copy(*args)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt), perturbed([weight], [torch.ones(2)]):
+        assert not torch.equal(weight, before)
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 24, 2**25])
+def test_an_average_over_processes_keeps_shapes_and_types_whatever_the_buckets(monkeypatch, bucket_bytes):
+    sent = []
+
+    def all_reduce(flat):  # three processes with the same tensors but for a factor 1, 2, 3
+        sent.append(flat.numel())
+        flat *= 6
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    tensors = [torch.ones(2, 2), torch.arange(3, dtype=torch.float64), torch.full((), 5.0), torch.ones(4)]
+    expected = [2 * tensor for tensor in tensors]
+    average_over_processes(tensors, bucket_bytes)
+    for tensor, value in zip(tensors, expected, strict=True):
+        assert tensor.dtype == value.dtype
+        assert torch.equal(tensor, value)
+    assert len(sent) == {1: 4, 24: 3, 2**25: 2}[bucket_bytes]
 
 
 def test_running_statistics_are_undone_also_when_they_became_nan():

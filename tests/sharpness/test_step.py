@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sharp.sharpness import sharpness_aware_backward
+from hf_sharp.sharpness import MicroBatch, sharpness_aware_backward
+
+
+def one_batch(model, losses, c, rho, *, everything_perturbed=False, **options):
+    batch = MicroBatch(losses, c, "all" if everything_perturbed else "some")
+    return sharpness_aware_backward(model, [batch], rho, **options)
 
 
 class Quadratic(nn.Module):
@@ -35,7 +40,7 @@ def test_closed_form_on_a_quadratic(c):
     expected = model.mean_gradient(w, 1 - c) + model.mean_gradient(w + epsilon, c)
     rise = (c * 0.5 * model.a * (((w + epsilon - model.b) ** 2).sum(1) - ((w - model.b) ** 2).sum(1))).mean()
 
-    step = sharpness_aware_backward(model, model.losses, c, rho, reduce=torch.mean)
+    step = one_batch(model, model.losses, c, rho, reduce=torch.mean)
 
     torch.testing.assert_close(model.w.grad, expected, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(step.loss, model.losses().mean().detach(), rtol=1e-15, atol=0)
@@ -50,7 +55,7 @@ def test_saying_that_everything_is_perturbed_changes_nothing_but_the_cost():
     gradients = []
     for everything in (False, True):
         model = Quadratic()
-        sharpness_aware_backward(
+        one_batch(
             model,
             model.losses,
             torch.ones(3, dtype=torch.float64),
@@ -75,9 +80,7 @@ def test_passes_are_counted(everything, forwards, backwards):
         loss.backward(retain_graph=retain_graph)
 
     c = torch.full((3,), 1.0 if everything else 0.5, dtype=torch.float64)
-    sharpness_aware_backward(
-        model, losses, c, 0.1, reduce=torch.mean, backward=backward, everything_perturbed=everything
-    )
+    one_batch(model, losses, c, 0.1, reduce=torch.mean, backward=backward, everything_perturbed=everything)
     assert count == {"forward": forwards, "backward": backwards}
 
 
@@ -87,7 +90,7 @@ def test_earlier_micro_batches_in_grad_survive():
     fresh = Quadratic()
     c = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     for each in (model, fresh):
-        sharpness_aware_backward(each, each.losses, c, 0.4, reduce=torch.mean)
+        one_batch(each, each.losses, c, 0.4, reduce=torch.mean)
     expected = fresh.w.grad + torch.tensor([10.0, 20.0], dtype=torch.float64)
     torch.testing.assert_close(model.w.grad, expected, rtol=1e-15, atol=0)
 
@@ -115,7 +118,7 @@ def test_weights_and_earlier_gradients_survive_an_exception_at_every_pass(at, er
 
     c = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     with pytest.raises(error):
-        sharpness_aware_backward(model, losses, c, 0.4, reduce=torch.mean, backward=backward)
+        one_batch(model, losses, c, 0.4, reduce=torch.mean, backward=backward)
     assert torch.equal(model.w, weights)
     assert torch.equal(torch.get_rng_state(), random_before)
     if at in ("forward 1", "backward 1", "backward 2"):
@@ -134,7 +137,7 @@ def test_a_tensor_without_gradient_in_the_second_pass_is_restored():
             return self.always**2 + (self.first_only**2 if self.passes == 1 else 0)
 
     model = Branching()
-    sharpness_aware_backward(model, model.losses, torch.ones(2), 0.5, reduce=torch.mean, everything_perturbed=True)
+    one_batch(model, model.losses, torch.ones(2), 0.5, reduce=torch.mean, everything_perturbed=True)
     assert torch.equal(model.first_only, torch.ones(2))
     assert torch.equal(model.always, torch.ones(2))
     assert model.first_only.grad is None
@@ -143,18 +146,14 @@ def test_a_tensor_without_gradient_in_the_second_pass_is_restored():
 def test_nan_loss_leaves_the_weights_and_gives_a_nan_gradient():
     model = Quadratic()
     before = model.w.detach().clone()
-    sharpness_aware_backward(
-        model, lambda: model.losses() * float("nan"), torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean
-    )
+    one_batch(model, lambda: model.losses() * float("nan"), torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean)
     assert torch.equal(model.w, before)
     assert model.w.grad.isnan().all()
 
 
 def test_zero_gradient_is_no_nan():
     model = Quadratic()
-    sharpness_aware_backward(
-        model, lambda: model.losses() * 0.0, torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean
-    )
+    one_batch(model, lambda: model.losses() * 0.0, torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean)
     assert torch.equal(model.w.grad, torch.zeros(2, dtype=torch.float64))
 
 
@@ -162,7 +161,7 @@ def test_loss_scaling_cancels_in_epsilon_and_in_the_logged_norm():
     results = []
     for scale in (1.0, 1024.0):
         model = Quadratic()
-        step = sharpness_aware_backward(
+        step = one_batch(
             model,
             model.losses,
             torch.full((3,), 0.5, dtype=torch.float64),
@@ -181,9 +180,7 @@ def test_both_passes_see_the_same_dropout_mask():
     x, masks = torch.randn(8, 4), []
     model[1].register_forward_hook(lambda module, args, output: masks.append(output == 0))
     state = torch.get_rng_state()
-    sharpness_aware_backward(
-        model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.05, reduce=torch.mean, everything_perturbed=True
-    )
+    one_batch(model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.05, reduce=torch.mean, everything_perturbed=True)
     assert len(masks) == 2
     assert masks[0].any()
     assert torch.equal(masks[0], masks[1])
@@ -200,9 +197,86 @@ def test_running_statistics_see_the_first_pass_only():
 
     model, plain, x = make(), make(), torch.randn(8, 4)
     plain(x)
-    sharpness_aware_backward(
-        model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.5, reduce=torch.mean, everything_perturbed=True
-    )
+    one_batch(model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.5, reduce=torch.mean, everything_perturbed=True)
     assert torch.equal(model[1].running_mean, plain[1].running_mean)
     assert torch.equal(model[1].running_var, plain[1].running_var)
     assert model[1].num_batches_tracked == 1
+
+
+# ---- a window of micro-batches -----------------------------------------------------------------------------------
+
+
+def part(model, rows, c, perturbed="some"):
+    return MicroBatch(lambda: model.losses()[rows], c[rows], perturbed)
+
+
+@pytest.mark.parametrize("c", [[1.0, 1.0, 1.0], [0.2, 0.5, 0.9]])
+@pytest.mark.parametrize("rows", [[[0], [1], [2]], [[0], [1, 2]], [[0, 1], [2]]])
+def test_a_window_in_parts_is_the_window_in_one(c, rows):
+    c, whole, parts = torch.tensor(c, dtype=torch.float64), Quadratic(), Quadratic()
+    weights = whole.w.detach().clone()
+
+    def third(losses):
+        return losses.sum() / 3
+
+    one = sharpness_aware_backward(whole, [part(whole, [0, 1, 2], c)], 0.4, reduce=third, mean=third)
+    many = sharpness_aware_backward(parts, [part(parts, r, c) for r in rows], 0.4, reduce=third, mean=third)
+    torch.testing.assert_close(parts.w.grad, whole.w.grad, rtol=1e-13, atol=0)
+    for figure, other in zip(one, many, strict=True):
+        torch.testing.assert_close(figure, other, rtol=1e-12, atol=0)
+    assert torch.equal(parts.w, weights)
+    apart = Quadratic()
+    for r in rows:
+        sharpness_aware_backward(apart, [part(apart, r, c)], 0.4, reduce=third, mean=third)
+    assert (apart.w.grad - whole.w.grad).abs().max() > 1e-3, "an ε of its own for every part is another method"
+
+
+def test_a_part_without_perturbed_examples_costs_one_pass_of_each_kind():
+    model, forwards, syncs = Quadratic(), [], []
+    c = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+
+    class WithoutSync:
+        def __enter__(self):
+            syncs.append("off")
+
+        def __exit__(self, *error):
+            syncs.append("on")
+
+    def losses(rows):
+        forwards.append((rows, syncs[-1:] == ["off"]))
+        return model.losses()[rows]
+
+    shares = {0: "none", 1: "all", 2: "none"}
+    batches = [MicroBatch(lambda r=r: losses([r]), c[[r]], share) for r, share in shares.items()]
+    sharpness_aware_backward(
+        model, batches, 0.4, reduce=lambda x: x.sum() / 3, mean=lambda x: x.sum() / 3, without_sync=WithoutSync
+    )
+    assert forwards == [([0], True), ([1], True), ([2], True), ([1], False)], "the last pass alone is synchronised"
+    whole = Quadratic()
+    one_batch(whole, whole.losses, c, 0.4, reduce=torch.mean)
+    torch.testing.assert_close(model.w.grad, whole.w.grad, rtol=1e-13, atol=0)
+
+
+def test_every_part_of_a_window_sees_its_own_dropout_mask_twice():
+    model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 1)).train()
+    x, masks = torch.randn(2, 8, 4), []
+    model[1].register_forward_hook(lambda module, args, output: masks.append(output == 0))
+    batches = [MicroBatch(lambda i=i: model(x[i])[:, 0] ** 2, torch.ones(8), "all") for i in range(2)]
+    sharpness_aware_backward(model, batches, 0.05, reduce=torch.mean)
+    assert torch.equal(masks[0], masks[2])
+    assert torch.equal(masks[1], masks[3])
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_one_epsilon_of_the_averaged_gradient():
+    c, model, other = torch.ones(3, dtype=torch.float64), Quadratic(), torch.tensor([3.0, -1.0], dtype=torch.float64)
+    w = model.w.detach().clone()
+
+    def average(gradients):
+        assert len(gradients) == 2, "also of the parameter that no loss reached here: it may be reached elsewhere"
+        gradients[0].add_(other).div_(2)
+
+    sharpness_aware_backward(model, [MicroBatch(model.losses, c, "all")], 0.4, reduce=torch.mean, average=average)
+    g = (model.mean_gradient(w, c) + other) / 2
+    torch.testing.assert_close(model.w.grad, model.mean_gradient(w + 0.4 * g / g.norm(), c), rtol=1e-12, atol=0)
+    assert torch.equal(model.unused, torch.ones(2, dtype=torch.float64))
