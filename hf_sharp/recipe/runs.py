@@ -199,9 +199,9 @@ def run_side_by_side(
         plot_recall_by_count(reports, picture, title)
         console = Console()
         console.print(comparison_table(reports, title))
-        console.print(f"picture  {picture}")
+        console.print(f"picture  {picture}", soft_wrap=True)  # paths to copy: in one piece
         for run in runs:
-            console.print(f"model    {run.args.output_dir}  ({run.name})", highlight=False)
+            console.print(f"model    {run.args.output_dir}  ({run.name})", highlight=False, soft_wrap=True)
     return results
 
 
