@@ -1,15 +1,34 @@
-"""Weights out of a checkpoint, under whatever key names it was saved."""
+"""Checkpoints: weights under whatever key names they have, the method that wrote them, and which ones are whole."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import json
+import logging
 import os
-from typing import Any, TypeGuard
+import shutil
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeGuard, cast
 
 import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, sort_checkpoints
+
+from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.*", "*/adapter_model.*", "pytorch_model_fsdp*")
 
 
 def is_whole_model(model: Any, folder: str | os.PathLike[str]) -> TypeGuard[PreTrainedModel]:
@@ -50,6 +69,161 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     model.load_state_dict(saved.state_dict())
 
 
+class MethodState(TrainerCallback, ExportableState):
+    """Puts into every checkpoint's trainer_state.json what the training was, so that no other one goes on from it.
+
+    Args:
+        method: the options in effect and the class counts, as JSON knows them.
+        num_processes: how many processes there are, each of which writes its random state.
+        save_only_model: whether a checkpoint is weights alone.
+    """
+
+    def __init__(self, method: dict[str, Any], num_processes: int = 1, save_only_model: bool = False) -> None:
+        self.method, self.num_processes, self.save_only_model = method, num_processes, save_only_model
+
+    def state(self) -> dict[str, Any]:
+        """Return what is written.
+
+        Returns:
+            What `__init__` takes, as `args`, and no `attributes`.
+        """
+        return {"args": dict(vars(self)), "attributes": {}}
+
+
+def check_same_method(folder: str | os.PathLike[str], method: Mapping[str, Any]) -> None:
+    """Raise a ValueError that says what differs, where a checkpoint is of another method or other class counts.
+
+    Args:
+        folder: a whole checkpoint.
+        method: the options in effect now, and the class counts.
+    """
+    written = _written(Path(folder))
+    # A plain Trainer writes nothing of its method, and nothing of the class counts.
+    saved = {**PLAIN_METHOD, "class_counts": method["class_counts"]} if written is None else written["method"]
+    differ = [
+        f"{name}: {_shown(name, saved, method)} there, {_shown(name, method, saved)} now"
+        for name in sorted(saved.keys() | method.keys())
+        if saved.get(name) != method.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"the checkpoint {os.fspath(folder)!r} was written by another training ({'; '.join(differ)}). Go on with "
+            "the same options and data; or start a new training from its weights, with from_pretrained on that folder."
+        )
+
+
+def _shown(name: str, values: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    value, other = values.get(name), others.get(name)
+    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other) > 8:
+        where = [i for i in range(len(value)) if value[i] != other[i]]
+        more = f", and {len(where) - 5} more" if len(where) > 5 else ""
+        return ", ".join(f"[{i}] = {value[i]}" for i in where[:5]) + more
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(map(str, value[:8]))}, ... {len(value)} in all]"
+    return "not used" if value is None else str(value)
+
+
+def whole_checkpoint(output_dir: str | os.PathLike[str], process_index: int = 0, num_processes: int = 1) -> str | None:
+    """Find the last checkpoint that every process finds whole; torn ones after it are named and put aside.
+
+    A training that is killed while it writes a checkpoint leaves a torn one. It is renamed to `torn-checkpoint-...`, so
+    that it neither counts in `save_total_limit` nor is taken for a checkpoint again.
+
+    Args:
+        output_dir: the folder with the checkpoints.
+        process_index: of this process.
+        num_processes: of the training that is to go on.
+
+    Returns:
+        The checkpoint's path, or None: there is none.
+    """
+    found = {folder: why_torn(folder, process_index) for folder in sort_checkpoints(os.fspath(output_dir))}
+    everywhere = gather_object([found]) if num_processes > 1 else [found]
+    for folder in sorted(set().union(*everywhere), key=lambda folder: int(folder.rpartition("-")[2]), reverse=True):
+        reasons = [reasons.get(folder, "it is not on every machine") for reasons in everywhere]
+        reason = next(filter(None, reasons), None)
+        if reason is None:
+            return folder
+        aside = Path(folder).with_name(f"torn-{Path(folder).name}")
+        logger.warning("%s is torn (%s): put aside as %s.", folder, reason, aside.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has done it
+            Path(folder).rename(aside)
+    return None
+
+
+def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | None:
+    """Say what a checkpoint lacks for going on from it, as it was interrupted while it was written or deleted.
+
+    Args:
+        folder: the checkpoint.
+        process_index: the process whose random state must be there.
+
+    Returns:
+        What is wrong with it, or None: it is whole.
+    """
+    path = Path(folder)
+    try:
+        written = _written(path) or {}
+    except (OSError, ValueError) as error:  # what Trainer writes last
+        return f"{TRAINER_STATE_NAME}: {error}"
+    needed: list[tuple[str, ...]] = [_WEIGHTS]
+    if not written.get("save_only_model"):
+        processes = written.get("num_processes", 1)
+        needed += [("optimizer*",), ("scheduler.pt",)]
+        if written and process_index < processes:
+            needed.append((f"rng_state_{process_index}.pth" if processes > 1 else "rng_state.pth",))
+    for patterns in needed:
+        if not any(any(path.glob(pattern)) for pattern in patterns):
+            return f"{' or '.join(patterns)} is missing"
+    for index in path.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except ValueError as error:
+            return f"{index.name}: {error}"
+        if missing := sorted(shard for shard in shards if not (path / shard).exists()):
+            return f"{', '.join(missing)} is missing"
+    for file in sorted(path.rglob("*")):
+        if not _is_whole(file):
+            return f"{file.relative_to(path)} ends too early"
+    return None
+
+
+def check_whole(folder: str | os.PathLike[str], process_index: int = 0) -> None:
+    """Raise a ValueError that says what a checkpoint lacks, if it is torn, and which ones beside it are whole."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"the checkpoint {os.fspath(folder)!r} is not a folder.")
+    if reason := why_torn(folder, process_index):
+        others = [other for other in sort_checkpoints(os.fspath(Path(folder).parent)) if not why_torn(other)]
+        whole = f"the last whole one is {others[-1]!r}" if others else "there is no whole one beside it"
+        raise ValueError(f"the checkpoint {os.fspath(folder)!r} is torn: {reason}; {whole}.")
+
+
+def _written(folder: Path) -> dict[str, Any] | None:
+    state = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    found = (state.get("stateful_callbacks") or {}).get(MethodState.__name__)
+    return found and found["args"]
+
+
+def _is_whole(file: Path) -> bool:
+    if file.suffix in (".pt", ".pth", ".bin"):  # torch.save writes a zip archive, whose directory comes last
+        return zipfile.is_zipfile(file)
+    if file.suffix == ".safetensors":
+        try:
+            safe_open(file, "pt").keys()
+        except SafetensorError:
+            return False
+    if file.is_dir() and any(file.glob("*.distcp")):  # sharded over processes; an index, written last, says how long
+        if not (file / ".metadata").exists():
+            return False
+        entries = FileSystemReader(file).read_metadata().storage_data.values()
+        ends = {entry.relative_path: 0 for entry in entries}
+        for entry in entries:
+            ends[entry.relative_path] = max(ends[entry.relative_path], entry.offset + entry.length)
+        return all((file / name).exists() and (file / name).stat().st_size >= end for name, end in ends.items())
+    return True
+
+
 def check_keys(source: str, missing: Any, unexpected: Any) -> None:
     """Raise a ValueError that names the keys which a checkpoint lacks, or has too many."""
     if missing or unexpected:
@@ -62,3 +236,70 @@ def check_keys(source: str, missing: Any, unexpected: Any) -> None:
 def widest_dtype(model: nn.Module) -> torch.dtype:
     """Find the type that holds every floating-point parameter of a model without rounding."""
     return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
+
+
+class ResumableTrainer(Trainer):
+    """`Trainer` that goes on from a checkpoint exactly, or says why it cannot.
+
+    It loads weights under whatever key names they were saved, takes no torn checkpoint, and none of another method.
+    """
+
+    args: SharpTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method_state = MethodState({}, self.args.world_size, self.args.save_only_model)
+        self.add_callback(self.method_state)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer` does. Going on from a checkpoint needs a whole one, of the same method and class counts.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder; or True for the last whole one in `output_dir`.
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            As `Trainer`.
+
+        Raises:
+            ValueError: the checkpoint is torn, or was written by another method or for other class counts.
+        """
+        if resume_from_checkpoint is True:
+            index, processes = self.args.process_index, self.args.world_size
+            resume_from_checkpoint = whole_checkpoint(str(self.args.output_dir), index, processes) or True
+        elif resume_from_checkpoint:
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            check_whole(resume_from_checkpoint, self.args.process_index)
+        if isinstance(resume_from_checkpoint, str):
+            check_same_method(resume_from_checkpoint, self.method_state.method)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Written last, it says that a checkpoint is whole: an older one must not say so of this.
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.is_world_process_zero():
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
+        states = cast(dict, self.state.stateful_callbacks)
+        states.setdefault(MethodState.__name__, {})  # not there after going on from a plain Trainer's checkpoint
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # transformers 5 saves ViT, Swin, BEiT and others under older key names, and Trainer would load these raw: the
+        # tensors that do not match stay what they were. from_pretrained converts the names.
+        target = self.model if model is None else model
+        if not self.is_fsdp_enabled and is_whole_model(target, resume_from_checkpoint):
+            load_weights(target, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if not self.is_fsdp_enabled and is_whole_model(self.model, best):
+            logger.info("Loading the best model from %s.", best)
+            load_weights(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)

@@ -44,6 +44,17 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
         raise ValueError("parallelism_config is not supported: use data parallelism, with `accelerate launch` alone.")
 
 
+def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
+    """Raise a ValueError for FSDP1, and say that under FSDP2 all processes share one perturbation."""
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            "FSDP1 is not supported: it flattens weights, and their shapes, which the ascent needs, are gone. Set "
+            "fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml."
+        )
+    if args.sharpness != "none" and args.ascent_sync == "local":
+        logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
+
+
 def check_model(model: nn.Module) -> None:
     """Raise a ValueError for a head that is not for one label of several per example, and for nothing to train."""
     config = getattr(model, "config", None)

@@ -13,10 +13,10 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from hf_sharp import preflight
-from hf_sharp.checkpoint import check_keys, is_whole_model, load_weights, widest_dtype
+from hf_sharp.checkpoint import ResumableTrainer, widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.labels import (
     HOST_LABELS,
@@ -40,7 +40,7 @@ from hf_sharp.training_args import SharpTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-class SharpTrainer(Trainer):
+class SharpTrainer(ResumableTrainer):
     """`Trainer` with a sharpness-aware training step, a class-frequency-aware loss and the long-tail report.
 
     Args:
@@ -99,12 +99,21 @@ class SharpTrainer(Trainer):
         self.label_names = ["labels"]
         # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
         self._step_sums = torch.zeros(3, device=args.device)
+        # The share of ε that rounding takes in weights of few bits: measured in the first step, told at the first log.
+        self._vanishing: Tensor | None = None
+        trained = (p for p in cast(nn.Module, self.model).parameters() if p.requires_grad)
+        self._measure_vanishing = any(parameter.dtype.itemsize < 4 for parameter in trained)
         self._last_rho = args.rho
         # The micro-batches that wait for the others of their accumulation window, and which of their examples have a
         # coefficient.
         self._window: list[tuple[dict[str, Any], Literal["all", "some", "none"]]] = []
-        one_epsilon = args.ascent_sync == "global" and args.world_size > 1
-        self._average = average_over_processes if one_epsilon else None
+        # FSDP2 averages every gradient on its way to the shards, and every process must make the same passes.
+        self._one_epsilon = self.is_fsdp_enabled or (args.ascent_sync == "global" and args.world_size > 1)
+        self._average = average_over_processes if self._one_epsilon and not self.is_fsdp_enabled else None
+        if self.is_fsdp_enabled:
+            preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args)
+            # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         # The losses are divided by the number of examples in the accumulation window: see _reduce.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -129,6 +138,12 @@ class SharpTrainer(Trainer):
         self._host_coefficients = coefficients.numpy()
         dtype = torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
         self._coefficients = coefficients.to(args.device, dtype)
+        self.method_state.method = {
+            **args.method,
+            **self.class_loss.options,
+            "class_importance": None if importance is None else importance.tolist(),
+            "class_counts": counts.tolist(),
+        }
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -180,8 +195,7 @@ class SharpTrainer(Trainer):
         host_labels = inputs.pop(HOST_LABELS, None)
         present = self._host_coefficients if host_labels is None else self._host_coefficients[host_labels]
         rho = self._last_rho = self.rho
-        # With one ε for all processes, all of them make the same passes, whatever their examples are.
-        some = bool(present.any()) or self._average is not None
+        some = bool(present.any())
         if rho == 0 or not (some or self.args.ascent_scope == "window"):
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -203,8 +217,8 @@ class SharpTrainer(Trainer):
             counted += (labels != IGNORED_LABEL).sum()
             losses = functools.partial(self._losses_now, model, prepared)
             micro_batches.append(MicroBatch(losses, self._coefficients[labels.clamp(min=0)], share))
-        if self._average is not None:
-            counted = self.accelerator.reduce(counted.double(), "mean")
+        if self._one_epsilon:
+            counted = self.accelerator.reduce(counted.float(), "mean")
         counted = counted.clamp(min=1)
         step = sharpness_aware_backward(
             model,
@@ -215,12 +229,20 @@ class SharpTrainer(Trainer):
             backward=lambda loss, retain_graph: self.accelerator.backward(loss, retain_graph=retain_graph),
             grad_scale=self._grad_scale(),
             adaptive_eta=self.args.adaptive_eta if self.args.adaptive else None,
-            without_sync=lambda: self.accelerator.no_sync(model) if self.args.world_size > 1 else nullcontext(),
+            without_sync=lambda: self._without_sync(model),
             average=self._average,
+            measure_vanishing=self._measure_vanishing,
         )
         sums = torch.stack([step.ascent_grad_norm, step.sharpness, torch.ones_like(step.sharpness)])
-        self._step_sums += sums.to(self._step_sums)
+        # What overflowed in float16 is skipped, and not logged either.
+        self._step_sums += torch.where(sums.isfinite().all(), sums, 0).to(self._step_sums)
+        if self._measure_vanishing:
+            self._vanishing, self._measure_vanishing = step.vanishing, False
         return step.loss
+
+    def _without_sync(self, model: nn.Module) -> Any:
+        synchronized = self.args.world_size == 1 or self.is_fsdp_enabled
+        return nullcontext() if synchronized else self.accelerator.no_sync(model)
 
     def _losses_now(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         with self.compute_loss_context_manager():
@@ -229,8 +251,7 @@ class SharpTrainer(Trainer):
     def _plain_steps(self, model: nn.Module, window: list[dict[str, Any]], num_items_in_batch: Any) -> Tensor:
         losses = []
         for inputs in window:
-            last = inputs is window[-1]
-            with nullcontext() if last or self.args.world_size == 1 else self.accelerator.no_sync(model):
+            with nullcontext() if inputs is window[-1] else self._without_sync(model):
                 losses.append(super().training_step(model, inputs, num_items_in_batch))
         return torch.stack(losses).sum()
 
@@ -324,7 +345,19 @@ class SharpTrainer(Trainer):
             if sums[2]:
                 logs["ascent_grad_norm"], logs["sharpness"] = sums[0] / sums[2], sums[1] / sums[2]
             self._step_sums.zero_()
+            self._warn_of_vanishing()
         super().log(logs, start_time)
+
+    def _warn_of_vanishing(self) -> None:
+        vanishing, self._vanishing = self._vanishing, None
+        if vanishing is not None and vanishing > 0.5:
+            logger.warning(
+                "%.0f %% of the perturbation's entries were lost to rounding in %s weights at the first step. Load the "
+                "model with dtype=torch.float32 and train with bf16=True, or choose a larger rho than %g.",
+                100 * vanishing.item(),
+                str(widest_dtype(cast(nn.Module, self.model))).removeprefix("torch."),
+                self.args.rho,
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
@@ -334,7 +367,7 @@ class SharpTrainer(Trainer):
         """
         # Asking the device which classes a batch holds would wait for it. A dispatched batch is put together from
         # tensors of several batches, which cannot carry anything else.
-        partial = 0 in self._host_coefficients and self._host_coefficients.any()
+        partial = 0 in self._host_coefficients and self._host_coefficients.any() and not self._one_epsilon
         dispatched = isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)) or (
             self.accelerator.dispatch_batches
         )
@@ -364,23 +397,3 @@ class SharpTrainer(Trainer):
         columns = cast(list[str], self._signature_columns)
         if self.args.label_column not in columns:
             columns.append(self.args.label_column)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # transformers 5 saves ViT, Swin, BEiT and others under older key names, and Trainer would load these raw: the
-        # tensors that do not match stay what they were. from_pretrained converts the names.
-        target = self.model if model is None else model
-        if is_whole_model(target, resume_from_checkpoint):
-            load_weights(target, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        best = str(self.state.best_model_checkpoint)
-        if is_whole_model(self.model, best):
-            logger.info("Loading the best model from %s.", best)
-            load_weights(self.model, best)
-        else:
-            super()._load_best_model()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)

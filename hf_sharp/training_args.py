@@ -24,6 +24,14 @@ logger = logging.getLogger(__name__)
 _STEP_IN_BACKWARD = ("lomo", "adalomo")
 
 _SHARP_OPTIONS = ("rho", "rho_schedule", "adaptive", "ascent_scope", "ascent_sync")
+# What a plain Trainer does, in the words of `SharpTrainingArguments.method`.
+PLAIN_METHOD = {
+    "sharpness": "none",
+    "loss": "cross_entropy",
+    "class_importance": None,
+    "reweight_after": None,
+    "sampler": "instance",
+}
 SCOPES = ("micro_batch", "window")
 SYNCS = ("local", "global")
 _LOSS_OPTIONS = sorted(set().union(*map(loss_options, LOSSES)))
@@ -134,6 +142,16 @@ class SharpTrainingArguments(TrainingArguments):
         return {name: getattr(self, name) for name in sorted(method_options(self.sharpness))}
 
     @property
+    def method(self) -> dict[str, Any]:
+        """The options of sharpness, loss and sampler that are in effect, with their values."""
+        names = [*PLAIN_METHOD]
+        if self.sharpness != "none":
+            names += [*_SHARP_OPTIONS, *(["adaptive_eta"] if self.adaptive else [])]
+        values = {name: getattr(self, name) for name in names}
+        loss_beta = {} if self.reweight_after is None else {"loss_beta": self.loss_beta}
+        return values | self.sharpness_options | self.loss_options | loss_beta
+
+    @property
     def loss_options(self) -> dict[str, Any]:
         """The options that the chosen loss takes, with their values."""
         return {name: getattr(self, name) for name in sorted(loss_options(self.loss))}
@@ -222,8 +240,6 @@ class SharpTrainingArguments(TrainingArguments):
                 "DeepSpeed is not supported: it keeps gradients where the ascent cannot see them. Use "
                 "`accelerate launch --config_file recipes/accelerate/ddp.yaml` instead."
             )
-        if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
-            raise ValueError("FSDP is not supported yet. Use data parallelism (recipes/accelerate/ddp.yaml) instead.")
         optimizer = getattr(self.optim, "value", self.optim)
         if self.sharpness != "none" and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
             raise ValueError(

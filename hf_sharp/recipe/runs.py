@@ -22,8 +22,8 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.metrics import comparison_table, report_of_prediction
 from hf_sharp.plots import plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
@@ -239,7 +239,7 @@ def _resume(args: SharpTrainingArguments) -> bool | str:
 def _checkpoint(args: SharpTrainingArguments) -> str | None:
     asked, folder = _resume(args), str(args.output_dir)
     if asked is True:
-        return get_last_checkpoint(folder) if os.path.isdir(folder) else None
+        return whole_checkpoint(folder, args.process_index, args.world_size)
     return asked or None
 
 

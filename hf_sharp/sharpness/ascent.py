@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 @contextmanager
@@ -35,16 +38,16 @@ def gradients_in(gradients: list[Tensor | None], parameters: Sequence[Tensor]) -
 
 @torch.no_grad()
 def gradient_to_perturbation(
-    parameters: Sequence[Tensor], gradients: list[Tensor], rho: float, adaptive_eta: float | None = None
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive_eta: float | None = None
 ) -> Tensor:
     """Turn gradients into the perturbation ε, in place.
 
         ε = ρ · T² g / (‖T g‖ + 1e-12)
 
     Args:
-        parameters: the tensors w that the gradients belong to.
+        parameters: the tensors w that the gradients belong to; of sharded ones (DTensor), every process has its part.
         gradients: g, of the same shapes; they are overwritten by ε.
-        rho: ρ >= 0, the length of T⁻¹ε over all tensors together.
+        rho: ρ >= 0, the length of T⁻¹ε over all tensors together, on all processes.
         adaptive_eta: None for T = 1; else η of ASAM's T = |w| + η on tensors of two or more dimensions (1 on
             biases and norms).
 
@@ -60,20 +63,46 @@ def gradient_to_perturbation(
         SAM arXiv 2010.01412, equation 2; ASAM arXiv 2102.11600, equation 3.
     """
     matrices = [i for i, w in enumerate(parameters) if w.ndim >= 2] if adaptive_eta is not None else []
-    matrix_gradients = [gradients[i] for i in matrices]
+    matrix_gradients = local_parts([gradients[i] for i in matrices])
     metric: list[Tensor] = []
     if matrices and adaptive_eta is not None:
-        metric = list(torch._foreach_abs([parameters[i].detach() for i in matrices]))
+        metric = list(torch._foreach_abs(local_parts([parameters[i] for i in matrices])))
         torch._foreach_add_(metric, adaptive_eta)
         torch._foreach_mul_(matrix_gradients, metric)
     norm = _global_norm(gradients)
     # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
     scale = rho / (norm + 1e-12)
-    for device_scale, group in _by_device(gradients, scale):
+    for device_scale, group in _by_device(local_parts(gradients), scale):
         torch._foreach_mul_(group, device_scale)
     if matrices:
         torch._foreach_mul_(matrix_gradients, metric)
     return norm
+
+
+def with_gradients(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    average: Callable[[Sequence[Tensor]], None] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Pick the parameters that have a gradient, and these.
+
+    Args:
+        parameters: the tensors.
+        gradients: one per parameter, or None.
+        average: averages gradients over processes, in place; what has none on this process may have one on another.
+
+    Returns:
+        The parameters that have a gradient, and their gradients.
+    """
+    if average is not None:
+        filled = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        ]
+        average(filled)
+        return list(parameters), filled
+    pairs = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
+    return [parameter for parameter, _ in pairs], [cast(Tensor, gradient) for _, gradient in pairs]
 
 
 @torch.no_grad()
@@ -112,12 +141,12 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[N
         parameters: the tensors to perturb, in place.
         epsilon: ε, of the same shapes. The list is emptied once it is used, so that its memory is free in the block.
     """
-    weights = [parameter.detach() for parameter in parameters]
+    weights = local_parts(parameters)
     originals = [weight.clone() for weight in weights]
     restored = False
     try:
         try:
-            torch._foreach_add_(weights, epsilon)
+            torch._foreach_add_(weights, local_parts(epsilon))
             epsilon.clear()
             torch.clear_autocast_cache()  # an autocast region around both passes would go on using casts of w
             yield
@@ -128,6 +157,54 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[N
         if not restored:  # an interrupt came while the weights were being put back
             torch._foreach_copy_(weights, originals)
         torch.clear_autocast_cache()
+
+
+def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give the values of tensors, of sharded ones (DTensor) this process's: to compute on element by element."""
+    return [(tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach() for tensor in tensors]
+
+
+@contextmanager
+def shards_only(model: nn.Module) -> Iterator[None]:
+    """Make FSDP2 drop the whole weights that it kept from a pass, and in case of an error those of the block.
+
+    A whole weight that outlives a change of its shards is wrong: one of the perturbed weights, after an error.
+
+    Args:
+        model: the module whose sharded modules are looked for.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.reshard()
+    try:
+        yield
+    except BaseException:
+        if sharded and hasattr(sharded[0], "reset_iter_state"):  # the outermost one; torch 2.13 and later
+            sharded[0].reset_iter_state()
+        raise
+
+
+@torch.no_grad()
+def vanishing_share(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Tensor:
+    """Measure which share of the entries of ε other than 0 is lost to rounding when it is added to the parameters.
+
+    Args:
+        parameters: the tensors that ε is for.
+        epsilon: ε, of the same shapes.
+
+    Returns:
+        From 0 to 1, a 0-dimensional float32 tensor on the device of the first parameter; of this process's shards.
+
+    Example:
+        >>> w, e = [torch.ones(2, dtype=torch.bfloat16)], [torch.tensor([0.001, 0.5], dtype=torch.bfloat16)]
+        >>> vanishing_share(w, e)
+        tensor(0.5000)
+    """
+    counts = torch.zeros(2, device=parameters[0].device)
+    for weight, change in zip(local_parts(parameters), local_parts(epsilon), strict=True):
+        some = change != 0
+        counts += torch.stack([(some & (weight + change == weight)).sum(), some.sum()]).to(counts.device)
+    return counts[0] / counts[1]
 
 
 @contextmanager
@@ -151,19 +228,32 @@ def running_statistics_kept(model: nn.Module) -> Iterator[None]:
             buffer.copy_(original)
 
 
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Read the random state of the CPU and of a device, so that a second pass can draw the same dropout mask."""
-    if device.type == "cpu":
-        return torch.get_rng_state(), None
-    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_named(device))
+def random_state(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
+    """Read the random state of the CPU and of devices, so that a second pass can draw the same dropout mask."""
+    states = {torch.device("cpu"): torch.get_rng_state()}
+    for device in devices:
+        if device.type not in ("cpu", "meta"):
+            states[device] = torch.get_device_module(device).get_rng_state(*_named(device))
+    return states
 
 
-def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+def set_random_state(states: Mapping[torch.device, Tensor]) -> None:
     """Set what `random_state` read."""
-    on_cpu, on_device = state
-    torch.set_rng_state(on_cpu)
-    if on_device is not None:
-        torch.get_device_module(device).set_rng_state(on_device, *_named(device))
+    for device, state in states.items():
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, *_named(device))
+
+
+@contextmanager
+def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Leave the random state of the CPU and of devices as it was, whatever the block draws."""
+    states = random_state(devices)
+    try:
+        yield
+    finally:
+        set_random_state(states)
 
 
 def _named(device: torch.device) -> tuple[torch.device, ...]:
@@ -171,10 +261,14 @@ def _named(device: torch.device) -> tuple[torch.device, ...]:
 
 
 def _global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(
-        list(tensors), 2, dtype=torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    )
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    norms = []
+    for sharded in (False, True):
+        if group := [tensor for tensor in tensors if isinstance(tensor, DTensor) is sharded]:
+            each = torch._foreach_norm(group, 2, dtype=dtype)
+            norm = torch.linalg.vector_norm(torch.stack([norm.to(tensors[0].device) for norm in each]))
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)  # over all shards
+    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
 
 def _by_device(tensors: Sequence[Tensor], scale: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:

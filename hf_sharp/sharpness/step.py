@@ -23,8 +23,12 @@ from hf_sharp.sharpness.ascent import (
     gradients_in,
     perturbed,
     random_state,
+    random_state_kept,
     running_statistics_kept,
     set_random_state,
+    shards_only,
+    vanishing_share,
+    with_gradients,
 )
 
 
@@ -54,12 +58,13 @@ class SharpnessStep(NamedTuple):
     """What a step saw, as 0-dimensional tensors on the device.
 
     `loss` is reduce(ℓ) at w, what plain training logs; `ascent_grad_norm` is ‖T g_c‖; `sharpness` is mean(c_y · ℓ) at
-    w + ε minus at w.
+    w + ε minus at w; `vanishing` is the share of ε that rounding took, where it was asked for.
     """
 
     loss: Tensor
     ascent_grad_norm: Tensor
     sharpness: Tensor
+    vanishing: Tensor | None = None
 
 
 def sharpness_aware_backward(
@@ -74,11 +79,16 @@ def sharpness_aware_backward(
     adaptive_eta: float | None = None,
     without_sync: Callable[[], AbstractContextManager] = nullcontext,
     average: Callable[[Sequence[Tensor]], None] | None = None,
+    measure_vanishing: bool = False,
 ) -> SharpnessStep:
     """Add the sharpness-aware gradient of some micro-batches to `.grad` of the trainable parameters. They share one ε.
 
     The weights are bit-identical afterwards, also when a pass raises. Both passes draw the same dropout masks, and
-    running statistics see the first pass only. Nothing here waits for the device.
+    running statistics see the first pass only. Nothing here waits for the device. Where a gradient overflows in any
+    pass, there is one in `.grad` too, which is what makes a float16 GradScaler skip the step.
+
+    A model that FSDP2 shards is perturbed shard by shard, and its ε is always that of all processes, whose passes must
+    be the same.
 
     Args:
         model: its parameters with `requires_grad` are perturbed.
@@ -93,9 +103,10 @@ def sharpness_aware_backward(
         without_sync: entered around all passes but the last one, so that only the last averages over processes.
         average: averages g_c over the processes, in place, for one ε on all of them. Every process must then have
             micro-batches that are not "none".
+        measure_vanishing: also measure how much of ε is lost to rounding (in bfloat16 weights).
 
     Returns:
-        The loss, the norm of the ascent gradient, and the sharpness.
+        The loss, the norm of the ascent gradient, the sharpness, and `vanishing` or None.
 
     Example:
         >>> w = nn.Linear(1, 1, bias=False)
@@ -108,52 +119,41 @@ def sharpness_aware_backward(
     Reference:
         SAM arXiv 2010.01412, algorithm 1; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = parameters[0].device
-    ascent_gradients: list[Tensor | None] = [None] * len(parameters)
-    random_states, losses_at_w, weighted_at_w, weighted_at_epsilon = [], [], [], []
+    with shards_only(model):
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        devices = {parameter.device for parameter in model.parameters()}
+        ascent_gradients: list[Tensor | None] = [None] * len(parameters)
+        random_states, losses_at_w, weighted_at_w, weighted_at_epsilon = [], [], [], []
 
-    with without_sync():
-        for losses_now, coefficients, share in micro_batches:
-            random_states.append(random_state(device))
-            losses = losses_now()
-            ascent_loss = mean(coefficients * losses)
-            if share != "none":
-                with gradients_in(ascent_gradients, parameters):
-                    backward(ascent_loss, retain_graph=share != "all")
-            losses_at_w.append(reduce(losses.detach()))
-            weighted_at_w.append(ascent_loss.detach())
-            if share != "all":
-                backward(reduce((1 - coefficients) * losses), retain_graph=False)
-            del losses, ascent_loss  # and with them the graph of the pass at w
+        with without_sync():
+            for losses_now, coefficients, share in micro_batches:
+                random_states.append(random_state(devices))
+                losses = losses_now()
+                ascent_loss = mean(coefficients * losses)
+                if share != "none":
+                    with gradients_in(ascent_gradients, parameters):
+                        backward(ascent_loss, retain_graph=share != "all")
+                losses_at_w.append(reduce(losses.detach()))
+                weighted_at_w.append(ascent_loss.detach())
+                if share != "all":
+                    backward(reduce((1 - coefficients) * losses), retain_graph=False)
+                del losses, ascent_loss  # and with them the graph of the pass at w
 
-    if average is not None:
-        ascent_gradients = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for gradient, parameter in zip(ascent_gradients, parameters, strict=True)
-        ]
-        average([gradient for gradient in ascent_gradients if gradient is not None])
-    reached, epsilon = [], []
-    for parameter, gradient in zip(parameters, ascent_gradients, strict=True):
-        if gradient is not None:
-            reached.append(parameter)
-            epsilon.append(gradient)
-    del ascent_gradients
-    norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta)
+        reached, epsilon = with_gradients(parameters, ascent_gradients, average)
+        del ascent_gradients
+        norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta)
+        vanishing = vanishing_share(reached, epsilon) if measure_vanishing else None
+        one = 1 + 0 * norm  # or NaN, after an overflow in the first pass: the second then has one too, whatever it sees
 
-    after_first_pass = random_state(device)
-    again = [i for i, micro_batch in enumerate(micro_batches) if micro_batch.perturbed != "none"]
-    try:
-        with perturbed(reached, epsilon), running_statistics_kept(model):
+        again = [i for i, micro_batch in enumerate(micro_batches) if micro_batch.perturbed != "none"]
+        with perturbed(reached, epsilon), running_statistics_kept(model), random_state_kept(devices):
             for i in again:
-                set_random_state(device, random_states[i])
+                set_random_state(random_states[i])
                 with nullcontext() if i == again[-1] else without_sync():
                     losses_now, coefficients, _ = micro_batches[i]
                     losses = losses_now()
-                    backward(reduce(coefficients * losses), retain_graph=False)
+                    backward(reduce(coefficients * losses) * one, retain_graph=False)
                     weighted_at_epsilon.append(mean(coefficients * losses.detach()))
-    finally:
-        set_random_state(device, after_first_pass)
 
     sharpness = torch.stack(weighted_at_epsilon).sum() - torch.stack(weighted_at_w).sum()
-    return SharpnessStep(torch.stack(losses_at_w).sum(), norm / grad_scale, sharpness)
+    return SharpnessStep(torch.stack(losses_at_w).sum(), norm / grad_scale, sharpness, vanishing)
