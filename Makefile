@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test quality format clean
+.PHONY: help install quickstart test test-all quality format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ quickstart: .venv/installed  ## the main job: a plain Trainer and SharpTrainer o
 	$(BIN)/accelerate launch --config_file recipes/accelerate/single_gpu.yaml recipes/image_classification.py --config recipes/configs/quickstart.yaml
 
 test: .venv/installed-test  ## the test suite
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_OPTIONS)
+
+test-all: .venv/installed-test  ## the test suite, with the slow ones
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TEST_OPTIONS)
 
 quality: .venv/installed-test  ## format check, lint (docstrings included) and types

@@ -136,6 +136,9 @@ class SharpTrainer(ResumableTrainer):
                 coefficients.max(),
             )
         self._host_coefficients = coefficients.numpy()
+        if args.torch_compile and not (coefficients == 1).all():
+            # A graph that serves two backward passes must not give its buffers to the first.
+            torch._functorch.config.donated_buffer = False
         dtype = torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
         self._coefficients = coefficients.to(args.device, dtype)
         self.method_state.method = {

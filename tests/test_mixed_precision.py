@@ -69,7 +69,9 @@ class Watch(TrainerCallback):
 def test_an_overflow_in_any_pass_skips_one_step_and_halves_the_scale_once(
     make_trainer, options, passes, name, accumulation
 ):
-    trainer = in_float16(make_trainer(max_steps=4, gradient_accumulation_steps=accumulation, logging_steps=1, **options))
+    trainer = in_float16(
+        make_trainer(max_steps=4, gradient_accumulation_steps=accumulation, logging_steps=1, **options)
+    )
     # Two passes per micro-batch: the third and fourth are those of the second one.
     trainer.model.classifier = OverflowIn(trainer.model.classifier, passes)
     watch = Watch(trainer)
@@ -112,13 +114,13 @@ def test_loss_scaling_changes_nothing_but_rounding(make_trainer, options, tmp_pa
 @pytest.mark.parametrize("options", METHODS, ids=ids)
 def test_float16_and_bfloat16_go_where_float32_goes(make_trainer, options):
     def trained(kind):
-        trainer = make_trainer(
-            max_steps=8, learning_rate=1e-3, logging_steps=1, bf16=kind == "bfloat16", **options
-        )
+        trainer = make_trainer(max_steps=8, learning_rate=1e-3, logging_steps=1, bf16=kind == "bfloat16", **options)
         if kind == "float16":
             in_float16(trainer)
         trainer.train()
-        return [(log["loss"], log["ascent_grad_norm"]) for log in trainer.state.log_history if "ascent_grad_norm" in log]
+        return [
+            (log["loss"], log["ascent_grad_norm"]) for log in trainer.state.log_history if "ascent_grad_norm" in log
+        ]
 
     for kind, tolerance in (("float16", 0.02), ("bfloat16", 0.1)):
         for one, other in zip(trained(kind), trained("float32"), strict=True):
@@ -161,9 +163,14 @@ def test_weights_of_few_bits_come_back_bit_for_bit(make_trainer, options, dtype)
     assert len(compared) == 3
 
 
-@pytest.mark.parametrize(("rho", "dtype", "told"), [
-    (1e-4, torch.bfloat16, True), (30.0, torch.bfloat16, False), (1e-4, torch.float32, False),
-])
+@pytest.mark.parametrize(
+    ("rho", "dtype", "told"),
+    [
+        (1e-4, torch.bfloat16, True),
+        (30.0, torch.bfloat16, False),
+        (1e-4, torch.float32, False),
+    ],
+)
 def test_a_perturbation_lost_to_rounding_is_told_once(make_trainer, caplog, rho, dtype, told):
     trainer = make_trainer(make_vit(dtype=dtype), rho=rho, max_steps=4, logging_steps=1, learning_rate=0.0)
     step = trainer.training_step
