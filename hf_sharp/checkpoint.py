@@ -28,7 +28,7 @@ from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.*", "*/adapter_model.*", "pytorch_model_fsdp*")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapter_model.*")
 
 
 def is_whole_model(model: Any, folder: str | os.PathLike[str]) -> TypeGuard[PreTrainedModel]:
@@ -98,6 +98,8 @@ def check_same_method(folder: str | os.PathLike[str], method: Mapping[str, Any])
         method: the options in effect now, and the class counts.
     """
     written = _written(Path(folder))
+    if written and written["save_only_model"]:
+        logger.warning("%s holds weights alone (save_only_model): the optimizer's moments start anew.", folder)
     # A plain Trainer writes nothing of its method, and nothing of the class counts.
     saved = {**PLAIN_METHOD, "class_counts": method["class_counts"]} if written is None else written["method"]
     differ = [
@@ -167,15 +169,16 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
         written = _written(path) or {}
     except (OSError, ValueError) as error:  # what Trainer writes last
         return f"{TRAINER_STATE_NAME}: {error}"
-    needed: list[tuple[str, ...]] = [_WEIGHTS]
+    needed: dict[str, tuple[str, ...]] = {"model.safetensors (or other weights)": _WEIGHTS}
     if not written.get("save_only_model"):
+        needed |= {"optimizer.pt (or .bin)": ("optimizer*",), "scheduler.pt": ("scheduler.pt",)}
         processes = written.get("num_processes", 1)
-        needed += [("optimizer*",), ("scheduler.pt",)]
         if written and process_index < processes:
-            needed.append((f"rng_state_{process_index}.pth" if processes > 1 else "rng_state.pth",))
-    for patterns in needed:
+            random_state = f"rng_state_{process_index}.pth" if processes > 1 else "rng_state.pth"
+            needed[random_state] = (random_state,)
+    for what, patterns in needed.items():
         if not any(any(path.glob(pattern)) for pattern in patterns):
-            return f"{' or '.join(patterns)} is missing"
+            return f"{what} is missing"
     for index in path.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text())["weight_map"].values())

@@ -37,6 +37,8 @@ FAMILIES = {
         "num_labels": 3,
     },
     "convnext": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_labels": 3},
+    "deberta-v2": SMALL | {"vocab_size": 30, "max_position_embeddings": 16},
+    "clip": {"vision_config": SMALL | {"image_size": 8, "patch_size": 4}, "num_labels": 3},
     "bert": SMALL | {"vocab_size": 30, "max_position_embeddings": 16},
     "roberta": SMALL | {"vocab_size": 30, "max_position_embeddings": 16},
     "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "vocab_size": 30, "num_labels": 3},
@@ -52,7 +54,7 @@ def scrambled(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_comes_back_bit_for_bit(family, tmp_path):
-    images = family in ("vit", "deit", "beit", "dinov2", "swin", "convnext")
+    images = family in ("vit", "deit", "beit", "dinov2", "swin", "convnext", "clip")
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     model = auto.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
     model.save_pretrained(tmp_path)
