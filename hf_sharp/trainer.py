@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
@@ -198,14 +199,14 @@ class SharpTrainer(ResumableTrainer):
         host_labels = inputs.pop(HOST_LABELS, None)
         present = self._host_coefficients if host_labels is None else self._host_coefficients[host_labels]
         rho = self._last_rho = self.rho
-        some = bool(present.any())
-        if rho == 0 or not (some or self.args.ascent_scope == "window"):
+        if rho == 0 or not (present.any() or self.args.ascent_scope == "window"):
             return super().training_step(model, inputs, num_items_in_batch)
 
-        self._window.append((inputs, "all" if (present == 1).all() else "some" if some else "none"))
+        window = [*self._window, (inputs, self._share(present))]
         if self.args.ascent_scope == "window" and not self.accelerator.sync_gradients:
+            self._window = window
             return torch.zeros((), device=self.args.device)  # the loss comes with the window's last micro-batch
-        window, self._window = self._window, []
+        self._window = []
         if all(share == "none" for _, share in window):
             return self._plain_steps(model, [inputs for inputs, _ in window], num_items_in_batch)
 
@@ -246,6 +247,11 @@ class SharpTrainer(ResumableTrainer):
     def _without_sync(self, model: nn.Module) -> Any:
         synchronized = self.args.world_size == 1 or self.is_fsdp_enabled
         return nullcontext() if synchronized else self.accelerator.no_sync(model)
+
+    def _share(self, coefficients: np.ndarray) -> Literal["all", "some", "none"]:
+        if not coefficients.any():
+            return "none"
+        return "all" if (coefficients == 1).all() else "some"
 
     def _losses_now(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         with self.compute_loss_context_manager():

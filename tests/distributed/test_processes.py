@@ -1,5 +1,6 @@
 """Two processes against one, for every method: one ε of both, or every process its own; DDP and FSDP2."""
 
+import functools
 import os
 from unittest import mock
 
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
+from hf_sharp.sharpness import average_over_processes
 from tests.conftest import assert_same_bits, make_images, make_vit
 from tests.processes import run_processes
 
@@ -218,25 +220,27 @@ def test_an_evaluation_between_two_sharded_steps_changes_nothing(tmp_path):
     assert_same_bits(ranks[0]["weights"], without[0]["weights"])
 
 
-def raise_in_the_second_pass(trainer):
-    head = trainer.model.classifier
-    passes = []
+def raise_in(where, trainer):
+    """Raise in the first step, on every process; then take the step again."""
+    happened = []
 
-    def hook(module, inputs):
-        passes.append(1)
-        if len(passes) == 2:
+    def raise_once(*_):
+        happened.append(1)
+        if len(happened) == (2 if where == "second pass" else 1):
             raise RuntimeError("planted")
 
-    handle = head.register_forward_pre_hook(hook)
+    if where == "second pass":
+        trainer.model.classifier.register_forward_pre_hook(raise_once)
+    else:
+        trainer._average = lambda gradients: (raise_once(), average_over_processes(gradients))
     step = trainer.training_step
 
     def training_step(model, inputs, num_items_in_batch=None):
-        before = [whole(p) for p in model.parameters()]
-        if passes:
+        if happened:
             return step(model, inputs, num_items_in_batch)
+        before = [whole(p) for p in model.parameters()]
         with pytest.raises(RuntimeError, match="planted"):
             step(model, inputs, num_items_in_batch)
-        handle.remove()
         assert all(torch.equal(whole(p), old) for p, old in zip(model.parameters(), before, strict=True))
         model.zero_grad()
         return step(model, inputs, num_items_in_batch)
@@ -244,13 +248,16 @@ def raise_in_the_second_pass(trainer):
     trainer.training_step = training_step
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_training_goes_on_after_an_error_in_a_pass_as_if_there_had_been_none(tmp_path, fsdp):
+@pytest.mark.parametrize(
+    ("fsdp", "where"), [(False, "second pass"), (False, "all-reduce of the ascent"), (True, "second pass")]
+)
+def test_training_goes_on_after_an_error_as_if_there_had_been_none(tmp_path, fsdp, where):
     if fsdp and not hasattr(FSDPModule, "reset_iter_state"):
         pytest.skip("before torch 2.13, FSDP2 cannot go on after an error")
-    options = METHODS[0] | {"ascent_sync": "global"}
+    options = METHODS[3] | {"ascent_sync": "global"}
     without = run_processes(train, tmp_path / "out", options, fsdp, folder=tmp_path)
-    ranks = run_processes(train, tmp_path / "out", options, fsdp, None, None, raise_in_the_second_pass, folder=tmp_path)
+    plant = functools.partial(raise_in, where)
+    ranks = run_processes(train, tmp_path / "out", options, fsdp, None, None, plant, folder=tmp_path)
     assert_same_bits(ranks[0]["weights"], without[0]["weights"])
 
 
