@@ -19,6 +19,11 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 
+def method_id(options) -> str:
+    """A method's name in test ids; README's matrix is checked against these."""
+    return "asam" if options.get("adaptive") else options.get("sharpness", "sam")
+
+
 def make_vit(
     dropout: float = 0.0, num_labels: int = NUM_CLASSES, num_channels: int = 1, dtype=torch.float32, seed: int = 0
 ):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import hf_sharp
-from tests.conftest import assert_same_bits, make_images, weights_of
-from tests.test_trainer import METHODS, ids
+from tests.conftest import assert_same_bits, make_images, method_id, weights_of
+from tests.test_trainer import METHODS
 
 FILES = [f"{hf_sharp.__path__[0]}/{name}" for name in ("sharpness/step.py", "sharpness/ascent.py", "trainer.py")]
 
@@ -40,7 +40,7 @@ def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [*METHODS[1:], {"sharpness": "sam", "rho": 1.0, "adaptive": True}], ids=ids)
+@pytest.mark.parametrize("options", [*METHODS[1:], {"sharpness": "sam", "rho": 1.0, "adaptive": True}], ids=method_id)
 def test_raised_at_every_line_of_a_step(make_trainer, options):
     trainer = make_trainer(max_steps=1, **options)
     trainer.train()  # makes the optimizer

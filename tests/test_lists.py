@@ -35,6 +35,29 @@ def test_the_readme_has_a_row_for_every_method_and_every_loss():
     assert rows_of("Which loss") == list(LOSSES)
 
 
+def test_the_readmes_matrix_of_modes_and_methods_is_what_the_tests_run():
+    section = README.split("## What is tested, mode by mode\n", 1)[1].split("\n## ", 1)[0]
+    head, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in section.splitlines() if "|" in row]
+    methods = head[1:-1]
+    assert methods == ["none", "sam", "asam", "imbsam", "focal_sam"]
+    tests = [cells[-1].strip("`") for cells in rows]
+    files = sorted({f"tests/{test.split('::')[0]}" for test in tests})
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:xdist", *files]
+    done = subprocess.run(collect, capture_output=True, text=True, cwd=ROOT, check=True)
+    run: dict[str, set[str]] = {}
+    for line in done.stdout.splitlines():
+        name, _, parameters = line.removeprefix("tests/").partition("[")
+        run.setdefault(name, set()).update(part.rstrip("0123456789") for part in parameters.rstrip("]").split("-"))
+    assert len(rows) > 20
+    for mode, *cells, test in rows:
+        ran = run.get(test.strip("`"), set())
+        # A test without a parameter for the method says itself, in its row, which one it runs.
+        if not ran & set(methods):
+            assert test.strip("`") in run, f"there is no test {test}"
+            continue
+        assert cells == ["✓" if method in ran else "–" for method in methods], f"{mode}: the tests run {ran}"
+
+
 def test_the_readme_has_a_row_for_every_option_with_its_default():
     rows = {}
     for row in README.split("## Options\n", 1)[1].split("\n## ", 1)[0].splitlines():

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_sharp.sharpness import MicroBatch, sharpness_aware_backward
 from hf_sharp.sharpness.ascent import vanishing_share
-from tests.conftest import assert_same_bits, make_images, make_vit, weights_of
+from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
 
 METHODS = [
     {"sharpness": "sam", "rho": 0.05},
@@ -23,10 +23,6 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 ]
-
-
-def ids(options):
-    return "-".join(str(value) for value in options.values())
 
 
 def in_float16(trainer, init_scale=2.0**10):
@@ -65,7 +61,7 @@ class Watch(TrainerCallback):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(("passes", "name"), [([3], "first"), ([4], "second"), ([3, 4], "both")])
-@pytest.mark.parametrize("options", METHODS[:3] + METHODS[4:], ids=ids)
+@pytest.mark.parametrize("options", METHODS[:3] + METHODS[4:], ids=method_id)
 def test_an_overflow_in_any_pass_skips_one_step_and_halves_the_scale_once(
     make_trainer, options, passes, name, accumulation
 ):
@@ -95,7 +91,7 @@ def test_an_overflow_in_any_pass_skips_one_step_and_halves_the_scale_once(
     assert all(torch.isfinite(torch.tensor(log.get("ascent_grad_norm", 0.0))) for log in logs)
 
 
-@pytest.mark.parametrize("options", METHODS, ids=ids)
+@pytest.mark.parametrize("options", METHODS, ids=method_id)
 def test_loss_scaling_changes_nothing_but_rounding(make_trainer, options, tmp_path):
     """With powers of two, scaling is exact where nothing underflows: only the float16 forward pass is left."""
 
@@ -111,7 +107,7 @@ def test_loss_scaling_changes_nothing_but_rounding(make_trainer, options, tmp_pa
         torch.testing.assert_close(value, other_weights[name], rtol=0, atol=2e-3, msg=name)
 
 
-@pytest.mark.parametrize("options", METHODS, ids=ids)
+@pytest.mark.parametrize("options", METHODS, ids=method_id)
 def test_float16_and_bfloat16_go_where_float32_goes(make_trainer, options):
     def trained(kind):
         trainer = make_trainer(max_steps=8, learning_rate=1e-3, logging_steps=1, bf16=kind == "bfloat16", **options)
@@ -143,7 +139,7 @@ def test_an_overflow_that_the_second_pass_does_not_see_is_in_the_gradient_too(de
     assert not torch.isfinite(w.weight.grad).all()
 
 
-@pytest.mark.parametrize("options", METHODS, ids=ids)
+@pytest.mark.parametrize("options", METHODS, ids=method_id)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_of_few_bits_come_back_bit_for_bit(make_trainer, options, dtype):
     trainer = make_trainer(make_vit(dtype=dtype), make_images(), max_steps=3, **options)

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.checkpoint import whole_checkpoint, why_torn
-from tests.conftest import assert_same_bits, make_images, make_vit
+from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 
 STEPS = 20
 RUNS = [
@@ -33,10 +33,6 @@ RUNS = [
         "gradient_accumulation_steps": 2,
     },
 ]
-
-
-def ids(options):
-    return "-".join(str(value) for value in options.values())
 
 
 def make(out, options, **more):
@@ -119,10 +115,10 @@ def run(out, options, kill_after=None, delay=0.0, die_in=None):
     return process.exitcode != 0
 
 
-@pytest.mark.parametrize("options", RUNS, ids=ids)
+@pytest.mark.parametrize("options", RUNS, ids=method_id)
 def test_killed_again_and_again_the_weights_at_the_end_are_the_same(tmp_path, options):
     run(tmp_path / "whole", options)
-    moments = random.Random(ids(options))
+    moments = random.Random(str(options))
     out, kills = tmp_path / "out", 0
     for die_in in ("weights", "optimizer", "state"):
         kills += run(out, options, die_in=die_in)

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
 from hf_sharp.losses import build_loss
-from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
+from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, method_id, weights_of
 from tests.naive import naive_gradient
 
 METHODS = [
@@ -23,8 +23,7 @@ METHODS = [
 ]
 
 
-def ids(options):
-    return "-".join(str(value) for value in options.values())
+ADAPTIVE = [options | {"adaptive": True} for options in METHODS[1:]]
 
 
 class Watch(TrainerCallback):
@@ -51,11 +50,10 @@ class Watch(TrainerCallback):
 
 
 @pytest.mark.parametrize(("accumulation", "scope"), [(1, "micro_batch"), (3, "micro_batch"), (3, "window")])
-@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("loss", ["cross_entropy", "logit_adjusted"])
-@pytest.mark.parametrize("options", METHODS, ids=ids)
-def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, loss, adaptive, accumulation, scope):
-    if options["sharpness"] == "none" and (adaptive or scope == "window"):
+@pytest.mark.parametrize("options", [*METHODS, *ADAPTIVE], ids=method_id)
+def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, loss, accumulation, scope):
+    if options["sharpness"] == "none" and scope == "window":
         pytest.skip("refused without sharpness")
     trainer = make_trainer(
         make_vit(dtype=torch.float64),
@@ -64,7 +62,6 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         gradient_accumulation_steps=accumulation,
         max_grad_norm=0.0,
         loss=loss,
-        adaptive=adaptive,
         ascent_scope=scope,
         **options,
     )
@@ -77,7 +74,7 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         CLASS_COUNTS,
         options["sharpness"],
         options.get("rho", 0.0),
-        eta=0.01 if adaptive else None,
+        eta=0.01 if "adaptive" in options else None,
         tau=1.0 if loss == "logit_adjusted" else 0.0,
         groups=[[0, 1, 2]] if scope == "window" else None,
         **({"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {}),
@@ -108,9 +105,8 @@ def test_a_shorter_last_window_is_averaged_over_its_own_examples(make_trainer, s
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("options", METHODS[1:], ids=ids)
-def test_with_one_epsilon_for_the_window_8_by_1_equals_2_by_4(make_trainer, options, adaptive):
+@pytest.mark.parametrize("options", [*METHODS[1:], *ADAPTIVE], ids=method_id)
+def test_with_one_epsilon_for_the_window_8_by_1_equals_2_by_4(make_trainer, options):
     def trained(accumulation, scope):
         trainer = make_trainer(
             make_vit(dtype=torch.float64),
@@ -118,7 +114,6 @@ def test_with_one_epsilon_for_the_window_8_by_1_equals_2_by_4(make_trainer, opti
             per_device_train_batch_size=8 // accumulation,
             gradient_accumulation_steps=accumulation,
             ascent_scope=scope,
-            adaptive=adaptive,
             logging_steps=1,
             num_train_epochs=1,  # 74 examples: the last window is shorter
             max_steps=-1,
@@ -167,7 +162,7 @@ def test_an_error_in_a_window_leaves_nothing_for_the_next_training(make_trainer)
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "logit_adjusted"])
 @pytest.mark.parametrize(
-    "options", [{"sharpness": "none"}, {"rho": 0.0}, {"sharpness": "focal_sam", "rho": 0.0}], ids=ids
+    "options", [{"sharpness": "none"}, {"rho": 0.0}, {"sharpness": "focal_sam", "rho": 0.0}], ids=method_id
 )
 def test_without_a_radius_it_is_plain_trainer_bit_for_bit(make_trainer, options, loss):
     criterion = build_loss(loss, CLASS_COUNTS)
@@ -188,7 +183,7 @@ def test_without_a_radius_it_is_plain_trainer_bit_for_bit(make_trainer, options,
         assert logged[0] == logged[1]
 
 
-@pytest.mark.parametrize("options", METHODS[1:], ids=ids)
+@pytest.mark.parametrize("options", METHODS[1:], ids=method_id)
 def test_the_method_is_not_plain_training(make_trainer, options):
     sharp, plain = make_trainer(**options), make_trainer(sharpness="none")
     sharp.train()
@@ -211,7 +206,7 @@ def test_imbsam_where_every_class_is_rare_is_sam(make_trainer):
     assert_same_bits(weights_of(sam.model), weights_of(imbsam.model))
 
 
-@pytest.mark.parametrize("options", METHODS[1:], ids=ids)
+@pytest.mark.parametrize("options", [*METHODS[1:], ADAPTIVE[0]], ids=method_id)
 def test_weights_are_bit_identical_after_every_training_step(make_trainer, options):
     trainer = make_trainer(make_vit(dropout=0.1), gradient_accumulation_steps=2, **options)
     step, seen = trainer.training_step, 0
@@ -277,12 +272,9 @@ class CountHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("options", METHODS, ids=ids)
-def test_a_step_reads_nothing_back_from_the_device(make_trainer, options, adaptive, monkeypatch):
-    if adaptive and options["sharpness"] == "none":
-        pytest.skip("adaptive is refused without sharpness")
-    trainer = make_trainer(adaptive=adaptive, max_steps=1, **options)
+@pytest.mark.parametrize("options", [*METHODS, *ADAPTIVE], ids=method_id)
+def test_a_step_reads_nothing_back_from_the_device(make_trainer, options, monkeypatch):
+    trainer = make_trainer(max_steps=1, **options)
     # On the CPU, where it costs nothing, the loss looks at the labels.
     monkeypatch.setattr(
         trainer, "class_loss", lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -451,7 +443,7 @@ def test_a_trial_changes_the_method(make_trainer, monkeypatch):
     assert not torch.equal(trainer._coefficients, before)
 
 
-@pytest.mark.parametrize("options", [{}, {"eval_do_concat_batches": False}], ids=ids)
+@pytest.mark.parametrize("options", [{}, {"eval_do_concat_batches": False}], ids=method_id)
 def test_evaluation_in_other_modes_gives_the_same_report(make_trainer, options):
     data = make_images(seed=5)
     expected = make_trainer(eval_dataset=data).evaluate()["eval_balanced_accuracy"]

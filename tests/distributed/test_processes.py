@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.sharpness import average_over_processes
-from tests.conftest import assert_same_bits, make_images, make_vit
+from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 from tests.processes import run_processes
 
 METHODS = [
@@ -32,10 +32,6 @@ FSDP = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
-
-
-def ids(options):
-    return "-".join(str(value) for value in options.values())
 
 
 class KeepGradients(TrainerCallback):
@@ -101,7 +97,7 @@ def assert_close(first, second, tolerance=1e-9):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
 
-@pytest.mark.parametrize("options", METHODS, ids=ids)
+@pytest.mark.parametrize("options", METHODS, ids=method_id)
 @pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_one_epsilon_two_processes_equal_one_with_the_double_batch(tmp_path, options, window, fsdp):
@@ -136,7 +132,7 @@ def test_one_epsilon_where_one_process_has_no_rare_examples(tmp_path, fsdp):
     assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
 
 
-@pytest.mark.parametrize("options", [*METHODS, {"sharpness": "sam", "ascent_sync": "global"}], ids=ids)
+@pytest.mark.parametrize("options", [*METHODS, {"sharpness": "sam", "ascent_sync": "global"}], ids=method_id)
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_after_50_steps_with_uneven_batches_the_processes_have_the_same_weights(tmp_path, options, fsdp):
     if fsdp and "ascent_sync" in options:
@@ -180,7 +176,7 @@ def count_all_reduces(trainer):
 
 
 @pytest.mark.parametrize(("sync", "expected"), [("local", 3), ("global", 6)])
-@pytest.mark.parametrize("options", [METHODS[0], METHODS[3]], ids=ids)
+@pytest.mark.parametrize("options", METHODS, ids=method_id)
 def test_all_reduces_of_gradients_in_three_steps(tmp_path, options, sync, expected):
     """As many as plain data parallelism makes; with one epsilon one more each. The model fits one bucket."""
     options = options | {"ascent_sync": sync, "gradient_accumulation_steps": 2, "ascent_scope": "window"}
@@ -192,7 +188,7 @@ def test_all_reduces_of_gradients_in_three_steps(tmp_path, options, sync, expect
 
 
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
-@pytest.mark.parametrize("options", METHODS, ids=ids)
+@pytest.mark.parametrize("options", METHODS, ids=method_id)
 def test_sharded_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path, options, kind):
     options = options | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "cosine"}
     with mock.patch.dict(FSDP, FSDP_STATE_DICT_TYPE=kind):

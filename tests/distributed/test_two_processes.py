@@ -103,10 +103,12 @@ def launch(tmp_path, *arguments, script=SCRIPT):
     ("accumulation", "options"),
     [
         (1, {"sharpness": "sam", "rho": 0.3}),
+        (1, {"sharpness": "sam", "rho": 1.0, "adaptive": True}),
         (2, {"sharpness": "focal_sam", "rho": 0.3}),
         (2, {"sharpness": "imbsam", "rho": 0.3}),
         (1, {"sharpness": "none"}),
     ],
+    ids=["sam", "asam", "focal_sam", "imbsam", "none"],
 )
 def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, accumulation, options):
     ranks = launch(tmp_path, accumulation, repr(options))
@@ -117,7 +119,12 @@ def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, accumulation, opt
     both = [*ranks[0]["windows"][0], *ranks[1]["windows"][0]]
     assert len(both) == 2 * accumulation
     expected = naive_gradient(
-        make_vit(dtype=torch.float64), both, CLASS_COUNTS, options["sharpness"], options.get("rho", 0.0)
+        make_vit(dtype=torch.float64),
+        both,
+        CLASS_COUNTS,
+        options["sharpness"],
+        options.get("rho", 0.0),
+        eta=0.01 if "adaptive" in options else None,
     )
     for rank in ranks:
         torch.testing.assert_close(rank["gradients"][0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
