@@ -26,6 +26,13 @@ def ip(*arguments):
     return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True)
 
 
+def switch_off(machine):
+    """Kill all that runs on a machine: launcher, workers, loaders."""
+    for pid in ip("netns", "pids", machine).stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
 @pytest.fixture
 def machines():
     """The names of two namespaces, and of the network interface in each; addresses 10.77.0.1 and 10.77.0.2."""
@@ -39,6 +46,7 @@ def machines():
             for name in names:
                 ip("netns", "add", name)
                 stack.callback(ip, "netns", "del", name)
+                stack.callback(switch_off, name)
             ends = [["name", cable, "netns", name] for cable, name in zip(cables, names, strict=True)]
             ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
             for i, (name, cable) in enumerate(zip(names, cables, strict=True)):
@@ -51,7 +59,7 @@ def machines():
 
 
 def launch(machines, out, *options):
-    """Start the recipe on both machines, each in a process group of its own."""
+    """Start the recipe on both machines."""
     started = []
     for rank, (name, cable) in enumerate(machines):
         command = ["ip", "netns", "exec", name, str(Path(sys.executable).parent / "accelerate"), "launch"]
@@ -67,9 +75,7 @@ def launch(machines, out, *options):
             "PYTHONPATH": str(ROOT),
         }
         log = (out.parent / f"machine_{rank}.log").open("w")
-        started.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
-        )
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started
 
 
@@ -93,7 +99,7 @@ def test_one_training_on_two_machines_a_lost_one_and_going_on(machines, tmp_path
         if (lost / "checkpoint-50" / "trainer_state.json").exists():
             break
         time.sleep(0.1)
-    os.killpg(second.pid, signal.SIGKILL)
+    switch_off(machines[1][0])
     killed_at = time.monotonic()
     assert first.wait(90) != 0, "a machine that is alone does not pretend to be done"
     assert time.monotonic() - killed_at < 60
