@@ -31,13 +31,14 @@ from transformers import (
 from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
 from hf_sharp.recipe.runs import machine_class
 
-COUNTS = [500, 300, 100, 60, 40, 30, 18, 12, 8, 5]
+COUNTS = [int(500 * 0.01 ** (rank / 99)) for rank in range(100)]
 METHODS: dict[str, dict] = {
     "none": {"sharpness": "none"},
     "sam": {"sharpness": "sam"},
     "asam": {"sharpness": "sam", "adaptive": True, "rho": 0.5},
     "imbsam": {"sharpness": "imbsam"},
     "focal_sam": {"sharpness": "focal_sam"},
+    "cc_sam": {"sharpness": "cc_sam"},
 }
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from hf_sharp import preflight
 from hf_sharp.checkpoint import ResumableTrainer, widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.head import ClassifierHead
 from hf_sharp.labels import (
     HOST_LABELS,
     IGNORED_LABEL,
@@ -26,13 +27,14 @@ from hf_sharp.labels import (
     LabelCollator,
     read_labels,
 )
-from hf_sharp.losses import build_loss
+from hf_sharp.losses import ClassFrequencyLoss, build_loss
 from hf_sharp.metrics import compute_metrics_for
 from hf_sharp.sampling import ClassSampler
 from hf_sharp.sharpness import (
     MicroBatch,
     average_over_processes,
     class_coefficients,
+    class_conditional_losses,
     scheduled_rho,
     sharpness_aware_backward,
 )
@@ -142,6 +144,9 @@ class SharpTrainer(ResumableTrainer):
             torch._functorch.config.donated_buffer = False
         dtype = torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
         self._coefficients = coefficients.to(args.device, dtype)
+        # CC-SAM takes no ascent of all weights: it is plain training with a loss that looks at the head.
+        cc_sam = args.sharpness == "cc_sam"
+        self._head = ClassifierHead(cast(nn.Module, self.model), len(counts), args.head) if cc_sam else None
         self.method_state.method = {
             **args.method,
             **self.class_loss.options,
@@ -322,7 +327,19 @@ class SharpTrainer(ResumableTrainer):
             and self.progress >= cast(float, self.args.reweight_after)
         ):
             class_loss = self._reweighted_loss
+        if self._head is not None and model.training:
+            return self._class_conditional(class_loss, logits, labels), outputs
         return class_loss(logits, labels), outputs
+
+    def _class_conditional(self, class_loss: ClassFrequencyLoss, logits: Tensor, labels: Tensor) -> Tensor:
+        head = cast(ClassifierHead, self._head)
+        features, counts = head.features_of(logits), class_loss.class_counts
+        options = self.args.sharpness_options
+        losses, sharpness = class_conditional_losses(
+            class_loss, logits, labels, features, head.parameters, counts, **options
+        )
+        self._step_sums += torch.stack([torch.zeros_like(sharpness), sharpness, torch.ones_like(sharpness)])
+        return losses
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
         if "labels" not in inputs:
@@ -349,10 +366,13 @@ class SharpTrainer(ResumableTrainer):
             start_time: the start of training.
         """
         if "loss" in logs and self.args.sharpness != "none":
-            logs["rho"] = self._last_rho
             sums = self.accelerator.reduce(self._step_sums, "sum").tolist()
+            if self._head is None:
+                logs["rho"] = self._last_rho
+            if self._head is None and sums[2]:
+                logs["ascent_grad_norm"] = sums[0] / sums[2]
             if sums[2]:
-                logs["ascent_grad_norm"], logs["sharpness"] = sums[0] / sums[2], sums[1] / sums[2]
+                logs["sharpness"] = sums[1] / sums[2]
             self._step_sums.zero_()
             self._warn_of_vanishing()
         super().log(logs, start_time)

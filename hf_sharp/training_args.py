@@ -15,7 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
 from hf_sharp.sampling import SAMPLERS
-from hf_sharp.sharpness.coefficients import METHODS, method_options
+from hf_sharp.sharpness.coefficients import METHODS, WITHOUT_RADIUS, method_options
 from hf_sharp.sharpness.radius import RHO_SCHEDULES
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ PLAIN_METHOD = {
 }
 SCOPES = ("micro_batch", "window")
 SYNCS = ("local", "global")
+# rare_threshold is used by every report.
+_METHOD_OPTIONS = sorted({*_SHARP_OPTIONS, "head"}.union(*map(method_options, METHODS)) - {"rare_threshold"})
 _LOSS_OPTIONS = sorted(set().union(*map(loss_options, LOSSES)))
 
 
@@ -79,6 +81,14 @@ class SharpTrainingArguments(TrainingArguments):
         metadata={"help": "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma."},
     )
     focal_lambda: float = field(default=0.8, metadata={"help": "Focal-SAM: the weight of the sharpness term."})
+    cc_radius: float = field(default=1e-6, metadata={"help": "CC-SAM: the radius of every class's ascent on the head."})
+    cc_phi: float = field(default=0.5, metadata={"help": "CC-SAM: the share of the perturbed loss, from 0 to 1."})
+    head: str | None = field(
+        default=None,
+        metadata={
+            "help": "CC-SAM: the name of the linear layer that makes the logits, where it is not found by itself."
+        },
+    )
     rare_threshold: int = field(
         default=20,
         metadata={"help": "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM."},
@@ -145,7 +155,7 @@ class SharpTrainingArguments(TrainingArguments):
     def method(self) -> dict[str, Any]:
         """The options of sharpness, loss and sampler that are in effect, with their values."""
         names = [*PLAIN_METHOD]
-        if self.sharpness != "none":
+        if self.sharpness not in WITHOUT_RADIUS:
             names += [*_SHARP_OPTIONS, *(["adaptive_eta"] if self.adaptive else [])]
         values = {name: getattr(self, name) for name in names}
         loss_beta = {} if self.reweight_after is None else {"loss_beta": self.loss_beta}
@@ -206,13 +216,15 @@ class SharpTrainingArguments(TrainingArguments):
             self.class_importance = _json("class_importance", self.class_importance)
 
     def _check_unused(self) -> None:
-        sharp = self.sharpness != "none"
         used = method_options(self.sharpness) | loss_options(self.loss)
+        if self.sharpness not in WITHOUT_RADIUS:
+            used |= set(_SHARP_OPTIONS)
+        if self.sharpness == "cc_sam":
+            used.add("head")
         if self.reweight_after is not None:
             used.add("loss_beta")
         unused = {
-            **{name: f"sharpness={self.sharpness!r}" for name in ("focal_gamma", "focal_lambda") if name not in used},
-            **{name: "sharpness='none'" for name in _SHARP_OPTIONS if not sharp},
+            **{name: f"sharpness={self.sharpness!r}" for name in _METHOD_OPTIONS if name not in used},
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
             **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
         }
@@ -241,10 +253,15 @@ class SharpTrainingArguments(TrainingArguments):
                 "`accelerate launch --config_file recipes/accelerate/ddp.yaml` instead."
             )
         optimizer = getattr(self.optim, "value", self.optim)
-        if self.sharpness != "none" and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
+        if self.sharpness not in WITHOUT_RADIUS and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
             raise ValueError(
                 f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
                 f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
+            )
+        if self.sharpness == "cc_sam" and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            raise ValueError(
+                "sharpness='cc_sam' reads the head's features while the model runs, which torch.compile does not "
+                "allow. Leave out torch_compile, or choose another method."
             )
 
 

@@ -84,7 +84,6 @@ def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported"),
         ({"optim": "adalomo"}, "optim='adalomo' updates the weights while the backward pass runs"),
         ({"deepspeed": "zero2.json"}, "DeepSpeed is not supported.*ddp.yaml"),
-        ({"fsdp": "full_shard"}, "FSDP is not supported yet"),
     ],
 )
 def test_bad_options_are_errors_at_construction(tmp_path, options, message):

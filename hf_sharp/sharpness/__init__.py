@@ -1,6 +1,7 @@
 """The sharpness engine: coefficients, radius, ascent and the passes of a step. It knows torch, and no Trainer."""
 
 from hf_sharp.sharpness.ascent import average_over_processes
+from hf_sharp.sharpness.class_conditional import class_conditional_losses
 from hf_sharp.sharpness.coefficients import METHODS, class_coefficients
 from hf_sharp.sharpness.radius import RHO_SCHEDULES, scheduled_rho
 from hf_sharp.sharpness.step import MicroBatch, SharpnessStep, sharpness_aware_backward
@@ -12,6 +13,7 @@ __all__ = [
     "SharpnessStep",
     "average_over_processes",
     "class_coefficients",
+    "class_conditional_losses",
     "scheduled_rho",
     "sharpness_aware_backward",
 ]

@@ -69,7 +69,7 @@ def gradient_to_perturbation(
         metric = list(torch._foreach_abs(local_parts([parameters[i] for i in matrices])))
         torch._foreach_add_(metric, adaptive_eta)
         torch._foreach_mul_(matrix_gradients, metric)
-    norm = _global_norm(gradients)
+    norm = global_norm(gradients)
     # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
     scale = rho / (norm + 1e-12)
     for device_scale, group in _by_device(local_parts(gradients), scale):
@@ -260,7 +260,8 @@ def _named(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)  # there is one mps device, and torch.mps takes no name for it
 
 
-def _global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Compute the L2 norm over all entries of tensors, on all processes where they are sharded: 0-dimensional."""
     dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     norms = []
     for sharded in (False, True):

@@ -4,6 +4,7 @@ none       c = 0
 sam        c = 1
 imbsam     c = 1 for rare classes, else 0
 focal_sam  c = λ (1 − π)^γ
+cc_sam     c = 0: it perturbs the head alone, class by class (class_conditional.py)
 """
 
 from __future__ import annotations
@@ -44,12 +45,22 @@ def _focal_sam(class_counts: Tensor, focal_gamma: float = 1.0, focal_lambda: flo
     return focal_lambda * (1 - priors) ** focal_gamma
 
 
+def _cc_sam(class_counts: Tensor, cc_radius: float = 1e-6, cc_phi: float = 0.5) -> Tensor:
+    if not (math.isfinite(cc_radius) and cc_radius >= 0):
+        raise ValueError(f"cc_radius must be a finite number >= 0, got {cc_radius}.")
+    if not 0 <= cc_phi <= 1:
+        raise ValueError(f"cc_phi is the share of the perturbed loss, from 0 to 1; got {cc_phi}.")
+    return _none(class_counts)
+
+
 METHODS: dict[str, Callable[..., Tensor]] = {
     "none": _none,
     "sam": _sam,
     "imbsam": _imbsam,
     "focal_sam": _focal_sam,
+    "cc_sam": _cc_sam,
 }
+WITHOUT_RADIUS = ("none", "cc_sam")  # methods without an ascent of all weights
 
 
 def method_options(name: str) -> set[str]:
@@ -66,7 +77,8 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
         name: one of `METHODS`.
         class_counts: (K,) integers >= 0, the training examples of each class.
         **options: `rare_threshold` (ImbSAM: rare is n_c < rare_threshold; 20), `focal_gamma` and `focal_lambda`
-            (Focal-SAM: γ >= 0 and λ >= 0; the paper's for fine-tuning CIFAR-100-LT: 5.5 and 0.8).
+            (Focal-SAM: γ >= 0 and λ >= 0; the paper's for fine-tuning CIFAR-100-LT: 5.5 and 0.8), `cc_radius` and
+            `cc_phi` (CC-SAM, which has no coefficient; 1e-6 and 0.5).
 
     Returns:
         (K,) float64 on the CPU.

@@ -1,0 +1,90 @@
+"""The classifier head: the linear layer that makes the logits, and the features that go into it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ClassifierHead:
+    """Watches a model for the features that its last linear layer turned into the logits.
+
+    Args:
+        model: the model; every `nn.Linear` with as many outputs as there are classes is looked at.
+        num_classes: K.
+        name: the module's name, where it is not to be found.
+
+    Raises:
+        ValueError: there is no such module, or none with K outputs.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> head = ClassifierHead(model, num_classes=3)
+        >>> logits = model(torch.ones(2, 4))
+        >>> head.features_of(logits).shape, head.module is model[2]
+        (torch.Size([2, 8]), True)
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int, name: str | None = None) -> None:
+        layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self.candidates = {
+            path: module
+            for path, module in layers.items()
+            if module.out_features == num_classes and name in (None, path)
+        }
+        if not self.candidates:
+            wanted = f"head={name!r} is not a linear layer" if name else "no linear layer of the model"
+            found = [f"{path} ({module.out_features})" for path, module in layers.items()][-8:]
+            raise ValueError(
+                f"{wanted} with {num_classes} outputs, one per class. The last linear layers are {', '.join(found)}. "
+                "Name the one that makes the logits with head=."
+            )
+        self._module: nn.Linear | None = None
+        self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
+        for module in self.candidates.values():
+            module.register_forward_hook(self._watch)
+
+    @property
+    def module(self) -> nn.Linear:
+        """The layer, known after the first forward pass."""
+        if self._module is None:
+            raise ValueError("the head is known after the first forward pass.")
+        return self._module
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The layer's weight, and its bias if it has one."""
+        return list(self.module.parameters(recurse=False))
+
+    def features_of(self, logits: Tensor) -> Tensor:
+        """Give what went into the layer that made the logits of the pass just run.
+
+        Args:
+            logits: (N, K), what the model returned.
+
+        Returns:
+            (N, d), with its graph.
+
+        Raises:
+            ValueError: the logits are not what the layer gave: something is done to them afterwards.
+        """
+        seen, self._seen = self._seen, None  # nothing of the pass is kept
+        if seen is None:
+            raise ValueError(self._not_found())
+        module, features, output = seen
+        if self._module is not module:  # compared once, as it reads from the device
+            if features.ndim != 2 or output.shape != logits.shape or not torch.equal(output.float(), logits.float()):
+                raise ValueError(self._not_found())
+            self._module = module
+        return features
+
+    def _watch(self, module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._seen = (module, inputs[0], output)
+
+    def _not_found(self) -> str:
+        return (
+            "the logits are not the output of a linear layer of (N, d) features; looked at "
+            f"{', '.join(map(repr, self.candidates))}. Name the layer that makes them with head=, or choose a method "
+            "that does not need it."
+        )
