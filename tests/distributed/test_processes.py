@@ -2,6 +2,7 @@
 
 import functools
 import os
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
+from hf_sharp.checkpoint import why_torn
 from hf_sharp.sharpness import average_over_processes
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 from tests.processes import run_processes
@@ -198,6 +200,14 @@ def test_sharded_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp
     assert len(resumed[0]["gradients"]) == 2
     for rank in range(2):
         assert_same_bits(resumed[rank]["weights"], whole_run[rank]["weights"])
+    assert [why_torn(checkpoint, rank) for rank in range(2)] == [None, None]
+    weights = max(
+        Path(checkpoint).glob("pytorch_model_fsdp*/*.distcp" if "SHARDED" in kind else "pytorch_model_fsdp.bin")
+    )
+    os.truncate(weights, weights.stat().st_size - 100)
+    assert "pytorch_model_fsdp" in why_torn(checkpoint)
+    (Path(checkpoint) / "rng_state_1.pth").unlink()
+    assert why_torn(checkpoint, 1) == "rng_state_1.pth is missing"
 
 
 def evaluate_between_steps(trainer):
