@@ -176,6 +176,8 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
         if written and process_index < processes:
             random_state = f"rng_state_{process_index}.pth" if processes > 1 else "rng_state.pth"
             needed[random_state] = (random_state,)
+        if written.get("method", {}).get("rho_schedule") == "learned" and process_index < processes:
+            needed[radius_file(process_index)] = (radius_file(process_index),)
     for what, patterns in needed.items():
         if not any(any(path.glob(pattern)) for pattern in patterns):
             return f"{what} is missing"
@@ -190,6 +192,11 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
         if not _is_whole(file):
             return f"{file.relative_to(path)} ends too early"
     return None
+
+
+def radius_file(process_index: int) -> str:
+    """Name the file of a checkpoint that holds a process's learned radius."""
+    return f"learned_radius_{process_index}.pt"
 
 
 def check_whole(folder: str | os.PathLike[str], process_index: int = 0) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.datasets.split import split_validation
 from hf_sharp.labels import check_same_names, read_labels
 from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.training_args import SharpTrainingArguments
@@ -51,6 +52,11 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
             "FSDP1 is not supported: it flattens weights, and their shapes, which the ascent needs, are gone. Set "
             "fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml."
         )
+    if args.learns_rho:
+        raise ValueError(
+            "rho_schedule='learned' is not supported with FSDP2, which gives one gradient per pass, not two. Use "
+            "recipes/accelerate/ddp.yaml, or another schedule."
+        )
     if args.sharpness != "none" and args.ascent_sync == "local":
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
 
@@ -78,6 +84,35 @@ def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
             "a model whose own head normalises features and class vectors. A normalised head cannot be folded into "
             "this one, so the checkpoint would predict something else than what was trained."
         )
+
+
+def hold_out(train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments) -> tuple[Any, Any]:
+    """Hold validation examples for the learned radius out of the training set, unless they were given.
+
+    Args:
+        train_dataset: the training set, or None.
+        rho_dataset: the examples that the radius is learned on, or None.
+        args: whether the radius is learned, and the fraction.
+
+    Returns:
+        What is trained on, and what the radius is learned on.
+
+    Raises:
+        ValueError: a `rho_dataset` that nothing uses, or a training set that cannot be split.
+    """
+    if not args.learns_rho:
+        if rho_dataset is not None:
+            raise ValueError("rho_dataset has no effect without rho_schedule='learned'. Leave it out, or learn rho.")
+        return train_dataset, None
+    if rho_dataset is not None or train_dataset is None:
+        return train_dataset, rho_dataset
+    if not isinstance(train_dataset, datasets.Dataset):
+        raise ValueError(
+            f"rho_schedule='learned' holds out validation examples of a datasets.Dataset; train_dataset is "
+            f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
+        )
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return split_validation(train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column)
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:

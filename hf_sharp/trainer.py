@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, cast
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedModel
 
 from hf_sharp import preflight
-from hf_sharp.checkpoint import ResumableTrainer, widest_dtype
+from hf_sharp.checkpoint import ResumableTrainer, radius_file, widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.head import ClassifierHead
 from hf_sharp.labels import (
@@ -31,13 +32,16 @@ from hf_sharp.losses import ClassFrequencyLoss, build_loss
 from hf_sharp.metrics import compute_metrics_for
 from hf_sharp.sampling import ClassSampler
 from hf_sharp.sharpness import (
+    LearnedRadius,
     MicroBatch,
     average_over_processes,
     class_coefficients,
     class_conditional_losses,
+    drawn_rows,
     scheduled_rho,
     sharpness_aware_backward,
 )
+from hf_sharp.sharpness.ascent import gradients_in, random_state_kept, running_statistics_kept
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -56,6 +60,7 @@ class SharpTrainer(ResumableTrainer):
         *trainer_args: what else `Trainer` takes.
         class_frequencies: the class frequencies of the training set, where they cannot be read from `train_dataset`
             (a stream), or are to be others than those read (a resampled set).
+        rho_dataset: what a learned radius is validated on; without it, examples are held out of `train_dataset`.
         **trainer_kwargs: what else `Trainer` takes. Without `compute_metrics`, the long-tail report is computed.
 
     Raises:
@@ -74,10 +79,12 @@ class SharpTrainer(ResumableTrainer):
         processing_class: Any = None,
         *trainer_args: Any,
         class_frequencies: ClassFrequencies | None = None,
+        rho_dataset: Any = None,
         **trainer_kwargs: Any,
     ) -> None:
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
         preflight.check_arguments(args, train_dataset)
+        train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args)
         if trainer_kwargs.get("compute_metrics") is not None and args.metric_is_default:
             args.metric_for_best_model, args.greater_is_better = "loss", False  # theirs may not know balanced accuracy
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
@@ -93,6 +100,9 @@ class SharpTrainer(ResumableTrainer):
         label2id = getattr(config, "label2id", None)
         self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
         preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
+        if self.rho_dataset is not None:
+            held_out = {"rho_dataset": self.rho_dataset}
+            preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
         self._build_method()
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
         if self.compute_metrics is None:
@@ -106,7 +116,7 @@ class SharpTrainer(ResumableTrainer):
         self._vanishing: Tensor | None = None
         trained = (p for p in cast(nn.Module, self.model).parameters() if p.requires_grad)
         self._measure_vanishing = any(parameter.dtype.itemsize < 4 for parameter in trained)
-        self._last_rho = args.rho
+        self._last_rho: Tensor | float = args.rho
         # The micro-batches that wait for the others of their accumulation window, and which of their examples have a
         # coefficient.
         self._window: list[tuple[dict[str, Any], Literal["all", "some", "none"]]] = []
@@ -139,7 +149,18 @@ class SharpTrainer(ResumableTrainer):
                 coefficients.max(),
             )
         self._host_coefficients = coefficients.numpy()
-        if args.torch_compile and not (coefficients == 1).all():
+        self._radius = None
+        if args.learns_rho:
+            self._radius = LearnedRadius(
+                args.rho,
+                args.rho_learning_rate,
+                hessian=args.rho_hessian,
+                objective=args.rho_objective,
+                adaptive_eta=args.adaptive_eta if args.adaptive else None,
+                device=args.device,
+                mean=lambda value: self.accelerator.reduce(value, "mean"),
+            )
+        if args.torch_compile and (args.learns_rho or not (coefficients == 1).all()):
             # A graph that serves two backward passes must not give its buffers to the first.
             torch._functorch.config.donated_buffer = False
         dtype = torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
@@ -183,8 +204,10 @@ class SharpTrainer(ResumableTrainer):
         return self.state.global_step / max(self.state.max_steps, 1)
 
     @property
-    def rho(self) -> float:
-        """The radius of the current step."""
+    def rho(self) -> Tensor | float:
+        """The radius of the current step; a learned one is on the device."""
+        if self._radius is not None:
+            return self._radius.rho
         return scheduled_rho(self.args.rho, self.args.rho_schedule, self.progress)
 
     def training_step(
@@ -204,7 +227,8 @@ class SharpTrainer(ResumableTrainer):
         host_labels = inputs.pop(HOST_LABELS, None)
         present = self._host_coefficients if host_labels is None else self._host_coefficients[host_labels]
         rho = self._last_rho = self.rho
-        if rho == 0 or not (present.any() or self.args.ascent_scope == "window"):
+        without_ascent = self._radius is None and rho == 0
+        if without_ascent or not (present.any() or self.args.ascent_scope == "window"):
             return super().training_step(model, inputs, num_items_in_batch)
 
         window = [*self._window, (inputs, self._share(present))]
@@ -219,6 +243,8 @@ class SharpTrainer(ResumableTrainer):
         if callable(to_training_mode := getattr(self.optimizer, "train", None)):
             to_training_mode()
         self._empty_cache()
+        if self._radius is not None:
+            self._prepare_radius(self._radius, model)
         micro_batches, counted = [], torch.zeros((), dtype=torch.long, device=self.args.device)
         for inputs, share in window:
             prepared = self._prepare_inputs(inputs)
@@ -241,6 +267,7 @@ class SharpTrainer(ResumableTrainer):
             without_sync=lambda: self._without_sync(model),
             average=self._average,
             measure_vanishing=self._measure_vanishing,
+            observer=self._radius,
         )
         sums = torch.stack([step.ascent_grad_norm, step.sharpness, torch.ones_like(step.sharpness)])
         # What overflowed in float16 is skipped, and not logged either.
@@ -248,6 +275,44 @@ class SharpTrainer(ResumableTrainer):
         if self._measure_vanishing:
             self._vanishing, self._measure_vanishing = step.vanishing, False
         return step.loss
+
+    def _prepare_radius(self, radius: LearnedRadius, model: nn.Module) -> None:
+        step, every = self.state.global_step, self.args.rho_update_every
+        if radius.direction is not None and (step - 1) % every == 0:  # these are the weights that it led to
+            radius.validate(*self._validation_half(radius, model))
+        if step % every == 0 and self.accelerator.sync_gradients:
+            radius.watch(self._get_learning_rate())
+
+    def _validation_half(self, radius: LearnedRadius, model: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        data, collate = self.rho_dataset, self._get_collator_with_removed_columns(self.data_collator, "validation")
+        number = radius.draws * self.args.world_size + self.args.process_index
+        rows = drawn_rows(number, self._train_batch_size, len(data), self.args.seed)
+        inputs = self._prepare_inputs(collate([data[row] for row in rows.tolist()]))
+        labels = self._labels(inputs)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        devices = {parameter.device for parameter in model.parameters()}
+        with random_state_kept(devices), running_statistics_kept(model), self._without_sync(model):
+            losses = self._losses_now(model, inputs)
+            loss = (self._coefficients[labels.clamp(min=0)] * losses).mean()
+            with gradients_in(gradients, parameters):
+                self.accelerator.backward(loss)
+        scale = self._grad_scale()
+        pairs = zip(gradients, parameters, strict=True)
+        return loss.detach(), [torch.zeros_like(p) if g is None else g / scale for g, p in pairs]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._radius is not None:
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(self._radius.state_dict(), os.path.join(output_dir, radius_file(self.args.process_index)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._radius is not None and checkpoint is not None:
+            file = os.path.join(checkpoint, radius_file(self.args.process_index))
+            if os.path.isfile(file):
+                self._radius.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _without_sync(self, model: nn.Module) -> Any:
         synchronized = self.args.world_size == 1 or self.is_fsdp_enabled
@@ -368,7 +433,9 @@ class SharpTrainer(ResumableTrainer):
         if "loss" in logs and self.args.sharpness != "none":
             sums = self.accelerator.reduce(self._step_sums, "sum").tolist()
             if self._head is None:
-                logs["rho"] = self._last_rho
+                logs["rho"] = float(self._last_rho)
+            if self._radius is not None:
+                logs["rho_derivative"] = self._radius.derivative.item()
             if self._head is None and sums[2]:
                 logs["ascent_grad_norm"] = sums[0] / sums[2]
             if sums[2]:

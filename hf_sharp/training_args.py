@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
 from hf_sharp.sampling import SAMPLERS
 from hf_sharp.sharpness.coefficients import METHODS, WITHOUT_RADIUS, method_options
-from hf_sharp.sharpness.radius import RHO_SCHEDULES
+from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ SCOPES = ("micro_batch", "window")
 SYNCS = ("local", "global")
 # rare_threshold is used by every report.
 _METHOD_OPTIONS = sorted({*_SHARP_OPTIONS, "head"}.union(*map(method_options, METHODS)) - {"rare_threshold"})
+_LEARNED_OPTIONS = (
+    *("rho_learning_rate", "rho_update_every", "rho_validation_fraction", "rho_hessian", "rho_objective"),
+)
 _LOSS_OPTIONS = sorted(set().union(*map(loss_options, LOSSES)))
 
 
@@ -64,7 +67,21 @@ class SharpTrainingArguments(TrainingArguments):
     rho: float = field(
         default=0.05, metadata={"help": "Radius of the ascent, an L2 norm over all trainable parameters."}
     )
-    rho_schedule: str = _choice("constant", RHO_SCHEDULES, "How rho changes over training; all but constant end at 0.")
+    rho_schedule: str = _choice("constant", RHO_SCHEDULES, "How rho changes over training; linear and cosine end at 0.")
+    rho_learning_rate: float = field(
+        default=0.02, metadata={"help": "LETS: the learning rate of Adam on log rho; 0 leaves rho as it is."}
+    )
+    rho_update_every: int = field(
+        default=5, metadata={"help": "LETS: the optimizer steps from one update to the next."}
+    )
+    rho_validation_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "LETS: the share of every class held out of the training set, up to 0.5, unless rho_dataset."
+        },
+    )
+    rho_hessian: str = _choice("secant", RHO_HESSIANS, "LETS: how H e is computed.")
+    rho_objective: str = _choice("gap", RHO_OBJECTIVES, "LETS: what rho is to make small.")
     adaptive: bool = field(
         default=False,
         metadata={"help": "Measure the radius relative to each weight's size (ASAM); rho 0.5 to 2."},
@@ -147,6 +164,11 @@ class SharpTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     @property
+    def learns_rho(self) -> bool:
+        """Whether the radius is learned (LETS)."""
+        return self.rho_schedule == "learned"
+
+    @property
     def sharpness_options(self) -> dict[str, Any]:
         """The options that the chosen sharpness method's coefficients take, with their values."""
         return {name: getattr(self, name) for name in sorted(method_options(self.sharpness))}
@@ -157,6 +179,7 @@ class SharpTrainingArguments(TrainingArguments):
         names = [*PLAIN_METHOD]
         if self.sharpness not in WITHOUT_RADIUS:
             names += [*_SHARP_OPTIONS, *(["adaptive_eta"] if self.adaptive else [])]
+            names += _LEARNED_OPTIONS if self.learns_rho else ()
         values = {name: getattr(self, name) for name in names}
         loss_beta = {} if self.reweight_after is None else {"loss_beta": self.loss_beta}
         return values | self.sharpness_options | self.loss_options | loss_beta
@@ -174,15 +197,23 @@ class SharpTrainingArguments(TrainingArguments):
             ("sampler", SAMPLERS),
             ("ascent_scope", SCOPES),
             ("ascent_sync", SYNCS),
+            ("rho_hessian", RHO_HESSIANS),
+            ("rho_objective", RHO_OBJECTIVES),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
 
     def _check_numbers(self) -> None:
-        for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda"):
+        for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+        if self.learns_rho and self.rho == 0:
+            raise ValueError("a learned radius begins at rho, which must be > 0; got 0.")
+        if self.rho_update_every < 1:
+            raise ValueError(f"rho_update_every must be at least 1, got {self.rho_update_every}.")
+        if not 0 < self.rho_validation_fraction <= 0.5:
+            raise ValueError(f"rho_validation_fraction must be in (0, 0.5], got {self.rho_validation_fraction}.")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the Trainer's smoother would "
@@ -226,6 +257,7 @@ class SharpTrainingArguments(TrainingArguments):
         unused = {
             **{name: f"sharpness={self.sharpness!r}" for name in _METHOD_OPTIONS if name not in used},
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
+            **(dict.fromkeys(_LEARNED_OPTIONS, f"rho_schedule={self.rho_schedule!r}") if not self.learns_rho else {}),
             **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
         }
         defaults = {item.name: item.default for item in fields(self)}

@@ -3,17 +3,19 @@
 from hf_sharp.sharpness.ascent import average_over_processes
 from hf_sharp.sharpness.class_conditional import class_conditional_losses
 from hf_sharp.sharpness.coefficients import METHODS, class_coefficients
-from hf_sharp.sharpness.radius import RHO_SCHEDULES, scheduled_rho
+from hf_sharp.sharpness.radius import RHO_SCHEDULES, LearnedRadius, drawn_rows, scheduled_rho
 from hf_sharp.sharpness.step import MicroBatch, SharpnessStep, sharpness_aware_backward
 
 __all__ = [
     "METHODS",
     "RHO_SCHEDULES",
+    "LearnedRadius",
     "MicroBatch",
     "SharpnessStep",
     "average_over_processes",
     "class_coefficients",
     "class_conditional_losses",
+    "drawn_rows",
     "scheduled_rho",
     "sharpness_aware_backward",
 ]

@@ -38,7 +38,7 @@ def gradients_in(gradients: list[Tensor | None], parameters: Sequence[Tensor]) -
 
 @torch.no_grad()
 def gradient_to_perturbation(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive_eta: float | None = None
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], rho: Tensor | float, adaptive_eta: float | None = None
 ) -> Tensor:
     """Turn gradients into the perturbation ε, in place.
 
@@ -71,7 +71,7 @@ def gradient_to_perturbation(
         torch._foreach_mul_(matrix_gradients, metric)
     norm = global_norm(gradients)
     # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
-    scale = rho / (norm + 1e-12)
+    scale = (norm + 1e-12).reciprocal() * (rho.to(norm) if isinstance(rho, Tensor) else rho)
     for device_scale, group in _by_device(local_parts(gradients), scale):
         torch._foreach_mul_(group, device_scale)
     if matrices:

@@ -54,6 +54,18 @@ class MicroBatch(NamedTuple):
     perturbed: Literal["all", "some", "none"] = "some"
 
 
+class AscentObserver(Protocol):
+    """Sees the two ends of an ascent."""
+
+    def at_w(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
+    ) -> None:
+        """See g_c times `grad_scale`, and mean(c_y · ℓ), at w, before g_c becomes ε."""
+
+    def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
+        """See a micro-batch's mean(c_y · ℓ) at w + ε, with its graph, which is to be kept."""
+
+
 class SharpnessStep(NamedTuple):
     """What a step saw, as 0-dimensional tensors on the device.
 
@@ -70,7 +82,7 @@ class SharpnessStep(NamedTuple):
 def sharpness_aware_backward(
     model: nn.Module,
     micro_batches: Sequence[MicroBatch],
-    rho: float,
+    rho: Tensor | float,
     *,
     reduce: Callable[[Tensor], Tensor],
     mean: Callable[[Tensor], Tensor] = torch.mean,
@@ -80,6 +92,7 @@ def sharpness_aware_backward(
     without_sync: Callable[[], AbstractContextManager] = nullcontext,
     average: Callable[[Sequence[Tensor]], None] | None = None,
     measure_vanishing: bool = False,
+    observer: AscentObserver | None = None,
 ) -> SharpnessStep:
     """Add the sharpness-aware gradient of some micro-batches to `.grad` of the trainable parameters. They share one ε.
 
@@ -93,7 +106,7 @@ def sharpness_aware_backward(
     Args:
         model: its parameters with `requires_grad` are perturbed.
         micro_batches: the examples.
-        rho: ρ > 0, the radius.
+        rho: ρ > 0, the radius; a 0-dimensional tensor is not read on the host.
         reduce: (N,) to a scalar, as plain training reduces losses (mean, or sum over the accumulation window's count).
         mean: (N,) to a scalar; over the micro-batches, these scalars add up to the mean that the ascent sees.
         backward: runs a backward pass.
@@ -104,6 +117,7 @@ def sharpness_aware_backward(
         average: averages g_c over the processes, in place, for one ε on all of them. Every process must then have
             micro-batches that are not "none".
         measure_vanishing: also measure how much of ε is lost to rounding (in bfloat16 weights).
+        observer: sees the ascent's gradient and its loss at w, and its loss at w + ε.
 
     Returns:
         The loss, the norm of the ascent gradient, the sharpness, and `vanishing` or None.
@@ -139,8 +153,11 @@ def sharpness_aware_backward(
                     backward(reduce((1 - coefficients) * losses), retain_graph=False)
                 del losses, ascent_loss  # and with them the graph of the pass at w
 
-        reached, epsilon = with_gradients(parameters, ascent_gradients, average)
+        fill = average or (None if observer is None else lambda gradients: None)
+        reached, epsilon = with_gradients(parameters, ascent_gradients, fill)
         del ascent_gradients
+        if observer is not None:
+            observer.at_w(reached, epsilon, torch.stack(weighted_at_w).sum(), grad_scale)
         norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta)
         vanishing = vanishing_share(reached, epsilon) if measure_vanishing else None
         one = 1 + 0 * norm  # or NaN, after an overflow in the first pass: the second then has one too, whatever it sees
@@ -152,6 +169,8 @@ def sharpness_aware_backward(
                 with nullcontext() if i == again[-1] else without_sync():
                     losses_now, coefficients, _ = micro_batches[i]
                     losses = losses_now()
+                    if observer is not None:
+                        observer.at_epsilon(reached, mean(coefficients * losses), grad_scale)
                     backward(reduce(coefficients * losses) * one, retain_graph=False)
                     weighted_at_epsilon.append(mean(coefficients * losses.detach()))
 

@@ -1,0 +1,285 @@
+"""LETS: the derivative on a quartic, the limits of its approximations, and the trainer's bookkeeping."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from hf_sharp.sharpness import LearnedRadius, MicroBatch, drawn_rows, sharpness_aware_backward
+from hf_sharp.sharpness.radius import RHO_HESSIANS, hessian_direction, radius_derivative
+from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
+from tests.distributed.test_processes import train
+from tests.processes import run_processes
+from tests.test_modes import SHARP
+
+RNG = np.random.default_rng(0)
+A = torch.tensor(RNG.normal(size=(4, 4)))
+SIDES = {side: torch.tensor(RNG.normal(size=4)) for side in ("train", "validation")}
+LR = 0.05
+
+
+def quartic(w, side="train"):
+    """Σ ((A w)_i − t_i)⁴ / 4 + w·w, whose derivatives are known."""
+    return ((A @ w - SIDES[side]) ** 4).sum() / 4 + w @ w
+
+
+def gradient(w, side="train"):
+    w = w.detach().requires_grad_()
+    return torch.autograd.grad(quartic(w, side), w)[0]
+
+
+START = torch.tensor(RNG.normal(size=4)) * 0.3
+
+
+def after_a_step(rho):
+    g = gradient(START)
+    unit = g / g.norm()
+    return START - LR * gradient(START + rho * unit)
+
+
+def objective(kind, rho):
+    w = after_a_step(rho)
+    validation, training = quartic(w, "validation"), quartic(w)
+    return validation if kind == "validation" else (validation - training) ** 2 / 2
+
+
+def derivative(kind, hessian, rho):
+    g = gradient(START)
+    unit = g / g.norm()
+    at_epsilon = (START + rho * unit).requires_grad_()
+    direction = hessian_direction(
+        hessian,
+        quartic(at_epsilon),
+        [at_epsilon],
+        rho=torch.tensor(rho, dtype=torch.float64),
+        gradients=[g],
+        unit=[unit],
+    )
+    w = after_a_step(rho)
+    losses = quartic(w, "validation"), quartic(w)
+    return radius_derivative(kind, LR, losses, ([gradient(w, "validation")], [gradient(w)]), direction).item()
+
+
+@pytest.mark.parametrize("kind", ["gap", "validation"])
+@pytest.mark.parametrize("rho", [0.01, 0.2, 0.7])
+def test_the_derivative_is_that_of_central_differences(kind, rho):
+    h = 1e-4
+    ahead, behind = objective(kind, rho + h), objective(kind, rho - h)
+    further, before = objective(kind, rho + 2 * h), objective(kind, rho - 2 * h)
+    numerical = ((8 * (ahead - behind) - (further - before)) / (12 * h)).item()
+    assert derivative(kind, "exact", rho) == pytest.approx(numerical, rel=1e-9)
+
+
+def test_the_secant_becomes_exact_as_rho_goes_to_0():
+    errors = [abs(derivative("gap", "secant", rho) / derivative("gap", "exact", rho) - 1) for rho in (0.1, 0.01, 0.001)]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
+    assert errors[2] < 1e-2
+
+
+def test_fisher_is_exact_where_the_hessian_is_the_diagonal_of_squared_gradients():
+    """L = −Σ log(w_i): ∇ = −1/w, H = diag(1/w²) = diag(∇²)."""
+    w = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    unit = [torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)]
+    exact, fisher = (
+        hessian_direction(kind, -w.log().sum(), [w], rho=torch.tensor(0.1), unit=unit) for kind in ("exact", "fisher")
+    )
+    torch.testing.assert_close(fisher, exact)
+
+
+@pytest.mark.parametrize("hessian", RHO_HESSIANS)
+def test_loss_scaling_cancels(hessian):
+    w = (START + 0.1).requires_grad_()
+    g = gradient(START)
+    common = {"rho": torch.tensor(0.1), "gradients": [g], "unit": [g / g.norm()]}
+    one, other = (
+        hessian_direction(hessian, quartic(w), [w], grad_scale=scale, **common) for scale in (1.0, torch.tensor(1024.0))
+    )
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("adaptive_eta", [None, 0.01])
+@pytest.mark.parametrize("hessian", RHO_HESSIANS)
+def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(hessian, adaptive_eta):
+    model = torch.nn.ParameterList([START.clone(), START.clone()[:, None]])
+    radius = LearnedRadius(0.2, 0.1, hessian=hessian, adaptive_eta=adaptive_eta)
+
+    def losses(side="train"):
+        return torch.stack([quartic(model[0], side), 2 * quartic(model[1][:, 0], side)])
+
+    def step():
+        micro_batch = MicroBatch(losses, torch.ones(2), "all")
+        options = {"reduce": torch.mean, "observer": radius, "adaptive_eta": adaptive_eta}
+        return sharpness_aware_backward(model, [micro_batch], radius.rho, **options)
+
+    w = [p.detach().clone() for p in model]
+    radius.watch(LR)
+    step()
+    descent = [p.grad.clone() for p in model]
+    with torch.no_grad():
+        for p, g in zip(model, descent, strict=True):
+            p -= LR * g
+    half = losses("validation").mean()
+    radius.validate(half.detach(), list(torch.autograd.grad(half, list(model))))
+    for p in model:
+        p.grad = None
+    step()
+    assert radius.derivative != 0
+
+    def flat(tensors):
+        return torch.cat([tensor.flatten() for tensor in tensors])
+
+    def total(vector, side="train"):
+        return (quartic(vector[:4], side) + 2 * quartic(vector[4:], side)) / 2
+
+    def grad(vector, side="train"):
+        vector = vector.detach().requires_grad_()
+        return torch.autograd.grad(total(vector, side), vector)[0]
+
+    w = flat(w)
+    t = torch.ones(8, dtype=w.dtype)
+    if adaptive_eta is not None:
+        t[4:] = w[4:].abs() + adaptive_eta  # the matrix
+    g = grad(w)
+    unit = t**2 * g / (t * g).norm()
+    there = (w + 0.2 * unit).requires_grad_()
+    (direction,) = hessian_direction(
+        hessian, total(there), [there], rho=torch.tensor(0.2, dtype=torch.float64), gradients=[g], unit=[unit]
+    )
+    after = w - LR * grad(there)
+    expected = -LR * (total(after, "validation") - total(after)) * (grad(after, "validation") - grad(after)) @ direction
+    assert radius.derivative.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert radius.rho.item() == pytest.approx(0.2 * np.exp(-0.1 * np.sign(expected.item())), rel=1e-6)
+
+
+def test_rho_is_clamped_and_an_overflow_changes_nothing():
+    radius = LearnedRadius(0.05, 5.0)
+    for _ in range(5):
+        radius.update(torch.tensor(-1.0))
+    assert radius.rho.item() == pytest.approx(10.0)
+    for _ in range(50):
+        radius.update(torch.tensor(1.0))
+    assert radius.rho.item() == pytest.approx(1e-4)
+    fresh = LearnedRadius(0.05, 5.0)
+    fresh.update(torch.tensor(float("nan")))
+    assert fresh.rho.item() == 0.05
+
+
+def test_rows_are_drawn_without_replacement_and_in_new_orders():
+    drawn = [row for number in range(10) for row in drawn_rows(number, 4, 10, seed=3).tolist()]
+    for start in range(0, 40, 10):
+        assert sorted(drawn[start : start + 10]) == list(range(10))
+    assert drawn[:10] != drawn[10:20]
+    assert len(drawn_rows(0, 25, 10, seed=0)) == 25, "a batch larger than the set"
+
+
+# ---- in the trainer ----------------------------------------------------------------------------------------------
+
+LEARNED = {"rho_schedule": "learned", "rho_update_every": 2}
+
+
+@pytest.mark.parametrize("options", SHARP, ids=method_id)
+def test_with_learning_rate_0_it_is_the_method_on_what_is_left_bit_for_bit(make_trainer, options):
+    more = {"max_steps": 8, "logging_steps": 1, "gradient_accumulation_steps": 2, **options}
+    frozen = make_trainer(make_vit(dropout=0.2), rho_learning_rate=0.0, **LEARNED, **more)
+    frozen.train()
+    plain = make_trainer(make_vit(dropout=0.2), frozen.train_dataset, **more)
+    plain.train()
+    assert_same_bits(weights_of(frozen.model), weights_of(plain.model))
+    assert any(log.get("rho_derivative") for log in frozen.state.log_history), "updates were made"
+
+
+@pytest.mark.parametrize("options", SHARP, ids=method_id)
+@pytest.mark.parametrize("more", [{}, {"rho_hessian": "fisher"}, {"rho_objective": "validation"}], ids=str)
+def test_rho_moves_and_is_logged(make_trainer, options, more):
+    trainer = make_trainer(max_steps=12, logging_steps=1, rho_learning_rate=0.1, **LEARNED, **options, **more)
+    trainer.train()
+    logged = [log["rho"] for log in trainer.state.log_history if "rho" in log]
+    assert logged[0] == pytest.approx(options["rho"])
+    assert 4 <= len(set(logged)) <= 6, "an update every second step, the first known in the second one"
+    assert all(abs(np.log(b / a)) < 0.5 for a, b in itertools.pairwise(logged))
+
+
+def test_validation_examples_are_never_trained_on_and_class_counts_are_those_of_the_rest(make_trainer):
+    data = make_images().add_column("index", range(74))
+    trainer = make_trainer(train_dataset=data, remove_unused_columns=False, num_train_epochs=1, max_steps=-1, **LEARNED)
+    held_out = set(np.asarray(trainer.rho_dataset["index"][:]).tolist())
+    assert trainer.class_frequencies.counts.tolist() == [36, 20, 8, 3]
+    assert len(held_out) == 7
+    trained, validated, collator = [], [], trainer.data_collator
+    step = trainer.training_step
+
+    def training_step(model, inputs, num_items_in_batch=None):
+        trained.extend(inputs.pop("index").tolist())
+        return step(model, inputs, num_items_in_batch)
+
+    def collate(rows):
+        batch = collator(rows)
+        if set(batch["index"].tolist()) <= held_out:
+            validated.extend(batch.pop("index").tolist())
+        return batch
+
+    trainer.training_step, trainer.data_collator = training_step, collate
+    trainer.train()
+    assert set(trained) == set(range(74)) - held_out
+    assert set(validated) == held_out
+
+
+@pytest.mark.parametrize("stop", [4, 5])
+def test_resume_is_bit_identical_also_between_the_two_halves_of_an_update(make_trainer, tmp_path, stop):
+    def made(folder):
+        options = {"rho": 0.3, "rho_learning_rate": 0.1, "max_steps": 9, "logging_steps": 1, "save_strategy": "steps"}
+        out = {"output_dir": str(tmp_path / folder), "save_steps": stop}
+        return make_trainer(make_vit(dropout=0.1), **LEARNED, **options, **out)
+
+    whole, resumed = made("whole"), made("resumed")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    assert_same_bits(weights_of(resumed.model), weights_of(whole.model))
+    one, other = ([log["rho"] for log in t.state.log_history if "rho" in log] for t in (whole, resumed))
+    assert one == other
+    (tmp_path / "whole" / f"checkpoint-{stop}" / "learned_radius_0.pt").unlink()
+    with pytest.raises(ValueError, match=r"learned_radius_0\.pt is missing"):
+        made("again").train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+
+
+@pytest.mark.parametrize("sync", ["local", "global"])
+def test_two_processes_have_one_rho(tmp_path, sync):
+    options = {"sharpness": "sam", "rho": 0.3, "ascent_sync": sync, "rho_learning_rate": 0.1, "max_steps": 8, **LEARNED}
+    ranks = run_processes(train, tmp_path / "two", options, folder=tmp_path)
+    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
+    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
+    assert logged[0] == logged[1]
+    assert len(set(logged[0])) > 2
+
+
+def test_given_validation_examples(make_trainer):
+    trainer = make_trainer(trainer={"rho_dataset": make_images(seed=1)}, max_steps=4, logging_steps=1, **LEARNED)
+    assert len(trainer.train_dataset) == 74
+    trainer.train()
+    assert trainer.state.log_history[-2]["rho"] != 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"rho_schedule": "learned", "sharpness": "none"},
+            "rho_schedule='learned' has no effect with sharpness='none'",
+        ),
+        ({"rho_learning_rate": 0.1}, "rho_learning_rate=0.1 has no effect with rho_schedule='constant'"),
+        (LEARNED | {"rho_validation_fraction": 0.0}, "rho_validation_fraction must be in (0, 0.5], got 0.0"),
+        (LEARNED | {"rho_validation_fraction": 0.6}, "rho_validation_fraction must be in (0, 0.5], got 0.6"),
+        (LEARNED | {"rho_validation_fraction": 0.001}, "leaves no validation example"),
+        (LEARNED | {"rho": 0.0}, "a learned radius begins at rho, which must be > 0"),
+        (LEARNED | {"rho_update_every": 0}, "rho_update_every must be at least 1"),
+        (LEARNED | {"rho_hessian": "diagonal"}, "unknown rho_hessian 'diagonal'"),
+        ({"trainer": {"rho_dataset": make_images()}}, "rho_dataset has no effect without rho_schedule='learned'"),
+        (LEARNED | {"trainer": {"rho_dataset": make_images([5, 5, 5, 5, 5])}}, "there are 5 classes in"),
+        (LEARNED | {"train_dataset": list(make_images())}, "pass the validation part as rho_dataset="),
+    ],
+)
+def test_bad_input_is_an_error_before_training(make_trainer, options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make_trainer(**options)
