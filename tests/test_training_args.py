@@ -97,12 +97,6 @@ def test_deepspeed_from_the_launcher_is_refused(tmp_path, monkeypatch):
         args(tmp_path)
 
 
-@pytest.mark.parametrize("option", ["rho_hessian", "rho_update_every", "rho_dataset"])
-def test_options_of_the_design_that_are_not_built_are_not_accepted(tmp_path, option):
-    with pytest.raises(TypeError, match=option):
-        args(tmp_path, **{option: "x"})
-
-
 def test_the_best_model_is_chosen_by_balanced_accuracy(tmp_path):
     parsed = args(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
     assert (parsed.metric_for_best_model, parsed.greater_is_better) == ("balanced_accuracy", True)
