@@ -84,7 +84,7 @@ def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any =
         trainer = SharpTrainer(
             model=model, args=args, class_frequencies=frequencies, rho_dataset=validation if learned else None
         )
-    trainer.create_optimizer()
+    trainer.create_optimizer_and_scheduler(10**6)
     trainer.state.max_steps = 10**6
     return trainer
 

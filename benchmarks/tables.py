@@ -98,12 +98,33 @@ def cost_table() -> str:
     return "\n".join(lines)
 
 
+def signal_table() -> str:
+    """Make the table of what each objective of a learned radius sees."""
+    result = results("radius_signal")
+    objectives = list(result["rows"][0]["objectives"])
+    lines = ["| fixed ρ | balanced accuracy | " + " | ".join(f"`{name}`: down" for name in objectives) + " |"]
+    lines.append("|---|---|" + "---|" * len(objectives))
+    for row in result["rows"]:
+        shares = [f"{100 * row['objectives'][name]['share_downwards']:.0f} %" for name in objectives]
+        lines.append(f"| {row['rho']} | {100 * row['balanced_accuracy']:.1f} | " + " | ".join(shares) + " |")
+    updates = result["rows"][0]["updates"]
+    noise = 100 * 0.5 / updates**0.5
+    lines += [
+        "",
+        f"Share of {updates} updates with dU/dρ > 0, that is downwards; a coin toss gives 50 % ± {noise:.0f}. "
+        f"`{result['command']}`: {result['config']}, {result['epochs']} epochs, seed {result['seed']}, on "
+        f"{result['machine']}. Data: `benchmarks/results/radius_signal.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """Replace every block between `<!-- NAME -->` and `<!-- end -->` by the table of that name."""
 
     def block(match: re.Match[str]) -> str:
         name = match[1]
-        table = cost_table() if name == "cost" else accuracy_table(name)
+        special = {"cost": cost_table, "radius_signal": signal_table}
+        table = special[name]() if name in special else accuracy_table(name)
         return f"<!-- {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import json
 import logging
 import os
-import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 import torch
+from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
@@ -76,10 +77,18 @@ class MethodState(TrainerCallback, ExportableState):
         method: the options in effect and the class counts, as JSON knows them.
         num_processes: how many processes there are, each of which writes its random state.
         save_only_model: whether a checkpoint is weights alone.
+        stateful: the names of the method's parts that have a state of their own.
     """
 
-    def __init__(self, method: dict[str, Any], num_processes: int = 1, save_only_model: bool = False) -> None:
+    def __init__(
+        self,
+        method: dict[str, Any],
+        num_processes: int = 1,
+        save_only_model: bool = False,
+        stateful: Sequence[str] = (),
+    ) -> None:
         self.method, self.num_processes, self.save_only_model = method, num_processes, save_only_model
+        self.stateful = list(stateful)
 
     def state(self) -> dict[str, Any]:
         """Return what is written.
@@ -139,19 +148,25 @@ def whole_checkpoint(output_dir: str | os.PathLike[str], process_index: int = 0,
     Returns:
         The checkpoint's path, or None: there is none.
     """
-    found = {folder: why_torn(folder, process_index) for folder in sort_checkpoints(os.fspath(output_dir))}
+    found = {folder: why_torn(folder, process_index) for folder in _checkpoints(output_dir)}
     everywhere = gather_object([found]) if num_processes > 1 else [found]
+    last = None
     for folder in sorted(set().union(*everywhere), key=lambda folder: int(folder.rpartition("-")[2]), reverse=True):
-        reasons = [reasons.get(folder, "it is not on every machine") for reasons in everywhere]
-        reason = next(filter(None, reasons), None)
-        if reason is None:
-            return folder
-        aside = Path(folder).with_name(f"torn-{Path(folder).name}")
-        logger.warning("%s is torn (%s): put aside as %s.", folder, reason, aside.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        with suppress(FileNotFoundError):  # another process has done it
-            Path(folder).rename(aside)
-    return None
+        if any(folder not in reasons for reasons in everywhere):
+            logger.warning("%s is not on every machine: not gone on from.", folder)
+        elif reason := next(filter(None, (reasons[folder] for reasons in everywhere)), None):
+            aside = Path(folder).with_name(f"torn-{Path(folder).name}")
+            logger.warning("%s is torn (%s): put aside as %s.", folder, reason, aside.name)
+            if PartialState().is_local_main_process:
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}+")
+                with suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+                    Path(folder).rename(aside)
+        else:
+            last = folder
+            break
+    PartialState().wait_for_everyone()
+    return last
 
 
 def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | None:
@@ -170,14 +185,16 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
     except (OSError, ValueError) as error:  # what Trainer writes last
         return f"{TRAINER_STATE_NAME}: {error}"
     needed: dict[str, tuple[str, ...]] = {"model.safetensors (or other weights)": _WEIGHTS}
-    if not written.get("save_only_model"):
+    if any(path.glob("model-*-of-*.safetensors")):
+        needed["model.safetensors.index.json"] = ("model.safetensors.index.json",)
+    if written and not written["save_only_model"]:  # whether a plain Trainer wrote all of it, nobody knows
         needed |= {"optimizer.pt (or .bin)": ("optimizer*",), "scheduler.pt": ("scheduler.pt",)}
         processes = written.get("num_processes", 1)
-        if written and process_index < processes:
+        if process_index < processes:
             random_state = f"rng_state_{process_index}.pth" if processes > 1 else "rng_state.pth"
             needed[random_state] = (random_state,)
-        if written.get("method", {}).get("rho_schedule") == "learned" and process_index < processes:
-            needed[radius_file(process_index)] = (radius_file(process_index),)
+        if written.get("stateful") and process_index < processes:
+            needed[method_file(process_index)] = (method_file(process_index),)
     for what, patterns in needed.items():
         if not any(any(path.glob(pattern)) for pattern in patterns):
             return f"{what} is missing"
@@ -194,9 +211,9 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
     return None
 
 
-def radius_file(process_index: int) -> str:
-    """Name the file of a checkpoint that holds a process's learned radius."""
-    return f"learned_radius_{process_index}.pt"
+def method_file(process_index: int) -> str:
+    """Name the file of a checkpoint that holds what a process's method has learned beside the weights."""
+    return f"method_{process_index}.pt"
 
 
 def check_whole(folder: str | os.PathLike[str], process_index: int = 0) -> None:
@@ -204,9 +221,17 @@ def check_whole(folder: str | os.PathLike[str], process_index: int = 0) -> None:
     if not os.path.isdir(folder):
         raise ValueError(f"the checkpoint {os.fspath(folder)!r} is not a folder.")
     if reason := why_torn(folder, process_index):
-        others = [other for other in sort_checkpoints(os.fspath(Path(folder).parent)) if not why_torn(other)]
+        others = [other for other in _checkpoints(Path(folder).parent) if not why_torn(other)]
         whole = f"the last whole one is {others[-1]!r}" if others else "there is no whole one beside it"
         raise ValueError(f"the checkpoint {os.fspath(folder)!r} is torn: {reason}; {whole}.")
+
+
+def _checkpoints(output_dir: str | os.PathLike[str]) -> list[str]:
+    folders = (folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if folder.is_dir())
+    numbered = [
+        folder for folder in folders if folder.name.rpartition("-")[2].isdecimal() and folder.name.count("-") == 1
+    ]
+    return [str(folder) for folder in sorted(numbered, key=lambda folder: int(folder.name.rpartition("-")[2]))]
 
 
 def _written(folder: Path) -> dict[str, Any] | None:
@@ -241,6 +266,15 @@ def check_keys(source: str, missing: Any, unexpected: Any) -> None:
             f"{source} does not fit the model: missing {sorted(missing) or 'nothing'}, unexpected "
             f"{sorted(unexpected) or 'nothing'}. It was saved from another model, or is incomplete."
         )
+
+
+def check_adapter_keys(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Raise a ValueError that names the keys which a saved adapter of a PEFT model lacks, or has too many."""
+    file = Path(folder, "adapter_model.safetensors")
+    if file.is_file() and hasattr(model, "peft_config"):
+        peft = importlib.import_module("peft")
+        expected, found = peft.get_peft_model_state_dict(model).keys(), set(safe_open(file, "pt").keys())
+        check_keys(os.fspath(folder), expected - found, found - expected)
 
 
 def widest_dtype(model: nn.Module) -> torch.dtype:
@@ -285,6 +319,31 @@ class ResumableTrainer(Trainer):
             check_same_method(resume_from_checkpoint, self.method_state.method)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _remember(self, method: dict[str, Any], **stateful: Any) -> None:
+        """Put into checkpoints what the method is, and the parts of it that have a `state_dict` (None: no part)."""
+        self._stateful = {name: part for name, part in stateful.items() if part is not None}
+        self.method_state.method, self.method_state.stateful = method, list(self._stateful)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._stateful:
+            states = {name: part.state_dict() for name, part in self._stateful.items()}
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(states, os.path.join(output_dir, method_file(self.args.process_index)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not self._stateful or checkpoint is None:
+            return
+        own, first = (os.path.join(checkpoint, method_file(index)) for index in (self.args.process_index, 0))
+        if os.path.isfile(file := own if os.path.isfile(own) else first):
+            states = torch.load(file, map_location="cpu", weights_only=True)
+            same_processes = (_written(Path(checkpoint)) or {}).get("num_processes") == self.args.world_size
+            for name, part in self._stateful.items():
+                part.load_state_dict(states[name])
+                if not same_processes and hasattr(part, "drop_half"):
+                    part.drop_half()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Written last, it says that a checkpoint is whole: an older one must not say so of this.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -301,7 +360,14 @@ class ResumableTrainer(Trainer):
         if not self.is_fsdp_enabled and is_whole_model(target, resume_from_checkpoint):
             load_weights(target, resume_from_checkpoint)
         else:
+            check_adapter_keys(target, resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        # With restore_callback_states_from_checkpoint it would be the one of the training that wrote the checkpoint.
+        self.callback_handler.remove_callback(MethodState)
+        self.add_callback(self.method_state)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)

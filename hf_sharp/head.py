@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,8 +43,24 @@ class ClassifierHead:
             )
         self._module: nn.Linear | None = None
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
-        for module in self.candidates.values():
-            module.register_forward_hook(self._watch)
+        self._hooks = [module.register_forward_hook(self._watch) for module in self.candidates.values()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the last pass left, which a copy of the model has no use for and cannot copy."""
+        return vars(self) | {"_seen": None}
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> ClassifierHead:
+        """Watch for the time of a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the hooks off the model."""
+        self.close()
 
     @property
     def module(self) -> nn.Linear:
@@ -50,6 +68,12 @@ class ClassifierHead:
         if self._module is None:
             raise ValueError("the head is known after the first forward pass.")
         return self._module
+
+    @property
+    def feature_dim(self) -> int:
+        """The size of the features, d."""
+        sizes = {module.in_features for module in self.candidates.values()}
+        return self.module.in_features if self._module is not None or len(sizes) > 1 else sizes.pop()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -79,8 +103,7 @@ class ClassifierHead:
         return features
 
     def _watch(self, module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled():
-            self._seen = (module, inputs[0], output)
+        self._seen = (module, inputs[0], output)
 
     def _not_found(self) -> str:
         return (

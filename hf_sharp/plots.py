@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,47 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
     axes.set(xlim=(low, high), ylim=(-3, 103), xlabel="training examples of the class", ylabel="recall (%)")
     axes.set_title(title, fontsize=10, pad=20)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    _save(figure, file)
+
+
+def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: str | Path, title: str = "") -> None:
+    """Draw the radius ρ over the optimizer's steps, one line per run.
+
+    Args:
+        histories: run name to `{"step": [...], "rho": [...]}`.
+        file: where the picture goes; its ending chooses the format.
+        title: the picture's title.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (run, history) in enumerate(histories.items()):
+        colour = _COLOURS[(i + 1) % len(_COLOURS)]
+        axes.plot(history["step"], history["rho"], color=colour, linewidth=1.5, label=run)
+        axes.annotate(
+            f"{history['rho'][-1]:.3g}",
+            (history["step"][-1], history["rho"][-1]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=colour,
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high < 2 * low:  # a radius that hardly moves shall look like it
+        axes.set_ylim(low / 2, high * 2)
+    axes.set(xlabel="optimizer step", ylabel="radius ρ")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: str | Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.datasets.split import split_validation
 from hf_sharp.labels import check_same_names, read_labels
-from hf_sharp.losses import ClassFrequencyLoss
+from hf_sharp.losses import LOSSES, ClassFrequencyLoss
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -52,10 +52,20 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
             "FSDP1 is not supported: it flattens weights, and their shapes, which the ascent needs, are gone. Set "
             "fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml."
         )
+    if plugin.cpu_offload and getattr(plugin.cpu_offload, "offload_params", True):
+        raise ValueError(
+            "FSDP2 with CPU offload is not supported: the ascent would move every gradient twice. Set "
+            "fsdp_offload_params: false, or choose a smaller batch."
+        )
     if args.learns_rho:
         raise ValueError(
             "rho_schedule='learned' is not supported with FSDP2, which gives one gradient per pass, not two. Use "
             "recipes/accelerate/ddp.yaml, or another schedule."
+        )
+    if LOSSES[args.loss].needs_features:
+        raise ValueError(
+            f"loss={args.loss!r} is not supported with FSDP2: it needs the whole head, which is sharded outside of the "
+            "model's forward pass. Use recipes/accelerate/ddp.yaml, or another loss."
         )
     if args.sharpness != "none" and args.ascent_sync == "local":
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
@@ -86,13 +96,36 @@ def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
         )
 
 
-def hold_out(train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments) -> tuple[Any, Any]:
+def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments) -> None:
+    """Raise a ValueError for what a learned radius cannot be learned with."""
+    if not args.learns_rho:
+        return
+    if isinstance(rho_dataset, _STREAMS):
+        raise ValueError("rho_dataset is a stream; batches are drawn from all of its examples. Load it as a Dataset.")
+    kwargs = args.gradient_checkpointing_kwargs
+    if args.gradient_checkpointing and isinstance(kwargs, Mapping) and kwargs.get("use_reentrant"):
+        raise ValueError(
+            "rho_schedule='learned' takes gradients in the middle of a pass, which reentrant gradient checkpointing "
+            "does not allow. Set gradient_checkpointing_kwargs={'use_reentrant': False}."
+        )
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if args.rho_hessian == "exact" and attention not in (None, "eager"):
+        raise ValueError(
+            f"rho_hessian='exact' differentiates twice, and {attention} attention cannot. Load the model with "
+            "attn_implementation='eager', or choose rho_hessian='secant'."
+        )
+
+
+def hold_out(
+    train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments, label2id: Mapping[str, int] | None = None
+) -> tuple[Any, Any]:
     """Hold validation examples for the learned radius out of the training set, unless they were given.
 
     Args:
         train_dataset: the training set, or None.
         rho_dataset: the examples that the radius is learned on, or None.
         args: whether the radius is learned, and the fraction.
+        label2id: what the model's config knows of class names.
 
     Returns:
         What is trained on, and what the radius is learned on.
@@ -112,7 +145,8 @@ def hold_out(train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments)
             f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
         )
     seed = args.seed if args.data_seed is None else args.data_seed
-    return split_validation(train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column)
+    fraction, column = args.rho_validation_fraction, args.label_column
+    return split_validation(train_dataset, fraction, seed, label_column=column, label2id=label2id)
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:

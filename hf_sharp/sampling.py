@@ -7,9 +7,11 @@ progressive:            (1 − t) p_instance + t p_class_balanced, with t the fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 # The exponent q at the start of training and at its end; in between, the two distributions are mixed.
 SAMPLERS: dict[str, tuple[float, float]] = {
@@ -64,8 +66,9 @@ class ClassSampler(Sampler[int]):
         labels: (N,) the label of every training example.
         name: one of `SAMPLERS`.
         seed: of the draws.
-        epochs: gives the epoch that begins, from 0, and how many there are; asked when an epoch begins. (Not
-            `set_epoch`: accelerate does not pass it on to the sampler of a resumed epoch on several processes.)
+        epochs: gives the epoch that begins, from 0, and how many there are, which may be a fraction; asked when an
+            epoch begins. (Not `set_epoch`: accelerate does not pass it on to the sampler of a resumed epoch on several
+            processes.)
 
     Raises:
         ValueError: an unknown sampler.
@@ -92,7 +95,7 @@ class ClassSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         size, (epoch, num_epochs) = len(self), self._epochs()
         rng = np.random.default_rng([self._seed, epoch])
-        progress = (epoch + np.arange(size) / size) / num_epochs
+        progress = ((epoch + np.arange(size) / size) / num_epochs).clip(max=1)
         early, late = (rng.choice(len(self._counts), size, p=p) for p in (self._start, self._end))
         classes = np.where(rng.random(size) < progress, late, early)
         drawn = np.empty(size, dtype=np.int64)
@@ -101,3 +104,17 @@ class ClassSampler(Sampler[int]):
             order = np.concatenate([rng.permutation(self._counts[c]) for _ in range(rounds)] or [np.empty(0, int)])
             drawn[classes == c] = self._by_class[self._first[c] + order[:times]]
         yield from drawn.tolist()
+
+
+class EpochCounter(TrainerCallback):
+    """Counts the epochs that begin, from 0; one that was left early counts as one too."""
+
+    epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin where the training begins or goes on."""
+        self.epoch = int(state.epoch or 0) - 1
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count."""
+        self.epoch += 1

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedModel
 
 from hf_sharp import preflight
-from hf_sharp.checkpoint import ResumableTrainer, radius_file, widest_dtype
+from hf_sharp.checkpoint import ResumableTrainer, widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.head import ClassifierHead
 from hf_sharp.labels import (
@@ -28,9 +28,9 @@ from hf_sharp.labels import (
     LabelCollator,
     read_labels,
 )
-from hf_sharp.losses import ClassFrequencyLoss, build_loss
+from hf_sharp.losses import LargeMarginLoss, build_loss
 from hf_sharp.metrics import compute_metrics_for
-from hf_sharp.sampling import ClassSampler
+from hf_sharp.sampling import ClassSampler, EpochCounter
 from hf_sharp.sharpness import (
     LearnedRadius,
     MicroBatch,
@@ -42,6 +42,7 @@ from hf_sharp.sharpness import (
     sharpness_aware_backward,
 )
 from hf_sharp.sharpness.ascent import gradients_in, random_state_kept, running_statistics_kept
+from hf_sharp.sharpness.coefficients import WITHOUT_RADIUS
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,13 @@ class SharpTrainer(ResumableTrainer):
     ) -> None:
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
         preflight.check_arguments(args, train_dataset)
-        train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args)
-        if trainer_kwargs.get("compute_metrics") is not None and args.metric_is_default:
+        label2id = getattr(getattr(model, "config", None), "label2id", None)
+        train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args, label2id)
+        if (
+            trainer_kwargs.get("compute_metrics") is not None
+            and args.metric_is_default
+            and args.metric_for_best_model is not None
+        ):
             args.metric_for_best_model, args.greater_is_better = "loss", False  # theirs may not know balanced accuracy
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*given, **trainer_kwargs)
@@ -103,13 +109,16 @@ class SharpTrainer(ResumableTrainer):
         if self.rho_dataset is not None:
             held_out = {"rho_dataset": self.rho_dataset}
             preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
-        self._build_method()
+        self._head: ClassifierHead | None = None
+        self._build_method(cast(nn.Module, self.model))
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
         if self.compute_metrics is None:
             if args.batch_eval_metrics:
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
             self.compute_metrics = compute_metrics_for(self.class_frequencies)
         self.label_names = ["labels"]
+        self._epochs = EpochCounter()
+        self.add_callback(self._epochs)
         # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
         self._step_sums = torch.zeros(3, device=args.device)
         # The share of ε that rounding takes in weights of few bits: measured in the first step, told at the first log.
@@ -131,17 +140,26 @@ class SharpTrainer(ResumableTrainer):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
 
-    def _build_method(self) -> None:
+    def _build_method(self, model: nn.Module) -> None:
         counts, args = self.class_frequencies.counts, self.args
         importance = preflight.class_importance_of(args.class_importance, self.class_frequencies)
-        loss = functools.partial(build_loss, args.loss, counts, **args.loss_options)
-        self.class_loss = loss(class_importance=importance).to(args.device)
-        preflight.check_head(cast(nn.Module, self.model), self.class_loss)
-        self._reweighted_loss = None
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+        if args.needs_head:
+            self._head = ClassifierHead(model, len(counts), args.head)
+        feature_dim = None if self._head is None else self._head.feature_dim
+        loss = build_loss(args.loss, counts, class_importance=importance, feature_dim=feature_dim, **args.loss_options)
+        if args.device.type == "mps":  # which has no float64
+            loss.float()
+        # In evaluation mode it takes logits alone; what features add is asked for beside it.
+        self.class_loss = loss.to(args.device).eval()
+        preflight.check_head(model, self.class_loss)
+        preflight.check_radius(model, self.rho_dataset, args)
+        self._late_weight = None
         if args.reweight_after is not None:
-            balanced = cast(Tensor, build_loss("class_balanced", counts, loss_beta=args.loss_beta).weight).numpy()
-            weight = balanced if importance is None else balanced * importance
-            self._reweighted_loss = loss(class_importance=weight).to(args.device)
+            balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
+            self._late_weight = cast(Tensor, balanced.weight).to(args.device, torch.float32)
         coefficients = class_coefficients(args.sharpness, counts, **args.sharpness_options)
         if (coefficients > 1).any():
             logger.warning(
@@ -159,27 +177,35 @@ class SharpTrainer(ResumableTrainer):
                 adaptive_eta=args.adaptive_eta if args.adaptive else None,
                 device=args.device,
                 mean=lambda value: self.accelerator.reduce(value, "mean"),
+                average=average_over_processes if args.ascent_sync == "global" and args.world_size > 1 else None,
             )
         if args.torch_compile and (args.learns_rho or not (coefficients == 1).all()):
             # A graph that serves two backward passes must not give its buffers to the first.
             torch._functorch.config.donated_buffer = False
-        dtype = torch.promote_types(widest_dtype(cast(nn.Module, self.model)), torch.float32)
+        dtype = torch.promote_types(widest_dtype(model), torch.float32)
         self._coefficients = coefficients.to(args.device, dtype)
-        # CC-SAM takes no ascent of all weights: it is plain training with a loss that looks at the head.
-        cc_sam = args.sharpness == "cc_sam"
-        self._head = ClassifierHead(cast(nn.Module, self.model), len(counts), args.head) if cc_sam else None
-        self.method_state.method = {
+        method = {
             **args.method,
             **self.class_loss.options,
             "class_importance": None if importance is None else importance.tolist(),
             "class_counts": counts.tolist(),
         }
+        self._remember(method, radius=self._radius, loss=self.class_loss if self.class_loss.state_dict() else None)
 
-    def _hp_search_setup(self, trial: Any) -> None:
-        super()._hp_search_setup(trial)
-        self._step_sums.zero_()
-        if trial is not None:  # the trial may have changed any argument
-            self._build_method()
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the model anew as `Trainer` does, and the method with it, whose options a trial may have changed.
+
+        Args:
+            trial: of a hyperparameter search, or None.
+
+        Returns:
+            The model.
+        """
+        model = super().call_model_init(trial)
+        if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
+            self._step_sums.zero_()
+            self._build_method(model)
+        return model
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Search as `Trainer` does; without an objective of your own, for the highest balanced accuracy.
@@ -225,7 +251,9 @@ class SharpTrainer(ResumableTrainer):
         """
         inputs = dict(inputs)
         host_labels = inputs.pop(HOST_LABELS, None)
-        present = self._host_coefficients if host_labels is None else self._host_coefficients[host_labels]
+        # A learned radius is updated on all processes or on none.
+        everywhere = host_labels is None or (self._radius is not None and self.args.world_size > 1)
+        present = self._host_coefficients if everywhere else self._host_coefficients[host_labels]
         rho = self._last_rho = self.rho
         without_ascent = self._radius is None and rho == 0
         if without_ascent or not (present.any() or self.args.ascent_scope == "window"):
@@ -250,10 +278,12 @@ class SharpTrainer(ResumableTrainer):
             prepared = self._prepare_inputs(inputs)
             labels = self._labels(prepared)
             counted += (labels != IGNORED_LABEL).sum()
-            losses = functools.partial(self._losses_now, model, prepared)
+            losses = functools.partial(next, self._passes(model, prepared))
             micro_batches.append(MicroBatch(losses, self._coefficients[labels.clamp(min=0)], share))
         if self._one_epsilon:
             counted = self.accelerator.reduce(counted.float(), "mean")
+        if num_items_in_batch is None:
+            num_items_in_batch = counted * self.accelerator.num_processes
         counted = counted.clamp(min=1)
         step = sharpness_aware_backward(
             model,
@@ -277,17 +307,20 @@ class SharpTrainer(ResumableTrainer):
         return step.loss
 
     def _prepare_radius(self, radius: LearnedRadius, model: nn.Module) -> None:
-        step, every = self.state.global_step, self.args.rho_update_every
-        if radius.direction is not None and (step - 1) % every == 0:  # these are the weights that it led to
+        step = self.state.global_step
+        if radius.direction is not None and radius.watched == step - 1:  # these are the weights that it led to
             radius.validate(*self._validation_half(radius, model))
-        if step % every == 0 and self.accelerator.sync_gradients:
-            radius.watch(self._get_learning_rate())
+        if step % self.args.rho_update_every == 0 and self.accelerator.sync_gradients:
+            radius.watch(step, self._get_learning_rate())
 
     def _validation_half(self, radius: LearnedRadius, model: nn.Module) -> tuple[Tensor, list[Tensor]]:
         data, collate = self.rho_dataset, self._get_collator_with_removed_columns(self.data_collator, "validation")
         number = radius.draws * self.args.world_size + self.args.process_index
         rows = drawn_rows(number, self._train_batch_size, len(data), self.args.seed)
-        inputs = self._prepare_inputs(collate([data[row] for row in rows.tolist()]))
+        inputs = collate([data[row] for row in rows.tolist()])
+        if self.args.device.type == "cuda":  # so that the copy does not wait
+            inputs = {name: value.pin_memory() for name, value in inputs.items()}
+        inputs = self._prepare_inputs(send_to_device(inputs, self.args.device, non_blocking=True))
         labels = self._labels(inputs)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients: list[Tensor | None] = [None] * len(parameters)
@@ -301,19 +334,6 @@ class SharpTrainer(ResumableTrainer):
         pairs = zip(gradients, parameters, strict=True)
         return loss.detach(), [torch.zeros_like(p) if g is None else g / scale for g, p in pairs]
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self._radius is not None:
-            os.makedirs(output_dir, exist_ok=True)
-            torch.save(self._radius.state_dict(), os.path.join(output_dir, radius_file(self.args.process_index)))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self._radius is not None and checkpoint is not None:
-            file = os.path.join(checkpoint, radius_file(self.args.process_index))
-            if os.path.isfile(file):
-                self._radius.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-
     def _without_sync(self, model: nn.Module) -> Any:
         synchronized = self.args.world_size == 1 or self.is_fsdp_enabled
         return nullcontext() if synchronized else self.accelerator.no_sync(model)
@@ -323,9 +343,16 @@ class SharpTrainer(ResumableTrainer):
             return "none"
         return "all" if (coefficients == 1).all() else "some"
 
-    def _losses_now(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    def _passes(self, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
+        # Centroids that a loss keeps move in the first pass; all passes are about those that it found.
+        found = getattr(self.class_loss, "centroids", None)
+        yield self._losses_now(model, inputs)
+        while True:
+            yield self._losses_now(model, inputs, found)
+
+    def _losses_now(self, model: nn.Module, inputs: Mapping[str, Any], centroids: Tensor | None = None) -> Tensor:
         with self.compute_loss_context_manager():
-            return self._losses(model, inputs)[0]
+            return self._losses(model, inputs, centroids)[0]
 
     def _plain_steps(self, model: nn.Module, window: list[dict[str, Any]], num_items_in_batch: Any) -> Tensor:
         losses = []
@@ -378,30 +405,44 @@ class SharpTrainer(ResumableTrainer):
             outputs = (loss, *outputs)  # where the Trainer expects a model that was given labels to put its loss
         return (loss, outputs) if return_outputs else loss
 
-    def _losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, Any], centroids: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         labels = self._labels(inputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        class_loss = self.class_loss
-        # Not in evaluation: what is evaluated is one loss from beginning to end.
-        if (
-            self._reweighted_loss is not None
-            and model.training
-            and self.progress >= cast(float, self.args.reweight_after)
-        ):
-            class_loss = self._reweighted_loss
-        if self._head is not None and model.training:
-            return self._class_conditional(class_loss, logits, labels), outputs
-        return class_loss(logits, labels), outputs
+        if not model.training:  # what is evaluated is one loss from beginning to end, and of logits alone
+            return self.class_loss(logits, labels), outputs
+        losses = self._losses_of_logits(logits, labels)
+        if self._head is not None:
+            features, head = self._head.features_of(logits), self._head.module
+            if self.args.sharpness == "cc_sam":
+                losses = self._class_conditional(logits, labels, features)
+            if isinstance(self.class_loss, LargeMarginLoss):
+                more = self.class_loss.discriminative(labels, features, head.weight, head.bias, centroids)
+                losses = losses + self._reweighted(more, labels)
+        return losses, outputs
 
-    def _class_conditional(self, class_loss: ClassFrequencyLoss, logits: Tensor, labels: Tensor) -> Tensor:
-        head = cast(ClassifierHead, self._head)
-        features, counts = head.features_of(logits), class_loss.class_counts
-        options = self.args.sharpness_options
+    def _losses_of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self._reweighted(self.class_loss(logits, labels), labels)
+
+    def _reweighted(self, losses: Tensor, labels: Tensor) -> Tensor:
+        if self._late_weight is None or self.progress < cast(float, self.args.reweight_after):
+            return losses
+        return losses * self._late_weight.to(losses.dtype)[labels.clamp(min=0)]
+
+    def _class_conditional(self, logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+        head, counts = cast(ClassifierHead, self._head), self.class_loss.class_counts
         losses, sharpness = class_conditional_losses(
-            class_loss, logits, labels, features, head.parameters, counts, **options
+            self._losses_of_logits,
+            logits,
+            labels,
+            features,
+            head.parameters,
+            counts,
+            **self.args.sharpness_options,
         )
         self._step_sums += torch.stack([torch.zeros_like(sharpness), sharpness, torch.ones_like(sharpness)])
         return losses
@@ -432,11 +473,12 @@ class SharpTrainer(ResumableTrainer):
         """
         if "loss" in logs and self.args.sharpness != "none":
             sums = self.accelerator.reduce(self._step_sums, "sum").tolist()
-            if self._head is None:
+            has_radius = self.args.sharpness not in WITHOUT_RADIUS
+            if has_radius:
                 logs["rho"] = float(self._last_rho)
             if self._radius is not None:
                 logs["rho_derivative"] = self._radius.derivative.item()
-            if self._head is None and sums[2]:
+            if has_radius and sums[2]:
                 logs["ascent_grad_norm"] = sums[0] / sums[2]
             if sums[2]:
                 logs["sharpness"] = sums[1] / sums[2]
@@ -485,8 +527,13 @@ class SharpTrainer(ResumableTrainer):
         )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return ClassSampler(
-            labels, self.args.sampler, seed, lambda: (int(self.state.epoch or 0), self.state.num_train_epochs)
+            labels, self.args.sampler, seed, lambda: (self._epochs.epoch, self._num_epochs(len(labels)))
         )
+
+    def _num_epochs(self, examples: int) -> float:
+        args = self.args
+        per_step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return max(self.state.max_steps * per_step / examples, 1e-9)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

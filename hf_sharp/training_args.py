@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
 from hf_sharp.sampling import SAMPLERS
 from hf_sharp.sharpness.coefficients import METHODS, WITHOUT_RADIUS, method_options
@@ -35,7 +36,7 @@ PLAIN_METHOD = {
 SCOPES = ("micro_batch", "window")
 SYNCS = ("local", "global")
 # rare_threshold is used by every report.
-_METHOD_OPTIONS = sorted({*_SHARP_OPTIONS, "head"}.union(*map(method_options, METHODS)) - {"rare_threshold"})
+_METHOD_OPTIONS = sorted({*_SHARP_OPTIONS}.union(*map(method_options, METHODS)) - {"rare_threshold"})
 _LEARNED_OPTIONS = (
     *("rho_learning_rate", "rho_update_every", "rho_validation_fraction", "rho_hessian", "rho_objective"),
 )
@@ -69,7 +70,7 @@ class SharpTrainingArguments(TrainingArguments):
     )
     rho_schedule: str = _choice("constant", RHO_SCHEDULES, "How rho changes over training; linear and cosine end at 0.")
     rho_learning_rate: float = field(
-        default=0.02, metadata={"help": "LETS: the learning rate of Adam on log rho; 0 leaves rho as it is."}
+        default=0.05, metadata={"help": "LETS: the learning rate of Adam on log rho; 0 leaves rho as it is."}
     )
     rho_update_every: int = field(
         default=5, metadata={"help": "LETS: the optimizer steps from one update to the next."}
@@ -81,7 +82,7 @@ class SharpTrainingArguments(TrainingArguments):
         },
     )
     rho_hessian: str = _choice("secant", RHO_HESSIANS, "LETS: how H e is computed.")
-    rho_objective: str = _choice("gap", RHO_OBJECTIVES, "LETS: what rho is to make small.")
+    rho_objective: str = _choice("alignment", RHO_OBJECTIVES, "LETS: what rho is to make small.")
     adaptive: bool = field(
         default=False,
         metadata={"help": "Measure the radius relative to each weight's size (ASAM); rho 0.5 to 2."},
@@ -103,7 +104,8 @@ class SharpTrainingArguments(TrainingArguments):
     head: str | None = field(
         default=None,
         metadata={
-            "help": "CC-SAM: the name of the linear layer that makes the logits, where it is not found by itself."
+            "help": "CC-SAM, large margin: the name of the linear layer that makes the logits, where it is not found "
+            "by itself."
         },
     )
     rare_threshold: int = field(
@@ -129,6 +131,23 @@ class SharpTrainingArguments(TrainingArguments):
     )
     loss_scale: float | None = field(
         default=None, metadata={"help": "LDAM: what the cosines are multiplied by, an inverse temperature (30)."}
+    )
+    lm_weight: float = field(default=1.0, metadata={"help": "Large margin: lambda, of all that is added."})
+    lm_alpha: float = field(default=1.0, metadata={"help": "Large margin: the weight of compactness."})
+    lm_beta: float = field(default=1.0, metadata={"help": "Large margin: the weight of the margin."})
+    lm_gamma: float = field(default=0.001, metadata={"help": "Large margin: the weight of the centroids' norm."})
+    lm_delta_v: float = field(
+        default=0.5, metadata={"help": "Large margin: the distance from the class's centroid that costs nothing."}
+    )
+    lm_delta_d: float = field(
+        default=6.0, metadata={"help": "Large margin: the distance from the boundary beyond which nothing is gained."}
+    )
+    lm_momentum: float = field(
+        default=0.99, metadata={"help": "Large margin: of the running centroids, from 0 to below 1."}
+    )
+    lm_aggregation: str = _choice("max", AGGREGATIONS, "Large margin: over the other classes.")
+    lm_frequency_margins: bool = field(
+        default=False, metadata={"help": "Large margin: lm_delta_d in proportion to n_c ** -0.25, with the same mean."}
     )
     class_importance: dict | str | None = field(
         default=None,
@@ -162,6 +181,11 @@ class SharpTrainingArguments(TrainingArguments):
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = "balanced_accuracy"
         super().__post_init__()
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether sharpness method or loss look at the features and the head that makes the logits of them."""
+        return self.sharpness == "cc_sam" or LOSSES[self.loss].needs_features
 
     @property
     def learns_rho(self) -> bool:
@@ -199,6 +223,7 @@ class SharpTrainingArguments(TrainingArguments):
             ("ascent_sync", SYNCS),
             ("rho_hessian", RHO_HESSIANS),
             ("rho_objective", RHO_OBJECTIVES),
+            ("lm_aggregation", AGGREGATIONS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
@@ -222,7 +247,7 @@ class SharpTrainingArguments(TrainingArguments):
 
     def _check_loss(self) -> None:
         # Whether options are in range does not need the data.
-        loss = build_loss(self.loss, [2, 1], **self.loss_options)
+        loss = build_loss(self.loss, [2, 1], feature_dim=1, **self.loss_options)
         if self.reweight_after is not None:
             build_loss("class_balanced", [2, 1], loss_beta=self.loss_beta)
             if not 0 < self.reweight_after < 1:
@@ -250,8 +275,6 @@ class SharpTrainingArguments(TrainingArguments):
         used = method_options(self.sharpness) | loss_options(self.loss)
         if self.sharpness not in WITHOUT_RADIUS:
             used |= set(_SHARP_OPTIONS)
-        if self.sharpness == "cc_sam":
-            used.add("head")
         if self.reweight_after is not None:
             used.add("loss_beta")
         unused = {
@@ -259,6 +282,7 @@ class SharpTrainingArguments(TrainingArguments):
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
             **(dict.fromkeys(_LEARNED_OPTIONS, f"rho_schedule={self.rho_schedule!r}") if not self.learns_rho else {}),
             **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
+            **({} if self.needs_head else {"head": f"sharpness={self.sharpness!r} and loss={self.loss!r}"}),
         }
         defaults = {item.name: item.default for item in fields(self)}
         for name, reason in unused.items():
@@ -290,10 +314,13 @@ class SharpTrainingArguments(TrainingArguments):
                 f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
                 f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
             )
-        if self.sharpness == "cc_sam" and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+        dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"  # `accelerate launch` sets it
+        compiled = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode or dynamo
+        if self.needs_head and compiled:
+            which = "sharpness='cc_sam'" if self.sharpness == "cc_sam" else f"loss={self.loss!r}"
             raise ValueError(
-                "sharpness='cc_sam' reads the head's features while the model runs, which torch.compile does not "
-                "allow. Leave out torch_compile, or choose another method."
+                f"{which} reads the head's features while the model runs, which torch.compile does not allow. Leave "
+                "out torch_compile, or choose another method."
             )
 
 

@@ -72,10 +72,13 @@ def test_an_overflow_skips_one_step(make_trainer, options, passes):
 def test_compiled(make_trainer, options, bf16):
     def trained(**more):
         torch.compiler.reset()
-        trainer = make_trainer(make_vit(), max_steps=3, use_cpu=False, bf16=bf16, learning_rate=1e-3, **options, **more)
+        # SGD: Adam makes a full step of the rounding noise in gradients that are 0, as those of key biases are.
+        optimizer = {"optim": "sgd", "learning_rate": 0.1}
+        trainer = make_trainer(make_vit(), max_steps=3, use_cpu=False, bf16=bf16, **optimizer, **options, **more)
         trainer.train()
         return weights_of(trainer.model)
 
-    eager, compiled = trained(), trained(torch_compile=True)
-    for name, value in eager.items():
-        torch.testing.assert_close(compiled[name], value, rtol=0, atol=2e-3, msg=name)
+    start, eager, compiled = weights_of(make_vit()), trained(), trained(torch_compile=True)
+    moved = torch.cat([(eager[name].cpu() - start[name]).flatten() for name in start])
+    apart = torch.cat([(eager[name] - compiled[name]).cpu().flatten() for name in start])
+    assert apart.norm() < (0.05 if bf16 else 1e-3) * moved.norm()

@@ -102,7 +102,7 @@ def test_every_loss_and_its_options_are_on_one_page_of_the_docs():
                 cells = row.split("|")
                 name = cells[1].strip(" `")
                 assert name not in rows
-                rows[name] = set(re.findall(r"`(loss_\w+)`", cells[3]))
+                rows[name] = set(re.findall(r"`((?:loss|lm)_\w+)`", cells[3]))
     assert rows == {name: loss_options(name) for name in LOSSES if name != "cross_entropy"}
 
 

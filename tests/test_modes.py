@@ -10,6 +10,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
@@ -306,3 +307,15 @@ def test_lora_goes_on_from_a_checkpoint_exactly(make_trainer, options, tmp_path)
     resumed = make_trainer(lora(lora_dropout=0.1), **more)
     resumed.train(resume_from_checkpoint=os.path.join(whole.args.output_dir, "checkpoint-2"))
     assert_same_bits(weights_of(resumed.model), weights_of(whole.model))
+
+
+@pytest.mark.parametrize("lost", ["lora_B", "classifier"])
+def test_an_adapter_that_lacks_tensors_is_refused(make_trainer, lost):
+    more = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "sharpness": "sam"}
+    trainer = make_trainer(lora(), **more)
+    trainer.train()
+    checkpoint = os.path.join(trainer.args.output_dir, "checkpoint-2")
+    file = os.path.join(checkpoint, "adapter_model.safetensors")
+    save_file({name: value for name, value in load_file(file).items() if lost not in name}, file)
+    with pytest.raises(ValueError, match=rf"does not fit the model: missing \['.*{lost}.*unexpected nothing"):
+        make_trainer(lora(), **more).train(resume_from_checkpoint=checkpoint)

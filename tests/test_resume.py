@@ -258,3 +258,44 @@ def test_callback_states_are_restored_beside_the_method(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert_same_bits(resumed.model.state_dict(), whole.model.state_dict())
     assert torch.isfinite(torch.tensor(resumed.state.log_history[-1]["train_loss"]))
+
+
+def test_the_callback_of_the_checkpoint_does_not_replace_the_method(tmp_path):
+    options = {"restore_callback_states_from_checkpoint": True, **RUNS[1]}
+    make(tmp_path / "out", options, max_steps=2).train()
+    only = make(tmp_path / "out", options | {"save_only_model": True}, max_steps=4)
+    only.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert why_torn(tmp_path / "out" / "checkpoint-4") is None
+
+
+def test_what_looks_like_a_checkpoint_and_is_none_is_left_alone(two_checkpoints, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(two_checkpoints, out)
+    for name in ("checkpoint-4-best", "checkpoint-best"):
+        (out / name).mkdir()
+    assert whole_checkpoint(out) == str(out / "checkpoint-4")
+
+
+def test_shards_without_their_index_are_torn(two_checkpoints, tmp_path):
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(two_checkpoints / "checkpoint-4", folder)
+    (folder / "model.safetensors").unlink()
+    make_vit().save_pretrained(folder, max_shard_size="5KB")
+    (folder / "model.safetensors.index.json").unlink()
+    assert why_torn(folder) == "model.safetensors.index.json is missing"
+
+
+def test_a_plain_trainers_weights_alone_are_not_put_aside(tmp_path):
+    args = make(tmp_path / "plain", {"sharpness": "none", "save_only_model": True}, max_steps=2).args
+    Trainer(make_vit(), args, train_dataset=make_images().rename_column("label", "labels")).train()
+    assert whole_checkpoint(tmp_path / "plain") == str(tmp_path / "plain" / "checkpoint-2")
+
+
+def test_an_earlier_torn_checkpoint_is_kept(two_checkpoints, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(two_checkpoints, out)
+    (out / "torn-checkpoint-4").mkdir()
+    (out / "checkpoint-4" / "optimizer.pt").unlink()
+    assert whole_checkpoint(out) == str(out / "checkpoint-2")
+    assert (out / "torn-checkpoint-4").is_dir()
+    assert (out / "torn-checkpoint-4+" / "model.safetensors").is_file()

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from transformers import TrainerCallback
 
 from hf_sharp.sampling import SAMPLERS, ClassSampler, class_probabilities
+from tests.conftest import make_images
 
 COUNTS = np.array([400, 80, 16, 4])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), COUNTS))
@@ -53,3 +55,39 @@ def test_a_class_without_examples_is_never_drawn():
 def test_an_unknown_sampler_lists_the_samplers():
     with pytest.raises(ValueError, match="unknown sampler 'balanced'; the samplers are instance, square_root, class_b"):
         ClassSampler(LABELS, "balanced")
+
+
+def drawn_by(trainer):
+    """The labels of the batches that a training sees, step by step, and how many epochs began."""
+    seen = []
+    step = trainer.training_step
+
+    def training_step(model, inputs, num_items_in_batch=None):
+        seen.append(inputs["labels"].numpy())
+        return step(model, inputs, num_items_in_batch)
+
+    trainer.training_step = training_step
+    trainer.train()
+    return np.concatenate(seen)
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 30}, {"num_train_epochs": 1.5, "max_steps": -1}], ids=str)
+def test_progressive_ends_balanced_however_long_the_training_is(make_trainer, length):
+    counts = [1600, 320, 64, 16] if "max_steps" in length and length["max_steps"] > 0 else [160, 32, 6, 2]
+    trainer = make_trainer(train_dataset=make_images(counts), sharpness="none", sampler="progressive", **length)
+    labels = drawn_by(trainer)
+    last = labels[-len(labels) // 4 :]
+    # At t = 7/8 the frequent class has a share of 0.1 + 0.875 / 4; at t near 0 it would be 0.8.
+    assert np.mean(last == 0) < 0.5
+    assert np.mean(labels[: len(labels) // 4] == 0) > 0.6
+
+
+def test_an_epoch_that_was_left_early_is_counted(make_trainer):
+    class Leave(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step == 2
+
+    trainer = make_trainer(sharpness="none", sampler="class_balanced", max_steps=6)
+    trainer.add_callback(Leave())
+    labels = drawn_by(trainer)
+    assert not np.array_equal(labels[:16], labels[16:32]), "the second epoch has draws of its own"

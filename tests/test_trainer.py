@@ -435,11 +435,12 @@ def test_hyperparameter_search_looks_for_the_highest_balanced_accuracy(make_trai
     assert asked["compute_objective"] is min
 
 
-def test_a_trial_changes_the_method(make_trainer, monkeypatch):
-    trainer = make_trainer(sharpness="focal_sam", focal_gamma=1.0)
-    monkeypatch.setattr(Trainer, "_hp_search_setup", lambda self, trial: setattr(self.args, "focal_gamma", trial))
+def test_a_trial_changes_the_method(make_trainer):
+    args = make_trainer(sharpness="focal_sam", focal_gamma=1.0).args
+    trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
     before = trainer._coefficients.clone()
-    trainer._hp_search_setup(3.0)
+    trainer.args.focal_gamma = 3.0  # as _hp_search_setup does
+    trainer.call_model_init(None)
     assert not torch.equal(trainer._coefficients, before)
 
 
@@ -902,3 +903,58 @@ def test_the_signature_is_that_of_trainer_plus_class_frequencies():
     positional = [name for name, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == list(theirs)[: len(positional)]
     assert ours["class_frequencies"].default is None
+
+
+def test_metrics_of_ones_own_and_several_evaluation_sets(make_trainer):
+    trainer = make_trainer(
+        eval_dataset={"one": make_images(seed=1), "other": make_images(seed=2)},
+        trainer={"compute_metrics": lambda prediction: {"mine": 1.0}},
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    trainer.train()
+    assert any("eval_one_mine" in log for log in trainer.state.log_history)
+
+
+def test_metrics_of_ones_own_leave_the_last_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(
+        eval_dataset=make_images(seed=1),
+        trainer={"compute_metrics": lambda prediction: {"mine": 1.0}},
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=1,
+    )
+    trainer.train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_step_without_a_count_is_about_its_own_examples(make_trainer):
+    gradients = []
+    for count in (None, torch.tensor(8)):
+        trainer = make_trainer(sharpness="focal_sam", rho=0.2)
+        trainer.create_optimizer()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+        trainer.training_step(trainer.model, batch, *([] if count is None else [count]))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("options", [{"sharpness": "cc_sam"}, {"loss": "large_margin"}], ids=str)
+def test_a_model_that_is_made_anew_has_its_head_watched(make_trainer, options, tmp_path):
+    args = make_trainer(**options).args
+    trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
+    for _ in range(2):
+        trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_a_learned_radius_begins_anew_with_a_new_model(make_trainer):
+    options = {"rho_schedule": "learned", "rho": 0.3, "rho_update_every": 1, "rho_learning_rate": 0.1}
+    args = make_trainer(logging_steps=1, **options).args
+    trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.log_history[0]["rho"] == pytest.approx(0.3)
+        assert trainer.rho != 0.3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import datasets
 import numpy as np
@@ -13,17 +14,23 @@ logger = logging.getLogger(__name__)
 
 
 def split_validation(
-    dataset: datasets.Dataset, fraction: float = 0.1, seed: int = 0, *, label_column: str = "label"
+    dataset: datasets.Dataset,
+    fraction: float = 0.1,
+    seed: int = 0,
+    *,
+    label_column: str = "label",
+    label2id: Mapping[str, int] | None = None,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split a training set by class into what is trained on and what choices are made on.
 
         validation examples of class c = min(⌊fraction · n_c + ½⌋, n_c − 1)
 
     Args:
-        dataset: the training set; integer or ClassLabel labels.
+        dataset: the training set.
         fraction: in (0, 0.5], the share of every class that is held out.
         seed: of the choice of examples.
         label_column: the column that holds the labels.
+        label2id: class name to index, where labels are names.
 
     Returns:
         The training and the validation examples, each in the order that they had. Every class keeps at least one
@@ -40,7 +47,7 @@ def split_validation(
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"the validation fraction must be in (0, 0.5], got {fraction}.")
-    labels = read_labels(dataset, label_column)
+    labels = read_labels(dataset, label_column, label2id=label2id)
     if len(labels) == 0:
         raise ValueError("the dataset is empty: there is nothing to split.")
     rng = np.random.default_rng(seed)

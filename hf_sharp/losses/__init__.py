@@ -1,6 +1,7 @@
 """Class-frequency-aware losses: one value per example, buffers and no parameters."""
 
 from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.losses.large_margin import LargeMarginLoss
 from hf_sharp.losses.logit_adjustment import BalancedSoftmaxLoss, CDTLoss, LDTLoss, LogitAdjustedLoss, VSLoss
 from hf_sharp.losses.margin import LDAMLoss
 from hf_sharp.losses.registry import LOSSES, build_loss
@@ -15,6 +16,7 @@ __all__ = [
     "FocalLoss",
     "LDAMLoss",
     "LDTLoss",
+    "LargeMarginLoss",
     "LogitAdjustedLoss",
     "VSLoss",
     "WeightedLoss",

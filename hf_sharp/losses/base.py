@@ -30,6 +30,7 @@ class ClassFrequencyLoss(nn.Module):
     Attributes:
         name: what `build_loss` and `SharpTrainingArguments` call it.
         needs_cosine_logits: whether logits must be cosines between features and class vectors, in [−1, 1].
+        needs_features: whether `forward` also takes the features that the logits are made of, and the head.
         class_scale: (K,) float64 or None for 1, the factor of each class's logit.
         label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
         offset: (K,) float64 or None for 0, what is added to each class's logit.
@@ -46,6 +47,7 @@ class ClassFrequencyLoss(nn.Module):
 
     name: ClassVar[str] = "cross_entropy"
     needs_cosine_logits: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
 
     class_counts: Tensor
     class_scale: Tensor | None
@@ -59,11 +61,16 @@ class ClassFrequencyLoss(nn.Module):
         for name, value in options.items():
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}.")
-        self.options = options
+        self.options: dict[str, Any] = options
         counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
         for name in ("class_scale", "label_scale", "offset", "weight", "class_importance"):
             self.register_buffer(name, None, persistent=False)
+
+    @classmethod
+    def from_counts(cls, class_counts: Any, **options: Any) -> ClassFrequencyLoss:
+        """Build the loss from what every loss can be built from: (K,) class counts, and its own options."""
+        return cls(class_counts, **options)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of each example.
@@ -90,10 +97,21 @@ class ClassFrequencyLoss(nn.Module):
                 raise ValueError(f"label {labels[outside][0].item()} is outside the classes 0 to {num_classes - 1}.")
         logits = logits if logits.dtype == torch.float64 else logits.float()
         existing = labels.clamp(min=0)  # -100 is no index; cross_entropy makes these examples 0
-        losses = self.unweighted(self.adjust(logits, existing), labels)
+        return self.weigh(self.unweighted(self.adjust(logits, existing), labels), existing)
+
+    def weigh(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Multiply the losses of examples by their classes' weight and importance.
+
+        Args:
+            losses: (N,) float32 or float64.
+            labels: (N,) in [0, K), or -100 where the loss is 0.
+
+        Returns:
+            (N,), of the same type.
+        """
         for weight in (self.weight, self.class_importance):
             if weight is not None:
-                losses = losses * weight.to(losses.dtype)[existing]
+                losses = losses * weight.to(losses.dtype)[labels.clamp(min=0)]
         return losses
 
     def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:

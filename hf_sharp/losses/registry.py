@@ -9,6 +9,7 @@ import torch
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.losses.large_margin import LargeMarginLoss
 from hf_sharp.losses.logit_adjustment import BalancedSoftmaxLoss, CDTLoss, LDTLoss, LogitAdjustedLoss, VSLoss
 from hf_sharp.losses.margin import LDAMLoss
 from hf_sharp.losses.reweighting import ClassBalancedLoss, FocalLoss, WeightedLoss
@@ -26,9 +27,10 @@ LOSSES: dict[str, type[ClassFrequencyLoss]] = {
         CDTLoss,
         LDTLoss,
         VSLoss,
+        LargeMarginLoss,
     )
 }
-_NOT_OPTIONS = {"class_counts", "options"}
+_NOT_OPTIONS = {"class_counts", "options", "num_classes", "feature_dim"}
 
 
 def loss_options(name: str) -> set[str]:
@@ -36,7 +38,9 @@ def loss_options(name: str) -> set[str]:
     return set(inspect.signature(LOSSES[name]).parameters) - _NOT_OPTIONS
 
 
-def build_loss(name: str, class_counts: Any, *, class_importance: Any = None, **options: Any) -> ClassFrequencyLoss:
+def build_loss(
+    name: str, class_counts: Any, *, class_importance: Any = None, feature_dim: int | None = None, **options: Any
+) -> ClassFrequencyLoss:
     """Build a loss by its name.
 
     Args:
@@ -44,6 +48,7 @@ def build_loss(name: str, class_counts: Any, *, class_importance: Any = None, **
         class_counts: (K,) integers >= 0, the training examples of each class.
         class_importance: (K,) finite numbers > 0, what a mistake on each class costs: they multiply the losses of its
             examples. Or None.
+        feature_dim: the size of the head's input, for a loss that needs features.
         **options: the loss's own, named as in `SharpTrainingArguments` (`loss_tau`, ...); None is the paper's value.
 
     Returns:
@@ -64,7 +69,10 @@ def build_loss(name: str, class_counts: Any, *, class_importance: Any = None, **
         takes = ", ".join(sorted(loss_options(name))) or "no options"
         raise ValueError(f"loss {name!r} does not take {', '.join(unknown)}; it takes {takes}.")
     counts = ClassFrequencies.from_counts(class_counts).counts
-    loss = LOSSES[name](counts, **{key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    if LOSSES[name].needs_features and feature_dim is not None:
+        given["feature_dim"] = feature_dim
+    loss = LOSSES[name].from_counts(counts, **given)
     if class_importance is not None:
         importance = torch.as_tensor(class_importance, dtype=torch.float64)
         if importance.shape != (len(counts),) or not (importance.isfinite() & (importance > 0)).all():

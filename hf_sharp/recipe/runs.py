@@ -25,7 +25,7 @@ from transformers import TrainingArguments, set_seed
 
 from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.metrics import comparison_table, report_of_prediction
-from hf_sharp.plots import plot_recall_by_count
+from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -178,7 +178,8 @@ def run_side_by_side(
         output_dir: where the picture and the comparison go.
 
     Returns:
-        Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`.
+        Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, and the `radius`
+        over the steps, where it is learned.
     """
     state = PartialState()
     results: dict[str, dict[str, Any]] = {}
@@ -200,6 +201,10 @@ def run_side_by_side(
         console = Console()
         console.print(comparison_table(reports, title))
         console.print(f"picture  {picture}", soft_wrap=True)  # paths to copy: in one piece
+        if radii := {name: result["radius"] for name, result in results.items() if result.get("radius")}:
+            picture = picture.with_name("radius.png")
+            plot_radius(radii, picture, title)
+            console.print(f"picture  {picture}", soft_wrap=True)
         for run in runs:
             console.print(f"model    {run.args.output_dir}  ({run.name})", highlight=False, soft_wrap=True)
     return results
@@ -222,6 +227,9 @@ def _train_and_evaluate(
         "machine": machine_class(),
         "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")},
     }
+    if args.learns_rho:
+        logged = [entry for entry in trainer.state.log_history if "rho" in entry]
+        result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
         trainer.save_state()
         file = Path(str(args.output_dir), RESULTS)

@@ -73,7 +73,8 @@ def gradient_to_perturbation(
     # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
     scale = (norm + 1e-12).reciprocal() * (rho.to(norm) if isinstance(rho, Tensor) else rho)
     for device_scale, group in _by_device(local_parts(gradients), scale):
-        torch._foreach_mul_(group, device_scale)
+        # In float16 a scale beyond its range would make NaN of a gradient of zeros.
+        torch._foreach_mul_(group, device_scale.clamp(max=torch.finfo(group[0].dtype).max))
     if matrices:
         torch._foreach_mul_(matrix_gradients, metric)
     return norm

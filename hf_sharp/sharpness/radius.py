@@ -2,9 +2,10 @@
 
 LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê) do best on validation data, ê the unit ascent:
 
+    alignment   U = −cos(∇L_val(θ'), g)             dU/dρ = −(v − (vᵀu) u)ᵀ H ê / ‖g‖,   v and u of ∇L_val and g, unit
     gap         U = ½ (L_val(θ') − L_train(θ'))²    dU/dρ = −η (L_val − L_train) (∇L_val − ∇L_train)ᵀ H ê
-    validation  U = L_val(θ')                       dU/dρ = −η ∇L_valᵀ H ê           H = ∇²L_train(θ + ρ ê)
-    ρ = ρ_0 exp(s),   s ← s − Adam(ρ · dU/dρ)
+    validation  U = L_val(θ')                       dU/dρ = −η ∇L_valᵀ H ê
+    g = ∇L_train(θ + ρ ê)     H = ∇²L_train(θ + ρ ê)     ρ = ρ_0 exp(s),   s ← s − Adam(sign(dU/dρ))
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RHO_SCHEDULES: dict[str, Callable[[float], float]] = {
     "learned": lambda progress: 1.0,  # where LearnedRadius begins
 }
 RHO_HESSIANS = ("exact", "secant", "fisher")
-RHO_OBJECTIVES = ("gap", "validation")
+RHO_OBJECTIVES = ("alignment", "gap", "validation")
 RHO_RANGE = (1e-4, 10.0)
 
 
@@ -64,8 +65,8 @@ def hessian_direction(
     gradients: Sequence[Tensor] = (),
     unit: Sequence[Tensor] = (),
     grad_scale: Tensor | float = 1.0,
-) -> list[Tensor]:
-    """Compute H ê: how the gradient at θ + ρ ê changes with ρ.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute H ê, which is how the gradient at θ + ρ ê changes with ρ, and that gradient.
 
         exact: ∇(∇L · ê)        secant: (∇L(θ + ρ ê) − ∇L(θ)) / ρ        fisher: ∇L ⊙ ∇L ⊙ ê
 
@@ -79,28 +80,30 @@ def hessian_direction(
         grad_scale: what the loss is multiplied by on its way back (float16 loss scaling); it cancels.
 
     Returns:
-        One tensor per parameter; zeros for one that the loss does not reach.
+        H ê, and ∇L(θ + ρ ê): one tensor per parameter each; zeros for one that the loss does not reach.
 
     Example:
         >>> w = torch.tensor([3.0], requires_grad=True)  # L = w³, H = 6 w, at w = 3
         >>> hessian_direction("exact", (w**3).sum(), [w], rho=torch.tensor(1.0), unit=[torch.ones(1)])
-        [tensor([18.])]
+        ([tensor([18.])], [tensor([27.])])
 
     Reference:
         LETS arXiv 2408.08222; `fisher` is the diagonal approximation that it uses.
     """
     inputs, exact = list(parameters), kind == "exact"
+
+    def unscaled(found: Sequence[Tensor | None]) -> list[Tensor]:
+        pairs = zip(found, inputs, strict=True)
+        return [torch.zeros_like(w) if g is None else g.detach() / grad_scale for g, w in pairs]
+
     found = torch.autograd.grad(loss * grad_scale, inputs, retain_graph=True, create_graph=exact, allow_unused=True)
+    here = unscaled(found)
     if exact:
         product = torch.stack([(g * e).sum() for g, e in zip(found, unit, strict=True) if g is not None]).sum()
-        found = torch.autograd.grad(product, inputs, retain_graph=True, allow_unused=True)
-    here = [
-        torch.zeros_like(parameter) if g is None else g.detach() / grad_scale
-        for g, parameter in zip(found, inputs, strict=True)
-    ]
+        return unscaled(torch.autograd.grad(product, inputs, retain_graph=True, allow_unused=True)), here
     if kind == "secant":
-        return [(g - old) / rho.to(g) for g, old in zip(here, gradients, strict=True)]
-    return here if exact else [g * g * e for g, e in zip(here, unit, strict=True)]
+        return [(g - old) / rho.to(g) for g, old in zip(here, gradients, strict=True)], here
+    return [g * g * e for g, e in zip(here, unit, strict=True)], here
 
 
 def radius_derivative(
@@ -109,8 +112,13 @@ def radius_derivative(
     losses: tuple[Tensor, Tensor],
     gradients: tuple[Sequence[Tensor], Sequence[Tensor]],
     direction: Sequence[Tensor],
+    step: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute dU/dρ after a step of size η along −∇L_train(θ + ρ ê).
+
+    `validation` rewards a longer step, and a larger ρ lengthens the gradient, although Adam does not care how long it
+    is; `gap` is a product of two differences that are noise. `alignment` asks where the step goes, and only that: how
+    well it is aligned with the validation gradient that the step finds.
 
     Args:
         objective: one of `RHO_OBJECTIVES`.
@@ -118,20 +126,27 @@ def radius_derivative(
         losses: L_val(θ') and L_train(θ'), scalars.
         gradients: of both at θ', one tensor per parameter each.
         direction: H ê of that step, as `hessian_direction` gives it.
+        step: g = ∇L_train(θ + ρ ê), which `alignment` reads.
 
     Returns:
         A 0-dimensional tensor.
 
     Reference:
-        LETS arXiv 2408.08222, equations 6 to 8; `validation` is ours: a gap can also be closed by underfitting both
-        sides.
+        LETS arXiv 2408.08222, equations 6 to 8; `validation` and `alignment` are ours: a gap can also be closed by
+        underfitting both sides.
     """
-    validation, training = (
-        torch.stack([(g * d).sum() for g, d in zip(side, direction, strict=True)]).sum() for side in gradients
-    )
+    validation, training = (_dot(side, direction) for side in gradients)
+    if objective == "alignment":
+        square, length = _dot(step, step), _dot(gradients[0], gradients[0]).sqrt()
+        across = validation - _dot(gradients[0], step) * _dot(step, direction) / square
+        return -across / (length * square.sqrt())
     if objective == "validation":
         return -learning_rate * validation
     return -learning_rate * (losses[0] - losses[1]) * (validation - training)
+
+
+def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
 
 
 def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.ndarray:
@@ -171,6 +186,7 @@ class LearnedRadius:
         adaptive_eta: as the ascent has it.
         device: where the parameters are.
         mean: averages a 0-dimensional tensor over processes, so that ρ is one number.
+        average: averages gradients over processes, in place, where the ascent's are averaged too.
 
     Example:
         >>> radius = LearnedRadius(0.05, learning_rate=0.1)
@@ -185,21 +201,25 @@ class LearnedRadius:
         learning_rate: float,
         *,
         hessian: str = "secant",
-        objective: str = "gap",
+        objective: str = "alignment",
         adaptive_eta: float | None = None,
         device: torch.device | str = "cpu",
         mean: Callable[[Tensor], Tensor] = lambda value: value,
+        average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
         self.initial, self.hessian, self.objective, self.adaptive_eta = rho, hessian, objective, adaptive_eta
-        self.mean = mean
+        self.mean, self.average = mean, average
         precise = torch.float32 if torch.device(device).type == "mps" else torch.float64
         self.log_scale = torch.zeros((), dtype=precise, device=device)
         self.adam = torch.optim.Adam([self.log_scale], lr=learning_rate)
         self.derivative = torch.zeros_like(self.log_scale)
         self.draws = 0
-        self.direction: list[Tensor] | None = None
+        self.direction: list[Tensor] | None = None  # H ê
+        self.step: list[Tensor] = []  # ∇L_train(θ + ρ ê), where the objective reads it
+        self.watched = -1
         self._learning_rate = 0.0
         self._watch: float | None = None
+        self._rho_now = self.rho  # of the ascent under way
         self._kept: list[Tensor] = []
         self._validation: tuple[Tensor, list[Tensor]] | None = None
 
@@ -208,9 +228,9 @@ class LearnedRadius:
         """ρ, 0-dimensional, on the device."""
         return self.initial * self.log_scale.exp()
 
-    def watch(self, learning_rate: float) -> None:
-        """Prepare an update from the ascent that follows, whose step the optimizer takes with this learning rate."""
-        self._watch = learning_rate
+    def watch(self, step: int, learning_rate: float) -> None:
+        """Prepare an update from the ascent that follows, in this step, which the optimizer takes with this rate."""
+        self.watched, self._watch = step, learning_rate
 
     def validate(self, loss: Tensor, gradients: list[Tensor]) -> None:
         """Take the validation half at θ': L_val, and its gradient, one tensor per parameter of the ascent."""
@@ -221,12 +241,17 @@ class LearnedRadius:
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
         """See the gradient, times `grad_scale`, and the loss of an ascent, before the one becomes ε."""
+        self._rho_now = self.rho
         if self.direction is not None and self._validation is not None:
+            if self.average is not None:
+                self.average([*self.direction, *self.step])
             validation, of_validation = self._validation
             training = [gradient / grad_scale for gradient in gradients]
             losses, halves = (validation, loss), (of_validation, training)
-            self.update(radius_derivative(self.objective, self._learning_rate, losses, halves, self.direction))
-        self.direction = self._validation = None
+            self.update(
+                radius_derivative(self.objective, self._learning_rate, losses, halves, self.direction, self.step)
+            )
+        self.drop_half()
         self._kept = []
         if self._watch is not None:
             self._learning_rate, self._watch = self._watch, None
@@ -238,31 +263,36 @@ class LearnedRadius:
         """See the loss of a micro-batch at w + ε, with its graph, which is kept."""
         if not self._kept:
             return
-        more = hessian_direction(
+        more, here = hessian_direction(
             self.hessian,
             loss,
             parameters,
-            rho=self.rho,
+            rho=self._rho_now,
             gradients=self._kept,
             unit=self._kept,
             grad_scale=grad_scale,
         )
+        here = here if self.objective == "alignment" else []
         if self.direction is None:
-            self.direction = more
+            self.direction, self.step = more, here
         else:
-            torch._foreach_add_(self.direction, more)
+            torch._foreach_add_([*self.direction, *self.step], [*more, *here])
         if self.hessian == "secant":  # the gradients at w of all micro-batches are in the first one's difference
             torch._foreach_zero_(self._kept)
 
+    def drop_half(self) -> None:
+        """Drop an update that is half done: its other half cannot come."""
+        self.direction, self.step, self._validation = None, [], None
+
     def update(self, derivative: Tensor) -> None:
-        """Take a step of Adam on log ρ.
+        """Take a step of Adam on log ρ, along the sign of the derivative.
 
         Args:
-            derivative: dU/dρ; one that is not finite, after an overflow, counts as 0.
+            derivative: dU/dρ; one that is not finite, after an overflow or an ascent without examples, counts as 0.
         """
-        derivative = self.mean(derivative.to(self.log_scale))
-        self.derivative = torch.where(derivative.isfinite(), derivative, 0)
-        self.log_scale.grad = self.rho * self.derivative
+        derivative = derivative.to(self.log_scale)
+        self.derivative = self.mean(torch.where(derivative.isfinite(), derivative, 0))
+        self.log_scale.grad = self.derivative.sign()  # its size says little: a few batches in a hundred drown the rest
         self.adam.step()
         low, high = (math.log(bound / self.initial) for bound in RHO_RANGE)
         self.log_scale.clamp_(min(low, 0.0), max(high, 0.0))
@@ -274,6 +304,8 @@ class LearnedRadius:
             "adam": self.adam.state_dict(),
             "draws": self.draws,
             "direction": self.direction,
+            "step": self.step,
+            "watched": self.watched,
             "learning_rate": self._learning_rate,
         }
 
@@ -285,6 +317,7 @@ class LearnedRadius:
         """
         self.log_scale.copy_(state["log_scale"])
         self.adam.load_state_dict(state["adam"])
-        self.draws, self._learning_rate = state["draws"], state["learning_rate"]
+        self.draws, self.watched, self._learning_rate = state["draws"], state["watched"], state["learning_rate"]
         device = self.log_scale.device
         self.direction = None if state["direction"] is None else [d.to(device) for d in state["direction"]]
+        self.step = [g.to(device) for g in state["step"]]

@@ -49,6 +49,18 @@ def test_digits_with_a_pretrained_folder_and_a_head_of_another_size(vit_folder, 
     assert (len(counts), counts[0] // counts[-1]) == (10, 62)
 
 
+def test_a_learned_radius_is_in_the_results_and_in_a_picture(image_folder, tmp_path):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    argv += ["--rho_schedule", "learned", "--rho_update_every", "1", "--rho_learning_rate", "0.5"]
+    results = recipe("image")([*argv, "--logging_steps", "1", "--max_steps", "4", "--compare_with", "baseline"])
+    radius = results["sam+cross_entropy"]["radius"]
+    assert radius["step"] == [1, 2, 3, 4]
+    assert radius["rho"][0] == 0.05
+    assert radius["rho"][-1] != 0.05
+    assert "radius" not in results["baseline"]
+    assert (tmp_path / "out" / "radius.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
 def test_texts_from_files(kind, text_folder, bert_folder, tmp_path):
     argv = [

@@ -164,11 +164,14 @@ def test_the_head_is_the_last_layer_that_ran_and_its_output_the_logits():
     features = head.features_of(model(x))
     assert head.module is model.head
     torch.testing.assert_close(features, model.first(x))
-    assert head._seen is not None
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(copied(x), model(x))
     with torch.no_grad():
-        head._seen = None
-        model(x)
-    assert head._seen is None, "evaluation keeps nothing"
+        torch.testing.assert_close(head.features_of(model(x)), features)
+    head.close()
+    model(x)
+    with pytest.raises(ValueError, match="not the output of a linear layer"):
+        head.features_of(model(x))
 
 
 def test_logits_that_no_layer_gave():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_sharp.sharpness import LearnedRadius, MicroBatch, drawn_rows, sharpness_aware_backward
-from hf_sharp.sharpness.radius import RHO_HESSIANS, hessian_direction, radius_derivative
+from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, hessian_direction, radius_derivative
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
 from tests.distributed.test_processes import train
 from tests.processes import run_processes
@@ -39,7 +39,11 @@ def after_a_step(rho):
     return START - LR * gradient(START + rho * unit)
 
 
-def objective(kind, rho):
+def objective(kind, rho, found_at=None):
+    if kind == "alignment":  # of the step with the validation gradient that is found after it, at `found_at`
+        g = gradient(START)
+        step = gradient(START + rho * g / g.norm())
+        return -torch.cosine_similarity(gradient(after_a_step(found_at), "validation"), step, dim=0)
     w = after_a_step(rho)
     validation, training = quartic(w, "validation"), quartic(w)
     return validation if kind == "validation" else (validation - training) ** 2 / 2
@@ -49,7 +53,7 @@ def derivative(kind, hessian, rho):
     g = gradient(START)
     unit = g / g.norm()
     at_epsilon = (START + rho * unit).requires_grad_()
-    direction = hessian_direction(
+    direction, step = hessian_direction(
         hessian,
         quartic(at_epsilon),
         [at_epsilon],
@@ -59,17 +63,16 @@ def derivative(kind, hessian, rho):
     )
     w = after_a_step(rho)
     losses = quartic(w, "validation"), quartic(w)
-    return radius_derivative(kind, LR, losses, ([gradient(w, "validation")], [gradient(w)]), direction).item()
+    return radius_derivative(kind, LR, losses, ([gradient(w, "validation")], [gradient(w)]), direction, step).item()
 
 
-@pytest.mark.parametrize("kind", ["gap", "validation"])
+@pytest.mark.parametrize("kind", RHO_OBJECTIVES)
 @pytest.mark.parametrize("rho", [0.01, 0.2, 0.7])
 def test_the_derivative_is_that_of_central_differences(kind, rho):
     h = 1e-4
-    ahead, behind = objective(kind, rho + h), objective(kind, rho - h)
-    further, before = objective(kind, rho + 2 * h), objective(kind, rho - 2 * h)
+    behind, ahead, before, further = (objective(kind, rho + n * h, rho) for n in (-1, 1, -2, 2))
     numerical = ((8 * (ahead - behind) - (further - before)) / (12 * h)).item()
-    assert derivative(kind, "exact", rho) == pytest.approx(numerical, rel=1e-9)
+    assert derivative(kind, "exact", rho) == pytest.approx(numerical, rel=1e-9, abs=1e-11)
 
 
 def test_the_secant_becomes_exact_as_rho_goes_to_0():
@@ -83,7 +86,8 @@ def test_fisher_is_exact_where_the_hessian_is_the_diagonal_of_squared_gradients(
     w = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
     unit = [torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)]
     exact, fisher = (
-        hessian_direction(kind, -w.log().sum(), [w], rho=torch.tensor(0.1), unit=unit) for kind in ("exact", "fisher")
+        hessian_direction(kind, -w.log().sum(), [w], rho=torch.tensor(0.1), unit=unit)[0]
+        for kind in ("exact", "fisher")
     )
     torch.testing.assert_close(fisher, exact)
 
@@ -99,11 +103,15 @@ def test_loss_scaling_cancels(hessian):
     torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("every_step", [False, True])
+@pytest.mark.parametrize("objective", ["gap", "alignment"])
 @pytest.mark.parametrize("adaptive_eta", [None, 0.01])
 @pytest.mark.parametrize("hessian", RHO_HESSIANS)
-def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(hessian, adaptive_eta):
+def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(
+    hessian, adaptive_eta, objective, every_step
+):
     model = torch.nn.ParameterList([START.clone(), START.clone()[:, None]])
-    radius = LearnedRadius(0.2, 0.1, hessian=hessian, adaptive_eta=adaptive_eta)
+    radius = LearnedRadius(0.2, 0.1, hessian=hessian, objective=objective, adaptive_eta=adaptive_eta)
 
     def losses(side="train"):
         return torch.stack([quartic(model[0], side), 2 * quartic(model[1][:, 0], side)])
@@ -114,7 +122,7 @@ def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(he
         return sharpness_aware_backward(model, [micro_batch], radius.rho, **options)
 
     w = [p.detach().clone() for p in model]
-    radius.watch(LR)
+    radius.watch(0, LR)
     step()
     descent = [p.grad.clone() for p in model]
     with torch.no_grad():
@@ -124,7 +132,19 @@ def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(he
     radius.validate(half.detach(), list(torch.autograd.grad(half, list(model))))
     for p in model:
         p.grad = None
-    step()
+    if every_step:  # this one's ascent has the radius that it began with, and not what the update makes of it
+        radius.watch(1, LR)
+        step()
+        assert len(radius.direction) == 2
+        if hessian == "secant":
+            beside = LearnedRadius(0.2, 0.0, objective=objective, adaptive_eta=adaptive_eta)
+            beside.watch(1, LR)
+            micro_batch = MicroBatch(losses, torch.ones(2), "all")
+            options = {"reduce": torch.mean, "observer": beside, "adaptive_eta": adaptive_eta}
+            sharpness_aware_backward(model, [micro_batch], beside.rho, **options)
+            torch.testing.assert_close(radius.direction, beside.direction)
+    else:
+        step()
     assert radius.derivative != 0
 
     def flat(tensors):
@@ -144,11 +164,17 @@ def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(he
     g = grad(w)
     unit = t**2 * g / (t * g).norm()
     there = (w + 0.2 * unit).requires_grad_()
-    (direction,) = hessian_direction(
+    (direction,), _ = hessian_direction(
         hessian, total(there), [there], rho=torch.tensor(0.2, dtype=torch.float64), gradients=[g], unit=[unit]
     )
     after = w - LR * grad(there)
-    expected = -LR * (total(after, "validation") - total(after)) * (grad(after, "validation") - grad(after)) @ direction
+    if objective == "gap":
+        gap, across = total(after, "validation") - total(after), grad(after, "validation") - grad(after)
+        expected = -LR * gap * across @ direction
+    else:
+        v, u = grad(after, "validation"), grad(there)
+        v, u, length = v / v.norm(), u / u.norm(), u.norm()
+        expected = -(v - v @ u * u) @ direction / length
     assert radius.derivative.item() == pytest.approx(expected.item(), rel=1e-9)
     assert radius.rho.item() == pytest.approx(0.2 * np.exp(-0.1 * np.sign(expected.item())), rel=1e-6)
 
@@ -201,6 +227,19 @@ def test_rho_moves_and_is_logged(make_trainer, options, more):
     assert all(abs(np.log(b / a)) < 0.5 for a, b in itertools.pairwise(logged))
 
 
+def test_a_step_without_ascent_between_the_halves_drops_the_update(make_trainer):
+    trainer = make_trainer(sharpness="imbsam", rho=0.1, rare_threshold=10, **(LEARNED | {"rho_update_every": 1}))
+    trainer.create_optimizer_and_scheduler(10)
+    rows = {rare: [row for row in trainer.train_dataset if (row["label"] == 3) == rare] for rare in (True, False)}
+    for step, rare in enumerate((True, False, True)):
+        trainer.state.global_step = step
+        batch = trainer.data_collator(rows[rare][:2])
+        batch["host_labels"] = batch["labels"].numpy()
+        trainer.training_step(trainer.model, batch, torch.tensor(2))
+    assert trainer._radius.draws == 0
+    assert trainer._radius.watched == 2
+
+
 def test_validation_examples_are_never_trained_on_and_class_counts_are_those_of_the_rest(make_trainer):
     data = make_images().add_column("index", range(74))
     trainer = make_trainer(train_dataset=data, remove_unused_columns=False, num_train_epochs=1, max_steps=-1, **LEARNED)
@@ -239,8 +278,8 @@ def test_resume_is_bit_identical_also_between_the_two_halves_of_an_update(make_t
     assert_same_bits(weights_of(resumed.model), weights_of(whole.model))
     one, other = ([log["rho"] for log in t.state.log_history if "rho" in log] for t in (whole, resumed))
     assert one == other
-    (tmp_path / "whole" / f"checkpoint-{stop}" / "learned_radius_0.pt").unlink()
-    with pytest.raises(ValueError, match=r"learned_radius_0\.pt is missing"):
+    (tmp_path / "whole" / f"checkpoint-{stop}" / "method_0.pt").unlink()
+    with pytest.raises(ValueError, match=r"method_0\.pt is missing"):
         made("again").train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
 
 
@@ -283,3 +322,63 @@ def test_given_validation_examples(make_trainer):
 def test_bad_input_is_an_error_before_training(make_trainer, options, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         make_trainer(**options)
+
+
+def test_class_names_as_labels(make_trainer):
+    images = make_images()
+    names = [f"class {label}" for label in images.with_format(None)["label"]]
+    named = images.remove_columns("label").add_column("label", names)
+    model = make_vit()
+    model.config.label2id = {f"class {i}": i for i in range(4)}
+    model.config.id2label = {i: f"class {i}" for i in range(4)}
+    make_trainer(model, named, **LEARNED).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rho_hessian": "exact"}, "sdpa attention cannot. Load the model with attn_implementation='eager'"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "Set gradient_checkpointing_kwargs={'use_reentrant': False}",
+        ),
+        ({"trainer": {"rho_dataset": make_images().to_iterable_dataset()}}, "rho_dataset is a stream"),
+    ],
+)
+def test_what_cannot_work_is_an_error_before_training(make_trainer, options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make_trainer(**LEARNED, **options)
+
+
+def test_two_processes_with_rare_examples_on_one_of_them(tmp_path):
+    options = {"sharpness": "imbsam", "rare_threshold": 10, "rho": 0.3, "rho_learning_rate": 0.1, "max_steps": 12}
+    options |= LEARNED | {"rho_update_every": 1}
+    ranks = run_processes(train, tmp_path / "two", options, folder=tmp_path)
+    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
+    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
+    assert logged[0] == logged[1]
+    assert len(set(logged[0])) > 5
+
+
+@pytest.mark.parametrize("stop", [4, 5])
+def test_going_on_with_another_number_of_processes_has_one_rho(tmp_path, stop):
+    options = {"rho": 0.3, "rho_learning_rate": 0.1, "save_strategy": "steps", "save_steps": stop, **LEARNED}
+    one = train(tmp_path / "out", options | {"max_steps": stop})
+    checkpoint = str(tmp_path / "out" / f"checkpoint-{stop}")
+    more = options | {"max_steps": stop + 4, "save_strategy": "no"}
+    ranks = run_processes(train, tmp_path / "two", more, False, None, checkpoint, folder=tmp_path)
+    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
+    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
+    assert logged[0] == logged[1]
+    before = [log["rho"] for log in one["logs"] if "rho" in log]
+    assert logged[0][stop - 1] == before[-1]
+    assert logged[0][-1] != before[-1]
+
+
+def test_with_one_epsilon_the_update_is_that_of_one_process_with_the_double_batch(tmp_path):
+    options = {"rho": 0.05, "rho_objective": "validation", "rho_learning_rate": 0.1, "max_steps": 6, **LEARNED}
+    one = train(tmp_path / "one", options | {"per_device_train_batch_size": 8})
+    ranks = run_processes(train, tmp_path / "two", options | {"ascent_sync": "global"}, folder=tmp_path)
+    for log, expected in zip(ranks[0]["logs"], one["logs"], strict=True):
+        assert log == pytest.approx(expected, rel=1e-5)
+    assert one["logs"][-2]["rho_derivative"] != 0

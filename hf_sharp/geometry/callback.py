@@ -1,0 +1,74 @@
+"""The geometry of head and features, logged at every evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import TrainerCallback
+
+from hf_sharp.geometry.measure import MeasuredGeometry, measure
+from hf_sharp.geometry.predict import Geometry, predict_for_loss
+
+if TYPE_CHECKING:
+    from hf_sharp.trainer import SharpTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class GeometryCallback(TrainerCallback):
+    """Measures head and features at every evaluation, and logs how far they are from what the loss leads to.
+
+    Logged: `geometry_classifier_distance`, `geometry_embedding_distance`, `geometry_centred_embedding_distance` (from 0
+    to 2; not for a loss without a prediction), `geometry_nc1`, `geometry_norm_ratio` (the norm of the most frequent
+    class's row over the rarest's) and `geometry_minimum_angle` (degrees between the two nearest rows).
+
+    Args:
+        trainer: the trainer that it is added to.
+        dataset: what the features are measured on; None for the training set.
+        max_examples: how many of its examples at most, drawn once.
+
+    Example:
+        >>> trainer.add_callback(GeometryCallback(trainer))  # doctest: +SKIP
+    """
+
+    def __init__(self, trainer: SharpTrainer, dataset: Any = None, max_examples: int = 2000) -> None:
+        self.trainer = trainer
+        self.dataset: Any = trainer.train_dataset if dataset is None else dataset
+        if (size := len(cast(Sized, self.dataset))) > max_examples:
+            chosen = np.random.default_rng(0).choice(size, max_examples, replace=False)
+            self.dataset = Subset(cast(Dataset, self.dataset), np.sort(chosen).tolist())
+        self.last: MeasuredGeometry | None = None
+        self.predicted: Geometry | None = None
+        try:
+            self.predicted = predict_for_loss(trainer.class_loss)
+        except ValueError as error:
+            logger.warning("No distance to a predicted geometry: %s", error)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure and log.
+
+        Args:
+            args: the training arguments.
+            state: the trainer's state.
+            control: the trainer's control.
+            model: the model.
+            **kwargs: what else the Trainer gives.
+        """
+        # On every process, as a sharded model runs on all of them or on none.
+        frequencies, trainer = self.trainer.class_frequencies, self.trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "geometry")
+        batches = DataLoader(self.dataset, args.per_device_eval_batch_size, collate_fn=collate)
+        self.last = measure(model, batches, frequencies.num_classes, args.head, progress_bar=False)
+        logs = {
+            "geometry_nc1": self.last.nc1,
+            "geometry_norm_ratio": self.last.head_to_tail_norm_ratio(frequencies.counts),
+            "geometry_minimum_angle": float(self.last.minimum_angles().min()),
+        }
+        if self.predicted is not None and (self.last.class_counts > 0).all():
+            distances = self.last.distances(self.predicted)
+            logs |= {f"geometry_{name}_distance": distance for name, distance in distances.items()}
+        self.trainer.log(logs)

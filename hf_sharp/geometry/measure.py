@@ -1,0 +1,196 @@
+"""The geometry that a model has, measured in one pass over data.
+
+With f_i the head's input for example i, and over the examples of class c:
+
+    n_c, Σ f_i, and Σ f_i f_iᵀ over all classes       the only things kept: (K,), (K, d), (d, d)
+    μ_c = Σ f_i / n_c        μ = mean of the μ_c over classes
+    Σ_W = (Σ f_i f_iᵀ − Σ_c n_c μ_c μ_cᵀ) / N        Σ_B = Σ_c (μ_c − μ)(μ_c − μ)ᵀ / K
+    NC1 = tr(Σ_W Σ_B†) / K                            0 where every class has collapsed to its mean
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
+
+from hf_sharp.geometry.predict import Geometry, cosines, gram_distance
+from hf_sharp.head import ClassifierHead
+from hf_sharp.labels import IGNORED_LABEL
+
+
+@dataclass(frozen=True)
+class MeasuredGeometry:
+    """What was measured; Gram matrices are not normalised.
+
+    Attributes:
+        classifier_gram: (K, K), W Wᵀ.
+        embedding_gram: (K, K), of the class means μ_c; rows of classes that were not seen are NaN.
+        centred_embedding_gram: (K, K), of μ_c − μ.
+        class_counts: (K,), how many examples of each class were seen.
+        nc1: tr(Σ_W Σ_B†) / K, within-class over between-class variability.
+    """
+
+    classifier_gram: np.ndarray
+    embedding_gram: np.ndarray
+    centred_embedding_gram: np.ndarray
+    class_counts: np.ndarray
+    nc1: float
+
+    def distances(self, predicted: Geometry) -> dict[str, float]:
+        """Measure how far classifier and embeddings are from a prediction.
+
+        Args:
+            predicted: as `predict` or `predict_for_loss` gives it.
+
+        Returns:
+            `classifier`, `embedding` and `centred_embedding`, each from 0 to 2 (`gram_distance`).
+        """
+        return {
+            "classifier": gram_distance(self.classifier_gram, predicted.classifier_gram),
+            "embedding": gram_distance(self.embedding_gram, predicted.embedding_gram),
+            "centred_embedding": gram_distance(self.centred_embedding_gram, predicted.embedding_gram),
+        }
+
+    def minimum_angles(self) -> np.ndarray:
+        """Give the angle from every classifier row to the nearest other one, in degrees: (K,)."""
+        cosine = cosines(self.classifier_gram)
+        np.fill_diagonal(cosine, -np.inf)
+        return np.degrees(np.arccos(cosine.max(1)))
+
+    def head_to_tail_norm_ratio(self, class_counts: Any) -> float:
+        """Compare the norm of the most frequent class's classifier row with that of the rarest: ‖w_max‖ / ‖w_min‖.
+
+        Args:
+            class_counts: (K,) of the training set; among equal counts, the mean norm.
+
+        Returns:
+            1 where the classifier does not know the counts; above 1 where it prefers frequent classes.
+        """
+        counts, norms = np.asarray(class_counts), np.sqrt(self.classifier_gram.diagonal())
+        return float(norms[counts == counts.max()].mean() / norms[counts == counts.min()].mean())
+
+
+class GeometryMeter:
+    """Collects features batch by batch, in sums that do not grow with the number of examples.
+
+    Args:
+        num_classes: K.
+        feature_dim: d.
+        device: where the sums are.
+
+    Example:
+        >>> meter = GeometryMeter(num_classes=2, feature_dim=2)
+        >>> meter.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+        >>> meter.compute(torch.eye(2)).nc1  # every class is where its mean is
+        0.0
+    """
+
+    def __init__(self, num_classes: int, feature_dim: int, device: torch.device | str = "cpu") -> None:
+        precise = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self.counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(num_classes, feature_dim, dtype=precise, device=device)
+        self.products = torch.zeros(feature_dim, feature_dim, dtype=precise, device=device)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            features: (N, d).
+            labels: (N,) in [0, K); examples labelled -100 do not count.
+        """
+        counted = labels != IGNORED_LABEL
+        rows = features.to(self.sums) * counted[:, None]
+        classes = labels.clamp(min=0)
+        self.counts.index_add_(0, classes, counted.to(self.counts))
+        self.sums.index_add_(0, classes, rows)
+        self.products.addmm_(rows.T, rows)
+
+    @torch.no_grad()
+    def compute(self, weight: Tensor) -> MeasuredGeometry:
+        """Compute the geometry of what was added.
+
+        Args:
+            weight: W (K, d), the head's.
+
+        Returns:
+            The geometry; `nc1` is NaN with fewer than two classes.
+        """
+        counts, sums = self.counts.cpu().double(), self.sums.cpu().double()
+        seen = counts > 0
+        means = torch.where(seen[:, None], sums / counts.clamp(min=1)[:, None], math.nan)
+        centred = means - means[seen].mean(0)
+        spread = centred[seen]
+        within = (self.products.cpu().double() - (means[seen] * counts[seen, None]).T @ means[seen]) / counts.sum()
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        classifier = whole.detach().cpu().double()
+        nc1 = math.nan
+        if len(spread) > 1:
+            # tr(Σ_W Σ_B†), as Σ_B = spreadᵀ spread / K has few directions where there are few classes.
+            inverse = torch.linalg.pinv(spread, rtol=1e-10)
+            nc1 = max(float(((inverse.T @ within) * inverse.T).sum()), 0.0)
+        classifier_gram, embedding_gram, centred_gram = ((r @ r.T).numpy() for r in (classifier, means, centred))
+        return MeasuredGeometry(classifier_gram, embedding_gram, centred_gram, self.counts.cpu().numpy(), nc1)
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    num_classes: int | None = None,
+    head: str | None = None,
+    progress_bar: bool = True,
+) -> MeasuredGeometry:
+    """Measure the geometry of a model's head and features on some data, in one pass.
+
+    Args:
+        model: an image or sequence classification model; it is in evaluation mode for the time, and its weights and
+            hooks are afterwards what they were.
+        batches: what the model takes, with `labels`: a DataLoader.
+        num_classes: K; None for the config's `num_labels`.
+        head: the name of the layer that makes the logits, where it is not found.
+        progress_bar: whether to show one.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: there is no linear head, the batches have no labels, or there are none.
+
+    Example:
+        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
+        >>> measure(nn.Sequential(nn.Linear(2, 2)), data, num_classes=2, progress_bar=False).embedding_gram
+        array([[4., 0.],
+               [0., 1.]])
+    """
+    if num_classes is None:
+        num_classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    meter = None
+    try:
+        with ClassifierHead(model, num_classes, head) as found, torch.inference_mode():
+            for batch in tqdm(batches, desc="geometry", unit="batch", disable=not progress_bar, leave=False):
+                if "labels" not in batch:
+                    raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
+                inputs = {name: value.to(device) for name, value in batch.items()}
+                labels = inputs.pop("labels")
+                outputs = model(**inputs)
+                logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
+                features = found.features_of(logits)
+                if meter is None:
+                    meter = GeometryMeter(num_classes, features.shape[1], device)
+                meter.update(features, labels)
+            if meter is None:
+                raise ValueError("there are no examples to measure the geometry on.")
+            return meter.compute(found.module.weight)
+    finally:
+        model.train(was_training)
