@@ -8,16 +8,30 @@ from hf_sharp.recipe.arguments import (
     head_options,
     load_splits,
 )
+from hf_sharp.recipe.images import ImageArguments, load_image_model, load_image_processor, prepare_images
 from hf_sharp.recipe.runs import plan_runs, run_recipe, run_side_by_side
+from hf_sharp.recipe.saved import LookArguments, SavedModel, open_saved
+from hf_sharp.recipe.texts import TextArguments, load_text_model, load_tokenizer, prepare_texts
 
 __all__ = [
     "DataArguments",
+    "ImageArguments",
+    "LookArguments",
     "ModelArguments",
     "RecipeParser",
     "RunArguments",
+    "SavedModel",
+    "TextArguments",
     "head_options",
+    "load_image_model",
+    "load_image_processor",
     "load_splits",
+    "load_text_model",
+    "load_tokenizer",
+    "open_saved",
     "plan_runs",
+    "prepare_images",
+    "prepare_texts",
     "run_recipe",
     "run_side_by_side",
 ]

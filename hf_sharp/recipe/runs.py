@@ -229,6 +229,7 @@ def _train_and_evaluate(
     }
     if args.learns_rho:
         logged = [entry for entry in trainer.state.log_history if "rho" in entry]
+        logged.append({"step": trainer.state.global_step, "rho": float(trainer.rho)})
         result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
         trainer.save_state()

@@ -1,0 +1,1 @@
+"""What the commands of `hf-sharp` do, one file each."""

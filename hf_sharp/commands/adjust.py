@@ -1,0 +1,107 @@
+"""`hf-sharp adjust`: fold a correction for class imbalance into the head of a trained model, and save it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from rich.console import Console
+from transformers import HfArgumentParser
+
+from hf_sharp.losses import LOSSES
+from hf_sharp.posthoc import METHODS, RECORD, adjust_head, choose_strength
+from hf_sharp.recipe import LookArguments, load_splits, open_saved
+
+
+@dataclass
+class AdjustArguments:
+    """What is done to the head."""
+
+    output: str = field(metadata={"help": "The folder that the adjusted model is saved to."})
+    method: str = field(
+        default="logit_adjustment", metadata={"help": f"The correction: {', '.join(METHODS)}.", "choices": [*METHODS]}
+    )
+    strength: str = field(
+        default="auto",
+        metadata={"help": "A number >= 0, 1 the whole correction; or auto: the best one on the validation split."},
+    )
+    loss: str | None = field(
+        default=None, metadata={"help": f"predicted_norm: the loss of the training: {', '.join(LOSSES)}."}
+    )
+    loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: its gamma."})
+    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    batch_size: int = field(default=64, metadata={"help": "Examples in a batch."})
+    head: str | None = field(
+        default=None, metadata={"help": "The layer that makes the logits, where it is not found by itself."}
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Adjust, save, and say what was done.
+
+    Args:
+        argv: the words after `hf-sharp adjust`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data; or an output folder that is not empty.
+    """
+    classes: Any = (AdjustArguments, LookArguments)
+    parser = HfArgumentParser(classes, prog="hf-sharp adjust", allow_abbrev=False)
+    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    what, data, names = parser.parse_args_into_dataclasses(argv)
+    output = Path(what.output)
+    if output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
+    automatic = what.strength == "auto"
+    if automatic and data.validation_split is None and data.validation_fraction is None:
+        raise ValueError(
+            "strength 'auto' is chosen on validation data: name it with --validation_split, or hold it out of the "
+            "training set with --validation_fraction 0.1 (the model should not have been trained on it). Or give "
+            "--strength a number."
+        )
+    splits = load_splits(data, what.label_column)
+    splits.pop("test")  # what is chosen here must not see it
+    saved = open_saved(names.model, splits, data, what.label_column)
+    options = {name: getattr(what, name) for name in ("loss", "loss_gamma") if getattr(what, name) is not None}
+    counts, console = saved.frequencies.counts, Console()
+    if automatic:
+        batches = saved.batches("validation", what.batch_size)
+        options["strength"], scores = choose_strength(
+            saved.model, batches, counts, what.method, head=what.head, **options
+        )
+        best, before = scores[options["strength"]], scores[0.0]
+        console.print(
+            f"strength {options['strength']:g}: balanced accuracy {100 * before:.1f} → {100 * best:.1f} on "
+            f"{len(splits['validation']):,} validation examples",
+            highlight=False,
+        )
+    else:
+        options["strength"] = _number(what.strength)
+    adjusted = adjust_head(saved.model, counts, what.method, head=what.head, **options)
+    adjusted.save_pretrained(output)
+    saved.processor.save_pretrained(output)
+    _card(names.model, getattr(adjusted.config, RECORD)).save(output / "README.md")
+    console.print(f"model    {output}", highlight=False, soft_wrap=True)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"strength {text!r} is neither a number nor 'auto'.") from error
+
+
+def _card(model: str, record: dict) -> ModelCard:
+    try:
+        card = ModelCard.load(Path(model) / "README.md" if Path(model).is_dir() else model)
+    except Exception:  # no card, or no network: the adjusted model gets a short one
+        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, adjusted\n")
+    options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
+    card.text += (
+        f"\n## Adjusted after training\n\nThe classifier head was corrected for class imbalance with "
+        f"`hf-sharp adjust`: {record['method']} ({options}), for class counts from {max(record['class_counts']):,} to "
+        f"{min(record['class_counts'])}. Figures above are those of the model before that.\n"
+    )
+    return card

@@ -1,0 +1,30 @@
+"""The `hf-sharp` command as a whole."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hf_sharp
+from hf_sharp import cli
+
+COMMAND = Path(sys.executable).parent / "hf-sharp"
+
+
+def test_help_is_there_at_once_and_lists_every_command():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1
+    for name, (what, _) in cli.COMMANDS.items():
+        assert name in done.stdout
+        assert what in done.stdout
+
+
+def test_version_and_unknown_commands(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == hf_sharp.__version__
+    assert cli.main(["adjsut"]).startswith("error: unknown command 'adjsut'; the commands are ")
+    assert cli.main([]) == 0
