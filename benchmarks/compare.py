@@ -38,6 +38,13 @@ def run_seed(config: Path, seed: int) -> dict[str, dict]:
     return {file.parent.name: json.loads(file.read_text()) for file in files}
 
 
+def thinned(curve: dict[str, list], points: int = 40) -> dict[str, list]:
+    """Keep some points of a curve over steps, the last one among them, to four digits."""
+    every = max(len(curve["step"]) // points, 1)
+    kept = sorted({*range(0, len(curve["step"]), every), len(curve["step"]) - 1})
+    return {"step": [curve["step"][i] for i in kept], "rho": [float(f"{curve['rho'][i]:.4g}") for i in kept]}
+
+
 def summarize(runs: dict[int, dict[str, dict]]) -> dict[str, dict]:
     """Give every run's mean and standard deviation over seeds, and the figures they are made of."""
     summary = {}
@@ -49,6 +56,8 @@ def summarize(runs: dict[int, dict[str, dict]]) -> dict[str, dict]:
             if None not in values:
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 row[metric] = {"mean": statistics.fmean(values), "stdev": spread, "per_seed": values}
+        if all("radius" in result for result in per_seed.values()):
+            row["rho"] = {seed: thinned(result["radius"]) for seed, result in per_seed.items()}
         row["train_seconds"] = [result["training"]["train_runtime"] for result in per_seed.values()]
         summary[name] = row
     return summary

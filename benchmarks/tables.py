@@ -41,6 +41,8 @@ def accuracy_table(name: str) -> str:
     """Make the table of one comparison, with what is needed to repeat it."""
     result = results(name)
     runs, classes = result["runs"], result["classes"]
+    if any("rho" in row for row in runs.values()):
+        return f"{radius_table(result)}\n\n{how_it_was_made(name, result)}"
     if len(runs) > 3:
         return f"{loss_table(result)}\n\n{how_it_was_made(name, result)}"
     lines = ["| recall in % | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
@@ -98,6 +100,51 @@ def cost_table() -> str:
     return "\n".join(lines)
 
 
+def radius_table(result: dict[str, Any]) -> str:
+    """Make a table of fixed and learned radii: where they ended, and what it cost."""
+    shown, several = ("balanced_accuracy", "worst_class_recall"), len(result["seeds"]) > 1
+    lines = ["| ρ | ρ at the end | balanced accuracy | worst class | training time |", "|---|---|---|---|---|"]
+    seconds = {name: sum(row["train_seconds"]) / len(row["train_seconds"]) for name, row in result["runs"].items()}
+    for name, row in result["runs"].items():
+        options = result["config"] | dict(part.split("=") for part in name.split(",") if "=" in part)
+        ends = ", ".join(f"{curve['rho'][-1]:.3g}" for curve in row["rho"].values()) if "rho" in row else "fixed"
+        cells = [f"{100 * row[m]['mean']:.1f}" + (f" ± {100 * row[m]['stdev']:.1f}" if several else "") for m in shown]
+        kind = "learned, from " if "rho" in row else ""
+        lines.append(f"| {kind}{options['rho']} | {ends} | {' | '.join(cells)} | {seconds[name]:.0f} s |")
+    fixed = [name for name, row in result["runs"].items() if "rho" not in row]
+    if len(fixed) > 1:
+        total = sum(seconds[name] for name in fixed)
+        (learned,) = (name for name in result["runs"] if name not in fixed)
+        share = 100 * seconds[learned] / total
+        lines += ["", f"All fixed radii took {total:.0f} s, the learned one {share:.0f} % of that."]
+    return "\n".join(lines)
+
+
+def geometry_table() -> str:
+    """Make the table of how far the unconstrained features model and the ViT are from the prediction."""
+    result = results("geometry")
+    ridges = sorted({row["ridge"] for row in result["ufm"]}, reverse=True)
+    lines = ["| γ | " + " | ".join(f"CDT, ridge {r:g} | LDT, ridge {r:g}" for r in ridges) + " | CDT, ViT | LDT, ViT |"]
+    lines.append("|---|" + "---|" * (2 * len(ridges) + 2))
+    vit = {(row["loss"], row["gamma"]): row["distances"] for row in result["vit"]}
+    vit |= {("ldt", 0.0): vit["cdt", 0.0]} if ("cdt", 0.0) in vit else {}
+    ufm = {(row["loss"], row["gamma"], row["ridge"]): row["distances"] for row in result["ufm"]}
+    for gamma in sorted({row["gamma"] for row in result["ufm"]}):
+        cells = ["{:.3f} / {:.3f}".format(*ufm[loss, gamma, r]) for r in ridges for loss in ("cdt", "ldt")]
+        for loss in ("cdt", "ldt"):
+            found = vit.get((loss, gamma))
+            cells.append(f"{found['classifier']:.2f} / {found['centred_embedding']:.2f}" if found else "–")
+        lines.append(f"| {gamma:+g} | " + " | ".join(cells) + " |")
+    accuracy = min(row["training_accuracy"] for row in result["vit"])
+    lines += [
+        "",
+        f"Distance to the prediction from 0 to 2, classifier / embeddings (of the ViT: centred). `{result['command']}` on "
+        f"{result['machine']}, seed {result['seed']}; the ViT ends at a training accuracy of {100 * accuracy:.1f} % or "
+        "more. Data: `benchmarks/results/geometry.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def signal_table() -> str:
     """Make the table of what each objective of a learned radius sees."""
     result = results("radius_signal")
@@ -123,7 +170,7 @@ def filled(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         name = match[1]
-        special = {"cost": cost_table, "radius_signal": signal_table}
+        special = {"cost": cost_table, "radius_signal": signal_table, "geometry": geometry_table}
         table = special[name]() if name in special else accuracy_table(name)
         return f"<!-- {name} -->\n{table}\n<!-- end -->"
 

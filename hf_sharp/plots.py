@@ -98,6 +98,91 @@ def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: st
     _save(figure, file)
 
 
+def plot_geometry(
+    classifier: tuple[np.ndarray, np.ndarray], class_counts: Any, file: str | Path, names: Sequence[str] | None = None
+) -> None:
+    """Draw the geometry of a classifier: its rows' cosines measured and predicted, and each row's nearest other one.
+
+    Args:
+        classifier: W Wᵀ (K, K) measured, and predicted.
+        class_counts: (K,), in whose order the classes are drawn, the most frequent first.
+        file: where the picture goes; its ending chooses the format.
+        names: of the classes; shown for up to 20.
+    """
+    from matplotlib.figure import Figure
+
+    from hf_sharp.geometry.predict import cosines
+
+    counts = np.asarray(class_counts)
+    order = np.argsort(-counts, kind="stable")
+    measured, predicted = (gram[np.ix_(order, order)] for gram in classifier)
+    shown = [names[i] if names is not None else str(i) for i in order] if len(order) <= 20 else None
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    for axes, gram, title in ((left, measured, "measured"), (middle, predicted, "predicted")):
+        picture = axes.imshow(cosines(gram), cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_title(f"cosines between class vectors, {title}", fontsize=10)
+        axes.set_xlabel("classes, most frequent first")
+        if shown is not None:
+            axes.set_yticks(range(len(order)), shown, fontsize=8)
+            axes.set_xticks([])
+    figure.colorbar(picture, ax=(left, middle), shrink=0.85)
+    for gram, label, colour, marker in (
+        (measured, "measured", _COLOURS[1], "o"),
+        (predicted, "predicted", _COLOURS[2], "x"),
+    ):
+        cosine = cosines(gram)
+        np.fill_diagonal(cosine, -np.inf)
+        right.plot(counts[order], np.degrees(np.arccos(cosine.max(1))), marker, color=colour, label=label, alpha=0.8)
+    right.set_xscale("log")
+    right.set_xticks(sorted({int(counts.min()), int(counts.max())}))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_formatter("")
+    right.set(
+        xlabel="training examples of the class", ylabel="angle to the nearest class vector (degrees)", ylim=(0, None)
+    )
+    right.legend(frameon=False, fontsize=9)
+    _save(figure, file)
+
+
+def plot_step_geometry(curves: Mapping[str, Mapping[str, Any]], file: str | Path, title: str = "") -> None:
+    """Draw theory against experiment under step imbalance: norms and angles of classifier and embeddings over γ.
+
+    Args:
+        curves: label to `{"gamma": [...], "values": (8, n), "line": bool, "color": str}`; the rows of `values` are, for
+            the classifier and then for the embeddings: squared norm of frequent over rare, and the cosines between
+            frequent classes, between rare ones, and between the two kinds.
+        file: where the picture goes; its ending chooses the format.
+        title: the picture's title.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True)
+    what = (
+        "squared norm, frequent / rare",
+        "cosine, frequent to frequent",
+        "cosine, rare to rare",
+        "cosine, frequent to rare",
+    )
+    for i, (label, curve) in enumerate(curves.items()):
+        line = curve["line"]
+        style: dict[str, Any] = {"color": curve["color"], "linestyle": "-" if line else "", "linewidth": 1.6}
+        style |= {} if line else {"marker": curve.get("marker", "o"), "markersize": 5, "fillstyle": "none"}
+        for axes, values in zip(panels.flat, curve["values"], strict=True):
+            axes.plot(curve["gamma"], values, label=label if axes is panels.flat[0] else None, zorder=2 + i, **style)
+    for axes, (row, column) in zip(panels.flat, np.ndindex(2, 4), strict=True):
+        axes.set_title(f"{('classifier', 'embeddings')[row]}: {what[column]}", fontsize=9)
+        if column == 0:
+            axes.set_yscale("log")
+        if row == 1:
+            axes.set_xlabel("γ")
+        axes.axvline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    figure.legend(loc="outside lower center", ncols=len(curves), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, file)
+
+
 def _save(figure: Any, file: str | Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
