@@ -138,9 +138,33 @@ def geometry_table() -> str:
     accuracy = min(row["training_accuracy"] for row in result["vit"])
     lines += [
         "",
-        f"Distance to the prediction from 0 to 2, classifier / embeddings (of the ViT: centred). `{result['command']}` on "
-        f"{result['machine']}, seed {result['seed']}; the ViT ends at a training accuracy of {100 * accuracy:.1f} % or "
-        "more. Data: `benchmarks/results/geometry.json`.",
+        "Distance to the prediction from 0 to 2, classifier / embeddings (of the ViT: centred). "
+        f"`{result['command']}` on {result['machine']}, seed {result['seed']}; the ViT ends at a training accuracy of "
+        f"{100 * accuracy:.1f} % or more. Data: `benchmarks/results/geometry.json`.",
+    ]
+    return "\n".join(lines)
+
+
+def head_table(name: str) -> str:
+    """Make the table of losses and corrections after training."""
+    result = results(name)
+    shown = {"balanced accuracy": "balanced_accuracy", "medium": "medium_accuracy", "few": "few_accuracy"}
+    shown |= {"worst class": "worst_class_recall", "calibration error": "calibration_error"}
+    shown = {
+        k: m for k, m in shown.items() if any(m in row for rows in result["runs"].values() for row in rows.values())
+    }
+    lines = ["| training | correction (strengths) | " + " | ".join(shown) + " |", "|---|---|" + "---|" * len(shown)]
+    for run, rows in result["runs"].items():
+        for method, row in rows.items():
+            strengths = "" if method == "as trained" else f" ({', '.join(f'{s:g}' for s in row['strengths'])})"
+            cells = [f"{100 * row[m]['mean']:.1f} ± {100 * row[m]['stdev']:.1f}" for m in shown.values()]
+            lines.append(f"| {run.replace(',', ', ')} | {method}{strengths} | " + " | ".join(cells) + " |")
+    counts = result["class_counts"]
+    lines += [
+        "",
+        f"`{result['command']}` on {result['machine']}, seeds {', '.join(map(str, result['seeds']))}: mean ± standard "
+        f"deviation in %; {sum(counts):,} training examples, classes from {max(counts):,} down to {min(counts)}. Data: "
+        f"`benchmarks/results/{name}.json`.",
     ]
     return "\n".join(lines)
 
@@ -171,7 +195,8 @@ def filled(text: str) -> str:
     def block(match: re.Match[str]) -> str:
         name = match[1]
         special = {"cost": cost_table, "radius_signal": signal_table, "geometry": geometry_table}
-        table = special[name]() if name in special else accuracy_table(name)
+        other = head_table if name.endswith("_head") else accuracy_table
+        table = special[name]() if name in special else other(name)
         return f"<!-- {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 
 class ClassifierHead:
@@ -111,3 +113,48 @@ class ClassifierHead:
             f"{', '.join(map(repr, self.candidates))}. Name the layer that makes them with head=, or choose a method "
             "that does not need it."
         )
+
+
+def features_in_batches(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    num_classes: int,
+    name: str | None = None,
+    progress: str | None = None,
+) -> Iterator[tuple[Tensor, Tensor, nn.Linear]]:
+    """Run a model over data, and give the features that its head turned into logits, batch by batch.
+
+    Args:
+        model: an image or sequence classification model; it is in evaluation mode for the time, and its hooks are
+            afterwards what they were.
+        batches: what the model takes, with `labels`: a DataLoader.
+        num_classes: K.
+        name: the name of the head, where it is not found.
+        progress: what the progress bar says; None: no bar.
+
+    Yields:
+        Features (N, d) on the model's device, labels (N,) there too, and the head.
+
+    Raises:
+        ValueError: there is no linear head, or a batch has no labels.
+
+    Example:
+        >>> data = [{"input": torch.ones(3, 2), "labels": torch.tensor([0, 1, 0])}]
+        >>> [features.shape for features, labels, head in features_in_batches(nn.Sequential(nn.Linear(2, 2)), data, 2)]
+        [torch.Size([3, 2])]
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with ClassifierHead(model, num_classes, name) as head:
+            for batch in tqdm(batches, desc=progress, unit="batch", disable=progress is None, leave=False):
+                if "labels" not in batch:
+                    raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
+                inputs = {key: value.to(device) for key, value in batch.items()}
+                labels = inputs.pop("labels")
+                with torch.inference_mode():
+                    outputs = model(**inputs)
+                    features = head.features_of(outputs if isinstance(outputs, Tensor) else outputs["logits"])
+                yield features, labels, head.module
+    finally:
+        model.train(was_training)

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.geometry.predict import predict_for_loss, tight_frame
-from hf_sharp.head import ClassifierHead
+from hf_sharp.head import ClassifierHead, features_in_batches
 from hf_sharp.labels import IGNORED_LABEL
 from hf_sharp.losses import build_loss
 from hf_sharp.losses.base import log_priors
@@ -36,7 +35,7 @@ Model = TypeVar("Model", bound=nn.Module)
 RECORD = "hf_sharp_adjustment"
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(21))
 CRITERIA: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "balanced_accuracy": balanced_accuracy_score,
+    "balanced_accuracy": lambda y, guessed: recall_score(y, guessed, labels=np.unique(y), average="macro"),
     "accuracy": accuracy_score,
 }
 
@@ -172,7 +171,7 @@ def choose_strength(
         raise ValueError(f"unknown metric {metric!r}; expected one of {', '.join(CRITERIA)}.")
     candidates = sorted(set(strengths))
     counts, _ = _checked(model, class_counts, method, options, min(candidates, default=0.0))
-    features, labels, layer = _features(model, validation, len(counts), head)
+    features, labels, layer = collect_features(model, validation, len(counts), head)
     old, scores = _head_in_float64(layer), {}
     for strength in candidates:
         weight, bias = METHODS[method](old, counts, strength, **options)
@@ -226,23 +225,29 @@ def _put(layer: nn.Linear, head: Head) -> None:
         layer.bias.copy_(head.bias)
 
 
-def _features(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], num_classes: int, name: str | None
+def collect_features(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], num_classes: int, head: str | None = None
 ) -> tuple[Tensor, Tensor, nn.Linear]:
-    device, was_training = next(model.parameters()).device, model.training
+    """Collect the features of a whole dataset, from which the logits of any head follow.
+
+    Args:
+        model: as for `choose_strength`.
+        batches: with `labels`; examples labelled -100 are left out.
+        num_classes: K.
+        head: as for `adjust_head`.
+
+    Returns:
+        Features (N, d) in float64 and labels (N,), on the CPU; and the head.
+
+    Raises:
+        ValueError: there are no examples.
+    """
     features, labels = [], []
-    model.eval()
-    try:
-        with ClassifierHead(model, num_classes, name) as head, torch.inference_mode():
-            for batch in tqdm(batches, desc="validation", unit="batch", leave=False):
-                inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-                outputs = model(**inputs)
-                logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-                counted = batch["labels"] != IGNORED_LABEL
-                features.append(head.features_of(logits).cpu()[counted].double())
-                labels.append(batch["labels"][counted])
-            if not labels:
-                raise ValueError("there are no validation examples to choose the strength on.")
-            return torch.cat(features), torch.cat(labels), head.module
-    finally:
-        model.train(was_training)
+    for of_batch, its_labels, found in features_in_batches(model, batches, num_classes, head, "features"):
+        counted = its_labels != IGNORED_LABEL
+        features.append(of_batch[counted].cpu().double())
+        labels.append(its_labels[counted].cpu())
+        layer = found
+    if not labels:
+        raise ValueError("there are no examples to choose the strength on.")
+    return torch.cat(features), torch.cat(labels), layer

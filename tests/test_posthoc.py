@@ -182,7 +182,7 @@ def test_the_chosen_strength_is_the_best_of_all_adjusted_models(method):
     assert best == min(s for s in strengths if scores[s] == scores[best])
     with pytest.raises(ValueError, match="unknown metric 'f1'"):
         choose_strength(model, batches, CLASS_COUNTS, method, metric="f1")
-    with pytest.raises(ValueError, match="no validation examples"):
+    with pytest.raises(ValueError, match="no examples to choose"):
         choose_strength(model, [], CLASS_COUNTS, method)
 
 

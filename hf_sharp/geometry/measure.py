@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from tqdm.auto import tqdm
 
 from hf_sharp.geometry.predict import Geometry, cosines, gram_distance
-from hf_sharp.head import ClassifierHead
+from hf_sharp.head import features_in_batches
 from hf_sharp.labels import IGNORED_LABEL
 
 
@@ -172,25 +171,14 @@ def measure(
     """
     if num_classes is None:
         num_classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     meter = None
-    try:
-        with ClassifierHead(model, num_classes, head) as found, torch.inference_mode():
-            for batch in tqdm(batches, desc="geometry", unit="batch", disable=not progress_bar, leave=False):
-                if "labels" not in batch:
-                    raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
-                inputs = {name: value.to(device) for name, value in batch.items()}
-                labels = inputs.pop("labels")
-                outputs = model(**inputs)
-                logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-                features = found.features_of(logits)
-                if meter is None:
-                    meter = GeometryMeter(num_classes, features.shape[1], device)
-                meter.update(features, labels)
-            if meter is None:
-                raise ValueError("there are no examples to measure the geometry on.")
-            return meter.compute(found.module.weight)
-    finally:
-        model.train(was_training)
+    for features, labels, layer in features_in_batches(
+        model, batches, num_classes, head, "geometry" if progress_bar else None
+    ):
+        if meter is None:
+            meter = GeometryMeter(num_classes, features.shape[1], features.device)
+        meter.update(features, labels)
+        weight = layer.weight
+    if meter is None:
+        raise ValueError("there are no examples to measure the geometry on.")
+    return meter.compute(weight)

@@ -1,0 +1,92 @@
+"""Large margin and corrections after training: train a config's runs for several seeds, correct each of the models.
+
+python benchmarks/head.py recipes/configs/fashion_mnist_lt_head.yaml --seeds 0 1 2
+
+The strength of every correction is chosen on the validation examples, which no training saw; figures are of the test
+set.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from compare import METRICS, recipe_of, run_seed
+
+from hf_sharp.metrics import long_tail_report
+from hf_sharp.posthoc import METHODS, adjust_head, choose_strength, collect_features
+from hf_sharp.recipe import LookArguments, load_splits, open_saved
+from hf_sharp.recipe.runs import machine_class
+
+ROOT = Path(__file__).resolve().parent.parent
+FIELDS = set(LookArguments.__dataclass_fields__)
+
+
+def corrected(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Correct one model in every way; the correction's name to its strength and test report."""
+    data = LookArguments(**{name: value for name, value in config.items() if name in FIELDS})
+    saved = open_saved(str(folder), load_splits(data, "label"), data, "label")
+    counts = saved.frequencies.counts
+    features, labels, _ = collect_features(saved.model, saved.batches("test", 500), len(counts))
+    reports = {}
+    for method in ("as trained", *METHODS):
+        strength, head = 0.0, saved.model
+        if method in METHODS:
+            batches = saved.batches("validation", 500)
+            strength, _ = choose_strength(saved.model, batches, counts, method)
+            head = adjust_head(saved.model, counts, method, strength=strength)
+        layer = collect_features(head, [next(iter(saved.batches("test", 2)))], len(counts))[2]
+        with torch.no_grad():
+            logits = torch.nn.functional.linear(features, layer.weight.double(), layer.bias.double())
+        probabilities = logits.softmax(1).numpy()
+        report = long_tail_report(probabilities.argmax(1), labels.numpy(), counts, probabilities)
+        reports[method] = {"strength": strength, **{name: report.get(name) for name in METRICS}}
+    return reports
+
+
+def main() -> None:
+    """Run all seeds one after the other, and write benchmarks/results/CONFIG.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    name, config = arguments.config.stem, yaml.safe_load((ROOT / arguments.config).read_text())
+    per_seed: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for seed in arguments.seeds:
+        results = run_seed(arguments.config, seed)
+        for run in results:
+            reports = corrected(ROOT / "outputs" / "benchmarks" / name / f"seed_{seed}" / run, config)
+            for method, report in reports.items():
+                per_seed.setdefault(run, {}).setdefault(method, []).append(report)
+    first = next(iter(results.values()))["report"]
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for run, methods in per_seed.items():
+        for method, of_seeds in methods.items():
+            row: dict[str, Any] = {"strengths": [report["strength"] for report in of_seeds]}
+            for metric in METRICS:
+                values = [report[metric] for report in of_seeds]
+                if None not in values:
+                    spread = statistics.stdev(values) if len(values) > 1 else None
+                    row[metric] = {"mean": float(np.mean(values)), "stdev": spread, "per_seed": values}
+            rows.setdefault(run, {})[method] = row
+    result = {
+        "command": f"python benchmarks/head.py {arguments.config} --seeds {' '.join(map(str, arguments.seeds))}",
+        "recipe": recipe_of(ROOT / arguments.config),
+        "config": config,
+        "seeds": arguments.seeds,
+        "machine": machine_class(),
+        "class_counts": first["class_counts"],
+        "classes": {group: first[f"{group}_classes"] for group in ("many", "medium", "few")},
+        "rare_threshold": first["rare_threshold"],
+        "common_threshold": first["common_threshold"],
+        "runs": rows,
+    }
+    (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
