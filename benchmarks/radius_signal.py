@@ -45,7 +45,7 @@ def derivatives_at(rho: float) -> tuple[dict[str, list[float]], dict[str, float]
     try:
         with tempfile.TemporaryDirectory() as out:
             argv = ["--config", str(ROOT / CONFIG), "--output_dir", out, "--num_train_epochs", str(EPOCHS)]
-            argv += ["--rho", str(rho), "--rho_learning_rate", "0", "--compare_with"]
+            argv += ["--rho", str(rho), "--rho_learning_rate", "0", "--compare_with", "none"]
             (result,) = recipe(argv).values()
     finally:
         LearnedRadius.at_w = at_w  # type: ignore[method-assign]

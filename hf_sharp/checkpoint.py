@@ -20,11 +20,12 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from hf_sharp.hub import HubTrainer, fetch_checkpoint
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -282,7 +283,7 @@ def widest_dtype(model: nn.Module) -> torch.dtype:
     return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(HubTrainer):
     """`Trainer` that goes on from a checkpoint exactly, or says why it cannot.
 
     It loads weights under whatever key names they were saved, takes no torn checkpoint, and none of another method.
@@ -313,7 +314,7 @@ class ResumableTrainer(Trainer):
             index, processes = self.args.process_index, self.args.world_size
             resume_from_checkpoint = whole_checkpoint(str(self.args.output_dir), index, processes) or True
         elif resume_from_checkpoint:
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            resume_from_checkpoint = fetch_checkpoint(os.fspath(resume_from_checkpoint), self.args.hub_token)
             check_whole(resume_from_checkpoint, self.args.process_index)
         if isinstance(resume_from_checkpoint, str):
             check_same_method(resume_from_checkpoint, self.method_state.method)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
 
 from hf_sharp import __version__
 
-
-def _adjust(argv: list[str]) -> None:
-    from hf_sharp.commands.adjust import main
-
-    main(argv)
-
-
-# Name to what it does, in one line, and the function that does it.
-COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
-    "adjust": ("fold a correction for class imbalance into the head of a trained model", _adjust),
+# Name to what it does, in one line; how, is in the module of `hf_sharp.commands` of that name.
+COMMANDS = {
+    "counts": "how many examples each class of a dataset has, and what to begin with",
+    "train": "train as a config says, through accelerate",
+    "compare": "train two configs with the same seeds, and say by how much one is ahead",
+    "evaluate": "the long-tail report of any checkpoint",
+    "sharpness": "how flat a trained model lies, per group of classes, alone or beside another one",
+    "card": "write the model card of a folder that a recipe trained",
+    "adjust": "fold a correction for class imbalance into the head of a trained model",
 }
 
 
 def usage() -> str:
     """Show the commands."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (what, _) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             f"hf-sharp {__version__}: fine-tuning on data where a few classes have most of the examples",
@@ -49,7 +48,8 @@ def main(argv: list[str] | None = None) -> int | str:
         return f"error: unknown command {name!r}; the commands are {', '.join(COMMANDS)}."
     from hf_sharp.recipe.runs import run_recipe
 
-    return run_recipe(lambda: COMMANDS[name][1](rest)) or 0
+    command = importlib.import_module(f"hf_sharp.commands.{name}")
+    return run_recipe(lambda: command.main(rest)) or 0
 
 
 if __name__ == "__main__":

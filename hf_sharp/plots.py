@@ -63,6 +63,41 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
     _save(figure, file)
 
 
+def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
+    """Draw how many training examples every class has, the most frequent first.
+
+    Args:
+        frequencies: `ClassFrequencies`.
+        file: where the picture goes; its ending chooses the format.
+        title: the picture's title.
+    """
+    from matplotlib.figure import Figure
+
+    counts = frequencies.counts
+    order = np.argsort(-counts, kind="stable")
+    group = {int(c): name for name, indices in frequencies.groups.items() for c in indices}
+    colours = dict(zip(("many", "medium", "few"), _COLOURS[1:4], strict=True))
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, colour in colours.items():
+        places = [place for place, c in enumerate(order) if group[int(c)] == name]
+        if places:
+            axes.bar(places, counts[order][places], color=colour, label=f"{name} ({len(places)})", width=0.9)
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, None)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    if len(order) <= 30:
+        axes.set_xticks(
+            range(len(order)), [frequencies.name(int(c)) for c in order], rotation=60, ha="right", fontsize=8
+        )
+    else:
+        axes.set_xlabel("classes, most frequent first")
+    axes.set_ylabel("training examples")
+    axes.set_title(f"{title}: imbalance factor {frequencies.imbalance_factor:.0f}", fontsize=10, parse_math=False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, file)
+
+
 def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: str | Path, title: str = "") -> None:
     """Draw the radius ρ over the optimizer's steps, one line per run.
 
@@ -179,6 +214,38 @@ def plot_step_geometry(curves: Mapping[str, Mapping[str, Any]], file: str | Path
             axes.set_xlabel("γ")
         axes.axvline(0, color="#cccccc", linewidth=0.8, zorder=0)
     figure.legend(loc="outside lower center", ncols=len(curves), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, file)
+
+
+def plot_loss_along(reports: Mapping[str, Mapping[str, Any]], file: str | Path, title: str = "") -> None:
+    """Draw the rise of the loss along the ascent direction and along a random one, for models side by side.
+
+    Args:
+        reports: model name to `measure_curvature`.
+        file: where the picture goes; its ending chooses the format.
+        title: the picture's title.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    kinds = (("ascent", "along the gradient"), ("random", "along a random direction"))
+    for axes, (kind, what) in zip(panels, kinds, strict=True):
+        for (model, report), colour in zip(reports.items(), _COLOURS[1:] * len(reports), strict=False):
+            radii = np.asarray(report["along"]["radii"])
+            for group, line in (("all", "-"), ("few", "--")):
+                if (values := report["along"][kind][group]) is not None and report[group] is not None:
+                    rise = np.asarray(values) - report[group]["loss"]
+                    label = f"{model}, {'all classes' if group == 'all' else 'few'}"
+                    axes.plot(radii, rise, line, color=colour, linewidth=1.7, marker="o", markersize=3, label=label)
+        axes.axvline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.set_xticks(radii[::2])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel="distance from the weights", title=what)
+    panels[0].set_ylabel("loss − loss at the weights")
+    panels[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     _save(figure, file)
 

@@ -29,7 +29,7 @@ from hf_sharp.labels import (
     read_labels,
 )
 from hf_sharp.losses import LargeMarginLoss, build_loss
-from hf_sharp.metrics import compute_metrics_for
+from hf_sharp.model_card import ReportKeeper, results_of, write_card
 from hf_sharp.sampling import ClassSampler, EpochCounter
 from hf_sharp.sharpness import (
     LearnedRadius,
@@ -115,7 +115,9 @@ class SharpTrainer(ResumableTrainer):
         if self.compute_metrics is None:
             if args.batch_eval_metrics:
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
-            self.compute_metrics = compute_metrics_for(self.class_frequencies)
+            self.report_keeper = ReportKeeper(self.class_frequencies)
+            self.add_callback(self.report_keeper)
+            self.compute_metrics = self.report_keeper.compute_metrics
         self.label_names = ["labels"]
         self._epochs = EpochCounter()
         self.add_callback(self._epochs)
@@ -497,6 +499,47 @@ class SharpTrainer(ResumableTrainer):
                 self.args.rho,
             )
 
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 (the Trainer's own name)
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the model card: method, class counts, the last evaluation's report of every class, and how to use it.
+
+        Args:
+            language: as for `Trainer`.
+            license: as for `Trainer`.
+            tags: as for `Trainer`.
+            model_name: as for `Trainer`.
+            finetuned_from: as for `Trainer`.
+            tasks: the pipeline's name, where the model's class does not tell it.
+            dataset_tags: the dataset's name on the Hub.
+            dataset: the dataset's name.
+            dataset_args: not used.
+        """
+        if not self.is_world_process_zero():
+            return
+        given: dict[str, Any] = {"model_name": model_name, "pipeline_tag": _first(tasks)}
+        keeper = getattr(self, "report_keeper", None)
+        write_card(
+            str(self.args.output_dir),
+            results_of(self, keeper and keeper.report),
+            licence=license,
+            language=language,
+            tags=tags or (),
+            base_model=finetuned_from,
+            dataset=_first(dataset) or _first(dataset_tags),
+            repo_id=self.hub_model_id,
+            **{name: value for name, value in given.items() if value},
+        )
+
     def get_train_dataloader(self) -> DataLoader:
         """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
 
@@ -540,3 +583,7 @@ class SharpTrainer(ResumableTrainer):
         columns = cast(list[str], self._signature_columns)
         if self.args.label_column not in columns:
             columns.append(self.args.label_column)
+
+
+def _first(names: str | list[str] | None) -> str | None:
+    return names[0] if isinstance(names, list) and names else cast(str | None, names or None)

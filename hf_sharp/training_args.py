@@ -180,7 +180,13 @@ class SharpTrainingArguments(TrainingArguments):
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = "balanced_accuracy"
+        if self.hub_token is not None:  # with the end of its line, httpx refuses it in an error that shows it
+            self.hub_token = self.hub_token.strip()
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Trainer pickles its arguments into training_args.bin, and pushes that.
+        return vars(self) | {"hub_token": None}
 
     @property
     def needs_head(self) -> bool:

@@ -27,6 +27,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert set(tracked.stdout.split()) <= inside
     assert "hf_sharp/py.typed" in inside
+    assert {"hf_sharp/model_card_template.md", "hf_sharp/accelerate/ddp.yaml"} <= inside
     assert any(name.endswith("licenses/LICENSE") for name in inside)
 
 

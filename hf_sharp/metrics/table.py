@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -55,6 +56,6 @@ def _row(reports: Mapping[str, Mapping[str, Any]], metric: str, name_classes: bo
     for report, value in zip(reports.values(), values, strict=True):
         cell = "–" if value is None else f"{100 * value:.1f}"
         if metric == "worst_class_recall" and name_classes:
-            cell = f"({report['worst_class']}) {cell}"
+            cell = f"({escape(str(report['worst_class']))}) {cell}"
         cells.append(f"[bold]{cell}[/bold]" if value is not None and value == best else cell)
     return cells

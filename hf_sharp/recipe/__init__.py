@@ -8,10 +8,10 @@ from hf_sharp.recipe.arguments import (
     head_options,
     load_splits,
 )
-from hf_sharp.recipe.images import ImageArguments, load_image_model, load_image_processor, prepare_images
+from hf_sharp.recipe.images import ImageArguments, prepare_images, train_images
 from hf_sharp.recipe.runs import plan_runs, run_recipe, run_side_by_side
 from hf_sharp.recipe.saved import LookArguments, SavedModel, open_saved
-from hf_sharp.recipe.texts import TextArguments, load_text_model, load_tokenizer, prepare_texts
+from hf_sharp.recipe.texts import TextArguments, prepare_texts, train_texts
 
 __all__ = [
     "DataArguments",
@@ -23,15 +23,13 @@ __all__ = [
     "SavedModel",
     "TextArguments",
     "head_options",
-    "load_image_model",
-    "load_image_processor",
     "load_splits",
-    "load_text_model",
-    "load_tokenizer",
     "open_saved",
     "plan_runs",
     "prepare_images",
     "prepare_texts",
     "run_recipe",
     "run_side_by_side",
+    "train_images",
+    "train_texts",
 ]

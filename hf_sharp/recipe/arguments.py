@@ -111,7 +111,8 @@ class RunArguments:
         default=None,
         metadata={
             "help": "Runs to put beside this one, with the same data, model and seed: 'baseline' (no sharpness, "
-            "cross-entropy), or a YAML file of the options that differ."
+            "cross-entropy), options as loss=vs,loss_gamma=0.2, or a YAML file of those that differ; 'none': no other "
+            "run."
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write over results that are there already."})

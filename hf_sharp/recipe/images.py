@@ -7,9 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from hf_sharp.recipe.arguments import DataArguments, ModelArguments, head_options
+from hf_sharp.recipe.arguments import (
+    DataArguments,
+    ModelArguments,
+    RecipeParser,
+    RunArguments,
+    head_options,
+    load_splits,
+)
+from hf_sharp.recipe.runs import plan_runs, run_side_by_side
+from hf_sharp.trainer import SharpTrainer
+from hf_sharp.training_args import SharpTrainingArguments
 
 
 @dataclass
@@ -27,6 +38,8 @@ def load_image_processor(model: ModelArguments) -> Any:
     size = getattr(config, "image_size", 224)
     if getattr(config, "num_channels", 3) != 3:
         raise ValueError("model_config: num_channels must be 3, as pipeline() gives a model RGB images.")
+    from transformers import ViTImageProcessor  # says on import that torchvision is missing, where it is
+
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
@@ -75,3 +88,36 @@ def _to_pixels(processor: Any, image_column: str, label_column: str) -> Callable
         }
 
     return transform
+
+
+def train_images(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Train on images: a config, flags, and every run that it is to be compared with.
+
+    Args:
+        argv: the command line without the program's name; None: that of this process.
+
+    Returns:
+        Run name to its results, which are saved too.
+    """
+    parser = RecipeParser((ImageArguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
+    # The transform needs the image column, which the model's forward does not name.
+    parser.set_defaults(remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available())
+    data, model, _, args = parser.build()
+    runs = plan_runs(parser)
+    with args.main_process_first(desc="loading the data"):
+        splits = load_splits(data, args.label_column)
+    processor = load_image_processor(model)
+    class_names = splits["train"].features[args.label_column].names
+    splits = prepare_images(splits, processor, data.image_column, args.label_column)
+
+    def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
+        return SharpTrainer(
+            model=load_image_model(model, class_names),
+            args=args,
+            train_dataset=splits["train"],
+            eval_dataset=splits.get("validation"),
+            processing_class=processor,
+        )
+
+    title = f"{data.dataset}: {len(splits['train']):,} training images, {len(class_names)} classes"
+    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir)

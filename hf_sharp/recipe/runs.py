@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -25,6 +26,7 @@ from transformers import TrainingArguments, set_seed
 
 from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.metrics import comparison_table, report_of_prediction
+from hf_sharp.model_card import RESULTS, write_card
 from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.trainer import SharpTrainer
@@ -32,9 +34,9 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "all_results.json"
 # What may differ between a finished run and one that would be the same.
 _INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
+_INCIDENTAL |= {"hub_token", "push_to_hub"}
 _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
@@ -79,7 +81,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         ValueError: two runs of one name, or output that would be written over.
     """
     main = next(arguments for arguments in parser.build() if isinstance(arguments, SharpTrainingArguments))
-    compare_with = parser.values.get("compare_with") or []
+    compare_with = [other for other in parser.values.get("compare_with") or [] if other != "none"]
     changes: dict[str, dict[str, Any]] = {}
     for other in compare_with:
         if other == "baseline":
@@ -223,7 +225,7 @@ def _train_and_evaluate(
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
         "options": run.options,
-        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": _command(),
         "machine": machine_class(),
         "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")},
     }
@@ -237,7 +239,16 @@ def _train_and_evaluate(
         unfinished = file.with_suffix(".part")  # results are there whole, or not at all
         unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(file)
+        write_card(str(args.output_dir), repo_id=args.hub_model_id)
     return result
+
+
+def _command() -> str:
+    words = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    secret = [i + 1 for i, word in enumerate(words) if word == "--hub_token"]
+    return shlex.join(
+        "…" if i in secret else re.sub(r"^--hub_token=.*", "--hub_token=…", w) for i, w in enumerate(words)
+    )
 
 
 def _resume(args: SharpTrainingArguments) -> bool | str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import datasets
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -67,6 +69,24 @@ class SavedModel:
             batch_size,
             collate_fn=LabelCollator(collate, self.label_column, None),
         )
+
+    def predict(self, split: str, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+        """Run the model over a split.
+
+        Args:
+            split: one of `splits`.
+            batch_size: examples in a batch.
+
+        Returns:
+            Logits (N, K) in float32 and labels (N,), on the CPU.
+        """
+        logits, labels = [], []
+        with torch.inference_mode():
+            for batch in tqdm(self.batches(split, batch_size), desc=split, unit="batch", leave=False):
+                labels.append(batch.pop("labels"))
+                inputs = {name: value.to(self.model.device) for name, value in batch.items()}
+                logits.append(self.model(**inputs).logits.float().cpu())
+        return torch.cat(logits), torch.cat(labels)
 
 
 def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, label_column: str) -> SavedModel:

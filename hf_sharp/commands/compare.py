@@ -1,0 +1,198 @@
+"""`hf-sharp compare`: two configs, the same seeds, and by how much one is ahead."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from hf_sharp.commands.train import launch
+from hf_sharp.plots import plot_recall_by_count
+from hf_sharp.recipe.runs import RESULTS
+
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced accuracy": "balanced_accuracy",
+    "many classes": "many_accuracy",
+    "medium classes": "medium_accuracy",
+    "few classes": "few_accuracy",
+    "worst class": "worst_class_recall",
+}
+
+
+def paired(first: list[float], second: list[float]) -> dict[str, float | None]:
+    """Compare paired values: the mean of second − first, and its 95 % interval by Student's t.
+
+    Args:
+        first: one value per seed.
+        second: one value per seed, in the same order.
+
+    Returns:
+        `first`, `second` (means), `difference`, and `interval`, half of its width; None with one seed.
+
+    Example:
+        >>> compared = paired([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
+        >>> round(compared["difference"], 3), round(compared["interval"], 3)
+        (0.1, 0.248)
+    """
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    interval = None
+    if (n := len(differences)) > 1:
+        interval = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    means = {"first": statistics.fmean(first), "second": statistics.fmean(second)}
+    return means | {"difference": statistics.fmean(differences), "interval": interval}
+
+
+def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: float) -> str:
+    """Say in words which of two is ahead.
+
+    Args:
+        names: of the two configs.
+        metrics: label to what `paired` gives.
+        cost: training time of the second over that of the first.
+
+    Returns:
+        One or two sentences.
+    """
+    main = metrics["balanced accuracy"]
+    gap, interval = 100 * main["difference"], main["interval"]
+    ahead = names[1] if gap > 0 else names[0]
+    if interval is None:
+        said = f"{ahead} is ahead by {abs(gap):.1f} points of balanced accuracy, of one seed: no interval"
+    elif abs(gap) <= 100 * interval:
+        said = (
+            f"no difference beyond chance: {names[1]} is {gap:+.1f} ± {100 * interval:.1f} points of balanced accuracy"
+        )
+    else:
+        said = f"{ahead} is ahead by {abs(gap):.1f} ± {100 * interval:.1f} points of balanced accuracy"
+    if (few := metrics.get("few classes")) is not None:
+        spread = "" if few["interval"] is None else f" ± {100 * few['interval']:.1f}"
+        said += f"; few classes {100 * few['difference']:+.1f}{spread} for {names[1]}"
+    return f"{said}; {names[1]} costs {cost:.1f} times {names[0]}."
+
+
+def main(argv: list[str]) -> None:
+    """Train what is not trained yet, compare, show, and write down.
+
+    Args:
+        argv: the words after `hf-sharp compare`.
+
+    Raises:
+        ValueError: fewer than one seed, configs of one name, or runs that are of other data.
+    """
+    parser = argparse.ArgumentParser(
+        prog="hf-sharp compare",
+        description="Train two configs with the same seeds, and compare them in pairs. What is trained already is not "
+        "trained again. Further flags go to both trainings.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config_a")
+    parser.add_argument("config_b")
+    parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
+    parser.add_argument("--output", default=None, help="folder; outputs/compare/A_B if not given")
+    parser.add_argument("--accelerate", default="single_gpu", help="as for hf-sharp train")
+    arguments, flags = parser.parse_known_args(argv)
+    configs = (arguments.config_a, arguments.config_b)
+    names = (Path(configs[0]).stem, Path(configs[1]).stem)
+    if arguments.seeds < 1 or names[0] == names[1]:
+        raise ValueError(
+            f"expected one seed or more, got {arguments.seeds}, and two configs of different names, got {names}."
+        )
+    output = Path(arguments.output or f"outputs/compare/{names[0]}_{names[1]}")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for seed in range(arguments.seeds):
+        for name, config in zip(names, configs, strict=True):
+            folder = output / name / f"seed_{seed}"
+            if not (folder / RESULTS).is_file():
+                more = ["--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "true"]
+                launch(config, [*flags, "--compare_with", "none", *more], arguments.accelerate)
+            results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+    summary = compare(names, results)
+    summary["command"] = " ".join(["hf-sharp", "compare", *argv])
+    (output / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    reports = {name: mean_report([result["report"] for result in results[name]]) for name in names}
+    plot_recall_by_count(reports, output / "recall_by_count.png", f"mean over {arguments.seeds} seeds")
+    console = Console()
+    console.print(comparison(names, summary))
+    console.print(summary["verdict"], highlight=False)
+    for what in ("comparison.json", "recall_by_count.png"):
+        console.print(f"{output / what}", highlight=False, soft_wrap=True)
+
+
+def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Compare the results of two configs, seed by seed.
+
+    Args:
+        names: of the two.
+        results: name to the content of `all_results.json` of every seed.
+
+    Returns:
+        `metrics` (label to what `paired` gives), `cost`, `verdict`, `seeds`, `machine`.
+
+    Raises:
+        ValueError: the two were evaluated on other data.
+    """
+    first, second = (results[name] for name in names)
+    for one, other in zip(first, second, strict=True):
+        for what in ("class_counts", "per_class_support"):
+            if one["report"][what] != other["report"][what]:
+                raise ValueError(f"the two have other {what.replace('_', ' ')}: they are not of the same data.")
+    metrics = {}
+    for label, metric in METRICS.items():
+        values = [[result["report"][metric] for result in of_one] for of_one in (first, second)]
+        if None not in values[0] + values[1]:
+            metrics[label] = paired(*values)
+    seconds = [sum(result["training"]["train_runtime"] for result in of_one) for of_one in (first, second)]
+    cost = seconds[1] / seconds[0]
+    return {
+        "configs": list(names),
+        "seeds": len(first),
+        "metrics": metrics,
+        "cost": cost,
+        "verdict": verdict(names, metrics, cost),
+        "machine": first[0]["machine"],
+    }
+
+
+def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
+    """Show the comparison: a `rich` table of means, differences and intervals, in percent.
+
+    Args:
+        names: of the two.
+        summary: as `compare` gives it.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=f"recall in %, mean over {summary['seeds']} seeds", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in (*names, "difference (95 %)"):
+        table.add_column(name, justify="right", overflow="fold")
+    for label, row in summary["metrics"].items():
+        spread = "" if row["interval"] is None else f" ± {100 * row['interval']:.1f}"
+        difference = f"{100 * row['difference']:+.1f}{spread}"
+        table.add_row(label, f"{100 * row['first']:.1f}", f"{100 * row['second']:.1f}", difference)
+    return table
+
+
+def mean_report(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average the recalls of reports of the same classes, for a picture.
+
+    Args:
+        reports: long-tail reports.
+
+    Returns:
+        The first one, with the mean recall of every class and the mean balanced accuracy.
+    """
+    recalls = np.array([[np.nan if r is None else r for r in report["per_class_recall"]] for report in reports])
+    mean = [None if np.isnan(value) else float(value) for value in recalls.mean(0)]
+    balanced = statistics.fmean(report["balanced_accuracy"] for report in reports)
+    return reports[0] | {"per_class_recall": mean, "balanced_accuracy": balanced}

@@ -1,0 +1,68 @@
+"""`hf-sharp evaluate`: the long-tail report of any checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import HfArgumentParser
+
+from hf_sharp.metrics import comparison_table, long_tail_report
+from hf_sharp.plots import plot_recall_by_count
+from hf_sharp.recipe import LookArguments, load_splits, open_saved
+
+
+@dataclass
+class EvaluateArguments:
+    """What is evaluated, and where it goes."""
+
+    split: str = field(default="test", metadata={"help": "test, or validation."})
+    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    rare_threshold: int = field(default=20, metadata={"help": "few: classes with fewer training examples."})
+    common_threshold: int = field(default=100, metadata={"help": "many: classes with more training examples."})
+    batch_size: int = field(default=64, metadata={"help": "Examples in a batch."})
+    output: str | None = field(default=None, metadata={"help": "A folder for report.json and the picture."})
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate, show, and write down.
+
+    Args:
+        argv: the words after `hf-sharp evaluate`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data.
+    """
+    classes: Any = (EvaluateArguments, LookArguments)
+    parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
+    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    parser.add_argument("data", help="The dataset: as --dataset of the recipes.")
+    what, data, names = parser.parse_args_into_dataclasses(argv)
+    data.dataset = names.data
+    splits = load_splits(data, what.label_column)
+    if what.split not in splits:
+        raise ValueError(f"there is no split {what.split!r} here; the splits are {', '.join(map(repr, splits))}.")
+    saved = open_saved(names.model, splits, data, what.label_column)
+    logits, labels = saved.predict(what.split, what.batch_size)
+    probabilities = logits.softmax(1).numpy()
+    report = long_tail_report(
+        probabilities.argmax(1),
+        labels.numpy(),
+        saved.frequencies.counts,
+        probabilities,
+        class_names=saved.frequencies.names,
+        rare_threshold=what.rare_threshold,
+        common_threshold=what.common_threshold,
+    )
+    name, console = Path(names.model).name, Console()
+    title = f"{names.data}, split {what.split}: {len(labels):,} examples"
+    console.print(comparison_table({name: report}, title))
+    if what.output is not None:
+        output = Path(what.output)
+        output.mkdir(parents=True, exist_ok=True)
+        plot_recall_by_count({name: report}, output / "recall_by_count.png", title)
+        (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"report   {output / 'report.json'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,204 @@
+"""`hf-sharp sharpness`: how flat a trained model lies, over all classes and per group, alone or beside another."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import HfArgumentParser
+
+from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.curvature import GROUPS, measure_curvature, stratified_sample
+from hf_sharp.labels import read_labels
+from hf_sharp.plots import plot_loss_along
+from hf_sharp.recipe import LookArguments, SavedModel, load_splits, open_saved
+from hf_sharp.recipe.runs import machine_class
+
+
+@dataclass
+class SharpnessArguments:
+    """What is measured, and on what."""
+
+    output: str = field(metadata={"help": "The folder for sharpness.json and sharpness.png."})
+    compare_with: str | None = field(default=None, metadata={"help": "Another model to put beside the first."})
+    split: str = field(
+        default="train",
+        metadata={
+            "help": "The split to measure on: train, test or validation.",
+            "choices": ["train", "test", "validation"],
+        },
+    )
+    examples: int = field(default=1000, metadata={"help": "How many of its examples, of every class its share."})
+    hessian_examples: int = field(
+        default=200, metadata={"help": "How many of these for the eigenvalues and traces, which cost the most."}
+    )
+    rho: float = field(default=0.05, metadata={"help": "The radius of the sharpness."})
+    eigenvalues: int = field(default=1, metadata={"help": "How many of the largest eigenvalues."})
+    tolerance: float = field(default=0.05, metadata={"help": "Relative tolerance of the eigenvalues."})
+    probes: int = field(default=8, metadata={"help": "Random vectors for the trace."})
+    directions: int = field(default=4, metadata={"help": "Random directions for the average sharpness."})
+    rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
+    common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    seed: int = field(default=0, metadata={"help": "Of the sample and of all random directions."})
+    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    batch_size: int = field(default=32, metadata={"help": "Examples in a batch; the memory needed grows with it."})
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Measure, and show, draw and write down what was measured.
+
+    Args:
+        argv: the words after `hf-sharp sharpness`.
+
+    Returns:
+        What is written to sharpness.json.
+
+    Raises:
+        ValueError: options that do not fit each other, the models or the data; or an output folder that is not empty.
+    """
+    classes: Any = (SharpnessArguments, LookArguments)
+    parser = HfArgumentParser(classes, prog="hf-sharp sharpness", allow_abbrev=False)
+    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
+    what, data, names = parser.parse_args_into_dataclasses(argv)
+    if names.data is not None:
+        if data.dataset not in (LookArguments.dataset, names.data):
+            raise ValueError(f"two datasets are named: {names.data!r} and --dataset {data.dataset!r}. Say one.")
+        data.dataset = names.data
+    output = Path(what.output)
+    if output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
+    splits = load_splits(data, what.label_column)
+    if what.split not in splits:
+        raise ValueError(f"there is no {what.split} split; name it with --{what.split}_split. There are {[*splits]}.")
+    models = {}
+    for label, name in _labels(names.model, what.compare_with).items():
+        models[label] = _measured(open_saved(name, splits, data, what.label_column), what)
+    console = Console()
+    console.print(sharpness_table(models))
+    result = {
+        "models": models,
+        "options": {"model": names.model} | asdict(what) | {"data": asdict(data)},
+        "machine": machine_class(),
+        "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "scipy", "pylops")},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "sharpness.json"
+    file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    picture = output / "sharpness.png"
+    plot_loss_along(models, picture, f"{Path(data.dataset).name}, {what.split}, ρ = {what.rho:g}")
+    console.print(f"figures  {file}\npicture  {picture}", highlight=False, soft_wrap=True)
+    return result
+
+
+def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Put what was measured of one model, or of several, into a table; a row per group and model.
+
+    Args:
+        reports: model name to `measure_curvature`, all on the same examples.
+
+    Returns:
+        A `rich` table; of several models, the lower of a group's figures is bold where they differ by more than their
+        standard errors.
+    """
+    first = next(iter(reports.values()))
+    title = f"sharpness at ρ = {first['rho']:g}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    heads = ("loss", "worst\ncase", "average", "top\neigen-\nvalue", "trace")
+    table.add_column("classes\n(examples)", no_wrap=True)
+    if len(reports) > 1:
+        table.add_column("model", overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for group in GROUPS:
+        for i, model in enumerate(reports):
+            label = "" if i else f"{group} ({first[group]['examples'] if first[group] else 0:,})"
+            cells = _cells([other[group] for other in reports.values()], i)
+            table.add_row(
+                label, *([escape(model)] if len(reports) > 1 else []), *cells, end_section=i + 1 == len(reports)
+            )
+    table.caption = (
+        f"many n > {first['common_threshold']}, few n < {first['rare_threshold']} training examples; eigenvalue and "
+        f"trace of the loss on {first['all']['hessian_examples']:,} of the examples"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _cells(figures: list[Mapping[str, Any] | None], i: int) -> list[str]:
+    mine = figures[i]
+    if mine is None:
+        return ["–"] * 5
+    cells = []
+    for name, error in (
+        ("loss", None),
+        ("worst_case", None),
+        ("average", "average_error"),
+        ("top_eigenvalues", None),
+        ("trace", "trace_error"),
+    ):
+        values = [_first(other[name]) for other in figures if other is not None]
+        value = _first(mine[name])
+        if value is None:
+            cells.append("–")
+            continue
+        spreads = [float(other[error] or 0) if error else 0.0 for other in figures if other is not None]
+        text = f"{value:.3g}" + (f" ± {mine[error]:.1g}" if name == "trace" and error and mine[error] else "")
+        others = [other for j, other in enumerate(values) if j != i and other is not None]
+        lowest = others and value < min(others) - math.hypot(*spreads)
+        cells.append(f"[bold]{text}[/bold]" if lowest else text)
+    return cells
+
+
+def _first(value: Any) -> float | None:
+    return value[0] if isinstance(value, list) else value
+
+
+def _labels(*models: str | None) -> dict[str, str]:
+    named = [model for model in models if model is not None]
+    short = [Path(model).name for model in named]
+    labels = short if len(set(short)) == len(short) else named
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"the model is compared with itself: {named[0]!r}.")
+    return dict(zip(labels, named, strict=True))
+
+
+def _measured(saved: SavedModel, what: SharpnessArguments) -> dict[str, Any]:
+    frequencies = ClassFrequencies.from_counts(
+        saved.frequencies.counts,
+        names=saved.frequencies.names,
+        rare_threshold=what.rare_threshold,
+        common_threshold=what.common_threshold,
+    )
+    split = saved.splits[what.split]
+    labels = read_labels(split, what.label_column)
+    rows = stratified_sample(labels, what.examples, what.seed)
+    group_of = np.empty(frequencies.num_classes, int)
+    for number, indices in enumerate(frequencies.groups.values()):
+        group_of[indices] = number
+    rows = rows[np.argsort(group_of[labels[rows]], kind="stable")]  # a batch of one group is not split
+    chosen = replace(saved, splits=datasets.DatasetDict({what.split: split.select(rows)}))
+    return measure_curvature(
+        saved.model.float(),
+        chosen.batches(what.split, what.batch_size),
+        frequencies,
+        rho=what.rho,
+        eigenvalues=what.eigenvalues,
+        tolerance=what.tolerance,
+        probes=what.probes,
+        directions=what.directions,
+        hessian_examples=what.hessian_examples,
+        seed=what.seed,
+        progress=Path(saved.name).name,
+    )

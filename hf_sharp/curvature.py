@@ -1,0 +1,694 @@
+"""How flat a trained model lies: curvature and sharpness of its mean loss, over all classes and per group of classes.
+
+With L_g(w) the mean loss over the examples of group g (all, many, medium, few), and w the trainable parameters:
+
+    top eigenvalue   λ_max of H_g = ∇² L_g(w)              scipy's eigsh on Hessian-vector products
+    trace            tr H_g, the sum of all eigenvalues     Hutchinson's estimate (pylops), zᵀ H_g z over random signs z
+    worst case       L_g(w + ρ ∇L_g / ‖∇L_g‖) − L_g(w)      one ascent step, as SAM takes it
+    average          mean over d of L_g(w + ρ d) − L_g(w)   d and −d for random directions d of length 1
+
+A product H v is ∇ (vᵀ ∇L), by two backward passes. Not by forward over reverse differentiation (torch.func, on which
+curvlinops 3.0.1 stands): with torch 2.13 LayerNorm's weight gets wrong second derivatives there, and no error. A test
+watches for the day when this is mended.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
+
+from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, perturbed
+
+GROUPS = ("all", "many", "medium", "few")
+# A Hessian of no more parameters is computed whole: its eigenvalues and trace are then exact.
+_WHOLE = 32
+# Lanczos vectors that are kept, each as long as the parameters.
+_LANCZOS_VECTORS = 8
+_LANCZOS_RESTARTS = 60
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+class _Batch(NamedTuple):
+    """Examples of one group."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    group: str
+
+
+class LossSurface:
+    """The mean loss of a model over fixed examples, as a function of its trainable parameters.
+
+    Every pass runs in evaluation mode, with attention that can be differentiated twice. Afterwards the model's weights,
+    `.grad` and modes are what they were, also when a pass raises.
+
+    Args:
+        model: an image or sequence classification model, or any that gives logits (N, K); in float32 or float64.
+        batches: what the model takes, with `labels`: a DataLoader. They are kept in the memory of the host. A batch of
+            one group costs less than one of several, as it is split.
+        frequencies: of the training set; its thresholds make the groups.
+        losses: logits (N, K) and labels (N,) to one loss per example, (N,); default: cross-entropy.
+        progress: what the progress bar says; None: no bar.
+
+    Attributes:
+        examples: how many examples each group has, of `GROUPS`.
+
+    Raises:
+        ValueError: no trainable parameters, a model in half precision, no examples, batches without labels, or labels
+            that are not classes.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 0.0]]))
+        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
+        >>> counts = ClassFrequencies.from_counts([300, 3])
+        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
+        >>> surface.examples, surface.loss()
+        ({'all': 2, 'many': 1, 'medium': 0, 'few': 1}, {'all': 1.0, 'many': 2.0, 'few': 0.0})
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Mapping[str, Tensor]],
+        frequencies: ClassFrequencies,
+        losses: Losses = _cross_entropy,
+        progress: str | None = None,
+    ) -> None:
+        self.model, self.losses = model, losses
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no trainable parameters: every requires_grad is False.")
+        if low := {p.dtype for p in self.parameters} - {torch.float32, torch.float64}:
+            raise ValueError(
+                f"the model is in {low.pop()}, whose rounding is larger than what is measured. Use model.float()."
+            )
+        self._batches = list(_by_group(batches, frequencies))
+        self.examples = _examples(self._batches)
+        if not self.examples["all"]:
+            raise ValueError("there are no examples to measure the loss on.")
+        self.bar = tqdm(desc=progress, unit="pass", disable=progress is None, leave=False)
+
+    @property
+    def groups(self) -> list[str]:
+        """Those of `GROUPS` that have examples."""
+        return [group for group in GROUPS if self.examples[group]]
+
+    @property
+    def size(self) -> int:
+        """The number of trainable parameters, P."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def subset(self, size: int, seed: int = 0) -> LossSurface:
+        """Keep a part of the examples, of every class its share.
+
+        Args:
+            size: how many, at most.
+            seed: of the choice.
+
+        Returns:
+            Another surface, of the same model; this one where it has no more examples.
+        """
+        if size >= self.examples["all"]:
+            return self
+        labels = torch.cat([batch.labels for batch in self._batches])
+        keep = torch.zeros(len(labels), dtype=torch.bool)
+        keep[stratified_sample(labels.numpy(), size, seed)] = True
+        other = copy.copy(self)
+        parts = keep.split([len(batch.labels) for batch in self._batches])
+        other._batches = [_select(b, rows) for b, rows in zip(self._batches, parts, strict=True) if rows.any()]
+        other.examples = _examples(other._batches)
+        return other
+
+    def loss(self, group: str = "all") -> dict[str, float]:
+        """Compute the mean loss, in one forward pass.
+
+        Args:
+            group: whose examples are looked at, one of `GROUPS`.
+
+        Returns:
+            The mean loss L_g of each group looked at that has examples, summed in float64.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        sums = dict.fromkeys(GROUPS, 0.0)
+        with torch.no_grad():
+            for batch, losses in self._pass(group):
+                sums[batch.group] += losses.cpu().double().sum().item()
+        sums["all"] = math.fsum(sums.values())
+        if not math.isfinite(sums["all"]):
+            raise ValueError(f"the loss is {sums['all']}: the model, moved or not, gives no finite loss.")
+        looked_at = self.groups if group == "all" else [group]
+        return {name: sums[name] / self.examples[name] for name in looked_at}
+
+    def gradients(self) -> dict[str, list[Tensor]]:
+        """Compute the gradient of every group's mean loss, in one forward and backward pass.
+
+        Returns:
+            ∇L_g of each group that has examples; one tensor per trainable parameter.
+        """
+        gradients = {group: [torch.zeros_like(p) for p in self.parameters] for group in self.groups}
+        for batch, losses in self._pass("all"):
+            part = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
+            torch._foreach_add_(gradients[batch.group], part)
+        for group in self.groups[1:]:
+            torch._foreach_add_(gradients["all"], gradients[group])
+        for group, tensors in gradients.items():
+            torch._foreach_div_(tensors, self.examples[group])
+        return gradients
+
+    def hessian_product(self, vector: Sequence[Tensor], group: str = "all") -> list[Tensor]:
+        """Multiply the Hessian with a vector: H_g v = ∇ (vᵀ ∇L_g), in one pass with two backward passes.
+
+        Args:
+            vector: v, one tensor per trainable parameter.
+            group: one of `GROUPS` that has examples.
+
+        Returns:
+            H_g v, in the shapes of v.
+
+        Raises:
+            ValueError: an operation of the model cannot be differentiated twice.
+        """
+        product = [torch.zeros_like(parameter) for parameter in self.parameters]
+        for _, losses in self._pass(group):
+            try:
+                slopes = torch.autograd.grad(losses.sum(), self.parameters, create_graph=True, materialize_grads=True)
+                pairs = [(slope, v) for slope, v in zip(slopes, vector, strict=True) if slope.requires_grad]
+                if pairs:  # else the loss is linear
+                    outputs, grad_outputs = zip(*pairs, strict=True)
+                    part = torch.autograd.grad(outputs, self.parameters, grad_outputs, materialize_grads=True)
+                    torch._foreach_add_(product, part)
+            except (NotImplementedError, RuntimeError) as error:
+                if "not implemented" not in str(error):
+                    raise
+                raise ValueError(
+                    f"the model cannot be differentiated twice ({str(error).splitlines()[0]}). Load it with "
+                    'attn_implementation="eager", or without its fused kernels.'
+                ) from error
+        torch._foreach_div_(product, self.examples[group])
+        return product
+
+    def hessian(self, group: str = "all") -> LinearOperator:
+        """Give the Hessian of a group's mean loss as scipy's algorithms take it.
+
+        Args:
+            group: one of `GROUPS` that has examples.
+
+        Returns:
+            H_g, a (P, P) operator of the parameters' precision; the parameters in their order, each flattened.
+
+        Example:
+            >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
+            >>> counts = ClassFrequencies.from_counts([300, 3])
+            >>> model = nn.Linear(2, 1, bias=False)
+            >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
+            >>> surface.hessian() @ np.eye(2)
+            array([[2. , 0. ],
+                   [0. , 0.5]])
+        """
+        first = self.parameters[0]
+        sizes = [parameter.numel() for parameter in self.parameters]
+
+        def multiply(vector: np.ndarray) -> np.ndarray:
+            flat = torch.as_tensor(vector.reshape(-1), dtype=first.dtype, device=first.device)
+            parts = [part.view_as(p) for part, p in zip(flat.split(sizes), self.parameters, strict=True)]
+            product = self.hessian_product(parts, group)
+            return torch.cat([part.reshape(-1) for part in product]).cpu().numpy().astype(vector.dtype, copy=False)
+
+        dtype = np.float64 if first.dtype == torch.float64 else np.float32
+        return LinearOperator((self.size, self.size), matvec=multiply, rmatvec=multiply, dtype=dtype)
+
+    def directions(self, seed: int = 0) -> Iterator[list[Tensor]]:
+        """Draw random directions, each of length 1 over all parameters together; the same on every device.
+
+        Args:
+            seed: of the draw.
+
+        Yields:
+            One tensor per trainable parameter.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
+            norm = torch.stack(torch._foreach_norm(drawn, dtype=torch.float64)).norm().item()
+            yield [(part / norm).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
+
+    def moved(self, direction: Sequence[Tensor], distance: float, group: str = "all") -> dict[str, float]:
+        """Compute the mean loss somewhere else: L_g(w + distance · direction).
+
+        Args:
+            direction: one tensor per trainable parameter.
+            distance: how far; below 0 the other way.
+            group: whose examples are looked at.
+
+        Returns:
+            As `loss`.
+        """
+        with perturbed(self.parameters, list(torch._foreach_mul(list(direction), distance))):
+            return self.loss(group)
+
+    def _pass(self, group: str) -> Iterator[tuple[_Batch, Tensor]]:
+        for batch in self._batches:
+            if group in ("all", batch.group):
+                device = self.parameters[0].device
+                inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+                with _evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
+                    outputs = self.model(**inputs)
+                    logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
+                    losses = self.losses(logits, batch.labels.to(device))
+                if losses.shape != batch.labels.shape:
+                    raise ValueError(
+                        f"losses must give one loss per example, {tuple(batch.labels.shape)}; got shape "
+                        f"{tuple(losses.shape)}."
+                    )
+                yield batch, losses
+        self.bar.update()
+
+
+def top_eigenvalues(
+    surface: LossSurface, group: str = "all", count: int = 1, tolerance: float = 0.05, seed: int = 0
+) -> list[float]:
+    """Find the largest eigenvalues of the Hessian of a group's mean loss.
+
+    Args:
+        surface: the loss.
+        group: one of `GROUPS` that has examples.
+        count: how many eigenvalues, >= 1.
+        tolerance: what remains, ‖H v − λ v‖ <= tolerance · |λ|; an eigenvalue is no farther from λ than that. Where it
+            stands apart from the others, as it does in trained networks, the error is of the order of tolerance² · λ.
+        seed: of the vector to start from.
+
+    Returns:
+        The eigenvalues, the largest first; exact where there are no more than 32 parameters.
+
+    Raises:
+        ValueError: more eigenvalues than parameters, or none are found to that tolerance.
+
+    Example:
+        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
+        >>> counts = ClassFrequencies.from_counts([300, 3])
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
+        >>> top_eigenvalues(surface, count=2), top_eigenvalues(surface, "few")
+        ([2.0, 0.5], [1.0])
+
+    Reference:
+        ARPACK through `scipy.sparse.linalg.eigsh`: implicitly restarted Lanczos.
+    """
+    operator = surface.hessian(group)
+    size = operator.shape[0]
+    if not 1 <= count <= size:
+        raise ValueError(f"the number of eigenvalues must be from 1 to {size}, the number of parameters; got {count}.")
+    if size <= _WHOLE:
+        return np.linalg.eigvalsh(operator @ np.eye(size))[::-1][:count].tolist()
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"the tolerance must be in [0, 1), got {tolerance}.")
+    start = np.random.default_rng(seed).standard_normal(size).astype(operator.dtype)
+    vectors = min(size, max(_LANCZOS_VECTORS, 2 * count + 2))
+    options: dict[str, Any] = {"which": "LA", "v0": start, "ncv": vectors, "tol": tolerance}
+    try:
+        found = eigsh(operator, count, maxiter=_LANCZOS_RESTARTS, return_eigenvectors=False, **options)
+    except ArpackNoConvergence as error:
+        raise ValueError(
+            f"the top eigenvalues were not found to a tolerance of {tolerance} in {_LANCZOS_RESTARTS} restarts. Raise "
+            "the tolerance, or ask for fewer."
+        ) from error
+    except ArpackError as error:
+        if "-9" not in str(error):
+            raise
+        return [0.0] * count  # the product with a random vector is zero: the loss is linear
+    return np.sort(found.astype(float))[::-1].tolist()
+
+
+def hessian_traces(surface: LossSurface, probes: int = 8, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Estimate the traces of the Hessians of all groups; all of them together cost `probes` passes.
+
+        tr H_g ≈ mean of zᵀ H_g z over random signs z        tr H = Σ_g (N_g / N) tr H_g
+
+    Args:
+        surface: the loss.
+        probes: how many z, >= 2, the same ones for every group.
+        seed: of the z.
+
+    Returns:
+        The trace of each group that has examples, and its standard error over the probes; 0 where it is exact: where
+        there are no more than 32 parameters. Also exact, with an error of 0, where a Hessian is diagonal.
+
+    Raises:
+        ValueError: fewer than 2 probes.
+
+    Example:
+        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
+        >>> counts = ClassFrequencies.from_counts([300, 3])
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
+        >>> hessian_traces(surface)
+        {'all': (2.5, 0.0), 'many': (4.0, 0.0), 'few': (1.0, 0.0)}
+
+    Reference:
+        Hutchinson, Communications in Statistics 19(2), 1990, through `pylops.utils.estimators.trace_hutchinson`.
+    """
+    from pylops.utils.estimators import trace_hutchinson  # takes seconds to import
+
+    if probes < 2:
+        raise ValueError(f"the trace needs at least 2 probes, for its error; got {probes}.")
+    values: dict[str, np.ndarray] = {}
+    for group in surface.groups[1:]:
+        operator = surface.hessian(group)
+        if surface.size <= _WHOLE:
+            values[group] = np.trace(operator @ np.eye(surface.size), dtype=float)[None]
+            continue
+        with _numpy_seeded(seed):  # each probe by itself, as their spread is the error
+            values[group] = np.array([float(trace_hutchinson(operator, neval=1)) for _ in range(probes)])
+    shares = {group: surface.examples[group] / surface.examples["all"] for group in values}
+    values = {"all": np.sum([shares[group] * value for group, value in values.items()], axis=0)} | values
+    errors = {g: float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else 0.0 for g, v in values.items()}
+    return {group: (float(value.mean()), errors[group]) for group, value in values.items()}
+
+
+def worst_case_sharpness(surface: LossSurface, rho: float = 0.05) -> dict[str, float]:
+    """Measure how much the loss rises after one step of length ρ along its own gradient.
+
+        L_g(w + ρ ∇L_g / (‖∇L_g‖ + 1e-12)) − L_g(w)
+
+    Args:
+        surface: the loss.
+        rho: ρ > 0.
+
+    Returns:
+        The rise for each group that has examples, each along the gradient of its own mean loss.
+
+    Raises:
+        ValueError: a radius that is not above 0 and finite.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(1.0)
+        >>> data = [{"input": torch.ones(2, 1), "labels": torch.tensor([0, 1])}]
+        >>> counts = ClassFrequencies.from_counts([300, 3])
+        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2)
+        >>> worst_case_sharpness(surface, rho=0.5)  # (1 + ρ)² − 1
+        {'all': 1.25, 'many': 1.25, 'few': 1.25}
+
+    Reference:
+        SAM arXiv 2010.01412, equation 2.
+    """
+    _check_radius(rho)
+    here, gradients = surface.loss(), surface.gradients()
+    rises = {}
+    for group in surface.groups:
+        epsilon = gradients.pop(group)
+        gradient_to_perturbation(surface.parameters, epsilon, rho)
+        with perturbed(surface.parameters, epsilon):
+            rises[group] = surface.loss(group)[group] - here[group]
+    return rises
+
+
+def average_sharpness(
+    surface: LossSurface, rho: float = 0.05, directions: int = 4, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Measure how much the loss rises on average after a step of length ρ in a random direction.
+
+        mean over directions d of (L_g(w + ρ d) + L_g(w − ρ d)) / 2 − L_g(w)
+
+    Taking d and −d together leaves the slope out, which would hide the rest: on a quadratic, the mean over all d is
+    ρ² tr H_g / 2P exactly, with P parameters.
+
+    Args:
+        surface: the loss.
+        rho: ρ > 0.
+        directions: how many d, >= 2, uniform on the sphere; each costs two forward passes, for all groups.
+        seed: of the directions.
+
+    Returns:
+        The rise for each group that has examples, and its standard error over the directions.
+
+    Raises:
+        ValueError: a radius that is not above 0 and finite, or fewer than 2 directions.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(1.0)
+        >>> data = [{"input": torch.ones(2, 1), "labels": torch.tensor([0, 1])}]
+        >>> counts = ClassFrequencies.from_counts([300, 3])
+        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2)
+        >>> average_sharpness(surface, rho=0.5)["all"]  # ρ²
+        (0.25, 0.0)
+    """
+    _check_radius(rho)
+    if directions < 2:
+        raise ValueError(f"the average needs at least 2 directions, for its error; got {directions}.")
+    here = surface.loss()
+    rises: dict[str, list[float]] = {group: [] for group in surface.groups}
+    for _, direction in zip(range(directions), surface.directions(seed), strict=False):
+        there, back = surface.moved(direction, rho), surface.moved(direction, -rho)
+        for group, values in rises.items():
+            values.append((there[group] - here[group]) / 2 + (back[group] - here[group]) / 2)
+    error = {group: float(np.std(values, ddof=1) / math.sqrt(directions)) for group, values in rises.items()}
+    return {group: (float(np.mean(values)), error[group]) for group, values in rises.items()}
+
+
+def losses_along(surface: LossSurface, direction: Sequence[Tensor], radii: Sequence[float]) -> dict[str, list[float]]:
+    """Compute the loss on a line through the weights, for a picture; one forward pass per radius.
+
+    Args:
+        surface: the loss.
+        direction: one tensor per trainable parameter, of length 1 over all together.
+        radii: how far along it; below 0 the other way.
+
+    Returns:
+        L_g(w + r · direction) for each group that has examples, one value per radius.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(1.0)
+        >>> data = [{"input": torch.ones(2, 1), "labels": torch.tensor([0, 1])}]
+        >>> counts = ClassFrequencies.from_counts([300, 3])
+        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2)
+        >>> losses_along(surface, [torch.ones(1, 1)], [-1.0, 0.0, 1.0])["all"]
+        [0.0, 1.0, 4.0]
+    """
+    values = [surface.moved(direction, radius) for radius in radii]
+    return {group: [value[group] for value in values] for group in surface.groups}
+
+
+def measure_curvature(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    class_counts: Any,
+    *,
+    rho: float = 0.05,
+    eigenvalues: int = 1,
+    tolerance: float = 0.05,
+    probes: int = 8,
+    directions: int = 4,
+    hessian_examples: int | None = None,
+    losses: Losses = _cross_entropy,
+    seed: int = 0,
+    progress: str | None = None,
+) -> dict[str, Any]:
+    """Measure everything in this module, over all examples and per group of classes.
+
+    Args:
+        model: as for `LossSurface`. Its weights are afterwards the same, bit for bit.
+        batches: what the model takes, with `labels`: a DataLoader.
+        class_counts: (K,) *training* examples of each class, or a `ClassFrequencies` with its thresholds.
+        rho: ρ > 0, the radius of the sharpness; the picture reaches from −2ρ to 2ρ.
+        eigenvalues: how many of the largest eigenvalues, >= 1.
+        tolerance: of the eigenvalues.
+        probes: random vectors for the trace, >= 2.
+        directions: random directions for the average, >= 2.
+        hessian_examples: the eigenvalues and traces are those of the loss on so many of the examples, every class with
+            its share; None: on all of them. A product with the Hessian costs about ten forward passes.
+        losses: logits (N, K) and labels (N,) to losses (N,); default: cross-entropy.
+        seed: of all random choices. On a CPU, the same seed gives the same numbers.
+        progress: what the progress bar says; None: no bar.
+
+    Returns:
+        `all`, `many`, `medium` and `few`, each None where the group has no examples, else with `examples`, `loss`,
+        `gradient_norm`, `worst_case`, `average` and `average_error`, and from the Hessian `hessian_examples`,
+        `top_eigenvalues`, `trace` and `trace_error` (None where none of the chosen examples are of the group).
+        `along`: `radii`, and for `ascent` and `random` the losses of each group, None as above. `rho`, `parameters`,
+        `seed`, `rare_threshold`, `common_threshold`.
+
+    Raises:
+        ValueError: as the functions above.
+
+    Example:
+        >>> data = [{"input": torch.eye(3)[[0, 1, 2, 0]], "labels": torch.tensor([0, 1, 2, 0])}]
+        >>> report = measure_curvature(nn.Linear(3, 3), data, [500, 200, 3])
+        >>> report["medium"], report["few"]["examples"], len(report["along"]["ascent"]["few"])
+        (None, 1, 9)
+    """
+    frequencies = (
+        class_counts if isinstance(class_counts, ClassFrequencies) else ClassFrequencies.from_counts(class_counts)
+    )
+    surface = LossSurface(model, batches, frequencies, losses, progress)
+    try:
+        here = surface.loss()
+        worst, average = worst_case_sharpness(surface, rho), average_sharpness(surface, rho, directions, seed)
+        ascent = surface.gradients()
+        norms = {group: global_norm(gradient).item() for group, gradient in ascent.items()}
+        along = _both_lines(surface, ascent["all"], rho, seed)
+        del ascent
+        hessian = _hessian_figures(surface, hessian_examples, eigenvalues, tolerance, probes, seed)
+    finally:
+        surface.bar.close()
+    report: dict[str, Any] = dict.fromkeys(GROUPS)
+    for group in surface.groups:
+        report[group] = {
+            "examples": surface.examples[group],
+            "loss": here[group],
+            "gradient_norm": norms[group],
+            "worst_case": worst[group],
+            "average": average[group][0],
+            "average_error": average[group][1],
+            **hessian[group],
+        }
+    report |= {"along": along, "rho": rho, "parameters": surface.size, "seed": seed}
+    return report | {
+        "rare_threshold": frequencies.rare_threshold,
+        "common_threshold": frequencies.common_threshold,
+    }
+
+
+def stratified_sample(labels: Any, size: int, seed: int = 0) -> np.ndarray:
+    """Choose examples so that every class keeps its share, and at least one example where there is room.
+
+    Args:
+        labels: (N,) class indices.
+        size: how many examples, >= 1; all of them where there are no more.
+        seed: of the choice.
+
+    Returns:
+        Indices in [0, N), ascending: min(size, N) of them.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Example:
+        >>> labels = np.repeat([0, 1, 2], [80, 19, 1])
+        >>> np.bincount(labels[stratified_sample(labels, 20)]).tolist()
+        [15, 4, 1]
+    """
+    labels = np.asarray(labels)
+    if size < 1:
+        raise ValueError(f"the sample must have at least 1 example, got {size}.")
+    if size >= len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    classes, inverse, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    ordered = np.argsort(inverse, kind="stable")
+    place = np.empty(len(labels), int)  # of an example in the order of its class
+    place[ordered] = np.concatenate([np.arange(count) for count in counts])
+    # Where a class is in its own order, from 0 to 1: the first of every class come first, then all in step.
+    priority = np.where(place == 0, -1.0 / counts[inverse], (place + 0.5) / counts[inverse])
+    if size < len(classes):
+        priority = np.where(place == 0, -counts[inverse].astype(float), 1.0)
+    return np.sort(order[np.argsort(priority, kind="stable")[:size]])
+
+
+def _both_lines(surface: LossSurface, gradient: list[Tensor], rho: float, seed: int) -> dict[str, Any]:
+    radii = [rho * step / 2 for step in range(-4, 5)]
+    gradient_to_perturbation(surface.parameters, gradient, 1.0)
+    along: dict[str, Any] = {"radii": radii}
+    for kind, direction in (("ascent", gradient), ("random", next(surface.directions(seed)))):
+        along[kind] = dict.fromkeys(GROUPS) | losses_along(surface, direction, radii)
+    return along
+
+
+def _hessian_figures(
+    surface: LossSurface, size: int | None, eigenvalues: int, tolerance: float, probes: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    part = surface if size is None else surface.subset(size, seed)
+    traces = hessian_traces(part, probes, seed)
+    figures: dict[str, dict[str, Any]] = {}
+    for group in surface.groups:
+        top = None
+        if part.examples[group]:
+            if figures and part.examples[group] == part.examples["all"]:  # the only group there is
+                top = figures["all"]["top_eigenvalues"]
+            else:
+                top = top_eigenvalues(part, group, eigenvalues, tolerance, seed)
+        trace, error = traces.get(group, (None, None))
+        figures[group] = {"hessian_examples": part.examples[group], "top_eigenvalues": top}
+        figures[group] |= {"trace": trace, "trace_error": error}
+    return figures
+
+
+def _by_group(batches: Iterable[Mapping[str, Tensor]], frequencies: ClassFrequencies) -> Iterator[_Batch]:
+    group_of = torch.empty(frequencies.num_classes, dtype=torch.int64)
+    for number, classes in enumerate(frequencies.groups.values()):
+        group_of[torch.as_tensor(classes)] = number
+    for batch in batches:
+        if "labels" not in batch:
+            raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
+        labels = batch["labels"].cpu()
+        counted = labels != IGNORED_LABEL
+        if bool(((labels < 0) | (labels >= frequencies.num_classes))[counted].any()):
+            raise ValueError(
+                f"a batch has labels from {int(labels[counted].min())} to {int(labels[counted].max())}; expected class "
+                f"indices from 0 to {frequencies.num_classes - 1}."
+            )
+        inputs = {name: value.cpu() for name, value in batch.items() if name != "labels"}
+        groups = group_of[labels.clamp(min=0)]
+        for number, name in enumerate(frequencies.groups):
+            if bool((rows := counted & (groups == number)).any()):
+                yield _select(_Batch(inputs, labels, name), rows)
+
+
+def _examples(batches: Sequence[_Batch]) -> dict[str, int]:
+    sizes = {group: sum(len(batch.labels) for batch in batches if batch.group == group) for group in GROUPS[1:]}
+    return {"all": sum(sizes.values())} | sizes
+
+
+def _select(batch: _Batch, rows: Tensor) -> _Batch:
+    if bool(rows.all()):
+        return batch
+    return _Batch({name: value[rows] for name, value in batch.inputs.items()}, batch.labels[rows], batch.group)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    state = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _check_radius(rho: float) -> None:
+    if not (math.isfinite(rho) and rho > 0):
+        raise ValueError(f"the radius must be a finite number above 0, got {rho}.")

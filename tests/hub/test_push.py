@@ -1,0 +1,233 @@
+"""Pushing with the real client: what arrives is what was trained, and loads without hf_sharp."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import assert_same_bits
+from tests.hub import tasks
+from tests.hub.client import Failed
+from tests.hub.conftest import ARGUMENT_TOKEN, OTHER_TOKEN, READ_TOKEN, TOKEN, places_of
+
+REPO = "someone/model"
+SAVES = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 2, "hub_always_push": True}
+FRESH = """
+import json, sys
+sys.modules["hf_sharp"] = None  # importing it raises
+from transformers import pipeline
+from PIL import Image
+pipe = pipeline("image-classification", model=sys.argv[1], revision=sys.argv[2], top_k=4)
+print("THE END", json.dumps(pipe(Image.open(sys.argv[3]))))
+"""
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+
+def pushed(hub, revision: str = "main", repo: str = REPO) -> dict[str, bytes]:
+    files = hub.repos[repo].files(revision)
+    return {path: file.content for path, file in files.items() if path != ".gitattributes"}
+
+
+def test_the_hub_of_these_tests(hub, as_user):
+    """What the client needs beside a push: who it is, repositories, branches and tags, listings in pages."""
+    assert as_user(tasks.call, "whoami")["name"] == "someone"
+    assert as_user(tasks.call, "create_repo", "model").endswith(REPO)
+    with pytest.raises(Failed, match="already created"):
+        as_user(tasks.call, "create_repo", "model")
+    as_user(tasks.call, "create_repo", REPO, {"exist_ok": True})
+    as_user(tasks.call, "create_repo", "someone/secret", {"private": True})
+    assert {name: repo.private for name, repo in hub.repos.items()} == {REPO: False, "someone/secret": True}
+    for name in "abcdef":
+        as_user(tasks.upload, REPO, f"folder/{name}.txt", name)
+    assert as_user(tasks.listing, REPO) == [".gitattributes", "folder", *(f"folder/{name}.txt" for name in "abcdef")]
+    assert len(hub.asked(r"GET .*/tree/.*cursor")) == 1
+    assert hub.repos[REPO].titles() == [f"Upload folder/{name}.txt with huggingface_hub" for name in "fedcba"] + [
+        "initial commit"
+    ]
+    as_user(tasks.call, "create_tag", REPO, {"tag": "one"})
+    as_user(tasks.call, "create_branch", REPO, {"branch": "two"})
+    refs = as_user(tasks.call, "list_repo_refs", REPO)
+    assert "refs/heads/two" in refs
+    assert "refs/tags/one" in refs
+    assert f"sha='{hub.repos[REPO].tags['one']}'" in as_user(tasks.call, "model_info", REPO, {"revision": "one"})
+    with pytest.raises(Failed, match="Revision Not Found"):
+        as_user(tasks.call, "model_info", REPO, {"revision": "three"})
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [
+        ("---\ntags: {a: 1}\n---\n", "must be a string or a list"),
+        ("---\ntags: [a\n---\n", "YAML is invalid"),
+        ("---\nmodel-index:\n- name: m\n  results:\n  - task: {}\n    metrics: []\n---\n", "needs type"),
+    ],
+)
+def test_a_card_that_the_hub_refuses(hub, as_user, card, told):
+    as_user(tasks.call, "create_repo", "model")
+    with pytest.raises(Failed, match=f"(?s)Invalid metadata in README.md.*{told}"):
+        as_user(tasks.upload, REPO, "README.md", card)
+    assert hub.repos[REPO].titles() == ["initial commit"]
+
+
+def test_what_is_pushed_is_what_was_trained_and_again_is_the_same(hub, as_user, tmp_path):
+    as_user(tasks.train, str(tmp_path / "model"), {}, None, True)
+    assert pushed(hub) == contents(tmp_path / "model")
+    assert pushed(hub)["model.safetensors"] == (tmp_path / "model-end" / "model.safetensors").read_bytes()
+    large = {path for path, file in hub.repos[REPO].files().items() if file.large}
+    assert large == {"model.safetensors", "training_args.bin"}
+    assert hub.repos[REPO].titles() == ["End of training", "initial commit"]
+    uploads = len(hub.asked("PUT"))
+    assert as_user(tasks.push_again, REPO, str(tmp_path / "model")) == hub.repos[REPO].oid_of("main")
+    assert hub.repos[REPO].titles() == ["End of training", "initial commit"]
+    assert len(hub.asked("PUT")) == uploads
+    assert not any(request.authorized for request in hub.asked("/large/")), "a token went to the storage"
+
+
+def test_pushed_loads_in_a_fresh_process_without_hf_sharp(hub, as_user, client, tmp_path):
+    as_user(tasks.train, str(tmp_path / "model"), {}, None, True)
+    trained = as_user(tasks.load_back, str(tmp_path / "model"))
+    tasks.picture().save(tmp_path / "picture.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", FRESH, REPO, hub.repos[REPO].oid_of("main"), str(tmp_path / "picture.png")],
+        env=environment | client.environment | {"HF_HOME": str(tmp_path / "another home")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    said = json.loads(ran.stdout.partition("THE END ")[2])
+    assert [answer["label"] for answer in said] == [answer["label"] for answer in trained]
+    assert [answer["score"] for answer in said] == pytest.approx([answer["score"] for answer in trained], abs=1e-6)
+    assert hub.asked("GET /large/.* -> 200")
+
+
+def test_strategy_end(hub, as_user, tmp_path):
+    as_user(tasks.train, str(tmp_path / "model"), SAVES | {"hub_strategy": "end"})
+    assert [str(request) for request in hub.requests] == ["POST /api/repos/create -> 200"]
+
+
+def test_strategy_every_save(hub, as_user, tmp_path):
+    options = SAVES | {"hub_model_id": "someone/named"}
+    assert as_user(tasks.train, str(tmp_path / "model"), options, None, True)["repo"] == "someone/named"
+    repo = hub.repos["someone/named"]
+    steps = ["Training in progress, step 4", "Training in progress, step 2", "initial commit"]
+    assert repo.titles() == ["End of training", *steps]
+    for step, oid in zip((4, 2), repo.history()[1:3], strict=True):
+        there = repo.files(oid)["model.safetensors"].content
+        assert there == (tmp_path / "model" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+    assert not any(path.startswith("checkpoint") for path in repo.files())
+    assert pushed(hub, repo="someone/named") == contents(tmp_path / "model")
+
+
+@pytest.fixture
+def with_checkpoints(hub, as_user, tmp_path):
+    """A training pushed with its checkpoints; the commit with the one of step 2."""
+    as_user(tasks.train, str(tmp_path / "model"), SAVES | {"hub_strategy": "checkpoint"})
+    repo = hub.repos[REPO]
+    return next(oid for oid in repo.history() if repo.commits[oid].title.endswith("step 2, checkpoint"))
+
+
+def test_going_on_from_a_revision_of_the_hub(hub, as_user, tmp_path, with_checkpoints):
+    """Resumed from what was pushed, the end is that of the training which was not interrupted."""
+    selected = {"revision": with_checkpoints, "allow_patterns": ["last-checkpoint/*"]}
+    checkpoint = Path(as_user(tasks.download, REPO, str(tmp_path / "cache"), None, selected), "last-checkpoint")
+    for name, content in contents(tmp_path / "model" / "checkpoint-2").items():
+        assert (checkpoint / name).read_bytes() == content
+    as_user(tasks.train, str(tmp_path / "resumed"), {}, str(checkpoint))
+    first, second = (load_file(tmp_path / f"{name}-end" / "model.safetensors") for name in ("model", "resumed"))
+    assert_same_bits(first, second)
+    with pytest.raises(AssertionError, match="tensors differ"):
+        assert_same_bits(first, load_file(checkpoint / "model.safetensors"))
+    (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(Failed, match=r"is torn: optimizer\.pt .* is missing"):
+        as_user(tasks.train, str(tmp_path / "torn"), {}, str(checkpoint))
+
+
+def test_going_on_from_a_revision_by_its_name(hub, as_user, tmp_path, with_checkpoints):
+    as_user(tasks.train, str(tmp_path / "resumed"), {}, f"{REPO}@{with_checkpoints}")
+    first, second = (load_file(tmp_path / f"{name}-end" / "model.safetensors") for name in ("model", "resumed"))
+    assert_same_bits(first, second)
+
+
+def test_strategy_all_checkpoints(hub, as_user, tmp_path):
+    as_user(tasks.train, str(tmp_path / "model"), SAVES | {"hub_strategy": "all_checkpoints"})
+    for step in (2, 4):
+        there = {
+            path.partition("/")[2]: content
+            for path, content in pushed(hub).items()
+            if path.startswith(f"checkpoint-{step}/")
+        }
+        assert there == contents(tmp_path / "model" / f"checkpoint-{step}")
+        assert "method" in json.dumps(json.loads(there["trainer_state.json"])["stateful_callbacks"]["MethodState"])
+
+
+def test_a_private_repository(hub, as_user, tmp_path):
+    as_user(tasks.push, str(tmp_path / "model"), {"push_to_hub": True, "hub_private_repo": True})
+    assert hub.repos[REPO].private
+    for token in (None, OTHER_TOKEN):
+        with pytest.raises(Failed, match="Repository Not Found"):
+            as_user(tasks.download, REPO, str(tmp_path / "cache"), token=token)
+    folder = as_user(tasks.download, REPO, str(tmp_path / "cache"), token=READ_TOKEN)
+    assert Path(folder, "config.json").read_bytes() == (tmp_path / "model" / "config.json").read_bytes()
+    with pytest.raises(Failed, match=r"(?s)403.*write token"):
+        as_user(tasks.push, str(tmp_path / "again" / "model"), {}, token=READ_TOKEN)
+
+
+def test_a_revision_that_is_there(hub, as_user, tmp_path):
+    as_user(tasks.push, str(tmp_path / "first" / "model"), {"seed": 1})
+    before = hub.repos[REPO].oid_of("main")
+    as_user(tasks.call, "create_branch", REPO, {"branch": "v2"})
+    options = {"push_to_hub": True, "hub_revision": "v2"}
+    as_user(tasks.train, str(tmp_path / "second" / "model"), options, None, True)
+    assert hub.repos[REPO].oid_of("main") == before
+    assert pushed(hub, "v2") == contents(tmp_path / "second" / "model")
+    folder = as_user(tasks.download, REPO, str(tmp_path / "cache"), None, {"revision": "v2"})
+    assert contents(folder)["model.safetensors"] == pushed(hub, "v2")["model.safetensors"]
+
+
+def test_a_revision_that_is_not_there_yet(hub, as_user, tmp_path):
+    options = {"push_to_hub": True, "hub_revision": "v2"}
+    as_user(tasks.train, str(tmp_path / "model"), options, None, True)
+    assert pushed(hub, "v2") == contents(tmp_path / "model")
+    assert hub.repos[REPO].titles("main") == ["initial commit"]
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_given_as_an_argument_is_in_nothing_written_or_pushed(hub, client, tmp_path):
+    options = SAVES | {"hub_strategy": "checkpoint", "hub_token": ARGUMENT_TOKEN}
+    client.run(tasks.train, str(tmp_path / "model"), options, None, True)
+    assert places_of([ARGUMENT_TOKEN], hub, client, tmp_path) == []
+
+
+@pytest.mark.parametrize("end", ["\n", " \r\n"])
+def test_a_token_read_from_a_file_with_its_line_end(hub, client, tmp_path, end):
+    """As `open(file).read()` gives it: stripped, as the client does with HF_TOKEN; or refused without being shown."""
+    options = {"push_to_hub": True, "hub_token": ARGUMENT_TOKEN + end}
+    with contextlib.suppress(Failed):  # what is raised is in the log
+        client.run(tasks.push, str(tmp_path / "model"), options)
+    assert ARGUMENT_TOKEN not in client.log.read_text()
+    assert pushed(hub)
+
+
+def test_tokens_are_looked_for_where_they_can_be(hub, client, as_user, tmp_path):
+    """The search that every test ends with finds a token in each place."""
+    as_user(tasks.push, str(tmp_path / "model"), {})
+    assert places_of([TOKEN], hub, client, tmp_path) == []
+    (tmp_path / "some" / "where").mkdir(parents=True)
+    (tmp_path / "some" / "where" / "config.json").write_text(f"a {ARGUMENT_TOKEN} in it")
+    client.run(print, ARGUMENT_TOKEN)
+    as_user(tasks.upload, REPO, "notes.txt", f"a {ARGUMENT_TOKEN} in it")
+    found = "\n".join(places_of([ARGUMENT_TOKEN], hub, client, tmp_path))
+    for place in ("config.json", "log.txt", "notes.txt"):
+        assert place in found
