@@ -13,10 +13,12 @@ import yaml
 from transformers import TrainingArguments
 
 from hf_sharp import SharpTrainingArguments
+from hf_sharp.geometry import GeometryCallback
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.sharpness import METHODS, RHO_SCHEDULES
 from hf_sharp.sharpness.coefficients import method_options
+from tests.conftest import make_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -148,3 +150,21 @@ def test_git_holds_no_weights_no_data_and_no_path_of_a_machine():
         path = ROOT / file
         if path.exists() and path.suffix in (".py", ".md", ".yaml", ".toml", ".json", ".txt", ".cff"):
             assert not re.search(r"/(work|root|home)/[a-z]", path.read_text()), file
+
+
+def test_what_is_logged_is_on_one_page_of_the_docs(make_trainer):
+    page = (ROOT / "docs" / "logged_metrics.md").read_text()
+    told = {
+        name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    trainers = ["loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos"]
+    logged = set()
+    for options in ({"rho_schedule": "learned", "rho_update_every": 1}, {"sharpness": "cc_sam"}, {"sharpness": "none"}):
+        data = make_images([150, 30, 8, 4], seed=2)
+        more = {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
+        trainer = make_trainer(train_dataset=data, eval_dataset=data, **more, **options)
+        trainer.add_callback(GeometryCallback(trainer))
+        trainer.train()
+        logged |= {name for log in trainer.state.log_history for name in log}
+    measured = {name.removeprefix("eval_") for name in logged if not name.startswith("train_")} - set(trainers)
+    assert {name for name in measured if not name.endswith(("runtime", "per_second"))} == told
