@@ -105,8 +105,13 @@ def radius_table(result: dict[str, Any]) -> str:
     shown, several = ("balanced_accuracy", "worst_class_recall"), len(result["seeds"]) > 1
     lines = ["| ρ | ρ at the end | balanced accuracy | worst class | training time |", "|---|---|---|---|---|"]
     seconds = {name: sum(row["train_seconds"]) / len(row["train_seconds"]) for name, row in result["runs"].items()}
-    for name, row in result["runs"].items():
-        options = result["config"] | dict(part.split("=") for part in name.split(",") if "=" in part)
+    chosen = {
+        name: result["config"] | dict(part.split("=") for part in name.split(",") if "=" in part)
+        for name in result["runs"]
+    }
+    order = sorted(result["runs"].items(), key=lambda item: ("rho" in item[1], float(chosen[item[0]]["rho"])))
+    for name, row in order:
+        options = chosen[name]
         ends = ", ".join(f"{curve['rho'][-1]:.3g}" for curve in row["rho"].values()) if "rho" in row else "fixed"
         cells = [f"{100 * row[m]['mean']:.1f}" + (f" ± {100 * row[m]['stdev']:.1f}" if several else "") for m in shown]
         kind = "learned, from " if "rho" in row else ""
