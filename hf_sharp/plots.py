@@ -250,6 +250,36 @@ def plot_loss_along(reports: Mapping[str, Mapping[str, Any]], file: str | Path, 
     _save(figure, file)
 
 
+def plot_few_shot(rows: Mapping[str, Mapping[str, Any]], file: str | Path, title: str = "") -> None:
+    """Draw the accuracies of several backbones on several domains, with their intervals.
+
+    Args:
+        rows: name of the backbone to domain to `FewShotResult`.
+        file: where the picture goes; its ending chooses the format.
+        title: the picture's title.
+    """
+    from matplotlib.figure import Figure
+
+    domains = list(dict.fromkeys(domain for row in rows.values() for domain in row))
+    figure = Figure(figsize=(2.2 + 1.6 * len(domains), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, row) in enumerate(rows.items()):
+        offset = (i - (len(rows) - 1) / 2) * 0.7 / max(len(rows), 1)
+        places = [domains.index(domain) + offset for domain in row]
+        style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        heights = [100 * result.accuracy for result in row.values()]
+        bars = [100 * result.interval for result in row.values()]
+        axes.errorbar(places, heights, bars, linestyle="", capsize=3, markersize=5.5, label=name, **style)
+    axes.set_xticks(range(len(domains)), domains)
+    axes.set_xlim(-0.5, len(domains) - 0.5)
+    axes.set_ylabel("accuracy (%), 95 % interval")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=min(len(rows), 4), frameon=False, fontsize=9)
+    _save(figure, file)
+
+
 def _save(figure: Any, file: str | Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -64,28 +64,29 @@ def class_conditional_losses(
         CC-SAM, *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition* (CVPR 2023), stage 1;
         its second stage, retraining the head, is a training of its own.
     """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    z, f = logits.to(dtype), features.to(dtype)
-    counted = labels != ignored_label
-    classes = labels.clamp(min=0)
-    with torch.enable_grad():
-        at_z = z.detach().requires_grad_()
-        (p,) = torch.autograd.grad(loss(at_z, labels).sum(), at_z)
-    with torch.no_grad():
-        same = ((classes[:, None] == classes) & counted & counted[:, None]).to(dtype)
-        a = same / same.sum(1, keepdim=True).clamp(min=1)
-        products = p @ p.T
-        entries = sum(tensor.numel() for tensor in head)
-        size = global_norm([tensor.detach() for tensor in head]).to(dtype).sqrt() * entries**0.25
-        scale = cc_radius * size / (2**0.5 * (class_counts.to(z.device, dtype)[classes] - 1).clamp(min=1) ** 0.25)
+    with torch.autocast(logits.device.type, enabled=False):  # its half precision is not enough for a Gram matrix
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        z, f = logits.to(dtype), features.to(dtype)
+        counted = labels != ignored_label
+        classes = labels.clamp(min=0)
+        with torch.enable_grad():
+            at_z = z.detach().requires_grad_()
+            (p,) = torch.autograd.grad(loss(at_z, labels).sum(), at_z)
+        with torch.no_grad():
+            same = ((classes[:, None] == classes) & counted & counted[:, None]).to(dtype)
+            a = same / same.sum(1, keepdim=True).clamp(min=1)
+            products = p @ p.T
+            entries = sum(tensor.numel() for tensor in head)
+            size = global_norm([tensor.detach() for tensor in head]).to(dtype).sqrt() * entries**0.25
+            scale = cc_radius * size / (2**0.5 * (class_counts.to(z.device, dtype)[classes] - 1).clamp(min=1) ** 0.25)
 
-        def step_size(squares: Tensor) -> Tensor:
-            norm = ((a @ squares) * a).sum(1).clamp(min=0).sqrt()
-            return torch.where(norm > 0, scale / norm.clamp(min=torch.finfo(dtype).tiny) ** 1.5, 0)[:, None]
+            def step_size(squares: Tensor) -> Tensor:
+                norm = ((a @ squares) * a).sum(1).clamp(min=0).sqrt()
+                return torch.where(norm > 0, scale / norm.clamp(min=torch.finfo(dtype).tiny) ** 1.5, 0)[:, None]
 
-        step_weight = step_size(products * (f @ f.T))
-        step_bias = step_size(products) if len(head) > 1 else torch.zeros_like(step_weight)
-    moved = z + step_weight * ((a * (f @ f.detach().T)) @ p) + step_bias * (a @ p)
-    at_head, at_perturbed = loss(z, labels), loss(moved, labels)
-    sharpness = (at_perturbed - at_head).detach().sum() / counted.sum().clamp(min=1)
-    return (1 - cc_phi) * at_head + cc_phi * at_perturbed, sharpness
+            step_weight = step_size(products * (f @ f.T))
+            step_bias = step_size(products) if len(head) > 1 else torch.zeros_like(step_weight)
+        moved = z + step_weight * ((a * (f @ f.detach().T)) @ p) + step_bias * (a @ p)
+        at_head, at_perturbed = loss(z, labels), loss(moved, labels)
+        sharpness = (at_perturbed - at_head).detach().sum() / counted.sum().clamp(min=1)
+        return (1 - cc_phi) * at_head + cc_phi * at_perturbed, sharpness

@@ -76,6 +76,16 @@ def test_losses_of_a_loop_over_classes(r, phi, seed):
     assert sharpness.item() == pytest.approx(gap, rel=1e-6, abs=1e-13)
 
 
+def test_autocast_takes_nothing_of_the_precision():
+    _, (weight, bias, features, labels) = setting(dtype=torch.float32)
+    logits = features @ weight.T + bias
+    given = (ce, logits, labels, features, [weight, bias], COUNTS)
+    expected, _ = class_conditional_losses(*given, cc_radius=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _ = class_conditional_losses(*given, cc_radius=1.0)
+    assert torch.equal(losses, expected)
+
+
 def test_gradients_take_delta_as_a_constant():
     """∇ of (1 − φ) ℓ(θ, f) + φ ℓ(θ + δ, f), with respect to weight, bias and features."""
     arrays, (weight, bias, features, labels) = setting()

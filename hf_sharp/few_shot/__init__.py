@@ -1,0 +1,53 @@
+"""Few-shot classification: episodes, backbones and their choice, adaptations, and results with intervals."""
+
+from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded, affine, finetune, linear, lora, prototype
+from hf_sharp.few_shot.backbone import Backbone, embed, load_backbone
+from hf_sharp.few_shot.domain import Domain, load_domain, make_domain
+from hf_sharp.few_shot.episodes import Episode, EpisodeSampler, Task, sample_episode
+from hf_sharp.few_shot.evaluation import Comparison, FewShotResult, average, classify, compare, evaluate
+from hf_sharp.few_shot.image_domains import (
+    DOMAINS,
+    DomainNotInstalled,
+    digits,
+    emoji,
+    fashion_mnist,
+    font_characters,
+    open_domain,
+)
+from hf_sharp.few_shot.parc import Selection, parc_score, select_backbone
+
+__all__ = [
+    "ADAPTATIONS",
+    "DOMAINS",
+    "Backbone",
+    "Comparison",
+    "Domain",
+    "DomainNotInstalled",
+    "Embedded",
+    "Episode",
+    "EpisodeSampler",
+    "FewShotResult",
+    "Selection",
+    "Task",
+    "affine",
+    "average",
+    "classify",
+    "compare",
+    "digits",
+    "embed",
+    "emoji",
+    "evaluate",
+    "fashion_mnist",
+    "finetune",
+    "font_characters",
+    "linear",
+    "load_backbone",
+    "load_domain",
+    "lora",
+    "make_domain",
+    "open_domain",
+    "parc_score",
+    "prototype",
+    "sample_episode",
+    "select_backbone",
+]

@@ -1,0 +1,256 @@
+"""Backbones: any Hugging Face vision or text encoder, and the features that it gives.
+
+pooled         what the model's own pooler gives, where training has made it what it is
+class_token    the last hidden state of the class token
+mean           the mean of the last hidden states: of patches, of words that are not padding, of a feature map
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+
+from hf_sharp.few_shot.domain import PREPARED_COLUMNS, Domain
+
+FEATURES = ("pooled", "class_token", "mean")
+_CLASS_TOKENS = ("cls_token", "class_embedding")
+
+
+class Backbone:
+    """An encoder, what prepares its inputs, and which features are taken from it.
+
+    Args:
+        model: the encoder, without a classification head.
+        processor: its image processor or tokenizer; None: inputs come prepared.
+        features: one of `FEATURES`; None: pooled where it was trained, else the class token.
+        pooler_is_trained: whether the weights of the pooler were loaded.
+        name: in messages.
+
+    Raises:
+        ValueError: unknown features, or the pooled ones of a pooler that was never trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any = None,
+        features: str | None = None,
+        pooler_is_trained: bool = True,
+        name: str = "the model",
+    ) -> None:
+        if features not in (None, *FEATURES):
+            raise ValueError(f"unknown features {features!r}; expected one of {', '.join(FEATURES)}.")
+        if features == "pooled" and not pooler_is_trained:
+            raise ValueError(
+                f"{name} has no trained pooler: its weights are not in the checkpoint, and random ones are no "
+                "features. Choose class_token or mean."
+            )
+        self.model, self.processor, self.features = model, processor, features
+        self.pooler_is_trained, self.name = pooler_is_trained, name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def prepare(self, domain: Domain, rows: Any) -> dict[str, Tensor]:
+        """Make the model's inputs of some examples.
+
+        Args:
+            domain: whose examples.
+            rows: which.
+
+        Returns:
+            What the model takes, on its device.
+
+        Raises:
+            ValueError: there is no processor, and the examples are not prepared.
+        """
+        columns = domain.dataset.with_format(None)[np.asarray(rows)]
+        if domain.column in PREPARED_COLUMNS:
+            names = [domain.column, *(name for name in ("attention_mask",) if name in columns)]
+            inputs = {name: torch.as_tensor(np.asarray(columns[name])) for name in names}
+        elif self.processor is None:
+            raise ValueError(f"{self.name} comes without a processor for {domain.column!r}. Give one with processor=.")
+        elif self._reads_images:
+            mode = "L" if getattr(getattr(self.model, "config", None), "num_channels", 3) == 1 else "RGB"
+            images = [image.convert(mode) for image in columns[domain.column]]
+            inputs = dict(self.processor(images=images, return_tensors="pt"))
+        else:
+            inputs = dict(self.processor(columns[domain.column], truncation=True, padding=True, return_tensors="pt"))
+        kind = next(self.model.parameters()).dtype
+        return {
+            name: value.to(self.device, kind if value.is_floating_point() else None) for name, value in inputs.items()
+        }
+
+    def encode(self, inputs: Mapping[str, Tensor], model: nn.Module | None = None) -> Tensor:
+        """Turn inputs into features, with their graph.
+
+        Args:
+            inputs: as `prepare` gives them.
+            model: an adapted copy of the model; None: the model itself.
+
+        Returns:
+            (N, d), float32.
+
+        Raises:
+            ValueError: the model does not have the features that were asked for, or none.
+        """
+        outputs = (self.model if model is None else model)(**inputs)
+        features = self._take(outputs, inputs)
+        return features.flatten(1).float()
+
+    @property
+    def _reads_images(self) -> bool:
+        return getattr(self.model, "main_input_name", "pixel_values") == "pixel_values"
+
+    def _take(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        hidden = outputs["last_hidden_state"]
+        pooled = outputs.get("pooler_output") if self.pooler_is_trained else None
+        first = self._prefix_length() if hidden.ndim == 3 else 0
+        has_class_token = first > 0 if self._reads_images else hidden.ndim == 3 and self._begins_with_class_token()
+        if self.features is None:
+            self.features = "pooled" if pooled is not None else "class_token"
+            if pooled is None and not has_class_token:
+                self.features = None
+                raise ValueError(self._without("neither pooled features nor a class token", "mean"))
+        if self.features == "pooled":
+            if pooled is None:
+                raise ValueError(self._without("no pooled features", "class_token" if has_class_token else "mean"))
+            return pooled
+        if self.features == "class_token":
+            if not has_class_token:
+                raise ValueError(self._without("no class token", "mean" if pooled is None else "pooled or mean"))
+            return hidden[:, 0]
+        if hidden.ndim == 4:  # a feature map
+            return hidden.mean((2, 3))
+        if self._reads_images:
+            return hidden[:, first:].mean(1)
+        mask = inputs.get("attention_mask", torch.ones_like(hidden[..., 0]))[..., None].to(hidden)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def _prefix_length(self) -> int:
+        names = {name.rpartition(".")[2] for name, _ in self.model.named_parameters()}
+        if not self._reads_images or not names & set(_CLASS_TOKENS):
+            return 0
+        registers = getattr(getattr(self.model, "config", None), "num_register_tokens", 0) or 0
+        return 1 + ("distillation_token" in names) + registers
+
+    def _begins_with_class_token(self) -> bool:
+        has = getattr(self.processor, "cls_token", None) is not None
+        return has and getattr(self.processor, "padding_side", "right") == "right"
+
+    def _without(self, what: str, other: str) -> str:
+        return f"{self.name} ({type(self.model).__name__}) has {what}. Choose with features={other!r}."
+
+
+def load_backbone(source: Any, processor: Any = None, features: str | None = None) -> Backbone:
+    """Make a backbone of a model, a folder, or a name on the Hub.
+
+    Args:
+        source: an encoder; a model with a classification head, whose encoder is taken; a folder or Hub name of either;
+            or a `Backbone`, which is given back.
+        processor: its image processor or tokenizer; None: the one saved beside it, if it is a folder or name.
+        features: `pooled`, `class_token` or `mean`; None: pooled where it was trained, else the class token.
+
+    Returns:
+        The backbone. A model given as an object stays where and what it is, and its pooler is taken for trained: it
+        does not say whether `AutoModel` made a new one.
+
+    Raises:
+        ValueError: weights of the encoder are missing in the folder, or as `Backbone`.
+
+    Example:
+        >>> backbone = load_backbone("google/vit-base-patch16-224")  # doctest: +SKIP
+        >>> backbone.pooler_is_trained  # it has a head, and no pooler  # doctest: +SKIP
+        False
+    """
+    if isinstance(source, Backbone):
+        return source
+    if isinstance(source, nn.Module):
+        return Backbone(_encoder(source), processor, features, True, type(source).__name__)
+    name = str(source)
+    # What AutoModel does not find in the checkpoint it makes at random, with no more than a warning.
+    loaded, info = AutoModel.from_pretrained(name, output_loading_info=True)
+    model = _encoder(loaded)
+    inside = next(path for path, module in loaded.named_modules() if module is model)
+    prefix = f"{inside}." if inside else ""
+    absent = sorted(
+        key.removeprefix(prefix)
+        for key in [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
+        if key.startswith(prefix)
+    )
+    pooler = [key for key in absent if "pooler" in key.split(".")]
+    if others := [key for key in absent if key not in pooler]:
+        raise ValueError(
+            f"{name!r} lacks weights of its encoder, which would be random: {', '.join(others[:4])}"
+            f"{f' and {len(others) - 4} more' if len(others) > 4 else ''}. Expected a whole checkpoint of "
+            f"{type(loaded).__name__}."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if processor is None:
+        auto: Any = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
+        processor = _saved_processor(auto, name)
+    return Backbone(model.to(device).eval(), processor, features, not pooler, name)
+
+
+@torch.no_grad()
+def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar: bool = False) -> Tensor:
+    """Embed every example of a domain, once; an episode is then a look-up.
+
+    Args:
+        backbone: the backbone; it is in evaluation mode for the time.
+        domain: the examples.
+        batch_size: examples at a time.
+        progress_bar: whether to show one.
+
+    Returns:
+        (N, d), float32, on the backbone's device: all that is kept.
+
+    Raises:
+        ValueError: the domain is empty, or as `Backbone.encode`.
+    """
+    if not len(domain):
+        raise ValueError(f"the domain {domain.name!r} has no examples to embed.")
+    starts = range(0, len(domain), batch_size)
+    modes, kept = _modes(backbone.model), torch.empty(0)
+    backbone.model.eval()
+    try:
+        for start in tqdm(starts, desc=f"embedding {domain.name}", unit="batch", disable=not progress_bar, leave=False):
+            rows = np.arange(start, min(start + batch_size, len(domain)))
+            features = backbone.encode(backbone.prepare(domain, rows))
+            if start == 0:
+                kept = torch.empty(len(domain), features.shape[1], device=features.device)
+            kept[start : start + len(rows)] = features
+    finally:
+        for module, training in modes:
+            module.training = training
+    return kept
+
+
+def _modes(model: nn.Module) -> Sequence[tuple[nn.Module, bool]]:
+    # Module by module: parts may have been frozen in evaluation mode.
+    return [(module, module.training) for module in model.modules()]
+
+
+def _encoder(model: nn.Module) -> nn.Module:
+    inside = model.base_model if isinstance(model, PreTrainedModel) else model
+    # Of models of images and texts, such as CLIP, the images' half; the texts' can be given as an object.
+    return getattr(inside, "vision_model", inside)
+
+
+def _saved_processor(auto: Any, name: str) -> Any:
+    try:
+        return auto.from_pretrained(name)
+    except (OSError, ValueError):
+        # Not needed where inputs come prepared; where they do not, `Backbone.prepare` says what is missing.
+        if not Path(name).is_dir():
+            raise
+        return None

@@ -1,0 +1,198 @@
+"""A domain: labelled examples of one kind, from which episodes are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_sharp.datasets import load
+from hf_sharp.labels import holds_text, no_label_column, read_labels
+
+# From this many classes on, training and testing get different ones; of fewer, different examples.
+CLASSES_TO_HOLD_OUT = 20
+PREPARED_COLUMNS = ("pixel_values", "input_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Labelled images or texts.
+
+    Attributes:
+        name: in tables.
+        dataset: the examples.
+        labels: (N,) int64.
+        class_names: name of every class.
+        column: where the image or the text is, or `pixel_values` or `input_ids` that a model takes as they are.
+        licence: under which the data may be used.
+    """
+
+    name: str
+    dataset: datasets.Dataset
+    labels: np.ndarray
+    class_names: Sequence[str]
+    column: str
+    licence: str = "not stated"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Any) -> Domain:
+        """Give some of the examples, as a domain.
+
+        Args:
+            rows: which, by number or by a mask.
+
+        Returns:
+            A domain with the same class numbers.
+        """
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        return Domain(
+            self.name, self.dataset.select(rows), self.labels[rows], self.class_names, self.column, self.licence
+        )
+
+    def limit(self, per_class: int, seed: int = 0) -> Domain:
+        """Keep at most so many examples of every class.
+
+        Args:
+            per_class: how many.
+            seed: of the draw.
+
+        Returns:
+            The domain itself, where no class has more.
+
+        Raises:
+            ValueError: fewer than 2, of which no episode can be made.
+        """
+        if per_class < 2:
+            raise ValueError(f"a class needs one support and one query example; got {per_class} examples per class.")
+        rng = np.random.default_rng(seed)
+        of_class = [np.flatnonzero(self.labels == c) for c in np.unique(self.labels)]
+        if all(len(rows) <= per_class for rows in of_class):
+            return self
+        kept = [rows if len(rows) <= per_class else rng.choice(rows, per_class, replace=False) for rows in of_class]
+        return self.select(np.sort(np.concatenate(kept)))
+
+    def split(self, held_out: float = 0.3, seed: int = 0) -> tuple[Domain, Domain]:
+        """Split into what backbones are trained on and what episodes are drawn from.
+
+        Domains of 20 classes or more are split by class, as Meta-Dataset's are: an episode then asks for classes that
+        no backbone has seen. Smaller ones are split by example, within every class.
+
+        Args:
+            held_out: the share of classes, or of every class's examples, that episodes are drawn from.
+            seed: of the split.
+
+        Returns:
+            The training part and the part for episodes; no example is in both.
+
+        Raises:
+            ValueError: a share that is not between 0 and 1.
+        """
+        if not 0 < held_out < 1:
+            raise ValueError(f"the share that is held out must be between 0 and 1, got {held_out}.")
+        rng = np.random.default_rng(seed)
+        classes = np.unique(self.labels)
+        if len(classes) >= CLASSES_TO_HOLD_OUT:
+            tested = rng.choice(classes, max(round(held_out * len(classes)), 1), replace=False)
+            chosen = np.isin(self.labels, tested)
+        else:
+            chosen = np.zeros(len(self), dtype=bool)
+            for c in classes:
+                rows = np.flatnonzero(self.labels == c)
+                chosen[rng.choice(rows, round(held_out * len(rows)), replace=False)] = True
+        return self.select(np.flatnonzero(~chosen)), self.select(np.flatnonzero(chosen))
+
+
+def make_domain(
+    dataset: datasets.Dataset,
+    name: str,
+    label_column: str = "label",
+    column: str | None = None,
+    licence: str = "not stated",
+) -> Domain:
+    """Make a domain of a dataset.
+
+    Args:
+        dataset: with one label per example, and an image, a text, or what a model takes.
+        name: in tables.
+        label_column: the column with the labels: class numbers or names.
+        column: the column with images or texts; None: the first that holds such.
+        licence: of the data.
+
+    Returns:
+        The domain.
+
+    Raises:
+        ValueError: there is no label column, an example has no label, or there is no column of images or texts.
+
+    Example:
+        >>> data = datasets.Dataset.from_dict({"text": ["so", "so so"], "label": ["good", "bad"]})
+        >>> domain = make_domain(data, "reviews")
+        >>> domain.column, domain.labels.tolist(), domain.class_names
+        ('text', [1, 0], ['bad', 'good'])
+    """
+    if label_column not in dataset.column_names:
+        raise ValueError(f"{name!r} cannot be a few-shot domain: {no_label_column(label_column, dataset.column_names)}")
+    feature = dataset.features[label_column]
+    label2id, names = None, list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if names is None and holds_text(dataset.data.schema.field(label_column).type):
+        names = sorted(found for found in dataset.unique(label_column) if found is not None)
+        label2id = {known: index for index, known in enumerate(names)}
+    labels = read_labels(dataset, label_column, label2id=label2id)
+    if names is None:
+        names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
+    found = column or _input_column(dataset, label_column)
+    if found is None or found not in dataset.column_names:
+        wanted = "no column of images or texts" if found is None else f"no column {found!r}"
+        raise ValueError(f"{name!r} has {wanted}; the columns are {dataset.features}. Say which with column=.")
+    return Domain(name, dataset, labels, names, found, licence)
+
+
+def load_domain(
+    name: str,
+    config: str | None = None,
+    splits: Sequence[str] | None = None,
+    label_column: str = "label",
+    column: str | None = None,
+    licence: str = "see the dataset's card",
+) -> Domain:
+    """Load a domain of the user's own: any Hub dataset, folder of images, or file, by name.
+
+    Args:
+        name: as `hf_sharp.datasets.load` takes it.
+        config: the Hub dataset's configuration.
+        splits: whose examples belong to the domain; None: all. Leave out those whose labels are not public.
+        label_column: the column with the labels.
+        column: the column with images or texts; None: the first that holds such.
+        licence: of the data.
+
+    Returns:
+        The domain.
+
+    Raises:
+        ValueError: a split does not exist, or as `make_domain`.
+    """
+    loaded = load(name, config)
+    wanted = list(splits) if splits is not None else list(loaded)
+    if missing := [split for split in wanted if split not in loaded]:
+        raise ValueError(f"{name!r} has no split {missing[0]!r}; the splits are {', '.join(map(repr, loaded))}.")
+    parts = [loaded[split] for split in wanted]
+    whole = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return make_domain(whole, name, label_column, column, licence)
+
+
+def _input_column(dataset: datasets.Dataset, label_column: str) -> str | None:
+    for ready in PREPARED_COLUMNS:
+        if ready in dataset.column_names:
+            return ready
+    kinds = (
+        lambda name: isinstance(dataset.features[name], datasets.Image),
+        lambda name: holds_text(dataset.data.schema.field(name).type),
+    )
+    others = [name for name in dataset.column_names if name != label_column]
+    return next((name for is_kind in kinds for name in others if is_kind(name)), None)

@@ -1,0 +1,152 @@
+"""Image domains that come from public packages: one function each, with its licence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from hf_sharp import datasets as house_datasets
+from hf_sharp.datasets.embedded import image_dataset
+from hf_sharp.datasets.idx import is_idx_folder
+from hf_sharp.few_shot.domain import Domain, load_domain, make_domain
+from hf_sharp.few_shot.rendering import render_characters
+
+FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
+EMOJI_PACKAGE = "emoji-datasource-twitter"
+_EMOJI_SIZE = 64
+
+
+class DomainNotInstalled(ValueError):  # noqa: N818 - it says what it is
+    """The package with a domain's data is not installed; the message says how to install it."""
+
+
+def cache_folder() -> Path:
+    """Say where domains keep what they made: `HF_SHARP_CACHE`, or `hf_sharp` in the user's cache folder."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("HF_SHARP_CACHE") or users / "hf_sharp")
+
+
+def digits() -> Domain:
+    """Load scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, 10 classes.
+
+    Returns:
+        The domain. Licence: CC BY 4.0 (UCI "Optical Recognition of Handwritten Digits").
+
+    Example:
+        >>> len(digits()), len(digits().class_names)
+        (1797, 10)
+    """
+    return make_domain(_whole(house_datasets.digits()), "digits", licence="CC BY 4.0")
+
+
+def fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> Domain:
+    """Load Fashion-MNIST's 70,000 pictures of clothes, 28 × 28 pixels, 10 classes.
+
+    Args:
+        folder: its four IDX files; the default is where Debian's package puts them.
+
+    Returns:
+        The domain. Licence: MIT (Zalando SE).
+
+    Raises:
+        DomainNotInstalled: the files are not there.
+    """
+    if not is_idx_folder(folder):
+        raise DomainNotInstalled(
+            f"Fashion-MNIST is not in {str(folder)!r}. Install it with: apt-get install dataset-fashion-mnist"
+        )
+    return make_domain(_whole(house_datasets.load_idx(folder)), "fashion_mnist", licence="MIT")
+
+
+def font_characters(characters: int = 200, renderings: int = 20, size: int = 32, seed: int = 0) -> Domain:
+    """Render characters from the installed fonts: a class is a character, an example a font with some jitter.
+
+    Args:
+        characters: classes.
+        renderings: examples of every class.
+        size: of the images, in pixels.
+        seed: of fonts and jitter.
+
+    Returns:
+        The domain; what was rendered once is read from the cache. Licence: that of the fonts, which allow pictures of
+        their letters; the pictures are not in this package.
+
+    Raises:
+        DomainNotInstalled: no fonts are installed, or they have too few characters.
+    """
+    try:
+        pixels, labels, names = render_characters(cache_folder(), characters, renderings, size, seed)
+    except LookupError as error:
+        raise DomainNotInstalled(f"{error} Install some with: apt-get install fonts-dejavu fonts-noto-core") from error
+    return make_domain(image_dataset(pixels, labels, names), "font_characters", licence="the installed fonts' own")
+
+
+def emoji(folder: str | Path | None = None) -> Domain:
+    """Load Twitter's 1,900 emoji, 64 × 64 pixels, on white; the classes are Unicode's subcategories.
+
+    Args:
+        folder: the npm package `emoji-datasource-twitter`; None: in `node_modules` here or in the cache folder.
+
+    Returns:
+        The domain; subcategories of one emoji are left out. Licence: pictures CC BY 4.0 (Twitter and jdecked),
+        names MIT (Cal Henderson).
+
+    Raises:
+        DomainNotInstalled: the package is not there.
+    """
+    places = [Path("node_modules"), cache_folder() / "node_modules"]
+    tried = [place / EMOJI_PACKAGE for place in places] if folder is None else [Path(folder)]
+    found = next((place for place in tried if (place / "emoji.json").is_file()), None)
+    if found is None:
+        raise DomainNotInstalled(
+            f"the emoji are not in {' or '.join(repr(str(place)) for place in tried)}. Install them with: "
+            f"npm install --prefix {cache_folder()} {EMOJI_PACKAGE}"
+        )
+    described = [entry for entry in json.loads((found / "emoji.json").read_text("utf-8")) if entry["has_img_twitter"]]
+    of_each, counts = np.unique([entry["subcategory"] for entry in described], return_counts=True)
+    names = of_each[counts > 1].tolist()
+    index = {name: number for number, name in enumerate(names)}
+    kept = [entry for entry in described if entry["subcategory"] in index]
+    sheet_file = found / "img" / "twitter" / "sheets" / f"{_EMOJI_SIZE}.png"
+    with Image.open(sheet_file) as sheet:
+        coloured = sheet.convert("RGBA")
+    on_white = np.asarray(Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured))[..., :3]
+    cell = _EMOJI_SIZE + 2  # every picture has a border of one pixel
+    pixels = np.stack(
+        [
+            on_white[y + 1 : y + 1 + _EMOJI_SIZE, x + 1 : x + 1 + _EMOJI_SIZE]
+            for x, y in ((entry["sheet_x"] * cell, entry["sheet_y"] * cell) for entry in kept)
+        ]
+    )
+    labels = np.array([index[entry["subcategory"]] for entry in kept])
+    return make_domain(image_dataset(pixels, labels, names), "emoji", licence="CC BY 4.0")
+
+
+DOMAINS: Mapping[str, Callable[[], Domain]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "font_characters": font_characters,
+    "emoji": emoji,
+}
+
+
+def open_domain(name: str) -> Domain:
+    """Open one of `DOMAINS`, or a domain of the user's own by its Hub name, folder or file.
+
+    Args:
+        name: which.
+
+    Returns:
+        The domain.
+    """
+    return DOMAINS[name]() if name in DOMAINS else load_domain(name)
+
+
+def _whole(splits: datasets.DatasetDict) -> datasets.Dataset:
+    return datasets.concatenate_datasets(list(splits.values()))
