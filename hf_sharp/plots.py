@@ -57,7 +57,7 @@ def plot_recall_by_count(reports: Mapping[str, Mapping[str, Any]], file: str | P
         else:
             axes.plot(counts[order], recall[order], line, linewidth=1.5, markersize=5.5, label=label, **style)
     axes.set(xlim=(low, high), ylim=(-3, 103), xlabel="training examples of the class", ylabel="recall (%)")
-    axes.set_title(title, fontsize=10, pad=20)
+    axes.set_title(title, fontsize=10, pad=20, parse_math=False)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
     _save(figure, file)
@@ -87,9 +87,9 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
     axes.set_ylim(0.7, None)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     if len(order) <= 30:
-        axes.set_xticks(
-            range(len(order)), [frequencies.name(int(c)) for c in order], rotation=60, ha="right", fontsize=8
-        )
+        names = [frequencies.name(int(c)) for c in order]
+        turned: dict[str, Any] = {"rotation": 60, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axes.set_xticks(range(len(order)), names, fontsize=8, parse_math=False, **turned)
     else:
         axes.set_xlabel("classes, most frequent first")
     axes.set_ylabel("training examples")
@@ -128,7 +128,7 @@ def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: st
     if high < 2 * low:  # a radius that hardly moves shall look like it
         axes.set_ylim(low / 2, high * 2)
     axes.set(xlabel="optimizer step", ylabel="radius ρ")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
     _save(figure, file)
 
@@ -273,7 +273,7 @@ def plot_few_shot(rows: Mapping[str, Mapping[str, Any]], file: str | Path, title
     axes.set_xticks(range(len(domains)), domains)
     axes.set_xlim(-0.5, len(domains) - 0.5)
     axes.set_ylabel("accuracy (%), 95 % interval")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(axis="y", color="#eeeeee")
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=min(len(rows), 4), frameon=False, fontsize=9)

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 
 from hf_sharp.class_frequencies import ClassFrequencies
@@ -52,7 +53,7 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
             "FSDP1 is not supported: it flattens weights, and their shapes, which the ascent needs, are gone. Set "
             "fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml."
         )
-    if plugin.cpu_offload and getattr(plugin.cpu_offload, "offload_params", True):
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError(
             "FSDP2 with CPU offload is not supported: the ascent would move every gradient twice. Set "
             "fsdp_offload_params: false, or choose a smaller batch."

@@ -274,3 +274,12 @@ def refused(out):
 
 def test_fsdp1_is_refused(tmp_path):
     run_processes(refused, tmp_path / "out", folder=tmp_path)
+
+
+def refused_offload(out):
+    with mock.patch.dict(FSDP, FSDP_OFFLOAD_PARAMS="true"), pytest.raises(ValueError, match="CPU offload is not supp"):
+        train(out, METHODS[0], fsdp=True)
+
+
+def test_offload_to_the_cpu_is_refused(tmp_path):
+    run_processes(refused_offload, tmp_path / "out", folder=tmp_path, processes=1)
