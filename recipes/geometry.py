@@ -4,7 +4,6 @@ python recipes/geometry.py --output_dir outputs/geometry
 """
 
 import json
-import logging
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from hf_sharp.losses import build_loss
 from hf_sharp.plots import plot_geometry, plot_step_geometry
 from hf_sharp.recipe import run_recipe
 from hf_sharp.recipe.runs import machine_class
-
-logger = logging.getLogger(__name__)
 
 NAMES = {"cdt": "CDT", "ldt": "LDT"}
 COLOURS = {"cdt": "#0072B2", "ldt": "#D55E00"}
@@ -106,7 +103,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Predict, train, draw, and write everything down."""
     classes: Any = GeometryArguments
     (arguments,) = HfArgumentParser(classes).parse_args_into_dataclasses(argv)
-    logging.getLogger("hf_sharp").setLevel(logging.ERROR)
     out, counts, curves = Path(arguments.output_dir), [arguments.ratio] * 5 + [1] * 5, {}
     result: dict[str, Any] = {
         "command": shlex.join(["python", "recipes/geometry.py", *(sys.argv[1:] if argv is None else argv)]),
