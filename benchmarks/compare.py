@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,6 +39,12 @@ def run_seed(config: Path, seed: int) -> dict[str, dict]:
     return {file.parent.name: json.loads(file.read_text()) for file in files}
 
 
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Give mean and standard deviation over seeds, and the values they are made of."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "stdev": spread, "per_seed": values}
+
+
 def thinned(curve: dict[str, list], points: int = 40) -> dict[str, list]:
     """Keep some points of a curve over steps, the last one among them, to four digits."""
     every = max(len(curve["step"]) // points, 1)
@@ -54,8 +61,7 @@ def summarize(runs: dict[int, dict[str, dict]]) -> dict[str, dict]:
         for metric in METRICS:
             values = [result["report"][metric] for result in per_seed.values()]
             if None not in values:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                row[metric] = {"mean": statistics.fmean(values), "stdev": spread, "per_seed": values}
+                row[metric] = over_seeds(values)
         if all("radius" in result for result in per_seed.values()):
             row["rho"] = {seed: thinned(result["radius"]) for seed, result in per_seed.items()}
         row["train_seconds"] = [result["training"]["train_runtime"] for result in per_seed.values()]

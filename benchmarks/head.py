@@ -8,14 +8,12 @@ set.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from compare import METRICS, recipe_of, run_seed
+from compare import METRICS, over_seeds, recipe_of, run_seed
 
 from hf_sharp.metrics import long_tail_report
 from hf_sharp.posthoc import METHODS, adjust_head, choose_strength, collect_features
@@ -70,8 +68,7 @@ def main() -> None:
             for metric in METRICS:
                 values = [report[metric] for report in of_seeds]
                 if None not in values:
-                    spread = statistics.stdev(values) if len(values) > 1 else None
-                    row[metric] = {"mean": float(np.mean(values)), "stdev": spread, "per_seed": values}
+                    row[metric] = over_seeds(values)
             rows.setdefault(run, {})[method] = row
     result = {
         "command": f"python benchmarks/head.py {arguments.config} --seeds {' '.join(map(str, arguments.seeds))}",

@@ -14,7 +14,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +25,7 @@ from transformers import TrainerCallback
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
-from hf_sharp.metrics import report_of_prediction
+from hf_sharp.metrics import numbers_of, report_of_prediction
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
 RESULTS = "all_results.json"
@@ -380,7 +379,7 @@ class ReportKeeper(TrainerCallback):
     def compute_metrics(self, prediction: Any) -> dict[str, float]:
         """Compute what `compute_metrics_for` does, and keep the report."""
         self.report = report_of_prediction(prediction, self.frequencies)
-        return {name: value for name, value in self.report.items() if isinstance(value, (int, float))}
+        return numbers_of(self.report)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember which step the report is of."""
@@ -408,7 +407,7 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
     Returns:
         Results, for `build_card`.
     """
-    from hf_sharp.recipe.runs import machine_class
+    from hf_sharp.recipe.runs import machine_class, versions
 
     args, frequencies = trainer.args, trainer.class_frequencies
     logged: dict[str, Any] = next(
@@ -441,7 +440,7 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
         | {name: values[name] for name in common if name in values}
         | ({"model_name_or_path": started_from} if started_from else {}),
         "machine": machine_class(),
-        "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")},
+        "versions": versions(),
     }
 
 

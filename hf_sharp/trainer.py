@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, cast
@@ -328,7 +329,8 @@ class SharpTrainer(ResumableTrainer):
         gradients: list[Tensor | None] = [None] * len(parameters)
         devices = {parameter.device for parameter in model.parameters()}
         with random_state_kept(devices), running_statistics_kept(model), self._without_sync(model):
-            losses = self._losses_now(model, inputs)
+            # Examples that nothing is trained on move no centroids.
+            losses = self._losses_now(model, inputs, getattr(self.class_loss, "centroids", None))
             loss = (self._coefficients[labels.clamp(min=0)] * losses).mean()
             with gradients_in(gradients, parameters):
                 self.accelerator.backward(loss)
@@ -575,8 +577,10 @@ class SharpTrainer(ResumableTrainer):
 
     def _num_epochs(self, examples: int) -> float:
         args = self.args
-        per_step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return max(self.state.max_steps * per_step / examples, 1e-9)
+        batches = examples / (self._train_batch_size * args.world_size)
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+        return max(self.state.max_steps / steps, 1e-9)  # before training there are no steps yet
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

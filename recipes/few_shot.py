@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import HfArgumentParser, set_seed
+from transformers import AutoModelForImageClassification, HfArgumentParser, set_seed
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.few_shot import (
@@ -37,7 +37,8 @@ from hf_sharp.few_shot import (
 from hf_sharp.few_shot.report import comparison_rows, few_shot_table
 from hf_sharp.plots import plot_few_shot
 from hf_sharp.recipe import ModelArguments, run_recipe
-from hf_sharp.recipe.images import load_image_model, load_image_processor
+from hf_sharp.recipe.arguments import load_model
+from hf_sharp.recipe.images import load_image_processor
 from hf_sharp.recipe.runs import machine_class
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,10 @@ def train_backbone(
         dataloader_pin_memory=torch.cuda.is_available() and not arguments.use_cpu,
     )
     trainer = SharpTrainer(
-        model=load_image_model(model, train.class_names), args=args, train_dataset=train, processing_class=processor
+        model=load_model(AutoModelForImageClassification, model, train.class_names),
+        args=args,
+        train_dataset=train,
+        processing_class=processor,
     )
     loss = trainer.train().training_loss
     trainer.save_model()

@@ -96,7 +96,7 @@ def _number(text: str) -> float:
 def _card(model: str, record: dict) -> ModelCard:
     try:
         card = ModelCard.load(Path(model) / "README.md" if Path(model).is_dir() else model)
-    except Exception:  # no card, or no network: the adjusted model gets a short one
+    except (OSError, ValueError):  # no card, or no network: the adjusted model gets a short one
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, adjusted\n")
     options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
     card.text += (

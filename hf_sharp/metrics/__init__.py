@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_sharp.metrics.long_tail import compute_metrics_for, long_tail_report, report_of_prediction
+from hf_sharp.metrics.long_tail import compute_metrics_for, long_tail_report, numbers_of, report_of_prediction
 from hf_sharp.metrics.long_tail_metric import LongTailMetric
 from hf_sharp.metrics.table import comparison_table
 
@@ -15,5 +15,6 @@ __all__ = [
     "comparison_table",
     "compute_metrics_for",
     "long_tail_report",
+    "numbers_of",
     "report_of_prediction",
 ]

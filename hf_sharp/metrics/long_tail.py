@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -128,10 +128,14 @@ def compute_metrics_for(frequencies: ClassFrequencies) -> Callable[[Any], dict[s
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        report = report_of_prediction(prediction, frequencies)
-        return {name: value for name, value in report.items() if isinstance(value, (int, float))}
+        return numbers_of(report_of_prediction(prediction, frequencies))
 
     return compute_metrics
+
+
+def numbers_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Pick those figures of a report that a tracker can log: numbers, no None, no lists."""
+    return {name: value for name, value in report.items() if isinstance(value, (int, float))}
 
 
 def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict[str, Any]:

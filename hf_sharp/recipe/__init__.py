@@ -5,7 +5,6 @@ from hf_sharp.recipe.arguments import (
     ModelArguments,
     RecipeParser,
     RunArguments,
-    head_options,
     load_splits,
 )
 from hf_sharp.recipe.images import ImageArguments, prepare_images, train_images
@@ -22,7 +21,6 @@ __all__ = [
     "RunArguments",
     "SavedModel",
     "TextArguments",
-    "head_options",
     "load_splits",
     "open_saved",
     "plan_runs",

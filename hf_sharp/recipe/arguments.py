@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import yaml
-from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
+from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig, PreTrainedModel
 
 from hf_sharp.datasets import load, long_tail, prepare_splits, split_validation
 
@@ -203,6 +203,23 @@ class RecipeParser:
                 near = difflib.get_close_matches(str(name), self._actions, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else "--help lists the options."
                 raise ValueError(f"unknown {what}: {name!r}. {hint}")
+
+
+def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
+    """Load a pretrained model with a new head for named classes, or make one from its config.
+
+    Args:
+        auto: the transformers class, such as `AutoModelForImageClassification`.
+        model: which model.
+        class_names: of the head.
+
+    Returns:
+        The model.
+    """
+    head = head_options(class_names)
+    if model.model_name_or_path:
+        return auto.from_pretrained(model.model_name_or_path, ignore_mismatched_sizes=True, **head)
+    return auto.from_config(model.make_config(**head))
 
 
 def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:

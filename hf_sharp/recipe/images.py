@@ -8,14 +8,14 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_sharp.recipe.arguments import (
     DataArguments,
     ModelArguments,
     RecipeParser,
     RunArguments,
-    head_options,
+    load_model,
     load_splits,
 )
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
@@ -44,16 +44,6 @@ def load_image_processor(model: ModelArguments) -> Any:
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
     )
-
-
-def load_image_model(model: ModelArguments, class_names: list[str]) -> PreTrainedModel:
-    """Load the pretrained model with a new head, or make one from its config."""
-    head = head_options(class_names)
-    if model.model_name_or_path:
-        return AutoModelForImageClassification.from_pretrained(
-            model.model_name_or_path, ignore_mismatched_sizes=True, **head
-        )
-    return AutoModelForImageClassification.from_config(model.make_config(**head))
 
 
 def prepare_images(
@@ -112,7 +102,7 @@ def train_images(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
         return SharpTrainer(
-            model=load_image_model(model, class_names),
+            model=load_model(AutoModelForImageClassification, model, class_names),
             args=args,
             train_dataset=splits["train"],
             eval_dataset=splits.get("validation"),

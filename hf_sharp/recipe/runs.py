@@ -227,7 +227,7 @@ def _train_and_evaluate(
         "options": run.options,
         "command": _command(),
         "machine": machine_class(),
-        "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")},
+        "versions": versions(),
     }
     if args.learns_rho:
         logged = [entry for entry in trainer.state.log_history if "rho" in entry]
@@ -268,3 +268,8 @@ def machine_class() -> str:
     if torch.cuda.is_available():
         return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """Say which versions of what matters are installed."""
+    return {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")}

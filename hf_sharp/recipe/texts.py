@@ -7,14 +7,14 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_sharp.recipe.arguments import (
     DataArguments,
     ModelArguments,
     RecipeParser,
     RunArguments,
-    head_options,
+    load_model,
     load_splits,
 )
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
@@ -39,16 +39,6 @@ def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
     if name is None:
         raise ValueError("a model from scratch needs a tokenizer: set tokenizer_name to a name or folder.")
     return AutoTokenizer.from_pretrained(name)
-
-
-def load_text_model(model: ModelArguments, class_names: list[str]) -> PreTrainedModel:
-    """Load the pretrained model with a new head, or make one from its config."""
-    head = head_options(class_names)
-    if model.model_name_or_path:
-        return AutoModelForSequenceClassification.from_pretrained(
-            model.model_name_or_path, ignore_mismatched_sizes=True, **head
-        )
-    return AutoModelForSequenceClassification.from_config(model.make_config(**head))
 
 
 def prepare_texts(
@@ -100,7 +90,7 @@ def train_texts(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
         return SharpTrainer(
-            model=load_text_model(model, class_names),
+            model=load_model(AutoModelForSequenceClassification, model, class_names),
             args=args,
             train_dataset=splits["train"],
             eval_dataset=splits.get("validation"),

@@ -93,13 +93,18 @@ def test_the_balancing_gamma_is_no_worse_than_its_neighbours(counts, loss):
     assert balancing_gamma([5, 5, 5], loss) == 0.0
 
 
-def test_the_embeddings_gram_is_that_of_the_factors():
-    """W H = Z up to a factor, for any counts: W's and H's Gram matrices belong together."""
-    counts = np.array([100.0, 40.0, 10.0, 3.0])
-    classifier, embedding = predict(counts.astype(int))
-    z = tight_frame(4)
-    product = classifier @ z @ np.linalg.pinv(z @ embedding @ z.T) @ z
-    np.testing.assert_allclose(np.linalg.eigvals(product @ embedding).real.clip(0).round(6).min(), 0, atol=1e-6)
+@pytest.mark.parametrize("scale", [{}, {"label_scale": [1.0, 0.8, 0.5, 0.3]}, {"class_scale": [1.0, 0.8, 0.5, 0.3]}])
+def test_classifier_and_embeddings_make_the_logits_of_the_svm(scale):
+    """With W = (W Wᵀ)^½ and H = W⁺ Z, HᵀH is the embeddings' Gram matrix: the two belong to one and the same Z."""
+    classifier, embedding = predict([100, 40, 10, 3], **scale)
+    if "class_scale" in scale:
+        v = 1 / np.array(scale["class_scale"])
+        z = (np.eye(4) - np.outer(v, v) / (v @ v)) * v
+    else:
+        z = tight_frame(4) / np.array(scale.get("label_scale", np.ones(4)))
+    assert gram_distance(z.T @ np.linalg.pinv(classifier, rcond=1e-10, hermitian=True) @ z, embedding) < 1e-10
+    if scale:
+        assert gram_distance(tight_frame(4) @ np.linalg.pinv(classifier) @ tight_frame(4), embedding) > 0.05
 
 
 @pytest.mark.parametrize(

@@ -418,3 +418,19 @@ def test_bert_and_evaluation(make_trainer):
     metrics = trainer.evaluate(trainer.train_dataset)
     assert np.isfinite(metrics["eval_loss"])
     torch.testing.assert_close(trainer.class_loss.centroids, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_held_out_examples_of_a_learned_radius_move_no_centroids(make_trainer):
+    trainer = make_trainer(rho_schedule="learned", rho_update_every=1, rho=0.3, **LARGE)
+    trainer.create_optimizer_and_scheduler(4)
+    expected = np.full((K, 16), np.nan)
+    for step in range(3):
+        trainer.state.global_step = step
+        batch = batch_of(trainer, start=8 * step)
+        trainer.model.eval()
+        with torch.no_grad():
+            seen = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
+        expected = naive(seen, np.eye(K, 16), np.zeros(K), batch["labels"].numpy(), expected, mu=0.5)[1]
+        trainer.training_step(trainer.model, batch, torch.tensor(8))
+    assert trainer._radius.draws == 2
+    np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
