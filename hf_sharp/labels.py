@@ -214,6 +214,5 @@ class HostLabelCollator:
         """Make a batch, and add its labels as an array that no device ever gets."""
         batch = self.collator(examples)
         if "labels" in batch:
-            labels = np.asarray(batch["labels"])
-            batch[HOST_LABELS] = labels[labels != IGNORED_LABEL]
+            batch[HOST_LABELS] = np.asarray(batch["labels"])
         return batch

@@ -68,6 +68,11 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
             f"loss={args.loss!r} is not supported with FSDP2: it needs the whole head, which is sharded outside of the "
             "model's forward pass. Use recipes/accelerate/ddp.yaml, or another loss."
         )
+    if args.sharpness_every > 1:
+        raise ValueError(
+            "sharpness_every is not supported with FSDP2: what is reused is a direction of all weights, and "
+            "checkpoints hold no shards of it. Use recipes/accelerate/ddp.yaml, or ascent_fraction."
+        )
     if args.sharpness != "none" and args.ascent_sync == "local":
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
 
@@ -95,6 +100,45 @@ def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
             "a model whose own head normalises features and class vectors. A normalised head cannot be folded into "
             "this one, so the checkpoint would predict something else than what was trained."
         )
+
+
+def check_parts(model: nn.Module, args: SharpTrainingArguments) -> bool:
+    """Say whether a pass may take some of a micro-batch's examples, because they do not see one another.
+
+    Args:
+        model: BatchNorm lets examples see one another.
+        args: so does the large-margin loss.
+
+    Returns:
+        Whether it may.
+
+    Raises:
+        ValueError: it may not, and options ask for it.
+    """
+    batch_norm = next(
+        (name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None
+    )
+    reason = f"the BatchNorm {batch_norm!r}" if batch_norm is not None else None
+    if LOSSES[args.loss].needs_features:
+        reason = f"loss={args.loss!r}"
+    for name, whole in (("ascent_fraction", 1.0), ("focal_sampling", "exact")):
+        if reason is not None and getattr(args, name) != whole:
+            raise ValueError(
+                f"{name}={getattr(args, name)!r} lets passes take a part of the micro-batch's examples, and with "
+                f"{reason} an example's loss depends on the others. Leave {name} at {whole!r}."
+            )
+    return reason is None
+
+
+def check_first_moment(optimizer: Any) -> None:
+    """Raise a ValueError for an optimizer that keeps no first moment of the gradients."""
+    for group in optimizer.param_groups:
+        decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
+        if not decay or "weight_sum" in group:  # which schedule-free optimizers have in place of one
+            raise ValueError(
+                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
+                "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
+            )
 
 
 def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from typing import Any, Literal, cast
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
 
 import datasets
 import numpy as np
@@ -33,6 +32,7 @@ from hf_sharp.losses import LargeMarginLoss, build_loss
 from hf_sharp.model_card import ReportKeeper, results_of, write_card
 from hf_sharp.sampling import ClassSampler, EpochCounter
 from hf_sharp.sharpness import (
+    Examples,
     LearnedRadius,
     MicroBatch,
     average_over_processes,
@@ -42,11 +42,35 @@ from hf_sharp.sharpness import (
     scheduled_rho,
     sharpness_aware_backward,
 )
-from hf_sharp.sharpness.ascent import gradients_in, random_state_kept, running_statistics_kept
-from hf_sharp.sharpness.coefficients import WITHOUT_RADIUS
+from hf_sharp.sharpness.ascent import (
+    first_moments,
+    gradient_to_perturbation,
+    gradients_in,
+    perturbed,
+    random_state_kept,
+    running_statistics_kept,
+    shards_only,
+    trainable_parameters,
+    with_gradients,
+)
+from hf_sharp.sharpness.coefficients import WITHOUT_RADIUS, Division, divide
+from hf_sharp.sharpness.reuse import ReusedSharpness
+from hf_sharp.sharpness.step import AscentObserver
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+class _Part(NamedTuple):
+    """A micro-batch that waits for its passes: which examples they take, and coefficients that were drawn for them."""
+
+    inputs: dict[str, Any]
+    division: Division
+    drawn: Tensor | None
+
+    @property
+    def is_perturbed(self) -> bool:
+        return self.division.perturbed is None or len(self.division.perturbed) > 0
 
 
 class SharpTrainer(ResumableTrainer):
@@ -129,12 +153,14 @@ class SharpTrainer(ResumableTrainer):
         trained = (p for p in cast(nn.Module, self.model).parameters() if p.requires_grad)
         self._measure_vanishing = any(parameter.dtype.itemsize < 4 for parameter in trained)
         self._last_rho: Tensor | float = args.rho
-        # The micro-batches that wait for the others of their accumulation window, and which of their examples have a
-        # coefficient.
-        self._window: list[tuple[dict[str, Any], Literal["all", "some", "none"]]] = []
+        self._window: list[_Part] = []  # the micro-batches that wait for the others of their accumulation window
+        self._position = 0  # of the micro-batch in it
         # FSDP2 averages every gradient on its way to the shards, and every process must make the same passes.
         self._one_epsilon = self.is_fsdp_enabled or (args.ascent_sync == "global" and args.world_size > 1)
         self._average = average_over_processes if self._one_epsilon and not self.is_fsdp_enabled else None
+        # What is learned or reused needs an ascent on every process, or on none.
+        learns = self._radius is not None and args.world_size > 1
+        self._same_passes = self._one_epsilon or learns or self._reused is not None
         if self.is_fsdp_enabled:
             preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args)
             # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
@@ -159,6 +185,7 @@ class SharpTrainer(ResumableTrainer):
         self.class_loss = loss.to(args.device).eval()
         preflight.check_head(model, self.class_loss)
         preflight.check_radius(model, self.rho_dataset, args)
+        self._one_by_one = preflight.check_parts(model, args)
         self._late_weight = None
         if args.reweight_after is not None:
             balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
@@ -182,6 +209,10 @@ class SharpTrainer(ResumableTrainer):
                 mean=lambda value: self.accelerator.reduce(value, "mean"),
                 average=average_over_processes if args.ascent_sync == "global" and args.world_size > 1 else None,
             )
+        self._reused = None
+        if args.sharpness_every > 1:
+            average = average_over_processes if args.world_size > 1 else None
+            self._reused = ReusedSharpness(args.looksam_alpha, args.device, average)
         if args.torch_compile and (args.learns_rho or not (coefficients == 1).all()):
             # A graph that serves two backward passes must not give its buffers to the first.
             torch._functorch.config.donated_buffer = False
@@ -193,7 +224,26 @@ class SharpTrainer(ResumableTrainer):
             "class_importance": None if importance is None else importance.tolist(),
             "class_counts": counts.tolist(),
         }
-        self._remember(method, radius=self._radius, loss=self.class_loss if self.class_loss.state_dict() else None)
+        loss_state = self.class_loss if self.class_loss.state_dict() else None
+        self._remember(method, radius=self._radius, reused=self._reused, loss=loss_state)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer as `Trainer` does.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: `ascent="momentum"`, and it keeps no momentum.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.ascent == "momentum":
+            preflight.check_first_moment(optimizer)
+        return optimizer
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make the model anew as `Trainer` does, and the method with it, whose options a trial may have changed.
@@ -254,22 +304,34 @@ class SharpTrainer(ResumableTrainer):
         """
         inputs = dict(inputs)
         host_labels = inputs.pop(HOST_LABELS, None)
-        # A learned radius is updated on all processes or on none.
-        everywhere = host_labels is None or (self._radius is not None and self.args.world_size > 1)
-        present = self._host_coefficients if everywhere else self._host_coefficients[host_labels]
+        self._position += 1
         rho = self._last_rho = self.rho
-        without_ascent = self._radius is None and rho == 0
-        if without_ascent or not (present.any() or self.args.ascent_scope == "window"):
+        if self._radius is None and rho == 0:
             return super().training_step(model, inputs, num_items_in_batch)
+        if self.args.ascent == "momentum":
+            with self._moved_along_momentum(model, rho):
+                return super().training_step(model, inputs, num_items_in_batch)
+        if self.state.global_step % self.args.sharpness_every:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.accelerator.sync_gradients:
+                cast(ReusedSharpness, self._reused).add(trainable_parameters(model))
+            return loss
 
-        window = [*self._window, (inputs, self._share(present))]
+        part = self._divide(inputs, host_labels)
+        if not (part.is_perturbed or self.args.ascent_scope == "window"):
+            return super().training_step(model, inputs, num_items_in_batch)
+        window = [*self._window, part]
         if self.args.ascent_scope == "window" and not self.accelerator.sync_gradients:
             self._window = window
             return torch.zeros((), device=self.args.device)  # the loss comes with the window's last micro-batch
         self._window = []
-        if all(share == "none" for _, share in window):
-            return self._plain_steps(model, [inputs for inputs, _ in window], num_items_in_batch)
+        if not any(part.is_perturbed for part in window):
+            return self._plain_steps(model, [part.inputs for part in window], num_items_in_batch)
+        return self._sharp_step(model, window, rho, num_items_in_batch)
 
+    def _sharp_step(
+        self, model: nn.Module, window: list[_Part], rho: Tensor | float, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         model.train()
         if callable(to_training_mode := getattr(self.optimizer, "train", None)):
             to_training_mode()
@@ -277,17 +339,19 @@ class SharpTrainer(ResumableTrainer):
         if self._radius is not None:
             self._prepare_radius(self._radius, model)
         micro_batches, counted = [], torch.zeros((), dtype=torch.long, device=self.args.device)
-        for inputs, share in window:
-            prepared = self._prepare_inputs(inputs)
-            labels = self._labels(prepared)
-            counted += (labels != IGNORED_LABEL).sum()
-            losses = functools.partial(next, self._passes(model, prepared))
-            micro_batches.append(MicroBatch(losses, self._coefficients[labels.clamp(min=0)], share))
+        for part in window:
+            prepared = self._prepare_inputs(part.inputs)
+            counted += (self._labels(prepared) != IGNORED_LABEL).sum()
+            micro_batches.append(self._micro_batch(model, prepared, part))
         if self._one_epsilon:
             counted = self.accelerator.reduce(counted.float(), "mean")
         if num_items_in_batch is None:
             num_items_in_batch = counted * self.accelerator.num_processes
         counted = counted.clamp(min=1)
+        observer: AscentObserver | None = self._radius
+        if self._reused is not None:
+            self._reused.begin(trainable_parameters(model), self._reduce(counted, num_items_in_batch))
+            observer = self._reused
         step = sharpness_aware_backward(
             model,
             micro_batches,
@@ -300,14 +364,82 @@ class SharpTrainer(ResumableTrainer):
             without_sync=lambda: self._without_sync(model),
             average=self._average,
             measure_vanishing=self._measure_vanishing,
-            observer=self._radius,
+            observer=observer,
         )
+        if self._reused is not None and self.accelerator.sync_gradients:
+            self._reused.keep(trainable_parameters(model))
         sums = torch.stack([step.ascent_grad_norm, step.sharpness, torch.ones_like(step.sharpness)])
         # What overflowed in float16 is skipped, and not logged either.
         self._step_sums += torch.where(sums.isfinite().all(), sums, 0).to(self._step_sums)
         if self._measure_vanishing:
             self._vanishing, self._measure_vanishing = step.vanishing, False
         return step.loss
+
+    def _divide(self, inputs: dict[str, Any], host_labels: np.ndarray | None) -> _Part:
+        args, size = self.args, len(self._labels(inputs))
+        stochastic, everything = args.focal_sampling == "stochastic", bool((self._host_coefficients == 1).all())
+        if host_labels is None and stochastic:  # of a stream; this waits for the device
+            host_labels = inputs["labels"].cpu().numpy()
+        rng = None
+        if stochastic or args.ascent_fraction < 1:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            rng = np.random.default_rng([seed, self.state.global_step, self._position, args.process_index])
+        drawn = None
+        if everything:
+            coefficients = np.ones(size)
+        elif host_labels is None or (self._same_passes and not self._one_by_one):
+            coefficients = np.full(size, 0.5)  # some or other: they take part in every pass
+        else:
+            coefficients = np.where(host_labels == IGNORED_LABEL, 0, self._host_coefficients[host_labels.clip(0)])
+        if stochastic and rng is not None:
+            coefficients = (rng.random(size) < coefficients).astype(np.float64)
+            drawn = torch.from_numpy(coefficients).to(self._coefficients.dtype)
+        if not self._one_by_one:
+            return _Part(inputs, Division.whole(coefficients), drawn)
+        every_pass = self._same_passes and not everything
+        return _Part(inputs, divide(coefficients, args.ascent_fraction, rng, every_pass=every_pass), drawn)
+
+    def _micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], part: _Part) -> MicroBatch:
+        labels = self._labels(inputs)
+        coefficients = self._coefficients[labels.clamp(min=0)] if part.drawn is None else self._sent(part.drawn)
+        perturbed, clean, ascent_size = part.division
+
+        def examples(rows: np.ndarray | None, weights: Tensor) -> Examples | None:
+            if rows is None:
+                return Examples(None, weights)
+            on_device = self._sent(torch.from_numpy(rows))
+            return Examples(on_device, weights[on_device]) if len(rows) else None
+
+        # Centroids that a loss keeps move in the first pass; all passes are about those that it found.
+        found = getattr(self.class_loss, "centroids", None)
+        centroids = iter([None])
+
+        def losses(rows: Tensor | None) -> Tensor:
+            chosen = inputs
+            if rows is not None:
+                chosen = {
+                    name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == labels.shape else value
+                    for name, value in inputs.items()
+                }
+            return self._losses_now(model, chosen, next(centroids, found))
+
+        return MicroBatch(losses, examples(perturbed, coefficients), examples(clean, 1 - coefficients), ascent_size)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        if self.args.device.type == "cuda":  # so that the copy does not wait
+            tensor = tensor.pin_memory()
+        return tensor.to(self.args.device, non_blocking=True)
+
+    @contextmanager
+    def _moved_along_momentum(self, model: nn.Module, rho: Tensor | float) -> Iterator[None]:
+        parameters = trainable_parameters(model)
+        moved, momentum = with_gradients(parameters, first_moments(self.optimizer, parameters))
+        if not momentum:  # before the first step
+            yield
+            return
+        gradient_to_perturbation(moved, momentum, -rho, self.args.adaptive_eta if self.args.adaptive else None)
+        with shards_only(model), perturbed(moved, momentum):
+            yield
 
     def _prepare_radius(self, radius: LearnedRadius, model: nn.Module) -> None:
         step = self.state.global_step
@@ -325,7 +457,7 @@ class SharpTrainer(ResumableTrainer):
             inputs = {name: value.pin_memory() for name, value in inputs.items()}
         inputs = self._prepare_inputs(send_to_device(inputs, self.args.device, non_blocking=True))
         labels = self._labels(inputs)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = trainable_parameters(model)
         gradients: list[Tensor | None] = [None] * len(parameters)
         devices = {parameter.device for parameter in model.parameters()}
         with random_state_kept(devices), running_statistics_kept(model), self._without_sync(model):
@@ -341,18 +473,6 @@ class SharpTrainer(ResumableTrainer):
     def _without_sync(self, model: nn.Module) -> Any:
         synchronized = self.args.world_size == 1 or self.is_fsdp_enabled
         return nullcontext() if synchronized else self.accelerator.no_sync(model)
-
-    def _share(self, coefficients: np.ndarray) -> Literal["all", "some", "none"]:
-        if not coefficients.any():
-            return "none"
-        return "all" if (coefficients == 1).all() else "some"
-
-    def _passes(self, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
-        # Centroids that a loss keeps move in the first pass; all passes are about those that it found.
-        found = getattr(self.class_loss, "centroids", None)
-        yield self._losses_now(model, inputs)
-        while True:
-            yield self._losses_now(model, inputs, found)
 
     def _losses_now(self, model: nn.Module, inputs: Mapping[str, Any], centroids: Tensor | None = None) -> Tensor:
         with self.compute_loss_context_manager():
@@ -381,6 +501,9 @@ class SharpTrainer(ResumableTrainer):
             The micro-batches, and how many examples they have on all processes.
         """
         self._window.clear()  # what an error left of the one before
+        self._position = 0
+        if self._reused is not None:
+            self._reused.restart()
         return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(
@@ -550,7 +673,8 @@ class SharpTrainer(ResumableTrainer):
         """
         # Asking the device which classes a batch holds would wait for it. A dispatched batch is put together from
         # tensors of several batches, which cannot carry anything else.
-        partial = 0 in self._host_coefficients and self._host_coefficients.any() and not self._one_epsilon
+        some = 0 in self._host_coefficients and bool(self._host_coefficients.any())
+        partial = some or self.args.focal_sampling == "stochastic"
         dispatched = isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)) or (
             self.accelerator.dispatch_batches
         )

@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
 from hf_sharp.sampling import SAMPLERS
-from hf_sharp.sharpness.coefficients import METHODS, WITHOUT_RADIUS, method_options
+from hf_sharp.sharpness.coefficients import FOCAL_SAMPLINGS, METHODS, WITHOUT_RADIUS, method_options
 from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 # Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
 _STEP_IN_BACKWARD = ("lomo", "adalomo")
 
-_SHARP_OPTIONS = ("rho", "rho_schedule", "adaptive", "ascent_scope", "ascent_sync")
+ASCENTS = ("gradient", "momentum")
+_SHARP_OPTIONS = ("rho", "rho_schedule", "adaptive", "ascent")
+# Of an ascent along a gradient; one along the momentum has no examples.
+_GRADIENT_OPTIONS = ("ascent_scope", "ascent_sync", "ascent_fraction", "sharpness_every")
 # What a plain Trainer does, in the words of `SharpTrainingArguments.method`.
 PLAIN_METHOD = {
     "sharpness": "none",
@@ -36,7 +39,9 @@ PLAIN_METHOD = {
 SCOPES = ("micro_batch", "window")
 SYNCS = ("local", "global")
 # rare_threshold is used by every report.
-_METHOD_OPTIONS = sorted({*_SHARP_OPTIONS}.union(*map(method_options, METHODS)) - {"rare_threshold"})
+_METHOD_OPTIONS = sorted(
+    {*_SHARP_OPTIONS, *_GRADIENT_OPTIONS}.union(*map(method_options, METHODS)) - {"rare_threshold"}
+)
 _LEARNED_OPTIONS = (
     *("rho_learning_rate", "rho_update_every", "rho_validation_fraction", "rho_hessian", "rho_objective"),
 )
@@ -88,6 +93,24 @@ class SharpTrainingArguments(TrainingArguments):
         metadata={"help": "Measure the radius relative to each weight's size (ASAM); rho 0.5 to 2."},
     )
     adaptive_eta: float = field(default=0.01, metadata={"help": "ASAM: added to |w|, so that zero weights move too."})
+    ascent: str = _choice(
+        "gradient",
+        ASCENTS,
+        "What the ascent follows: a gradient of its own, or the optimizer's first moment, which costs no pass (MSAM).",
+    )
+    ascent_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "The share of the perturbed examples that the ascent takes, in (0, 1]: SAM for 1 + f passes."
+        },
+    )
+    sharpness_every: int = field(
+        default=1,
+        metadata={
+            "help": "LookSAM: the optimizer steps from one ascent to the next; what it added is reused in between."
+        },
+    )
+    looksam_alpha: float = field(default=0.7, metadata={"help": "LookSAM: how strongly it is reused."})
     ascent_scope: str = _choice(
         "micro_batch", SCOPES, "Which examples share one perturbation: a micro-batch, or its accumulation window."
     )
@@ -99,6 +122,11 @@ class SharpTrainingArguments(TrainingArguments):
         metadata={"help": "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma."},
     )
     focal_lambda: float = field(default=0.8, metadata={"help": "Focal-SAM: the weight of the sharpness term."})
+    focal_sampling: str = _choice(
+        "exact",
+        FOCAL_SAMPLINGS,
+        "Focal-SAM: both terms for every example, or each example in one of them, drawn with its coefficient.",
+    )
     cc_radius: float = field(default=1e-6, metadata={"help": "CC-SAM: the radius of every class's ascent on the head."})
     cc_phi: float = field(default=0.5, metadata={"help": "CC-SAM: the share of the perturbed loss, from 0 to 1."})
     head: str | None = field(
@@ -209,6 +237,8 @@ class SharpTrainingArguments(TrainingArguments):
         names = [*PLAIN_METHOD]
         if self.sharpness not in WITHOUT_RADIUS:
             names += [*_SHARP_OPTIONS, *(["adaptive_eta"] if self.adaptive else [])]
+            names += _GRADIENT_OPTIONS if self.ascent == "gradient" else ()
+            names += ["looksam_alpha"] if self.sharpness_every > 1 else []
             names += _LEARNED_OPTIONS if self.learns_rho else ()
         values = {name: getattr(self, name) for name in names}
         loss_beta = {} if self.reweight_after is None else {"loss_beta": self.loss_beta}
@@ -225,6 +255,8 @@ class SharpTrainingArguments(TrainingArguments):
             ("loss", LOSSES),
             ("rho_schedule", RHO_SCHEDULES),
             ("sampler", SAMPLERS),
+            ("ascent", ASCENTS),
+            ("focal_sampling", FOCAL_SAMPLINGS),
             ("ascent_scope", SCOPES),
             ("ascent_sync", SYNCS),
             ("rho_hessian", RHO_HESSIANS),
@@ -235,14 +267,17 @@ class SharpTrainingArguments(TrainingArguments):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
 
     def _check_numbers(self) -> None:
-        for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate"):
+        for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
         if self.learns_rho and self.rho == 0:
             raise ValueError("a learned radius begins at rho, which must be > 0; got 0.")
-        if self.rho_update_every < 1:
-            raise ValueError(f"rho_update_every must be at least 1, got {self.rho_update_every}.")
+        for name in ("rho_update_every", "sharpness_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.ascent_fraction <= 1:
+            raise ValueError(f"ascent_fraction must be in (0, 1], got {self.ascent_fraction}.")
         if not 0 < self.rho_validation_fraction <= 0.5:
             raise ValueError(f"rho_validation_fraction must be in (0, 0.5], got {self.rho_validation_fraction}.")
         if self.label_smoothing_factor:
@@ -280,11 +315,13 @@ class SharpTrainingArguments(TrainingArguments):
     def _check_unused(self) -> None:
         used = method_options(self.sharpness) | loss_options(self.loss)
         if self.sharpness not in WITHOUT_RADIUS:
-            used |= set(_SHARP_OPTIONS)
+            used |= {*_SHARP_OPTIONS, *(_GRADIENT_OPTIONS if self.ascent == "gradient" else ())}
         if self.reweight_after is not None:
             used.add("loss_beta")
         unused = {
             **{name: f"sharpness={self.sharpness!r}" for name in _METHOD_OPTIONS if name not in used},
+            **(dict.fromkeys(_GRADIENT_OPTIONS, "ascent='momentum'") if self.ascent == "momentum" else {}),
+            **({"looksam_alpha": "sharpness_every=1"} if self.sharpness_every == 1 else {}),
             **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
             **(dict.fromkeys(_LEARNED_OPTIONS, f"rho_schedule={self.rho_schedule!r}") if not self.learns_rho else {}),
             **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
@@ -320,6 +357,17 @@ class SharpTrainingArguments(TrainingArguments):
                 f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
                 f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
             )
+        if self.ascent == "momentum" and self.sharpness != "sam":
+            raise ValueError(
+                f"ascent='momentum' is for sharpness='sam' alone: the momentum is that of all classes, and "
+                f"sharpness={self.sharpness!r} weights them. Choose ascent='gradient'; ascent_fraction makes it cheap."
+            )
+        for name, other in (("ascent", "gradient"), ("sharpness_every", 1)):
+            if self.learns_rho and getattr(self, name) != other:
+                raise ValueError(
+                    f"rho_schedule='learned' learns from ascents in two steps on end: leave {name} at {other!r}, got "
+                    f"{getattr(self, name)!r}, or choose another rho_schedule."
+                )
         dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"  # `accelerate launch` sets it
         compiled = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode or dynamo
         if self.needs_head and compiled:

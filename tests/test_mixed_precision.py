@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_sharp.sharpness import MicroBatch, sharpness_aware_backward
+from hf_sharp.sharpness import Examples, MicroBatch, sharpness_aware_backward
 from hf_sharp.sharpness.ascent import vanishing_share
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
 
@@ -135,7 +135,8 @@ def test_an_overflow_that_the_second_pass_does_not_see_is_in_the_gradient_too(de
             return (w.weight * 1.0).mul(float("inf")).clamp(max=3.0).sum(1) + w.weight.sum(1) * float("inf")
         return w(torch.ones(3, 2, device=device))[:, 0]
 
-    sharpness_aware_backward(w, [MicroBatch(losses, torch.ones(1, device=device), "all")], 0.1, reduce=torch.mean)
+    batch = MicroBatch(lambda rows: losses(), Examples(None, torch.ones(1, device=device)))
+    sharpness_aware_backward(w, [batch], 0.1, reduce=torch.mean)
     assert not torch.isfinite(w.weight.grad).all()
 
 

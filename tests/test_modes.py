@@ -44,12 +44,36 @@ def trained_gradients(make_trainer, options, model, data=None, **more):
 
 def assert_plain_without_a_radius(make_trainer, options, make_model, data=None, **more):
     tiny = options | {"rho": 1e-10}
+    if options["sharpness"] == "imbsam":  # whose passes are of fewer examples, and draw other noise than a plain one
+        assert_the_rare_examples_see_the_same_noise_twice(make_trainer, tiny, make_model(), data, **more)
+        return
     plain = trained_gradients(make_trainer, {"sharpness": "none"}, make_model(), data, **more)
     sharp = trained_gradients(make_trainer, tiny, make_model(), data, **more)
     wide = trained_gradients(make_trainer, options, make_model(), data, **more)
     for one, other, far in zip(plain, sharp, wide, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7 * float(one.abs().max()))
         assert (far - one).norm() > 1e-3 * one.norm(), "with its radius, the method is not plain training"
+
+
+def assert_the_rare_examples_see_the_same_noise_twice(make_trainer, options, model, data, **more):
+    passes = []
+    model.classifier.register_forward_hook(lambda module, args, output: passes.append(output.detach()))
+    trainer = make_trainer(model, data, max_steps=2, learning_rate=0.0, **more, **options)
+    divided, divide = [], trainer._divide
+    trainer._divide = lambda *args: divided.append(divide(*args)) or divided[-1]
+    trainer.train()
+    sizes = [(len(part.division.perturbed), len(part.division.clean)) for part in divided]
+    assert any(rare and common for rare, common in sizes)
+    by_size = {}
+    for logits in passes:
+        by_size.setdefault(len(logits), []).append(logits)
+    for rare, common in sizes:
+        if rare not in (0, common):
+            assert any(
+                torch.allclose(one, other, rtol=1e-6, atol=1e-7)
+                for i, one in enumerate(by_size[rare])
+                for other in by_size[rare][i + 1 :]
+            )
 
 
 def double(**options):

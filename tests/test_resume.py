@@ -32,6 +32,8 @@ RUNS = [
         "ascent_scope": "window",
         "gradient_accumulation_steps": 2,
     },
+    {"sharpness": "focal_sam", "focal_sampling": "stochastic", "ascent_fraction": 0.5, "sharpness_every": 3},
+    {"sharpness": "sam", "ascent": "momentum"},
 ]
 
 

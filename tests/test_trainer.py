@@ -295,8 +295,10 @@ def test_a_step_reads_nothing_back_from_the_device(make_trainer, options, monkey
     assert count.reads == 1, "the counter counts"
 
 
-@pytest.mark.parametrize(("labels", "forwards"), [([0, 1, 0], 1), ([2, 3, 2], 2), ([0, 1, 3], 2)])
-def test_imbsam_passes_depend_on_the_rare_examples_in_the_batch(make_trainer, labels, forwards):
+@pytest.mark.parametrize(
+    ("labels", "examples"), [([0, 1, 0], [3]), ([2, 3, 2], [3, 3]), ([0, 1, 3], [1, 2, 1])], ids=str
+)
+def test_imbsam_passes_take_the_rare_examples_twice_and_the_others_once(make_trainer, labels, examples):
     data = make_images()
     rows = [int(np.flatnonzero(np.array(data["label"]) == label)[0]) for label in labels]
     trainer = make_trainer(
@@ -308,9 +310,9 @@ def test_imbsam_passes_depend_on_the_rare_examples_in_the_batch(make_trainer, la
         max_steps=1,
     )
     calls = []
-    trainer.model.register_forward_hook(lambda *args: calls.append(1))
+    trainer.model.register_forward_hook(lambda module, args, output: calls.append(len(output.logits)))
     trainer.train()
-    assert len(calls) == forwards
+    assert calls == examples
 
 
 def test_labels_of_minus_100_do_not_count(make_trainer):

@@ -4,11 +4,12 @@ from hf_sharp.sharpness.ascent import average_over_processes
 from hf_sharp.sharpness.class_conditional import class_conditional_losses
 from hf_sharp.sharpness.coefficients import METHODS, class_coefficients
 from hf_sharp.sharpness.radius import RHO_SCHEDULES, LearnedRadius, drawn_rows, scheduled_rho
-from hf_sharp.sharpness.step import MicroBatch, SharpnessStep, sharpness_aware_backward
+from hf_sharp.sharpness.step import Examples, MicroBatch, SharpnessStep, sharpness_aware_backward
 
 __all__ = [
     "METHODS",
     "RHO_SCHEDULES",
+    "Examples",
     "LearnedRadius",
     "MicroBatch",
     "SharpnessStep",

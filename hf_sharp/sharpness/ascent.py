@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -271,6 +271,47 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
             norm = torch.linalg.vector_norm(torch.stack([norm.to(tensors[0].device) for norm in each]))
             norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)  # over all shards
     return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+
+
+def inner_product(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Compute the inner product of two lists of tensors of the same shapes, in at least float32: 0-dimensional."""
+    dtype = torch.promote_types(one[0].dtype, torch.float32)
+    products = [(a.to(dtype) * b.to(dtype)).sum().to(one[0].device) for a, b in zip(one, other, strict=True)]
+    return torch.stack(products).sum()
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters that an optimizer moves, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer")  # under which names optimizers keep theirs
+
+
+def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Copy the first moments that an optimizer keeps: running means, or sums, of the gradients.
+
+    Args:
+        optimizer: of the parameters.
+        parameters: the tensors.
+
+    Returns:
+        One per parameter; None where there is none yet.
+
+    Raises:
+        ValueError: the optimizer has taken a step, and kept no first moment.
+    """
+    moments: list[Tensor | None] = []
+    for parameter in parameters:
+        state = optimizer.state.get(parameter) or {}
+        moment = next((state[name] for name in FIRST_MOMENTS if state.get(name) is not None), None)
+        if state and moment is None:
+            raise ValueError(
+                f"ascent='momentum' needs the optimizer's first moment ({' or '.join(FIRST_MOMENTS)}), and its state "
+                f"has {', '.join(map(str, state))}. Use another optimizer, such as adamw_torch, or ascent='gradient'."
+            )
+        moments.append(None if moment is None else moment.to(parameter.dtype, copy=True))
+    return moments
 
 
 def _by_device(tensors: Sequence[Tensor], scale: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:

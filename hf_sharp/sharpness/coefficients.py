@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,12 +37,23 @@ def _imbsam(class_counts: Tensor, rare_threshold: int = 20) -> Tensor:
     return rare.double()
 
 
-def _focal_sam(class_counts: Tensor, focal_gamma: float = 1.0, focal_lambda: float = 0.8) -> Tensor:
+FOCAL_SAMPLINGS = ("exact", "stochastic")
+
+
+def _focal_sam(
+    class_counts: Tensor, focal_gamma: float = 1.0, focal_lambda: float = 0.8, focal_sampling: str = "exact"
+) -> Tensor:
     for name, value in (("focal_gamma", focal_gamma), ("focal_lambda", focal_lambda)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
     priors = class_counts.double() / class_counts.sum()
-    return focal_lambda * (1 - priors) ** focal_gamma
+    coefficients = focal_lambda * (1 - priors) ** focal_gamma
+    if focal_sampling == "stochastic" and (coefficients > 1).any():
+        raise ValueError(
+            f"focal_sampling='stochastic' takes coefficients for probabilities, and one is {coefficients.max():.3g} "
+            f"with focal_lambda={focal_lambda}. Choose focal_lambda <= 1, or focal_sampling='exact'."
+        )
+    return coefficients
 
 
 def _cc_sam(class_counts: Tensor, cc_radius: float = 1e-6, cc_phi: float = 0.5) -> Tensor:
@@ -77,8 +88,9 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
         name: one of `METHODS`.
         class_counts: (K,) integers >= 0, the training examples of each class.
         **options: `rare_threshold` (ImbSAM: rare is n_c < rare_threshold; 20), `focal_gamma` and `focal_lambda`
-            (Focal-SAM: γ >= 0 and λ >= 0; the paper's for fine-tuning CIFAR-100-LT: 5.5 and 0.8), `cc_radius` and
-            `cc_phi` (CC-SAM, which has no coefficient; 1e-6 and 0.5).
+            (Focal-SAM: γ >= 0 and λ >= 0; the paper's for fine-tuning CIFAR-100-LT: 5.5 and 0.8),
+            `focal_sampling` ("stochastic" needs c <= 1; the coefficients are the same), `cc_radius` and `cc_phi`
+            (CC-SAM, which has no coefficient; 1e-6 and 0.5).
 
     Returns:
         (K,) float64 on the CPU.
@@ -104,3 +116,61 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
         takes = ", ".join(sorted(method_options(name))) or "no options"
         raise ValueError(f"sharpness method {name!r} does not take {', '.join(unknown)}; it takes {takes}.")
     return METHODS[name](torch.tensor(np.asarray(class_counts), dtype=torch.int64), **options)
+
+
+class Division(NamedTuple):
+    """Which examples of a micro-batch the passes take, by row, on the host.
+
+    `perturbed` (P,) are those with c other than 0, of which the first `ascent_size` are the ascent's; `clean` (Q,) are
+    those with c other than 1. None stands for all of them in their order.
+    """
+
+    perturbed: np.ndarray | None
+    clean: np.ndarray | None
+    ascent_size: int
+
+    @classmethod
+    def whole(cls, coefficients: np.ndarray) -> Division:
+        """Let every pass that takes an example take all of them, for examples that cannot be told apart.
+
+        Args:
+            coefficients: (N,) those of the micro-batch's examples.
+        """
+        empty = np.empty(0, dtype=np.int64)
+        perturbed, clean = (None if some else empty for some in (coefficients.any(), (coefficients != 1).any()))
+        return cls(perturbed, clean, len(coefficients))
+
+
+def divide(
+    coefficients: np.ndarray, fraction: float = 1.0, rng: np.random.Generator | None = None, *, every_pass: bool = False
+) -> Division:
+    """Say which examples of a micro-batch the passes take.
+
+    Args:
+        coefficients: (N,) those of the examples' classes.
+        fraction: in (0, 1], the share of the perturbed examples that the ascent takes, rounded, at least one.
+        rng: draws that share; needed below 1.
+        every_pass: let a pass that would have no example take one, whose coefficient makes it count 0: for processes
+            that must all make the same passes. (Not for a clean pass where c is 1 for every class.)
+
+    Returns:
+        The rows.
+
+    Example:
+        >>> divide(np.array([0.0, 1.0, 0.0, 1.0]))
+        Division(perturbed=array([1, 3]), clean=array([0, 2]), ascent_size=2)
+        >>> divide(np.array([0.5, 0.5]))  # every example takes part in both
+        Division(perturbed=None, clean=None, ascent_size=2)
+        >>> divide(np.ones(8), fraction=0.25, rng=np.random.default_rng(0)).ascent_size
+        2
+    """
+    perturbed, clean = np.flatnonzero(coefficients), np.flatnonzero(coefficients != 1)
+    if every_pass:
+        perturbed, clean = (rows if len(rows) else np.zeros(1, dtype=np.int64) for rows in (perturbed, clean))
+    ascent_size = len(perturbed)
+    if fraction < 1 and rng is not None:
+        perturbed, ascent_size = rng.permutation(perturbed), max(round(fraction * ascent_size), min(ascent_size, 1))
+    everything = len(coefficients)
+    return Division(
+        None if ascent_size == everything else perturbed, None if len(clean) == everything else clean, ascent_size
+    )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sharp.sharpness.ascent import gradient_to_perturbation
+from hf_sharp.sharpness.ascent import gradient_to_perturbation, inner_product
 
 RHO_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -135,18 +135,14 @@ def radius_derivative(
         LETS arXiv 2408.08222, equations 6 to 8; `validation` and `alignment` are ours: a gap can also be closed by
         underfitting both sides.
     """
-    validation, training = (_dot(side, direction) for side in gradients)
+    validation, training = (inner_product(side, direction) for side in gradients)
     if objective == "alignment":
-        square, length = _dot(step, step), _dot(gradients[0], gradients[0]).sqrt()
-        across = validation - _dot(gradients[0], step) * _dot(step, direction) / square
+        square, length = inner_product(step, step), inner_product(gradients[0], gradients[0]).sqrt()
+        across = validation - inner_product(gradients[0], step) * inner_product(step, direction) / square
         return -across / (length * square.sqrt())
     if objective == "validation":
         return -learning_rate * validation
     return -learning_rate * (losses[0] - losses[1]) * (validation - training)
-
-
-def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
 
 
 def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.ndarray:

@@ -1,19 +1,20 @@
 """The passes of one sharpness-aware gradient.
 
-    g_c  = ∇ mean(c_y · ℓ)(w)                                              first pass
+    g_c  = ∇ mean(c_y · ℓ)(w)                                              the ascent
     ε    = ρ · T² g_c / (‖T g_c‖ + 1e-12)
-    grad = ∇ reduce((1 − c_y) · ℓ)(w)  +  ∇ reduce(c_y · ℓ)(w + ε)         the first pass's graph again; second pass
+    grad = ∇ reduce((1 − c_y) · ℓ)(w)  +  ∇ reduce(c_y · ℓ)(w + ε)         the clean pass; the perturbed pass
 
 `reduce` is what plain training does with the losses of its examples; `grad` is added to `.grad`, as one plain backward
-pass would do. Where c is 1 everywhere, the middle term is not computed. The examples may come in several micro-batches,
-which then share one ε.
+pass would do. Every pass takes those examples only whose weight in it is not 0, and the ascent may take some of them;
+where ascent and clean pass take the same examples, they share a forward pass. The examples may come in several
+micro-batches, which then share one ε.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from hf_sharp.sharpness.ascent import (
     running_statistics_kept,
     set_random_state,
     shards_only,
+    trainable_parameters,
     vanishing_share,
     with_gradients,
 )
@@ -39,19 +41,41 @@ class Backward(Protocol):
         """Add the gradient of `loss` to `.grad`."""
 
 
+class Examples(NamedTuple):
+    """Some examples of a micro-batch.
+
+    Args:
+        rows: (n,) int64, which of the micro-batch's examples; None: all of them.
+        weights: (n,), what their losses are multiplied by.
+    """
+
+    rows: Tensor | None
+    weights: Tensor
+
+
 class MicroBatch(NamedTuple):
     """Examples that go through the model at once.
 
     Args:
-        losses: runs the forward pass at the current weights and returns ℓ (N,), with its graph.
-        coefficients: c_y (N,), the coefficient of each example's class.
-        perturbed: which of the examples have a coefficient other than 0; "all" if every coefficient is 1. Known on the
-            host, as asking the device would wait for it; "some" is always right.
+        losses: runs the forward pass of the examples in given rows (None: all of them) at the current weights, and
+            returns their ℓ (n,), with its graph.
+        perturbed: the examples of the perturbed pass, weighted by c_y; None: there are none.
+        clean: those of the clean pass, weighted by 1 − c_y; None: there are none.
+        ascent_size: how many of `perturbed` the ascent takes, from the first on; None: all of them.
     """
 
-    losses: Callable[[], Tensor]
-    coefficients: Tensor
-    perturbed: Literal["all", "some", "none"] = "some"
+    losses: Callable[[Tensor | None], Tensor]
+    perturbed: Examples | None = None
+    clean: Examples | None = None
+    ascent_size: int | None = None
+
+    @property
+    def ascent(self) -> Examples:
+        """The examples of the ascent; what stands for others too weighs more."""
+        rows, weights = cast(Examples, self.perturbed)
+        if self.ascent_size is None or rows is None:
+            return Examples(rows, weights)
+        return Examples(rows[: self.ascent_size], weights[: self.ascent_size] * (len(rows) / self.ascent_size))
 
 
 class AscentObserver(Protocol):
@@ -63,14 +87,15 @@ class AscentObserver(Protocol):
         """See g_c times `grad_scale`, and mean(c_y · ℓ), at w, before g_c becomes ε."""
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
-        """See a micro-batch's mean(c_y · ℓ) at w + ε, with its graph, which is to be kept."""
+        """See mean(c_y · ℓ) of a micro-batch's ascent at w + ε, with its graph, which is to be kept."""
 
 
 class SharpnessStep(NamedTuple):
     """What a step saw, as 0-dimensional tensors on the device.
 
-    `loss` is reduce(ℓ) at w, what plain training logs; `ascent_grad_norm` is ‖T g_c‖; `sharpness` is mean(c_y · ℓ) at
-    w + ε minus at w; `vanishing` is the share of ε that rounding took, where it was asked for.
+    `loss` is reduce(ℓ) at w, what plain training logs (estimated from the ascent's examples, where it takes a part of
+    them); `ascent_grad_norm` is ‖T g_c‖; `sharpness` is the ascent's mean(c_y · ℓ) at w + ε minus at w; `vanishing` is
+    the share of ε that rounding took, where it was asked for.
     """
 
     loss: Tensor
@@ -96,9 +121,10 @@ def sharpness_aware_backward(
 ) -> SharpnessStep:
     """Add the sharpness-aware gradient of some micro-batches to `.grad` of the trainable parameters. They share one ε.
 
-    The weights are bit-identical afterwards, also when a pass raises. Both passes draw the same dropout masks, and
-    running statistics see the first pass only. Nothing here waits for the device. Where a gradient overflows in any
-    pass, there is one in `.grad` too, which is what makes a float16 GradScaler skip the step.
+    The weights are bit-identical afterwards, also when a pass raises. The perturbed pass draws the dropout masks of the
+    ascent, where both take the same examples; running statistics see the passes at w only. Nothing here waits for the
+    device. Where a gradient overflows in any pass, there is one in `.grad` too, which is what makes a float16
+    GradScaler skip the step.
 
     A model that FSDP2 shards is perturbed shard by shard, and its ε is always that of all processes, whose passes must
     be the same.
@@ -115,7 +141,7 @@ def sharpness_aware_backward(
         adaptive_eta: None, or η of ASAM's metric T = |w| + η.
         without_sync: entered around all passes but the last one, so that only the last averages over processes.
         average: averages g_c over the processes, in place, for one ε on all of them. Every process must then have
-            micro-batches that are not "none".
+            perturbed examples.
         measure_vanishing: also measure how much of ε is lost to rounding (in bfloat16 weights).
         observer: sees the ascent's gradient and its loss at w, and its loss at w + ε.
 
@@ -125,8 +151,9 @@ def sharpness_aware_backward(
     Example:
         >>> w = nn.Linear(1, 1, bias=False)
         >>> _ = w.weight.data.fill_(1.0)
-        >>> losses = lambda: w(torch.ones(1, 1))[:, 0] ** 2  # ℓ(w) = w², so ε = ρ, and the gradient is 2 (w + ρ)
-        >>> step = sharpness_aware_backward(w, [MicroBatch(losses, torch.ones(1), "all")], 0.5, reduce=torch.mean)
+        >>> losses = lambda rows: w(torch.ones(1, 1))[:, 0] ** 2  # ℓ(w) = w², so ε = ρ, and the gradient is 2 (w + ρ)
+        >>> batch = MicroBatch(losses, perturbed=Examples(None, torch.ones(1)))
+        >>> step = sharpness_aware_backward(w, [batch], 0.5, reduce=torch.mean)
         >>> w.weight.grad.item(), w.weight.item(), step.sharpness.item()
         (3.0, 1.0, 1.25)
 
@@ -134,24 +161,33 @@ def sharpness_aware_backward(
         SAM arXiv 2010.01412, algorithm 1; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8.
     """
     with shards_only(model):
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = trainable_parameters(model)
         devices = {parameter.device for parameter in model.parameters()}
         ascent_gradients: list[Tensor | None] = [None] * len(parameters)
         random_states, losses_at_w, weighted_at_w, weighted_at_epsilon = [], [], [], []
 
         with without_sync():
-            for losses_now, coefficients, share in micro_batches:
-                random_states.append(random_state(devices))
-                losses = losses_now()
-                ascent_loss = mean(coefficients * losses)
-                if share != "none":
+            for batch in micro_batches:
+                losses = None
+                if batch.perturbed is not None:
+                    random_states.append(random_state(devices))
+                    rows, weights = batch.ascent
+                    losses = batch.losses(rows)
+                    ascent_loss = mean(weights * losses)
+                    shared = batch.clean is not None and batch.clean.rows is rows
                     with gradients_in(ascent_gradients, parameters):
-                        backward(ascent_loss, retain_graph=share != "all")
-                losses_at_w.append(reduce(losses.detach()))
-                weighted_at_w.append(ascent_loss.detach())
-                if share != "all":
-                    backward(reduce((1 - coefficients) * losses), retain_graph=False)
-                del losses, ascent_loss  # and with them the graph of the pass at w
+                        backward(ascent_loss, retain_graph=shared)
+                    losses_at_w.append(reduce(weights * losses.detach()))
+                    weighted_at_w.append(ascent_loss.detach())
+                    losses = losses if shared else None
+                    del ascent_loss
+                if batch.clean is not None:
+                    rows, weights = batch.clean
+                    loss = reduce(weights * (batch.losses(rows) if losses is None else losses))
+                    backward(loss, retain_graph=False)
+                    losses_at_w.append(loss.detach())
+                    del loss
+                del losses  # and with them the graph of the passes at w
 
         fill = average or (None if observer is None else lambda gradients: None)
         reached, epsilon = with_gradients(parameters, ascent_gradients, fill)
@@ -162,17 +198,18 @@ def sharpness_aware_backward(
         vanishing = vanishing_share(reached, epsilon) if measure_vanishing else None
         one = 1 + 0 * norm  # or NaN, after an overflow in the first pass: the second then has one too, whatever it sees
 
-        again = [i for i, micro_batch in enumerate(micro_batches) if micro_batch.perturbed != "none"]
+        again = [batch for batch in micro_batches if batch.perturbed is not None]
         with perturbed(reached, epsilon), running_statistics_kept(model), random_state_kept(devices):
-            for i in again:
-                set_random_state(random_states[i])
-                with nullcontext() if i == again[-1] else without_sync():
-                    losses_now, coefficients, _ = micro_batches[i]
-                    losses = losses_now()
+            for batch, state in zip(again, random_states, strict=True):
+                set_random_state(state)
+                with nullcontext() if batch is again[-1] else without_sync():
+                    rows, weights = cast(Examples, batch.perturbed)
+                    of_ascent = batch.ascent.weights
+                    losses = batch.losses(rows)
                     if observer is not None:
-                        observer.at_epsilon(reached, mean(coefficients * losses), grad_scale)
-                    backward(reduce(coefficients * losses) * one, retain_graph=False)
-                    weighted_at_epsilon.append(mean(coefficients * losses.detach()))
+                        observer.at_epsilon(reached, mean(of_ascent * losses[: len(of_ascent)]), grad_scale)
+                    backward(reduce(weights * losses) * one, retain_graph=False)
+                    weighted_at_epsilon.append(mean(of_ascent * losses.detach()[: len(of_ascent)]))
 
     sharpness = torch.stack(weighted_at_epsilon).sum() - torch.stack(weighted_at_w).sum()
     return SharpnessStep(torch.stack(losses_at_w).sum(), norm / grad_scale, sharpness, vanishing)

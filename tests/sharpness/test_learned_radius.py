@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sharp.sharpness import LearnedRadius, MicroBatch, drawn_rows, sharpness_aware_backward
+from hf_sharp.sharpness import Examples, LearnedRadius, MicroBatch, drawn_rows, sharpness_aware_backward
 from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, hessian_direction, radius_derivative
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
 from tests.distributed.test_processes import train
@@ -117,7 +117,7 @@ def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(
         return torch.stack([quartic(model[0], side), 2 * quartic(model[1][:, 0], side)])
 
     def step():
-        micro_batch = MicroBatch(losses, torch.ones(2), "all")
+        micro_batch = MicroBatch(lambda rows: losses(), Examples(None, torch.ones(2)))
         options = {"reduce": torch.mean, "observer": radius, "adaptive_eta": adaptive_eta}
         return sharpness_aware_backward(model, [micro_batch], radius.rho, **options)
 
@@ -139,7 +139,7 @@ def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(
         if hessian == "secant":
             beside = LearnedRadius(0.2, 0.0, objective=objective, adaptive_eta=adaptive_eta)
             beside.watch(1, LR)
-            micro_batch = MicroBatch(losses, torch.ones(2), "all")
+            micro_batch = MicroBatch(lambda rows: losses(), Examples(None, torch.ones(2)))
             options = {"reduce": torch.mean, "observer": beside, "adaptive_eta": adaptive_eta}
             sharpness_aware_backward(model, [micro_batch], beside.rho, **options)
             torch.testing.assert_close(radius.direction, beside.direction)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sharp.sharpness import MicroBatch, sharpness_aware_backward
+from hf_sharp.sharpness import Examples, MicroBatch, sharpness_aware_backward
 
 
 def one_batch(model, losses, c, rho, *, everything_perturbed=False, **options):
-    batch = MicroBatch(losses, c, "all" if everything_perturbed else "some")
+    clean = None if everything_perturbed else Examples(None, 1 - c)
+    batch = MicroBatch(lambda rows: losses(), Examples(None, c), clean)
     return sharpness_aware_backward(model, [batch], rho, **options)
 
 
@@ -206,8 +207,8 @@ def test_running_statistics_see_the_first_pass_only():
 # ---- a window of micro-batches -----------------------------------------------------------------------------------
 
 
-def part(model, rows, c, perturbed="some"):
-    return MicroBatch(lambda: model.losses()[rows], c[rows], perturbed)
+def part(model, rows, c):
+    return MicroBatch(lambda _: model.losses()[rows], Examples(None, c[rows]), Examples(None, 1 - c[rows]))
 
 
 @pytest.mark.parametrize("c", [[1.0, 1.0, 1.0], [0.2, 0.5, 0.9]])
@@ -246,8 +247,9 @@ def test_a_part_without_perturbed_examples_costs_one_pass_of_each_kind():
         forwards.append((rows, syncs[-1:] == ["off"]))
         return model.losses()[rows]
 
-    shares = {0: "none", 1: "all", 2: "none"}
-    batches = [MicroBatch(lambda r=r: losses([r]), c[[r]], share) for r, share in shares.items()]
+    one = Examples(None, torch.ones(1, dtype=torch.float64))
+    parts = [{"clean": one}, {"perturbed": one}, {"clean": one}]
+    batches = [MicroBatch(lambda _, r=r: losses([r]), **part) for r, part in enumerate(parts)]
     sharpness_aware_backward(
         model, batches, 0.4, reduce=lambda x: x.sum() / 3, mean=lambda x: x.sum() / 3, without_sync=WithoutSync
     )
@@ -261,7 +263,8 @@ def test_every_part_of_a_window_sees_its_own_dropout_mask_twice():
     model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 1)).train()
     x, masks = torch.randn(2, 8, 4), []
     model[1].register_forward_hook(lambda module, args, output: masks.append(output == 0))
-    batches = [MicroBatch(lambda i=i: model(x[i])[:, 0] ** 2, torch.ones(8), "all") for i in range(2)]
+    one = Examples(None, torch.ones(8))
+    batches = [MicroBatch(lambda _, i=i: model(x[i])[:, 0] ** 2, one) for i in range(2)]
     sharpness_aware_backward(model, batches, 0.05, reduce=torch.mean)
     assert torch.equal(masks[0], masks[2])
     assert torch.equal(masks[1], masks[3])
@@ -276,7 +279,8 @@ def test_one_epsilon_of_the_averaged_gradient():
         assert len(gradients) == 2, "also of the parameter that no loss reached here: it may be reached elsewhere"
         gradients[0].add_(other).div_(2)
 
-    sharpness_aware_backward(model, [MicroBatch(model.losses, c, "all")], 0.4, reduce=torch.mean, average=average)
+    batch = MicroBatch(lambda rows: model.losses(), Examples(None, c))
+    sharpness_aware_backward(model, [batch], 0.4, reduce=torch.mean, average=average)
     g = (model.mean_gradient(w, c) + other) / 2
     torch.testing.assert_close(model.w.grad, model.mean_gradient(w + 0.4 * g / g.norm(), c), rtol=1e-12, atol=0)
     assert torch.equal(model.unused, torch.ones(2, dtype=torch.float64))
