@@ -1,10 +1,11 @@
-"""What one training step costs: SharpTrainer's methods against a plain Trainer step, in one process.
+"""What one training step costs: SharpTrainer's methods and peers against a plain Trainer step, in one process.
 
-python benchmarks/cost.py
+python benchmarks/cost.py   # needs pip install -e '.[benchmarks]'
 
-Every round takes one step of every method, in shuffled order, on the same batch; the ratio to the plain step of the
-same five rounds is what counts, so a machine that slows down slows both, and what happens every fifth step counts in
-full. Passes are counted by hooks, not assumed.
+Every round takes one step of every method, in shuffled order, on the same batch; the ratio to the plain steps of the
+same rounds is what counts, so a machine that slows down slows both. A method that does something every k-th step is
+compared over k rounds at once. Passes are counted by hooks, in examples, and the peak of memory is the allocator's.
+The peers: pytorch_optimizer's SAM and LookSAM, and Focal-SAM as its algorithm reads, with three backward passes.
 """
 
 import argparse
@@ -13,14 +14,19 @@ import random
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pytorch_optimizer
 import torch
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from torch.nn import functional
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -32,49 +38,74 @@ from transformers import (
 
 from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
 from hf_sharp.recipe.runs import machine_class
+from hf_sharp.sharpness import class_coefficients
 
 COUNTS = [int(500 * 0.01 ** (rank / 99)) for rank in range(100)]
 METHODS: dict[str, dict] = {
     "none": {"sharpness": "none"},
     "sam": {"sharpness": "sam"},
     "asam": {"sharpness": "sam", "adaptive": True, "rho": 0.5},
-    "imbsam": {"sharpness": "imbsam"},
+    "imbsam": {"sharpness": "imbsam", "rare_threshold": 50},
     "focal_sam": {"sharpness": "focal_sam"},
     "cc_sam": {"sharpness": "cc_sam"},
     "sam, learned radius": {"sharpness": "sam", "rho_schedule": "learned", "rho_update_every": 5},
+    "sam, ascent_fraction 1/4": {"sharpness": "sam", "ascent_fraction": 0.25},
+    "focal_sam, stochastic, ascent_fraction 1/4": {
+        "sharpness": "focal_sam",
+        "focal_sampling": "stochastic",
+        "ascent_fraction": 0.25,
+    },
+    "sam, sharpness_every 10": {"sharpness": "sam", "sharpness_every": 10},
+    "sam, momentum": {"sharpness": "sam", "ascent": "momentum"},
 }
+PEERS = (
+    "peer: pytorch_optimizer SAM",
+    "peer: pytorch_optimizer LookSAM, k = 10",
+    "peer: Focal-SAM, three backward passes",
+)
+PERIODS = {"sam, learned radius": 5, "sam, sharpness_every 10": 10, PEERS[1]: 10}
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_model(kind: str) -> torch.nn.Module:
-    """Make a model whose step takes some tenths of a second on two cores."""
+    """Make a model whose step takes some tenths of a second on two cores; "tiny": 100 k parameters in 100 tensors."""
     set_seed(0)
-    size: dict[str, Any] = {
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "intermediate_size": 1024,
-        "num_labels": len(COUNTS),
-    }
-    if kind == "vit":
-        return ViTForImageClassification(ViTConfig(**size, image_size=64, patch_size=8))
-    return BertForSequenceClassification(BertConfig(**size, vocab_size=8000))
+    if kind == "tiny":
+        size: dict[str, Any] = {"hidden_size": 36, "intermediate_size": 96, "num_attention_heads": 2}
+    else:
+        size = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
+    size |= {"num_hidden_layers": 6, "num_labels": len(COUNTS)}
+    if kind.startswith("bert"):
+        model: Any = BertForSequenceClassification(BertConfig(**size, vocab_size=8000))
+    else:
+        model = ViTForImageClassification(ViTConfig(**size, image_size=8 if kind == "tiny" else 64, patch_size=8))
+    if kind.endswith("LoRA"):
+        lora = LoraConfig(r=4, target_modules=r".*(query|value|q_proj|v_proj)", modules_to_save=["classifier"])
+        model = get_peft_model(model, lora)
+    return model
 
 
 def make_batch(kind: str, size: int) -> dict[str, torch.Tensor]:
     """Make a batch whose classes follow COUNTS."""
     rng = np.random.default_rng(0)
     labels = torch.tensor(rng.choice(len(COUNTS), size, p=np.array(COUNTS) / sum(COUNTS)))
-    if kind == "vit":
-        return {"pixel_values": torch.randn(size, 3, 64, 64), "labels": labels}
-    tokens = torch.tensor(rng.integers(5, 8000, (size, 64)))
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    if kind.startswith("bert"):
+        tokens = torch.tensor(rng.integers(5, 8000, (size, 64)))
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    side = 8 if kind == "tiny" else 64
+    return {"pixel_values": torch.randn(size, 3, side, side), "labels": labels}
 
 
-def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any = None) -> Any:
+def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any, bf16: bool) -> Any:
     """Make a trainer of one method, or for None the plain Trainer, that is ready for single steps."""
     args = SharpTrainingArguments(
-        tempfile.mkdtemp(), report_to="none", save_strategy="no", max_steps=10**6, **(options or {"sharpness": "none"})
+        *(tempfile.mkdtemp(),),
+        report_to="none",
+        save_strategy="no",
+        max_steps=10**6,
+        bf16=bf16,
+        disable_tqdm=True,
+        **(options or {"sharpness": "none"}),
     )
     if options is None:
         trainer: Any = Trainer(model=model, args=args)
@@ -89,89 +120,222 @@ def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any =
     return trainer
 
 
-def step(trainer: Any, batch: dict[str, torch.Tensor]) -> float:
-    """Take one step, optimizer included, as the training loop does; seconds."""
+def step_of(trainer: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Give a step of a trainer as the training loop takes it, optimizer included; batches carry labels on the host."""
+    sharp = isinstance(trainer, SharpTrainer)
+    on_host = {"host_labels": batch["labels"].cpu().numpy()} if sharp else {}
+
+    def step() -> None:
+        trainer.training_step(trainer.model, batch | on_host, torch.tensor(len(batch["labels"])))
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.model.zero_grad()
+        trainer.state.global_step += 1
+
+    return step
+
+
+def step_of_peer(name: str, plain: Any, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Give a step of a peer, whose passes are those of the plain Trainer."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"lr": 5e-5, "weight_decay": 0.0, "fused": True}
+
+    def backward() -> Any:
+        with plain.compute_loss_context_manager():
+            loss = model(**batch).loss
+        loss.backward()
+        return loss
+
+    def closure() -> Any:
+        loss = backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        return loss
+
+    if name != PEERS[2]:
+        kind: Any = pytorch_optimizer.SAM if name == PEERS[0] else pytorch_optimizer.LookSAM
+        every = {"k": 10} if name == PEERS[1] else {}
+        optimizer = kind(parameters, torch.optim.AdamW, rho=0.05, **every, **options)
+
+        def step() -> None:
+            model.train()
+            backward()
+            optimizer.step(closure)
+            model.zero_grad()
+
+        return step
+
+    adamw = torch.optim.AdamW(parameters, **options)
+    c = class_coefficients("focal_sam", COUNTS).float().to(batch["labels"].device)[batch["labels"]]
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+
+    def losses() -> torch.Tensor:
+        with plain.compute_loss_context_manager():
+            return functional.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="none")
+
+    def focal_step() -> None:
+        model.train()
+        at_w = losses()
+        (c * at_w).mean().backward(retain_graph=True)
+        norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+        moved = {p: 0.05 * p.grad / (norm + 1e-12) for p in parameters if p.grad is not None}
+        model.zero_grad()
+        ((1 - c) * at_w).mean().backward()
+        with torch.no_grad():
+            for p, epsilon in moved.items():
+                p.add_(epsilon)
+        (c * losses()).mean().backward()
+        with torch.no_grad():
+            for p, epsilon in moved.items():
+                p.sub_(epsilon)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        adamw.step()
+        model.zero_grad()
+
+    return focal_step
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Take a step; how long it took."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    trainer.training_step(trainer.model, dict(batch), torch.tensor(len(batch["labels"])))
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-    trainer.optimizer.step()
-    trainer.model.zero_grad()
-    trainer.state.global_step += 1
+    step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def count_passes(trainer: Any, batch: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Count forward and backward passes through the first encoder layer during one step."""
+def count_passes(step: Callable[[], None], model: Any, steps: int, batch_size: int) -> dict[str, float]:
+    """Count forward and backward passes through the first encoder layer, in examples per example of a batch."""
     counted: Counter = Counter()
-    layers = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.ModuleList))
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
+
+    def on_backward(module: Any, of_inputs: Any, of_outputs: Any) -> None:
+        counted["backward"] += len(of_outputs[0])
+
     hooks = [
-        layers[0].register_forward_hook(lambda *_: counted.update(["forward"])),
-        layers[0].register_full_backward_hook(lambda *_: counted.update(["backward"])),
+        layer.register_forward_pre_hook(lambda module, inputs: counted.update({"forward": len(inputs[0])})),
+        layer.register_full_backward_hook(on_backward),
     ]
-    step(trainer, batch)
+    for _ in range(steps):
+        step()
     for hook in hooks:
         hook.remove()
-    return dict(counted)
+    return {name: round(counted[name] / steps / batch_size, 3) for name in ("forward", "backward")}
 
 
-def measure(kind: str, rounds: int, batch_size: int) -> dict:
+def peak_bytes(step: Callable[[], None]) -> int:
+    """Measure the peak of what a step allocates, over what there was before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        trace = json.loads(Path(folder, "trace.json").read_text())
+    events = [event for event in trace["traceEvents"] if event.get("name") == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    totals = np.cumsum([event["args"]["Bytes"] for event in events])
+    return int(totals.max())
+
+
+def measure(kind: str, rounds: int, batch_size: int, bf16: bool) -> dict:
     """Measure every method on one model: median and quartiles of the ratio to the plain step."""
     model: Any = make_model(kind)
-    batch = {name: value.to(model.device) for name, value in make_batch(kind, batch_size).items()}
-    trainers = {"plain Trainer": make_trainer(model, None)}
+    plain = make_trainer(model, None, None, bf16)
+    batch = {name: value.to(plain.args.device) for name, value in make_batch(kind, batch_size).items()}
     columns = {name.replace("labels", "label"): value.tolist() for name, value in make_batch(kind, 256).items()}
     validation = datasets.Dataset.from_dict(columns).with_format("torch")
-    trainers |= {name: make_trainer(model, options, validation) for name, options in METHODS.items()}
-    passes = {name: count_passes(trainer, batch) for name, trainer in trainers.items()}
-    for trainer in trainers.values():
-        step(trainer, batch)
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    order = list(trainers)
+    steps = {"plain Trainer": step_of(plain, batch)}
+    for name, options in METHODS.items():
+        trainer = make_trainer(model, options, validation, bf16)
+        steps[name] = step_of(trainer, batch)
+    steps |= {name: step_of_peer(name, plain, model, batch) for name in PEERS}
+    passes = {name: count_passes(step, model, PERIODS.get(name, 1), batch_size) for name, step in steps.items()}
+    memory = {name: max(peak_bytes(step) for _ in range(PERIODS.get(name, 1))) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
     for _ in range(rounds):
         random.shuffle(order)
         for name in order:
-            seconds[name].append(step(trainers[name], batch))
-    fives = {name: np.reshape(values, (-1, 5)).mean(1) for name, values in seconds.items()}
-    plain = fives["plain Trainer"]
+            seconds[name].append(seconds_of(steps[name]))
+
+    def ratios(name: str) -> np.ndarray:
+        one, other = (np.reshape(seconds[n], (-1, PERIODS.get(name, 1))).mean(1) for n in (name, "plain Trainer"))
+        return one / other
+
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    rare = float((np.array(COUNTS)[batch["labels"].cpu().numpy()] < METHODS["imbsam"]["rare_threshold"]).mean())
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_bytes": trainable,
         "batch_size": batch_size,
-        "plain_step_ms": round(1000 * float(np.median(plain)), 1),
+        "rare_share": rare,
+        "plain_step_ms": round(1000 * float(np.median(seconds["plain Trainer"])), 1),
+        "plain_peak_bytes": memory["plain Trainer"],
         "methods": {
             name: {
                 "passes": passes[name],
-                "ratio_quartiles": [round(float(q), 3) for q in np.percentile(values / plain, [25, 50, 75])],
+                "ratio_quartiles": [round(float(q), 3) for q in np.percentile(ratios(name), [25, 50, 75])],
+                "peak_over_plain": round((memory[name] - memory["plain Trainer"]) / trainable, 3),
             }
-            for name, values in fives.items()
+            for name in seconds
         },
     }
 
 
+def overhead(rounds: int) -> dict:
+    """Measure what SAM adds to its two passes on a tiny model, in milliseconds: a step less two plain ones."""
+    model: Any = make_model("tiny")
+    batch = make_batch("tiny", 4)
+    trainers = {name: make_trainer(model, METHODS[name], None, False) for name in ("none", "sam")}
+    batch = {name: value.to(trainers["none"].args.device) for name, value in batch.items()}
+    size = torch.tensor(4)
+    for trainer in trainers.values():
+        trainer.training_step(model, dict(batch), size)
+    differences = []
+    for _ in range(rounds):
+        plain = [seconds_of(lambda: trainers["none"].training_step(model, dict(batch), size)) for _ in range(2)]
+        differences.append(seconds_of(lambda: trainers["sam"].training_step(model, dict(batch), size)) - sum(plain))
+        model.zero_grad()
+    tensors = [p for p in model.parameters() if p.requires_grad]
+    quartiles = np.percentile(1000 * np.array(differences), [25, 50, 75])
+    return {
+        "parameters": sum(p.numel() for p in tensors),
+        "tensors": len(tensors),
+        "sam_ms_beyond_two_passes_quartiles": [round(float(q), 3) for q in quartiles],
+    }
+
+
 def main() -> None:
-    """Measure, show, and write benchmarks/results/cost.json."""
+    """Measure, show, and write benchmarks/results/cost.json (on a GPU: cost_gpu.json)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="a multiple of 5")
+    parser.add_argument("--rounds", type=int, default=30, help="a multiple of 10")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     arguments = parser.parse_args()
     random.seed(0)
+    kinds = ("vit", "bert", "vit, LoRA", "bert, LoRA")
+    command = f"python benchmarks/cost.py --rounds {arguments.rounds} --batch_size {arguments.batch_size}"
     result: dict[str, Any] = {
-        "command": f"python benchmarks/cost.py --rounds {arguments.rounds} --batch_size {arguments.batch_size}",
+        "command": command + (" --bf16" if arguments.bf16 else ""),
         "machine": machine_class(),
         "seed": 0,
-        "versions": {"torch": torch.__version__.partition("+")[0]},
-        "models": {kind: measure(kind, arguments.rounds, arguments.batch_size) for kind in ("vit", "bert")},
+        "versions": {"torch": torch.__version__.partition("+")[0], "pytorch_optimizer": version("pytorch_optimizer")},
+        "tiny": overhead(100),
+        "models": {kind: measure(kind, arguments.rounds, arguments.batch_size, arguments.bf16) for kind in kinds},
     }
-    table = Table("step", *(f"{kind}: times plain (quartiles)" for kind in result["models"]), "passes (fwd + bwd)")
+    table = Table("step", *(f"{kind}: times plain (quartiles)" for kind in kinds), "passes (fwd + bwd)")
     for name in next(iter(result["models"].values()))["methods"]:
         rows = [model["methods"][name] for model in result["models"].values()]
         cells = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*row["ratio_quartiles"]) for row in rows]
-        table.add_row(name, *cells, f"{rows[0]['passes']['forward']} + {rows[0]['passes']['backward']}")
+        table.add_row(name, *cells, f"{rows[0]['passes']['forward']:g} + {rows[0]['passes']['backward']:g}")
     Console().print(table)
-    (ROOT / "benchmarks" / "results" / "cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    file = "cost_gpu.json" if torch.cuda.is_available() else "cost.json"
+    (ROOT / "benchmarks" / "results" / file).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,24 +79,38 @@ def how_it_was_made(name: str, result: dict[str, Any]) -> str:
     )
 
 
-def cost_table() -> str:
-    """Make the table of step costs."""
+def cost_table(quartiles: bool = False) -> str:
+    """Make the table of step costs: medians for full training, or all models with quartiles and memory."""
     result = results("cost")
-    models = result["models"]
-    lines = [
-        "| step | passes (forward + backward) | "
-        + " | ".join(f"{name.upper()}, times plain" for name in models)
-        + " |",
-        "|---|---|" + "---|" * len(models),
-    ]
-    for method, row in models["vit"]["methods"].items():
+    models = {name: m for name, m in result["models"].items() if quartiles or "LoRA" not in name}
+    title = {name: name.replace("vit", "ViT").replace("bert", "BERT") for name in models}
+    memory = " memory over plain |" if quartiles else ""
+    lines = [f"| step | passes (forward + backward) | {' | '.join(title.values())} |{memory}"]
+    lines.append("|---|---|" + "---|" * (len(models) + quartiles))
+    for method, row in next(iter(models.values()))["methods"].items():
         cells = []
         for model in models.values():
             low, middle, high = model["methods"][method]["ratio_quartiles"]
-            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})" if quartiles else f"{middle:.2f}")
+        cells += [" / ".join(f"{m['methods'][method]['peak_over_plain']:.1f}" for m in models.values())] * quartiles
         passes = row["passes"]
-        lines.append(f"| {method} | {passes['forward']} + {passes['backward']} | " + " | ".join(cells) + " |")
-    lines += ["", f"Median and quartiles of paired ratios: `{result['command']}` on {result['machine']}."]
+        lines.append(f"| {method} | {passes['forward']:g} + {passes['backward']:g} | " + " | ".join(cells) + " |")
+    rare = 100 * next(iter(models.values()))["rare_share"]
+    tiny = result["tiny"]["sam_ms_beyond_two_passes_quartiles"]
+    lines += [
+        "",
+        f"A step's time as multiple of a plain Trainer's, paired: {'median and quartiles' if quartiles else 'median'}. "
+        f"`{result['command']}` on {result['machine']}, torch {result['versions']['torch']}, seed {result['seed']}; "
+        f"passes in examples per example of the batch, of which {rare:.0f} % are rare for `imbsam` here. "
+        "Data: `benchmarks/results/cost.json`.",
+    ]
+    if quartiles:
+        lines += [
+            "",
+            "Memory: the peak of a step over that of a plain one, in copies of the trainable parameters, in the order "
+            f"of columns. On a tiny ViT ({result['tiny']['parameters']:,} parameters in {result['tiny']['tensors']} "
+            f"tensors) a SAM step takes {tiny[1]:.1f} ms ({tiny[0]:.1f} to {tiny[2]:.1f}) beyond two plain ones.",
+        ]
     return "\n".join(lines)
 
 
@@ -194,12 +208,42 @@ def signal_table() -> str:
     return "\n".join(lines)
 
 
+def few_shot_table() -> str:
+    """Make the tables of backbones on domains that they were trained on, and that they were not."""
+    result = results("few_shot")
+    arguments, blocks = result["arguments"], []
+    for adaptation, found in result["adaptations"].items():
+        domains = [name for name in next(iter(found["seen"].values())) if name != "average"]
+        columns = [*domains, "average"]
+        for which in ("seen", "unseen"):
+            lines = [f"| {which}, `{adaptation}` | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+            for name, row in found[which].items():
+                cells = [f"{100 * row[c]['accuracy']:.1f} ± {100 * row[c]['interval']:.1f}" for c in columns]
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+            for name, row in found[f"{which}_differences"].items():
+                cells = [f"{100 * row[c]['difference']:+.1f} ± {100 * row[c]['interval']:.1f}" for c in columns]
+                lines.append(f"| *{name}* | {' | '.join(cells)} |")
+            blocks.append("\n".join(lines))
+    blocks.append(
+        f"Accuracy in % over {arguments['episodes']} episodes ± 95 %; in italics paired differences, in points. "
+        f"`{result['command']}` on {result['machine']}, seed {arguments['seed']}: one training of each backbone, so "
+        "the intervals say nothing of other trainings. Data: `benchmarks/results/few_shot.json`."
+    )
+    return "\n\n".join(blocks)
+
+
 def filled(text: str) -> str:
     """Replace every block between `<!-- NAME -->` and `<!-- end -->` by the table of that name."""
 
     def block(match: re.Match[str]) -> str:
         name = match[1]
-        special = {"cost": cost_table, "radius_signal": signal_table, "geometry": geometry_table}
+        special = {
+            "cost": cost_table,
+            "cost_full": lambda: cost_table(True),
+            "radius_signal": signal_table,
+            "geometry": geometry_table,
+            "few_shot": few_shot_table,
+        }
         other = head_table if name.endswith("_head") else accuracy_table
         table = special[name]() if name in special else other(name)
         return f"<!-- {name} -->\n{table}\n<!-- end -->"

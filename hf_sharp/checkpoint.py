@@ -293,6 +293,7 @@ class ResumableTrainer(HubTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._stateful: dict[str, Any] = {}
         self.method_state = MethodState({}, self.args.world_size, self.args.save_only_model)
         self.add_callback(self.method_state)
 
@@ -320,10 +321,18 @@ class ResumableTrainer(HubTrainer):
             check_same_method(resume_from_checkpoint, self.method_state.method)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _remember(self, method: dict[str, Any], **stateful: Any) -> None:
-        """Put into checkpoints what the method is, and the parts of it that have a `state_dict` (None: no part)."""
-        self._stateful = {name: part for name, part in stateful.items() if part is not None}
-        self.method_state.method, self.method_state.stateful = method, list(self._stateful)
+    def _remember(self, method: dict[str, Any] | None = None, **stateful: Any) -> None:
+        """Put into checkpoints what the method is, and the parts of it that have a `state_dict` (None: no part).
+
+        Args:
+            method: what is new from here on; None: more parts of the method that there is.
+            **stateful: the parts.
+        """
+        before = {} if method is not None else self._stateful
+        self._stateful = before | {name: part for name, part in stateful.items() if part is not None}
+        self.method_state.stateful = list(self._stateful)
+        if method is not None:
+            self.method_state.method = method
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -60,6 +60,10 @@ CITATIONS: dict[str, tuple[str, str, str]] = {
     "learned": (
         *("Wang et al.", "Enhancing Sharpness-Aware Minimization by Learning Perturbation Radius", "2408.08222"),
     ),
+    "sharpness_every": (*("Liu et al.", "Towards Efficient and Scalable Sharpness-Aware Minimization", "2203.02714"),),
+    "momentum": (
+        *("Becker et al.", "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead", "2401.12033"),
+    ),
     "class_balanced": ("Cui et al.", "Class-Balanced Loss Based on Effective Number of Samples", "1901.05555"),
     "focal": ("Lin et al.", "Focal Loss for Dense Object Detection", "1708.02002"),
     "ldam": (*("Cao et al.", "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", "1906.07413"),),
@@ -702,6 +706,8 @@ def _citations(method: Mapping[str, Any]) -> list[str]:
         keys.insert(0, "sam")
     keys += ["adaptive"] if method.get("adaptive") else []
     keys += ["learned"] if method.get("rho_schedule") == "learned" else []
+    keys += ["sharpness_every"] if method.get("sharpness_every", 1) > 1 else []
+    keys += ["momentum"] if method.get("ascent") == "momentum" else []
     keys.append(method["loss"])
     keys += (
         ["class_balanced", "ldam"] if method["reweight_after"] is not None else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
@@ -14,23 +13,19 @@ import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 
 from hf_sharp import preflight
-from hf_sharp.checkpoint import ResumableTrainer, widest_dtype
+from hf_sharp.checkpoint import widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.head import ClassifierHead
 from hf_sharp.labels import (
     HOST_LABELS,
     IGNORED_LABEL,
     HostLabelCollator,
-    LabelCollator,
-    read_labels,
 )
-from hf_sharp.losses import LargeMarginLoss, build_loss
-from hf_sharp.model_card import ReportKeeper, results_of, write_card
-from hf_sharp.sampling import ClassSampler, EpochCounter
+from hf_sharp.long_tail_trainer import LongTailTrainer
 from hf_sharp.sharpness import (
     Examples,
     LearnedRadius,
@@ -73,7 +68,7 @@ class _Part(NamedTuple):
         return self.division.perturbed is None or len(self.division.perturbed) > 0
 
 
-class SharpTrainer(ResumableTrainer):
+class SharpTrainer(LongTailTrainer):
     """`Trainer` with a sharpness-aware training step, a class-frequency-aware loss and the long-tail report.
 
     Args:
@@ -112,42 +107,13 @@ class SharpTrainer(ResumableTrainer):
         preflight.check_arguments(args, train_dataset)
         label2id = getattr(getattr(model, "config", None), "label2id", None)
         train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args, label2id)
-        if (
-            trainer_kwargs.get("compute_metrics") is not None
-            and args.metric_is_default
-            and args.metric_for_best_model is not None
-        ):
-            args.metric_for_best_model, args.greater_is_better = "loss", False  # theirs may not know balanced accuracy
-        given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
-        super().__init__(*given, **trainer_kwargs)
-        if self.compute_loss_func is not None:
-            raise ValueError(
-                "compute_loss_func is not supported: SharpTrainer needs one loss per example, to weight it by class. "
-                "Choose a loss with SharpTrainingArguments(loss=...)."
-            )
-        self.args: SharpTrainingArguments = args
-        config = getattr(self.model, "config", None)
-        preflight.check_model(cast(nn.Module, self.model))
-        label2id = getattr(config, "label2id", None)
-        self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
-        preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
-        if self.rho_dataset is not None:
-            held_out = {"rho_dataset": self.rho_dataset}
-            preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
-        self._head: ClassifierHead | None = None
-        self._build_method(cast(nn.Module, self.model))
-        self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
-        if self.compute_metrics is None:
-            if args.batch_eval_metrics:
-                raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
-            self.report_keeper = ReportKeeper(self.class_frequencies)
-            self.add_callback(self.report_keeper)
-            self.compute_metrics = self.report_keeper.compute_metrics
-        self.label_names = ["labels"]
-        self._epochs = EpochCounter()
-        self.add_callback(self._epochs)
         # Sums of ascent_grad_norm, of sharpness and of the micro-batches they come from, since the last log.
         self._step_sums = torch.zeros(3, device=args.device)
+        given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
+        super().__init__(*given, class_frequencies=class_frequencies, **trainer_kwargs)
+        if self.rho_dataset is not None:
+            held_out, config = {"rho_dataset": self.rho_dataset}, getattr(self.model, "config", None)
+            preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
         # The share of ε that rounding takes in weights of few bits: measured in the first step, told at the first log.
         self._vanishing: Tensor | None = None
         trained = (p for p in cast(nn.Module, self.model).parameters() if p.requires_grad)
@@ -165,31 +131,12 @@ class SharpTrainer(ResumableTrainer):
             preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args)
             # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
-        # The losses are divided by the number of examples in the accumulation window: see _reduce.
-        self.loss_is_scaled_for_ga = True
-        self.model_accepts_loss_kwargs = True
 
     def _build_method(self, model: nn.Module) -> None:
+        super()._build_method(model)
         counts, args = self.class_frequencies.counts, self.args
-        importance = preflight.class_importance_of(args.class_importance, self.class_frequencies)
-        if self._head is not None:
-            self._head.close()
-            self._head = None
-        if args.needs_head:
-            self._head = ClassifierHead(model, len(counts), args.head)
-        feature_dim = None if self._head is None else self._head.feature_dim
-        loss = build_loss(args.loss, counts, class_importance=importance, feature_dim=feature_dim, **args.loss_options)
-        if args.device.type == "mps":  # which has no float64
-            loss.float()
-        # In evaluation mode it takes logits alone; what features add is asked for beside it.
-        self.class_loss = loss.to(args.device).eval()
-        preflight.check_head(model, self.class_loss)
         preflight.check_radius(model, self.rho_dataset, args)
         self._one_by_one = preflight.check_parts(model, args)
-        self._late_weight = None
-        if args.reweight_after is not None:
-            balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
-            self._late_weight = cast(Tensor, balanced.weight).to(args.device, torch.float32)
         coefficients = class_coefficients(args.sharpness, counts, **args.sharpness_options)
         if (coefficients > 1).any():
             logger.warning(
@@ -218,14 +165,8 @@ class SharpTrainer(ResumableTrainer):
             torch._functorch.config.donated_buffer = False
         dtype = torch.promote_types(widest_dtype(model), torch.float32)
         self._coefficients = coefficients.to(args.device, dtype)
-        method = {
-            **args.method,
-            **self.class_loss.options,
-            "class_importance": None if importance is None else importance.tolist(),
-            "class_counts": counts.tolist(),
-        }
-        loss_state = self.class_loss if self.class_loss.state_dict() else None
-        self._remember(method, radius=self._radius, reused=self._reused, loss=loss_state)
+        self._remember(radius=self._radius, reused=self._reused)
+        self._step_sums.zero_()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer as `Trainer` does.
@@ -245,42 +186,7 @@ class SharpTrainer(ResumableTrainer):
             preflight.check_first_moment(optimizer)
         return optimizer
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make the model anew as `Trainer` does, and the method with it, whose options a trial may have changed.
-
-        Args:
-            trial: of a hyperparameter search, or None.
-
-        Returns:
-            The model.
-        """
-        model = super().call_model_init(trial)
-        if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
-            self._step_sums.zero_()
-            self._build_method(model)
-        return model
-
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Search as `Trainer` does; without an objective of your own, for the highest balanced accuracy.
-
-        Args:
-            *args: as for `Trainer`.
-            **kwargs: as for `Trainer`.
-
-        Returns:
-            The best run.
-        """
-        if len(args) < 2 and kwargs.get("compute_objective") is None:
-            kwargs["compute_objective"] = lambda metrics: metrics["eval_balanced_accuracy"]
-            kwargs.setdefault("direction", "maximize")
-        return super().hyperparameter_search(*args, **kwargs)
-
     # ---- one micro-batch -----------------------------------------------------------------------------------------
-
-    @property
-    def progress(self) -> float:
-        """The fraction of the training steps that are done."""
-        return self.state.global_step / max(self.state.max_steps, 1)
 
     @property
     def rho(self) -> Tensor | float:
@@ -306,7 +212,7 @@ class SharpTrainer(ResumableTrainer):
         host_labels = inputs.pop(HOST_LABELS, None)
         self._position += 1
         rho = self._last_rho = self.rho
-        if self._radius is None and rho == 0:
+        if not self._host_coefficients.any() or (self._radius is None and rho == 0):
             return super().training_step(model, inputs, num_items_in_batch)
         if self.args.ascent == "momentum":
             with self._moved_along_momentum(model, rho):
@@ -438,7 +344,7 @@ class SharpTrainer(ResumableTrainer):
             yield
             return
         gradient_to_perturbation(moved, momentum, -rho, self.args.adaptive_eta if self.args.adaptive else None)
-        with shards_only(model), perturbed(moved, momentum):
+        with shards_only(model.modules()), perturbed(moved, momentum):
             yield
 
     def _prepare_radius(self, radius: LearnedRadius, model: nn.Module) -> None:
@@ -460,7 +366,7 @@ class SharpTrainer(ResumableTrainer):
         parameters = trainable_parameters(model)
         gradients: list[Tensor | None] = [None] * len(parameters)
         devices = {parameter.device for parameter in model.parameters()}
-        with random_state_kept(devices), running_statistics_kept(model), self._without_sync(model):
+        with random_state_kept(devices), running_statistics_kept(model.modules()), self._without_sync(model):
             # Examples that nothing is trained on move no centroids.
             losses = self._losses_now(model, inputs, getattr(self.class_loss, "centroids", None))
             loss = (self._coefficients[labels.clamp(min=0)] * losses).mean()
@@ -506,86 +412,21 @@ class SharpTrainer(ResumableTrainer):
             self._reused.restart()
         return super().get_batch_samples(*args, **kwargs)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Compute the class-frequency-aware loss, reduced as the Trainer reduces.
-
-        Args:
-            model: the model.
-            inputs: a batch with `labels`.
-            return_outputs: also return the model's outputs.
-            num_items_in_batch: what the sum of the losses is divided by; None: the examples of this batch.
-
-        Returns:
-            The loss, or the loss and the outputs.
-        """
-        losses, outputs = self._losses(model, inputs)
-        if num_items_in_batch is None:
-            num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
-        loss = self._reduce(losses, num_items_in_batch)
-        if isinstance(outputs, tuple):
-            outputs = (loss, *outputs)  # where the Trainer expects a model that was given labels to put its loss
-        return (loss, outputs) if return_outputs else loss
-
-    def _losses(
-        self, model: nn.Module, inputs: Mapping[str, Any], centroids: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        labels = self._labels(inputs)
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        if isinstance(outputs, Tensor):
-            outputs = (outputs,)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if not model.training:  # what is evaluated is one loss from beginning to end, and of logits alone
-            return self.class_loss(logits, labels), outputs
-        losses = self._losses_of_logits(logits, labels)
-        if self._head is not None:
-            features, head = self._head.features_of(logits), self._head.module
-            if self.args.sharpness == "cc_sam":
-                losses = self._class_conditional(logits, labels, features)
-            if isinstance(self.class_loss, LargeMarginLoss):
-                more = self.class_loss.discriminative(labels, features, head.weight, head.bias, centroids)
-                losses = losses + self._reweighted(more, labels)
-        return losses, outputs
-
-    def _losses_of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._reweighted(self.class_loss(logits, labels), labels)
-
-    def _reweighted(self, losses: Tensor, labels: Tensor) -> Tensor:
-        if self._late_weight is None or self.progress < cast(float, self.args.reweight_after):
-            return losses
-        return losses * self._late_weight.to(losses.dtype)[labels.clamp(min=0)]
-
-    def _class_conditional(self, logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:
-        head, counts = cast(ClassifierHead, self._head), self.class_loss.class_counts
-        losses, sharpness = class_conditional_losses(
-            self._losses_of_logits,
-            logits,
-            labels,
-            features,
-            head.parameters,
-            counts,
-            **self.args.sharpness_options,
-        )
-        self._step_sums += torch.stack([torch.zeros_like(sharpness), sharpness, torch.ones_like(sharpness)])
-        return losses
-
-    def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
-        if "labels" not in inputs:
-            raise ValueError(
-                f"the batch has no `labels`, only {', '.join(map(repr, inputs))}: is label_column="
-                f"{self.args.label_column!r} the column that holds them, and does the data collator keep it?"
+    def _with_features(
+        self, losses: Tensor, logits: Tensor, labels: Tensor, features: Tensor, centroids: Tensor | None
+    ) -> Tensor:
+        if self.args.sharpness == "cc_sam":
+            losses, sharpness = class_conditional_losses(
+                self._losses_of_logits,
+                logits,
+                labels,
+                features,
+                cast(ClassifierHead, self._head).parameters,
+                self.class_loss.class_counts,
+                **self.args.sharpness_options,
             )
-        return inputs["labels"]
-
-    def _reduce(self, losses: Tensor, num_items_in_batch: Any) -> Tensor:
-        # In this order, the plain step and Trainer with a compute_loss_func agree to the last bit.
-        loss = losses.sum() / num_items_in_batch
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+            self._step_sums += torch.stack([torch.zeros_like(sharpness), sharpness, torch.ones_like(sharpness)])
+        return super()._with_features(losses, logits, labels, features, centroids)
 
     def _grad_scale(self) -> Tensor | float:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -624,47 +465,6 @@ class SharpTrainer(ResumableTrainer):
                 self.args.rho,
             )
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,  # noqa: A002 (the Trainer's own name)
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write the model card: method, class counts, the last evaluation's report of every class, and how to use it.
-
-        Args:
-            language: as for `Trainer`.
-            license: as for `Trainer`.
-            tags: as for `Trainer`.
-            model_name: as for `Trainer`.
-            finetuned_from: as for `Trainer`.
-            tasks: the pipeline's name, where the model's class does not tell it.
-            dataset_tags: the dataset's name on the Hub.
-            dataset: the dataset's name.
-            dataset_args: not used.
-        """
-        if not self.is_world_process_zero():
-            return
-        given: dict[str, Any] = {"model_name": model_name, "pipeline_tag": _first(tasks)}
-        keeper = getattr(self, "report_keeper", None)
-        write_card(
-            str(self.args.output_dir),
-            results_of(self, keeper and keeper.report),
-            licence=license,
-            language=language,
-            tags=tags or (),
-            base_model=finetuned_from,
-            dataset=_first(dataset) or _first(dataset_tags),
-            repo_id=self.hub_model_id,
-            **{name: value for name, value in given.items() if value},
-        )
-
     def get_train_dataloader(self) -> DataLoader:
         """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
 
@@ -685,33 +485,3 @@ class SharpTrainer(ResumableTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if self.args.sampler == "instance":
-            return super()._get_train_sampler(train_dataset)
-        data = self.train_dataset if train_dataset is None else train_dataset
-        label2id = getattr(getattr(self.model, "config", None), "label2id", None)
-        labels = read_labels(
-            data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id
-        )
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ClassSampler(
-            labels, self.args.sampler, seed, lambda: (self._epochs.epoch, self._num_epochs(len(labels)))
-        )
-
-    def _num_epochs(self, examples: int) -> float:
-        args = self.args
-        batches = examples / (self._train_batch_size * args.world_size)
-        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-        steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-        return max(self.state.max_steps / steps, 1e-9)  # before training there are no steps yet
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns = cast(list[str], self._signature_columns)
-        if self.args.label_column not in columns:
-            columns.append(self.args.label_column)
-
-
-def _first(names: str | list[str] | None) -> str | None:
-    return names[0] if isinstance(names, list) and names else cast(str | None, names or None)

@@ -366,6 +366,8 @@ def test_citations_are_those_of_the_methods_used_and_no_others():
     assert cited(sharpness="focal_sam", loss="vs") == {"2010.01412", "2505.01660", "2103.01550"}
     assert cited(sharpness="sam", adaptive=True, rho_schedule="learned") == {"2010.01412", "2102.11600", "2408.08222"}
     assert cited(sharpness="none", sampler="progressive") == {"1910.09217"}
+    assert cited(sharpness="sam", sharpness_every=5) == {"2010.01412", "2203.02714"}
+    assert cited(sharpness="sam", ascent="momentum") == {"2010.01412", "2401.12033"}
     assert cited(sharpness="none", reweight_after=0.5) == {"1901.05555", "1906.07413"}
     assert "CVPR 2023" in build_card(make_results() | {"options": {"sharpness": "cc_sam"}}, model_name="m").text
 

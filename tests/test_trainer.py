@@ -315,6 +315,34 @@ def test_imbsam_passes_take_the_rare_examples_twice_and_the_others_once(make_tra
     assert calls == examples
 
 
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"sharpness": "none"}, (1, 1)),
+        ({"sharpness": "cc_sam"}, (1, 1)),
+        ({"sharpness": "sam"}, (2, 2)),
+        ({"sharpness": "sam", "rho": 0.0}, (1, 1)),
+        ({"sharpness": "focal_sam"}, (2, 3)),
+        ({"sharpness": "sam", "ascent_fraction": 0.25}, (1.25, 1.25)),
+        ({"sharpness": "sam", "sharpness_every": 4}, (1.25, 1.25)),
+        ({"sharpness": "sam", "ascent": "momentum"}, (1, 1)),
+    ],
+    ids=str,
+)
+def test_passes_of_a_method_in_examples(make_trainer, options, passes):
+    trainer = make_trainer(**options)
+    counted = {"forward": 0, "backward": 0}
+
+    def count(name, tensors):
+        counted[name] += len(tensors[0])
+
+    layer = trainer.model.vit.layers[0] if hasattr(trainer.model.vit, "layers") else trainer.model.vit.encoder.layer[0]
+    layer.register_forward_pre_hook(lambda module, inputs: count("forward", inputs))
+    layer.register_full_backward_hook(lambda module, of_inputs, of_outputs: count("backward", of_outputs))
+    trainer.train()
+    assert (counted["forward"] / 32, counted["backward"] / 32) == passes
+
+
 def test_labels_of_minus_100_do_not_count(make_trainer):
     def gradient(rows, labels, counts):
         data = make_images(dtype=np.float64)

@@ -131,6 +131,9 @@ def average_over_processes(tensors: Sequence[Tensor], bucket_bytes: int = 2**25)
         torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
 
 
+_GROUP = 16  # tensors perturbed at once
+
+
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
     """Add ε to the parameters for the time of the block; afterwards every bit of them is as it was.
@@ -140,41 +143,49 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[N
 
     Args:
         parameters: the tensors to perturb, in place.
-        epsilon: ε, of the same shapes. The list is emptied once it is used, so that its memory is free in the block.
+        epsilon: ε, of the same shapes. The list is emptied as it is used, so that its memory is free.
     """
-    weights = local_parts(parameters)
-    originals = [weight.clone() for weight in weights]
+    weights, originals = local_parts(parameters), list[Tensor]()
     restored = False
+
+    @torch.no_grad()
+    def restore() -> None:
+        torch._foreach_copy_(weights[: len(originals)], originals)
+
     try:
         try:
-            torch._foreach_add_(weights, local_parts(epsilon))
-            epsilon.clear()
+            with torch.no_grad():
+                for start in range(0, len(weights), _GROUP):  # what one group of ε leaves, the next originals take
+                    group = weights[start : start + _GROUP]
+                    originals += [weight.clone() for weight in group]
+                    torch._foreach_add_(group, local_parts(epsilon[:_GROUP]))
+                    del epsilon[:_GROUP]
             torch.clear_autocast_cache()  # an autocast region around both passes would go on using casts of w
             yield
         finally:
-            torch._foreach_copy_(weights, originals)
+            restore()
             restored = True
     finally:
         if not restored:  # an interrupt came while the weights were being put back
-            torch._foreach_copy_(weights, originals)
+            restore()
         torch.clear_autocast_cache()
 
 
 def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Give the values of tensors, of sharded ones (DTensor) this process's: to compute on element by element."""
-    return [(tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach() for tensor in tensors]
+    """Give tensors, of sharded ones (DTensor) this process's part: to compute on element by element, without graph."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 @contextmanager
-def shards_only(model: nn.Module) -> Iterator[None]:
+def shards_only(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Make FSDP2 drop the whole weights that it kept from a pass, and in case of an error those of the block.
 
     A whole weight that outlives a change of its shards is wrong: one of the perturbed weights, after an error.
 
     Args:
-        model: the module whose sharded modules are looked for.
+        modules: a model's, of which the sharded ones are looked for.
     """
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
     for module in sharded:
         module.reshard()
     try:
@@ -209,15 +220,15 @@ def vanishing_share(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> 
 
 
 @contextmanager
-def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Undo what the block does to running statistics (BatchNorm and its kin): the pass at w alone updates them.
 
     Args:
-        model: the module whose norm layers are looked at.
+        modules: a model's, of which the norm layers are looked at.
     """
     buffers = [
         buffer
-        for module in model.modules()
+        for module in modules
         if isinstance(module, nn.modules.batchnorm._NormBase)
         for buffer in module.buffers(recurse=False)
     ]
@@ -268,7 +279,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     for sharded in (False, True):
         if group := [tensor for tensor in tensors if isinstance(tensor, DTensor) is sharded]:
             each = torch._foreach_norm(group, 2, dtype=dtype)
-            norm = torch.linalg.vector_norm(torch.stack([norm.to(tensors[0].device) for norm in each]))
+            device = tensors[0].device
+            norm = torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in each]))
             norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)  # over all shards
     return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 

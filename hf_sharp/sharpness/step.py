@@ -28,7 +28,6 @@ from hf_sharp.sharpness.ascent import (
     running_statistics_kept,
     set_random_state,
     shards_only,
-    trainable_parameters,
     vanishing_share,
     with_gradients,
 )
@@ -160,9 +159,10 @@ def sharpness_aware_backward(
     Reference:
         SAM arXiv 2010.01412, algorithm 1; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8.
     """
-    with shards_only(model):
-        parameters = trainable_parameters(model)
-        devices = {parameter.device for parameter in model.parameters()}
+    modules, everything = list(model.modules()), list(model.parameters())  # walking through a model takes its time
+    with shards_only(modules):
+        parameters = [parameter for parameter in everything if parameter.requires_grad]
+        devices = {parameter.device for parameter in everything}
         ascent_gradients: list[Tensor | None] = [None] * len(parameters)
         random_states, losses_at_w, weighted_at_w, weighted_at_epsilon = [], [], [], []
 
@@ -199,7 +199,7 @@ def sharpness_aware_backward(
         one = 1 + 0 * norm  # or NaN, after an overflow in the first pass: the second then has one too, whatever it sees
 
         again = [batch for batch in micro_batches if batch.perturbed is not None]
-        with perturbed(reached, epsilon), running_statistics_kept(model), random_state_kept(devices):
+        with perturbed(reached, epsilon), running_statistics_kept(modules), random_state_kept(devices):
             for batch, state in zip(again, random_states, strict=True):
                 set_random_state(state)
                 with nullcontext() if batch is again[-1] else without_sync():

@@ -173,7 +173,7 @@ def test_running_statistics_are_undone_also_when_they_became_nan():
     norm = nn.BatchNorm1d(3).train()
     norm(torch.randn(8, 3))
     before = [buffer.clone() for buffer in norm.buffers()]
-    with running_statistics_kept(norm):
+    with running_statistics_kept([norm]):
         norm(torch.full((8, 3), float("nan")))
         assert norm.running_mean.isnan().any()
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
