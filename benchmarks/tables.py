@@ -158,7 +158,7 @@ def geometry_table() -> str:
     lines += [
         "",
         "Distance to the prediction from 0 to 2, classifier / embeddings (of the ViT: centred). "
-        f"`{result['command']}` on {result['machine']}, seed {result['seed']}; every ViT ends with a training accuracy of "
+        f"`{result['command']}` on {result['machine']}, seed {result['seed']}; each ViT ends at a training accuracy of "
         f"{'' if accuracy == 1 else 'at least '}{100 * accuracy:.1f} %. Data: `benchmarks/results/geometry.json`.",
     ]
     return "\n".join(lines)

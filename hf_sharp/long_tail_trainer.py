@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,9 @@ from hf_sharp.head import ClassifierHead
 from hf_sharp.labels import IGNORED_LABEL, LabelCollator, read_labels
 from hf_sharp.losses import LargeMarginLoss, build_loss
 from hf_sharp.model_card import ReportKeeper, results_of, write_card
+from hf_sharp.plots import plot_recall_by_count
 from hf_sharp.sampling import ClassSampler, EpochCounter
+from hf_sharp.tracking import send_picture, takes_pictures
 from hf_sharp.training_args import SharpTrainingArguments
 
 
@@ -206,6 +210,29 @@ class LongTailTrainer(ResumableTrainer):
         # In this order, the plain step and Trainer with a compute_loss_func agree to the last bit.
         loss = losses.sum() / num_items_in_batch
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer` does, and show recall against class count in the trackers that take pictures.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The metrics.
+        """
+        metrics = super().evaluate(*args, **kwargs)
+        keeper, callbacks = getattr(self, "report_keeper", None), self.callback_handler.callbacks
+        given = args[0] if args else kwargs.get("eval_dataset")
+        several = isinstance(self.eval_dataset if given is None else given, dict)  # each of which comes here by itself
+        if keeper is None or several or not self.is_world_process_zero() or not any(map(takes_pictures, callbacks)):
+            return metrics
+        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder, "recall_by_count.png")
+            plot_recall_by_count({"this model": keeper.report}, picture)
+            send_picture(callbacks, f"{prefix}/recall_by_count", picture, self.state.global_step)
+        return metrics
 
     # ---- the data and the card -----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +25,11 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.checkpoint import whole_checkpoint
-from hf_sharp.metrics import comparison_table, report_of_prediction
-from hf_sharp.model_card import RESULTS, write_card
+from hf_sharp.metrics import comparison_table, numbers_of, report_of_prediction
+from hf_sharp.model_card import PICTURE, RESULTS, write_card
 from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
+from hf_sharp.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -240,7 +241,21 @@ def _train_and_evaluate(
         unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(file)
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
+    _track(trainer, run.name, result)
     return result
+
+
+def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:
+    callbacks, step, folder = trainer.callback_handler.callbacks, trainer.state.global_step, trainer.args.output_dir
+    if not trainer.args.report_to:
+        return
+    trainer.log({f"test_{metric}": value for metric, value in numbers_of(result["report"]).items()})
+    if trainer.is_world_process_zero():
+        send_picture(callbacks, "test/recall_by_count", Path(str(folder), PICTURE), step)
+        if result.get("radius") and any(map(takes_pictures, callbacks)):
+            plot_radius({name: result["radius"]}, picture := Path(str(folder), "radius.png"))
+            send_picture(callbacks, "train/radius", picture, step)
+    finish_runs(callbacks)  # or the next run's figures would be added to this one's
 
 
 def _command() -> str:

@@ -1,0 +1,51 @@
+"""Pictures for the trackers that `report_to` names: reached through the Trainer's callbacks, never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def takes_pictures(callback: Any) -> bool:
+    """Say whether a callback is that of a tracker with a run under way that shows pictures."""
+    if getattr(callback, "tb_writer", None) is not None:
+        return True
+    return _tracker(callback) is not None and bool(getattr(callback, "_initialized", False))
+
+
+def send_picture(callbacks: Iterable[Any], name: str, file: str | Path, step: int) -> None:
+    """Log a picture to tensorboard, wandb and trackio, as far as they are among the callbacks.
+
+    Args:
+        callbacks: the Trainer's, `trainer.callback_handler.callbacks`.
+        name: what it is called there, such as `eval/recall_by_count`.
+        file: the picture.
+        step: of the training.
+    """
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    for callback in filter(takes_pictures, callbacks):
+        if (tracker := _tracker(callback)) is not None:
+            tracker.log({name: tracker.Image(picture), "train/global_step": step})
+        else:
+            callback.tb_writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            callback.tb_writer.flush()
+
+
+def finish_runs(callbacks: Iterable[Any]) -> None:
+    """End what trackers keep open, so that another training in this process gets a run of its own."""
+    for callback in filter(takes_pictures, callbacks):
+        if (tracker := _tracker(callback)) is not None:
+            tracker.finish()
+            callback._initialized = False
+        else:
+            callback.tb_writer.close()
+            callback.tb_writer = None
+
+
+def _tracker(callback: Any) -> Any:
+    return getattr(callback, "_wandb", None) or getattr(callback, "_trackio", None)
