@@ -71,9 +71,12 @@ def how_it_was_made(name: str, result: dict[str, Any]) -> str:
     if len(spans) > 3:
         seconds = f"{min(map(min, spans)):.0f} to {max(map(max, spans)):.0f} s each"
     counts = result["class_counts"]
+    shown = f"seeds {', '.join(map(str, result['seeds']))}: mean ± standard deviation"
+    if len(result["seeds"]) == 1:
+        shown = f"seed {result['seeds'][0]}"
     return (
-        f"`{result['command']}` on {result['machine']}, seeds {', '.join(map(str, result['seeds']))}: mean ± standard "
-        f"deviation{'' if len(spans) > 3 else ' (each seed)'}; {sum(counts):,} training examples, classes from "
+        f"`{result['command']}` on {result['machine']}, {shown}"
+        f"{'' if len(spans) > 3 else ' (each seed)'}; {sum(counts):,} training examples, classes from "
         f"{max(counts):,} down to {min(counts)}; few is n < {result['rare_threshold']}, many is n > "
         f"{result['common_threshold']}. Training: {seconds}. Data: `benchmarks/results/{name}.json`."
     )
