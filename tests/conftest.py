@@ -1,6 +1,7 @@
 """Small real things to test with: a tiny ViT, a tiny BERT, images, labels."""
 
 import os
+import threading
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
@@ -16,6 +18,10 @@ NUM_CLASSES = 4
 CLASS_COUNTS = [40, 22, 9, 3]
 
 torch.set_num_threads(1)
+# Tests fork and kill processes: one that dies with tqdm's lock, which forks share, would leave the others waiting for
+# it, and so would a fork while tqdm's monitor thread holds it.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 datasets.disable_progress_bars()
 
 
