@@ -338,14 +338,14 @@ class SharpTrainer(LongTailTrainer):
 
     @contextmanager
     def _moved_along_momentum(self, model: nn.Module, rho: Tensor | float) -> Iterator[None]:
-        parameters = trainable_parameters(model)
-        moved, momentum = with_gradients(parameters, first_moments(self.optimizer, parameters))
-        if not momentum:  # before the first step
-            yield
-            return
-        gradient_to_perturbation(moved, momentum, -rho, self.args.adaptive_eta if self.args.adaptive else None)
-        with shards_only(model.modules()), perturbed(moved, momentum):
-            yield
+        with shards_only(model.modules()):
+            parameters = trainable_parameters(model)
+            moved, momentum = with_gradients(parameters, first_moments(self.optimizer, parameters))
+            if momentum:  # there is none before the first step
+                eta = self.args.adaptive_eta if self.args.adaptive else None
+                gradient_to_perturbation(moved, momentum, -rho, eta)
+            with perturbed(moved, momentum) if momentum else nullcontext():
+                yield
 
     def _prepare_radius(self, radius: LearnedRadius, model: nn.Module) -> None:
         step = self.state.global_step

@@ -147,28 +147,33 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[N
     """
     weights, originals = local_parts(parameters), list[Tensor]()
     restored = False
-
-    @torch.no_grad()
-    def restore() -> None:
-        torch._foreach_copy_(weights[: len(originals)], originals)
-
     try:
         try:
-            with torch.no_grad():
-                for start in range(0, len(weights), _GROUP):  # what one group of ε leaves, the next originals take
-                    group = weights[start : start + _GROUP]
-                    originals += [weight.clone() for weight in group]
-                    torch._foreach_add_(group, local_parts(epsilon[:_GROUP]))
-                    del epsilon[:_GROUP]
+            _move(weights, epsilon, originals)
             torch.clear_autocast_cache()  # an autocast region around both passes would go on using casts of w
             yield
         finally:
-            restore()
+            _restore(weights, originals)
             restored = True
     finally:
         if not restored:  # an interrupt came while the weights were being put back
-            restore()
+            _restore(weights, originals)
         torch.clear_autocast_cache()
+
+
+@torch.no_grad()
+def _move(weights: list[Tensor], epsilon: list[Tensor], originals: list[Tensor]) -> None:
+    for start in range(0, len(weights), _GROUP):  # what one group of ε leaves, the next originals take
+        group = weights[start : start + _GROUP]
+        originals += [weight.clone() for weight in group]
+        torch._foreach_add_(group, local_parts(epsilon[:_GROUP]))
+        del epsilon[:_GROUP]
+
+
+@torch.no_grad()
+def _restore(weights: list[Tensor], originals: list[Tensor]) -> None:
+    if originals:
+        torch._foreach_copy_(weights[: len(originals)], originals)
 
 
 def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:

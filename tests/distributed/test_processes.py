@@ -234,9 +234,10 @@ def evaluate_between_steps(trainer):
     trainer.add_callback(Evaluate())
 
 
-def test_an_evaluation_between_two_sharded_steps_changes_nothing(tmp_path):
-    without = run_processes(train, tmp_path / "out", METHODS[0], True, folder=tmp_path)
-    options = METHODS[0] | {"per_device_eval_batch_size": 37}
+@pytest.mark.parametrize("method", [METHODS[0], MOMENTUM], ids=["sam", "momentum"])
+def test_an_evaluation_between_two_sharded_steps_changes_nothing(tmp_path, method):
+    without = run_processes(train, tmp_path / "out", method, True, folder=tmp_path)
+    options = method | {"per_device_eval_batch_size": 37}
     ranks = run_processes(train, tmp_path / "out", options, True, None, None, evaluate_between_steps, folder=tmp_path)
     assert_same_bits(ranks[0]["weights"], without[0]["weights"])
 
