@@ -86,6 +86,7 @@ def cost_table(quartiles: bool = False) -> str:
     """Make the table of step costs: medians for full training, or all models with quartiles and memory."""
     result = results("cost")
     models = {name: m for name, m in result["models"].items() if quartiles or "LoRA" not in name}
+    full = [model for name, model in models.items() if "LoRA" not in name]
     title = {name: name.replace("vit", "ViT").replace("bert", "BERT") for name in models}
     memory = " memory over plain |" if quartiles else ""
     lines = [f"| step | passes (forward + backward) | {' | '.join(title.values())} |{memory}"]
@@ -95,9 +96,9 @@ def cost_table(quartiles: bool = False) -> str:
         for model in models.values():
             low, middle, high = model["methods"][method]["ratio_quartiles"]
             cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})" if quartiles else f"{middle:.2f}")
-        cells += [" / ".join(f"{m['methods'][method]['peak_over_plain']:.1f}" for m in models.values())] * quartiles
+        cells += [" / ".join(f"{round(m['methods'][method]['peak_over_plain'], 1) + 0:.1f}" for m in full)] * quartiles
         passes = row["passes"]
-        lines.append(f"| {method} | {passes['forward']:g} + {passes['backward']:g} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {passes['forward']:.3g} + {passes['backward']:.3g} | " + " | ".join(cells) + " |")
     rare = 100 * next(iter(models.values()))["rare_share"]
     tiny = result["tiny"]["sam_ms_beyond_two_passes_quartiles"]
     lines += [
@@ -108,11 +109,15 @@ def cost_table(quartiles: bool = False) -> str:
         "Data: `benchmarks/results/cost.json`.",
     ]
     if quartiles:
+        lora = [model for name, model in models.items() if "LoRA" in name]
+        added = [m["methods"]["sam"]["peak_over_plain"] * m["trainable_bytes"] / (4 * m["parameters"]) for m in lora]
+        share = 100 * max(added)
         lines += [
             "",
-            "Memory: the peak of a step over that of a plain one, in copies of the trainable parameters, in the order "
-            f"of columns. On a tiny ViT ({result['tiny']['parameters']:,} parameters in {result['tiny']['tensors']} "
-            f"tensors) a SAM step takes {tiny[1]:.1f} ms ({tiny[0]:.1f} to {tiny[2]:.1f}) beyond two plain ones.",
+            "Memory: the peak of a step over that of a plain one, in copies of the trainable parameters, ViT / BERT. "
+            f"With LoRA SAM adds at most {share:.1f} % of the model's bytes. On a tiny ViT "
+            f"({result['tiny']['parameters']:,} parameters in {result['tiny']['tensors']} tensors) a SAM step takes {tiny[1]:.1f} ms ({tiny[0]:.1f} to "
+            f"{tiny[2]:.1f}) beyond two plain ones.",
         ]
     return "\n".join(lines)
 
