@@ -222,15 +222,16 @@ class LongTailTrainer(ResumableTrainer):
             The metrics.
         """
         metrics = super().evaluate(*args, **kwargs)
-        keeper, callbacks = getattr(self, "report_keeper", None), self.callback_handler.callbacks
+        callbacks = self.callback_handler.callbacks
+        report = getattr(getattr(self, "report_keeper", None), "report", None)  # None of a set without labels, too
         given = args[0] if args else kwargs.get("eval_dataset")
         several = isinstance(self.eval_dataset if given is None else given, dict)  # each of which comes here by itself
-        if keeper is None or several or not self.is_world_process_zero() or not any(map(takes_pictures, callbacks)):
+        if report is None or several or not self.is_world_process_zero() or not any(map(takes_pictures, callbacks)):
             return metrics
         prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder, "recall_by_count.png")
-            plot_recall_by_count({"this model": keeper.report}, picture)
+            plot_recall_by_count({"this model": report}, picture)
             send_picture(callbacks, f"{prefix}/recall_by_count", picture, self.state.global_step)
         return metrics
 

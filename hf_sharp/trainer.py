@@ -121,12 +121,6 @@ class SharpTrainer(LongTailTrainer):
         self._last_rho: Tensor | float = args.rho
         self._window: list[_Part] = []  # the micro-batches that wait for the others of their accumulation window
         self._position = 0  # of the micro-batch in it
-        # FSDP2 averages every gradient on its way to the shards, and every process must make the same passes.
-        self._one_epsilon = self.is_fsdp_enabled or (args.ascent_sync == "global" and args.world_size > 1)
-        self._average = average_over_processes if self._one_epsilon and not self.is_fsdp_enabled else None
-        # What is learned or reused needs an ascent on every process, or on none.
-        learns = self._radius is not None and args.world_size > 1
-        self._same_passes = self._one_epsilon or learns or self._reused is not None
         if self.is_fsdp_enabled:
             preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args)
             # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
@@ -135,6 +129,12 @@ class SharpTrainer(LongTailTrainer):
     def _build_method(self, model: nn.Module) -> None:
         super()._build_method(model)
         counts, args = self.class_frequencies.counts, self.args
+        several = args.world_size > 1
+        # FSDP2 averages every gradient on its way to the shards, and every process must make the same passes.
+        self._one_epsilon = self.is_fsdp_enabled or (args.ascent_sync == "global" and several)
+        self._average = average_over_processes if self._one_epsilon and not self.is_fsdp_enabled else None
+        # What is learned or reused needs an ascent on every process, or on none.
+        self._same_passes = self._one_epsilon or (args.learns_rho and several) or args.sharpness_every > 1
         preflight.check_radius(model, self.rho_dataset, args)
         self._one_by_one = preflight.check_parts(model, args)
         coefficients = class_coefficients(args.sharpness, counts, **args.sharpness_options)
@@ -154,11 +154,11 @@ class SharpTrainer(LongTailTrainer):
                 adaptive_eta=args.adaptive_eta if args.adaptive else None,
                 device=args.device,
                 mean=lambda value: self.accelerator.reduce(value, "mean"),
-                average=average_over_processes if args.ascent_sync == "global" and args.world_size > 1 else None,
+                average=self._average,
             )
         self._reused = None
         if args.sharpness_every > 1:
-            average = average_over_processes if args.world_size > 1 else None
+            average = average_over_processes if several else None
             self._reused = ReusedSharpness(args.looksam_alpha, args.device, average)
         if args.torch_compile and (args.learns_rho or not (coefficients == 1).all()):
             # A graph that serves two backward passes must not give its buffers to the first.

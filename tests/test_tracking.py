@@ -43,6 +43,16 @@ def test_every_evaluation_shows_recall_by_count_in_tensorboard(make_trainer, tmp
     assert {"train/rho", "train/sharpness", "eval/balanced_accuracy", "test/balanced_accuracy"} <= found["scalars"]
 
 
+def test_a_set_without_labels_has_no_picture(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "log"))
+    trainer = make_trainer(report_to="tensorboard")
+    trainer.log({"something": 1.0})  # opens the log
+    trainer.report_keeper.compute_metrics = trainer.compute_metrics = None
+    assert "eval_runtime" in trainer.evaluate(make_images(seed=1))
+    finish_runs(trainer.callback_handler.callbacks)
+    assert not events_of(tmp_path / "log")["images"]
+
+
 def test_without_a_tracker_nothing_is_drawn(make_trainer, monkeypatch):
     monkeypatch.setattr("hf_sharp.long_tail_trainer.plot_recall_by_count", lambda *args: pytest.fail("drawn"))
     make_trainer(eval_dataset=make_images(seed=1)).evaluate()
