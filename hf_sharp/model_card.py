@@ -221,7 +221,7 @@ def build_card(
 
     Args:
         results: what one `all_results.json` holds: `report`, `training`, `options`, `machine`, `versions`, and maybe
-            `radius` and `command`; a report may lack what was not measured.
+            `radius`, `command` and `local` (see `local_names`); a report may lack what was not measured.
         model_name: the model's name.
         pipeline_tag: image-classification or text-classification.
         base_model: the pretrained model, a name on the Hub or a folder. Default: the options' `model_name_or_path`.
@@ -242,8 +242,8 @@ def build_card(
         ValueError: a language that the Hub does not take, or class names that are not one per class.
     """
     report, options = results["report"], results["options"]
-    dataset = options.get("dataset") if dataset is None else dataset
-    base_model = options.get("model_name_or_path") if base_model is None else base_model
+    dataset = _placed(options.get("dataset") if dataset is None else dataset, results)
+    base_model = _placed(options.get("model_name_or_path") if base_model is None else base_model, results)
     counts = [int(count) for count in report["class_counts"]]
     if class_names is not None and len(class_names) != len(counts):
         raise ValueError(f"got {len(class_names)} class names for {len(counts)} classes.")
@@ -455,6 +455,23 @@ def _same_but_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         k for k in one["options"].keys() | other["options"].keys() if one["options"].get(k) != other["options"].get(k)
     }
     return differ <= method and one["report"]["class_counts"] == other["report"]["class_counts"]
+
+
+def local_names(options: Mapping[str, Any]) -> list[str]:
+    """Find which names of a run are files of this machine; kept with its results, for a card made on another one.
+
+    Args:
+        options: of the run, by name.
+
+    Returns:
+        Its data set and its model, as they were given, where they are no names on the Hub.
+    """
+    given = (options.get("dataset"), options.get("model_name_or_path"))
+    return [name for name in given if name and os.path.exists(name)]
+
+
+def _placed(name: str | None, results: Mapping[str, Any]) -> str | None:
+    return os.path.join(os.curdir, name) if name and name in results.get("local", ()) else name  # no name on the Hub
 
 
 def _hub_id(name: str | None) -> str | None:

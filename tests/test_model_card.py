@@ -23,6 +23,7 @@ from hf_sharp.model_card import (
     ReportKeeper,
     build_card,
     escaped,
+    local_names,
     method_of,
     one_line,
     read_results,
@@ -221,6 +222,22 @@ def test_folders_are_no_datasets_or_models_of_the_hub_and_are_shown_by_their_las
     assert card.data.base_model is None
     assert card.data.eval_results[0].dataset_name == "cats"
     assert "fine-tuned from cats on cats" in Page(card).seen
+
+
+def test_a_folder_of_the_machine_that_trained_is_one_where_the_card_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = make_results(dataset="data/birds", model_name_or_path="models/vit")
+    elsewhere = build_card(results, model_name="m")
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    (tmp_path / "models" / "vit").mkdir(parents=True)
+    results["local"] = local_names(results["options"])
+    there = build_card(results, model_name="m")
+    monkeypatch.chdir("/")
+    assert str(build_card(results, model_name="m")) == str(there)
+    assert elsewhere.data.base_model == "models/vit"
+    assert not there.data.get("base_model")
+    assert elsewhere.data.datasets == ["data/birds"]
+    assert not there.data.get("datasets")
 
 
 def test_the_tables_are_the_report():

@@ -26,7 +26,7 @@ from transformers import TrainingArguments, set_seed
 
 from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.metrics import comparison_table, numbers_of, report_of_prediction
-from hf_sharp.model_card import PICTURE, RESULTS, write_card
+from hf_sharp.model_card import PICTURE, RESULTS, local_names, write_card
 from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.tracking import finish_runs, send_picture, takes_pictures
@@ -226,6 +226,7 @@ def _train_and_evaluate(
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
         "options": run.options,
+        "local": local_names(run.options),
         "command": _command(),
         "machine": machine_class(),
         "versions": versions(),
