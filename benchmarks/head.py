@@ -29,18 +29,18 @@ def corrected(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]
     data = LookArguments(**{name: value for name, value in config.items() if name in FIELDS})
     saved = open_saved(str(folder), load_splits(data, "label"), data, "label")
     counts = saved.frequencies.counts
-    features, labels, _ = collect_features(saved.model, saved.batches("test", 500), len(counts))
+    features, labels, layer = collect_features(saved.model, saved.batches("test", 500), len(counts))
+    head = torch.nn.Sequential(layer)  # what it is given are features, so the model runs once and not for every method
+    seen, its_labels, _ = collect_features(saved.model, saved.batches("validation", 500), len(counts))
+    validation = [{"input": seen.float(), "labels": its_labels}]
     reports = {}
     for method in ("as trained", *METHODS):
-        strength, head = 0.0, saved.model
+        strength, adjusted = 0.0, head
         if method in METHODS:
-            batches = saved.batches("validation", 500)
-            strength, _ = choose_strength(saved.model, batches, counts, method)
-            head = adjust_head(saved.model, counts, method, strength=strength)
-        layer = collect_features(head, [next(iter(saved.batches("test", 2)))], len(counts))[2]
+            strength, _ = choose_strength(head, validation, counts, method)
+            adjusted = adjust_head(head, counts, method, strength=strength)
         with torch.no_grad():
-            logits = torch.nn.functional.linear(features, layer.weight.double(), layer.bias.double())
-        probabilities = logits.softmax(1).numpy()
+            probabilities = adjusted(features.float()).double().softmax(1).numpy()
         report = long_tail_report(probabilities.argmax(1), labels.numpy(), counts, probabilities)
         reports[method] = {"strength": strength, **{name: report.get(name) for name in METRICS}}
     return reports

@@ -3,18 +3,21 @@
 python benchmarks/pictures.py
 """
 
-import json
 from pathlib import Path
+
+from matplotlib.figure import Figure
+from tables import COSTS, results
 
 from hf_sharp.plots import plot_radius
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
+COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#000000", "#D55E00")  # Okabe and Ito
 
 
 def recovery() -> None:
     """Draw learned radii that began too low, at the default and too high, over the steps."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "fashion_mnist_lt_recovery.json").read_text())
+    result = results("fashion_mnist_lt_recovery")
     learned = {}
     for name, row in result["runs"].items():
         if "rho" in row:
@@ -24,10 +27,42 @@ def recovery() -> None:
     plot_radius(curves, PICTURES / "radius_recovery.png", "learned radius, Fashion-MNIST-LT, 20 epochs")
 
 
+def accuracy_by_cost() -> None:
+    """Draw the balanced accuracy of each method against what a step of it costs, for two data sets."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    for axes, name, model, title in zip(
+        figure.subplots(1, 2),
+        ("fashion_mnist_lt_cost", "debian_sections_cost"),
+        ("vit", "bert"),
+        ("Fashion-MNIST-LT, small ViT", "Debian sections, MiniLM"),
+        strict=True,
+    ):
+        for i, (run, (_, method)) in enumerate(COSTS.items()):
+            cost = results("cost")["models"][model]["methods"][method]["ratio_quartiles"][1]
+            found = results(name)["runs"][run]["balanced_accuracy"]
+            axes.errorbar(
+                cost,
+                100 * found["mean"],
+                100 * found["stdev"],
+                color=COLOURS[i],
+                marker="os^Dv*PX"[i],
+                markersize=8,
+                capsize=3,
+                linestyle="",
+                label=method,
+            )
+        axes.set(xlabel="time of a step, plain training = 1", ylabel="balanced accuracy (%)")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.savefig(PICTURES / "accuracy_by_cost.png", dpi=120)
+
+
 def main() -> None:
     """Draw all of them."""
     PICTURES.mkdir(exist_ok=True)
     recovery()
+    accuracy_by_cost()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,21 @@ ROWS = {
     "worst class": "worst_class_recall",
 }
 
+# A run of the configs *_cost.yaml: its options, and its name in benchmarks/cost.py.
+COSTS = {
+    "sharpness=none": ("`sharpness=\"none\"`", "none"),
+    "sharpness=sam,ascent=momentum": ("`sam`, `ascent=\"momentum\"`", "sam, momentum"),
+    "sharpness=sam,sharpness_every=10": ("`sam`, `sharpness_every=10`", "sam, sharpness_every 10"),
+    "sharpness=imbsam": ("`imbsam`", "imbsam"),
+    "sharpness=sam,ascent_fraction=0.25": ("`sam`, `ascent_fraction=0.25`", "sam, ascent_fraction 1/4"),
+    "focal_sampling=stochastic,ascent_fraction=0.25": (
+        "`focal_sam`, `focal_sampling=\"stochastic\"`, `ascent_fraction=0.25`",
+        "focal_sam, stochastic, ascent_fraction 1/4",
+    ),
+    "sharpness=sam": ("`sam`", "sam"),
+    "focal_sam+logit_adjusted": ("`focal_sam`", "focal_sam"),
+}
+
 
 def results(name: str) -> dict[str, Any]:
     """Read one committed result."""
@@ -101,6 +116,7 @@ def cost_table(quartiles: bool = False) -> str:
         lines.append(f"| {method} | {passes['forward']:.3g} + {passes['backward']:.3g} | " + " | ".join(cells) + " |")
     rare = 100 * next(iter(models.values()))["rare_share"]
     tiny = result["tiny"]["sam_ms_beyond_two_passes_quartiles"]
+    moving = result["tiny"]["of_these_moving_the_weights_quartiles"][1] if quartiles else 0
     lines += [
         "",
         f"A step's time as multiple of a plain Trainer's, paired: {'median and quartiles' if quartiles else 'median'}. "
@@ -117,8 +133,33 @@ def cost_table(quartiles: bool = False) -> str:
             "Memory: the peak of a step over that of a plain one, in copies of the trainable parameters, ViT / BERT. "
             f"With LoRA SAM adds at most {share:.1f} % of the model's bytes. On a tiny ViT "
             f"({result['tiny']['parameters']:,} parameters in {result['tiny']['tensors']} tensors) a SAM step takes "
-            f"{tiny[1]:.1f} ms ({tiny[0]:.1f} to {tiny[2]:.1f}) beyond two plain ones.",
+            f"{tiny[1]:.1f} ms ({tiny[0]:.1f} to {tiny[2]:.1f}) beyond two plain ones, of which {moving:.1f} ms are the "
+            "kernels that move every tensor to w + ε and back.",
         ]
+    return "\n".join(lines)
+
+
+def budget_table() -> str:
+    """Make the table of what a step costs, and of what it brings on two data sets."""
+    cost, names = results("cost"), ("fashion_mnist_lt_cost", "debian_sections_cost")
+    images, texts = (results(name) for name in names)
+    lines = ["| options | passes | ViT / BERT | Fashion-MNIST-LT: balanced | medium | Debian: balanced | medium | few |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for run, (options, method) in COSTS.items():
+        methods = [cost["models"][kind]["methods"][method] for kind in ("vit", "bert")]
+        cells = [f"{methods[0]['passes']['backward']:.3g}"]
+        cells.append(" / ".join(f"{found['ratio_quartiles'][1]:.2f}" for found in methods))
+        for result, groups in ((images, ("balanced", "medium")), (texts, ("balanced", "medium", "few"))):
+            rows = [result["runs"][run][f"{group}_accuracy"] for group in groups]
+            cells += [f"{100 * row['mean']:.1f} ± {100 * row['stdev']:.1f}" for row in rows]
+        lines.append(f"| {options} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Passes (backward, in examples per example of a batch) and the step's time as multiple of a plain one: as below. "
+        "Accuracy in %, all with `loss=\"logit_adjusted\"`.",
+    ]
+    for name, result in zip(names, (images, texts), strict=True):
+        lines += ["", how_it_was_made(name, result)]
     return "\n".join(lines)
 
 
@@ -248,6 +289,7 @@ def filled(text: str) -> str:
         special = {
             "cost": cost_table,
             "cost_full": lambda: cost_table(True),
+            "budget": budget_table,
             "radius_signal": signal_table,
             "geometry": geometry_table,
             "few_shot": few_shot_table,

@@ -196,7 +196,7 @@ def _checked(
             f"the head was adjusted before ({done['method']}, strength {done['strength']:g}): a second correction on "
             "top would be one too many. Start from the model as it was trained."
         )
-    counts = torch.from_numpy(ClassFrequencies.from_counts(class_counts).counts)
+    counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
     outputs = getattr(config, "num_labels", len(counts))
     if outputs != len(counts):
         raise ValueError(f"the head has {outputs} outputs, and there are {len(counts)} class counts.")

@@ -36,7 +36,7 @@ from hf_sharp.few_shot import (
 )
 from hf_sharp.few_shot.report import comparison_rows, few_shot_table
 from hf_sharp.plots import plot_few_shot
-from hf_sharp.recipe import ModelArguments, run_recipe
+from hf_sharp.recipe import ModelArguments, read_flags, run_recipe
 from hf_sharp.recipe.arguments import load_model
 from hf_sharp.recipe.images import load_image_processor
 from hf_sharp.recipe.runs import machine_class
@@ -377,7 +377,7 @@ def summary(rows: Rows) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, fuse, choose, evaluate; show and write everything down."""
     classes: Any = FewShotArguments
-    (arguments,) = HfArgumentParser(classes).parse_args_into_dataclasses(argv)
+    (arguments,) = read_flags(HfArgumentParser(classes), argv)
     out, console = Path(arguments.output_dir), Console()
     parts = open_domains(arguments)
     folders = train_all(parts, arguments)

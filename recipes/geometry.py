@@ -21,7 +21,7 @@ from hf_sharp.geometry import Geometry, gram_distance, measure, predict_for_loss
 from hf_sharp.geometry.predict import cosines
 from hf_sharp.losses import build_loss
 from hf_sharp.plots import plot_geometry, plot_step_geometry
-from hf_sharp.recipe import run_recipe
+from hf_sharp.recipe import read_flags, run_recipe
 from hf_sharp.recipe.runs import machine_class
 
 NAMES = {"cdt": "CDT", "ldt": "LDT"}
@@ -102,7 +102,7 @@ def train_vit(loss: str, gamma: float, arguments: GeometryArguments) -> tuple[di
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Predict, train, draw, and write everything down."""
     classes: Any = GeometryArguments
-    (arguments,) = HfArgumentParser(classes).parse_args_into_dataclasses(argv)
+    (arguments,) = read_flags(HfArgumentParser(classes), argv)
     out, counts, curves = Path(arguments.output_dir), [arguments.ratio] * 5 + [1] * 5, {}
     result: dict[str, Any] = {
         "command": shlex.join(["python", "recipes/geometry.py", *(sys.argv[1:] if argv is None else argv)]),

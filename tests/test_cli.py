@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import hf_sharp
 from hf_sharp import cli
 
@@ -28,3 +30,12 @@ def test_version_and_unknown_commands(capsys):
     assert capsys.readouterr().out.strip() == hf_sharp.__version__
     assert cli.main(["adjsut"]).startswith("error: unknown command 'adjsut'; the commands are ")
     assert cli.main([]) == 0
+
+
+@pytest.mark.parametrize("words", [["counts", "digits"], ["evaluate", "m", "digits"], ["adjust", "m", "--output", "o"]])
+def test_an_unknown_flag_is_one_line_with_the_nearest_one(words):
+    assert cli.main([*words, "--label_colum", "x"]) == "error: unknown flag: 'label_colum'. Did you mean 'label_column'?"
+
+
+def test_words_too_many_are_named():
+    assert cli.main(["counts", "digits", "more"]) == "error: unexpected words on the command line: more"

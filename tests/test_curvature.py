@@ -574,10 +574,16 @@ def test_the_table_marks_what_is_lower_beyond_its_error():
     report["few"] = sharper["few"] = None
     table = command.sharpness_table({"flat": report, "sharp": sharper})
     columns = {column.header: list(column.cells) for column in table.columns}
-    assert columns["model"] == ["flat", "sharp"] * 4
-    assert columns["worst\ncase"][0].startswith("[bold]")
-    assert not columns["worst\ncase"][1].startswith("[bold]")
-    assert not columns["trace"][0].startswith("[bold]")
-    assert columns["loss"][6:] == ["–", "–"]
-    assert columns["classes\n(examples)"][::2][0] == "all (24)"
-    assert columns["classes\n(examples)"][6:] == ["few (0)", ""]
+    assert columns["classes (examples)"][:3] == ["all (24)", "  flat", "  sharp"]
+    assert columns["classes (examples)"][9:] == ["few (0)", "  flat", "  sharp"]
+    assert columns["worst\ncase"][1].startswith("[bold]")
+    assert not columns["worst\ncase"][2].startswith("[bold]")
+    assert not columns["trace"][1].startswith("[bold]")
+    assert columns["loss"][10:] == ["–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"), [(1391.2, 3, "1390"), (96.7, 1, "100"), (0.0239, 3, "0.0239"), (4.2e-6, 3, "4.2e-06")]
+)
+def test_figures_are_short(value, digits, shown):
+    assert command._short(value, digits) == shown

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from hf_sharp.losses import LOSSES
 from hf_sharp.posthoc import METHODS, RECORD, adjust_head, choose_strength
-from hf_sharp.recipe import LookArguments, load_splits, open_saved
+from hf_sharp.recipe import LookArguments, load_splits, open_saved, read_flags
 
 
 @dataclass
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     classes: Any = (AdjustArguments, LookArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp adjust", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
-    what, data, names = parser.parse_args_into_dataclasses(argv)
+    what, data, names = read_flags(parser, argv)
     output = Path(what.output)
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
@@ -99,8 +99,8 @@ def _card(model: str, record: dict) -> ModelCard:
     except (OSError, ValueError):  # no card, or no network: the adjusted model gets a short one
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, adjusted\n")
     options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
-    card.text += (
-        f"\n## Adjusted after training\n\nThe classifier head was corrected for class imbalance with "
+    card.text = card.text.rstrip() + (  # what follows HTML without an empty line would be HTML
+        f"\n\n## Adjusted after training\n\nThe classifier head was corrected for class imbalance with "
         f"`hf-sharp adjust`: {record['method']} ({options}), for class counts from {max(record['class_counts']):,} to "
         f"{min(record['class_counts'])}. Figures above are those of the model before that.\n"
     )

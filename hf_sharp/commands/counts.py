@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.datasets import load, long_tail
 from hf_sharp.plots import plot_counts
+from hf_sharp.recipe import read_flags
 
 SHOWN = 30
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     classes: Any = CountsArguments
     parser = HfArgumentParser(classes, prog="hf-sharp counts", allow_abbrev=False)
     parser.add_argument("dataset", help="The dataset: as --dataset of the recipes.")
-    what, names = parser.parse_args_into_dataclasses(argv)
+    what, names = read_flags(parser, argv)
     splits = load(names.dataset, what.dataset_config)
     if what.train_split not in splits:
         raise ValueError(f"there is no split {what.train_split!r}; the splits are {', '.join(map(repr, splits))}.")

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from hf_sharp.metrics import comparison_table, long_tail_report
 from hf_sharp.plots import plot_recall_by_count
-from hf_sharp.recipe import LookArguments, load_splits, open_saved
+from hf_sharp.recipe import LookArguments, load_splits, open_saved, read_flags
 
 
 @dataclass
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", help="The dataset: as --dataset of the recipes.")
-    what, data, names = parser.parse_args_into_dataclasses(argv)
+    what, data, names = read_flags(parser, argv)
     data.dataset = names.data
     splits = load_splits(data, what.label_column)
     if what.split not in splits:

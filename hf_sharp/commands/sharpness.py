@@ -22,7 +22,7 @@ from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.curvature import GROUPS, measure_curvature, stratified_sample
 from hf_sharp.labels import read_labels
 from hf_sharp.plots import plot_loss_along
-from hf_sharp.recipe import LookArguments, SavedModel, load_splits, open_saved
+from hf_sharp.recipe import LookArguments, SavedModel, load_splits, open_saved, read_flags
 from hf_sharp.recipe.runs import machine_class
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = HfArgumentParser(classes, prog="hf-sharp sharpness", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
-    what, data, names = parser.parse_args_into_dataclasses(argv)
+    what, data, names = read_flags(parser, argv)
     if names.data is not None:
         if data.dataset not in (LookArguments.dataset, names.data):
             raise ValueError(f"two datasets are named: {names.data!r} and --dataset {data.dataset!r}. Say one.")
@@ -115,22 +115,19 @@ def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     first = next(iter(reports.values()))
     title = f"sharpness at ρ = {first['rho']:g}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    heads = ("loss", "worst\ncase", "average", "top\neigen-\nvalue", "trace")
-    table.add_column("classes\n(examples)", no_wrap=True)
-    if len(reports) > 1:
-        table.add_column("model", overflow="fold")
-    for head in heads:
+    table.add_column("classes (examples)", overflow="fold")
+    for head in ("loss", "worst\ncase", "average", "λ max", "trace"):
         table.add_column(head, justify="right", no_wrap=True)
     for group in GROUPS:
+        label = f"{group} ({first[group]['examples'] if first[group] else 0:,})"
+        if len(reports) > 1:
+            table.add_row(label)
         for i, model in enumerate(reports):
-            label = "" if i else f"{group} ({first[group]['examples'] if first[group] else 0:,})"
             cells = _cells([other[group] for other in reports.values()], i)
-            table.add_row(
-                label, *([escape(model)] if len(reports) > 1 else []), *cells, end_section=i + 1 == len(reports)
-            )
+            table.add_row(f"  {escape(model)}" if len(reports) > 1 else label, *cells, end_section=i + 1 == len(reports))
     table.caption = (
-        f"many n > {first['common_threshold']}, few n < {first['rare_threshold']} training examples; eigenvalue and "
-        f"trace of the loss on {first['all']['hessian_examples']:,} of the examples"
+        f"many n > {first['common_threshold']}, few n < {first['rare_threshold']} training examples; λ max and trace "
+        f"are the Hessian's top eigenvalue and trace on {first['all']['hessian_examples']:,} of the examples"
     )
     table.caption_justify = "left"
     return table
@@ -154,11 +151,17 @@ def _cells(figures: list[Mapping[str, Any] | None], i: int) -> list[str]:
             cells.append("–")
             continue
         spreads = [float(other[error] or 0) if error else 0.0 for other in figures if other is not None]
-        text = f"{value:.3g}" + (f" ± {mine[error]:.1g}" if name == "trace" and error and mine[error] else "")
+        text = _short(value, 3) + (f" ± {_short(mine[error], 1)}" if name == "trace" and error and mine[error] else "")
         others = [other for j, other in enumerate(values) if j != i and other is not None]
         lowest = others and value < min(others) - math.hypot(*spreads)
         cells.append(f"[bold]{text}[/bold]" if lowest else text)
     return cells
+
+
+def _short(value: float, digits: int) -> str:
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
 
 
 def _first(value: Any) -> float | None:

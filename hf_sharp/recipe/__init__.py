@@ -6,6 +6,7 @@ from hf_sharp.recipe.arguments import (
     RecipeParser,
     RunArguments,
     load_splits,
+    read_flags,
 )
 from hf_sharp.recipe.images import ImageArguments, prepare_images, train_images
 from hf_sharp.recipe.runs import plan_runs, run_recipe, run_side_by_side
@@ -26,6 +27,7 @@ __all__ = [
     "plan_runs",
     "prepare_images",
     "prepare_texts",
+    "read_flags",
     "run_recipe",
     "run_side_by_side",
     "train_images",

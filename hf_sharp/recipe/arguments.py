@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,7 @@ class RecipeParser:
         self._actions = {action.dest: action for action in reversed(self._parser._actions) if action.dest != "help"}
         given, unknown = self._parser.parse_known_args(argv)
         flags = vars(given)
-        self._check_names([word.lstrip("-").split("=")[0] for word in unknown if word.startswith("--")], "flag")
-        if unknown:
-            raise ValueError(f"unexpected words on the command line: {' '.join(unknown)}")
+        _refuse_words(unknown, self._actions)
         config = flags.pop("config", None)
         defaults = self.read(config) if config else {}
         for one, other in (("model_name_or_path", "model_config"), ("model_config", "model_name_or_path")):
@@ -160,13 +158,13 @@ class RecipeParser:
             raise ValueError(f"the config file {file!r} is not YAML: {error}") from error
         if not isinstance(loaded, dict):
             raise ValueError(f"the config file {file!r} must be a mapping of options; it is {type(loaded).__name__}.")
-        self._check_names(loaded, f"key in {file}")
+        _check_names(loaded, self._actions, f"key in {file}")
         return {key: self._typed(key, value) for key, value in loaded.items()}
 
     def read_inline(self, text: str) -> dict[str, Any]:
         """Read options written as `loss=vs,loss_gamma=0.2`, and check their names."""
         pairs = [item.partition("=") for item in text.split(",")]
-        self._check_names([name for name, _, _ in pairs], f"option in {text!r}")
+        _check_names([name for name, _, _ in pairs], self._actions, f"option in {text!r}")
         if not all(value for _, _, value in pairs):
             raise ValueError(f"expected option=value,option=value; got {text!r}.")
         return {name: self._typed(name, value) for name, _, value in pairs}
@@ -197,12 +195,38 @@ class RecipeParser:
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
 
-    def _check_names(self, names: Any, what: str) -> None:
-        for name in names:
-            if name not in self._actions:
-                near = difflib.get_close_matches(str(name), self._actions, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else "--help lists the options."
-                raise ValueError(f"unknown {what}: {name!r}. {hint}")
+
+def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Read a command line, as `parse_args_into_dataclasses` does, and refuse what the parser does not know.
+
+    Args:
+        parser: of dataclasses, and maybe of further arguments.
+        argv: the words; None: those of this process.
+
+    Returns:
+        An instance of each dataclass, and a namespace of further arguments, where there are any.
+
+    Raises:
+        ValueError: an unknown flag (the nearest valid one is given), or words too many.
+    """
+    *found, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    _refuse_words(unknown, [action.dest for action in parser._actions])
+    return tuple(found)
+
+
+def _refuse_words(words: Sequence[str], known: Iterable[str]) -> None:
+    _check_names([word.lstrip("-").split("=")[0] for word in words if word.startswith("--")], known, "flag")
+    if words:
+        raise ValueError(f"unexpected words on the command line: {' '.join(words)}")
+
+
+def _check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "--help lists the options."
+            raise ValueError(f"unknown {what}: {name!r}. {hint}")
 
 
 def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
