@@ -198,7 +198,7 @@ def text_model(bert_folder, tmp_path):  # noqa: F811
     )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(bert_folder).save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n\nAccuracy 90 %.\n")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n\nAccuracy 90 %.\n\n<details>all</details>")
     splits = {"train": (40, 8, 4), "dev": (9, 9, 9), "test": (4, 4, 4)}
     data = datasets.DatasetDict({name: datasets.Dataset.from_dict(texts(n)) for name, n in splits.items()})
     data.save_to_disk(str(tmp_path / "data"))
@@ -215,6 +215,7 @@ def test_adjusting_from_the_command_line(text_model, tmp_path, capsys):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: mit" in card
     assert "Accuracy 90 %" in card
+    assert "</details>\n\n## Adjusted after training\n" in card  # a heading right below HTML would be shown as HTML
     assert f"logit_adjustment (strength {record['strength']})" in card
     opened = (
         "import sys; sys.modules['hf_sharp'] = None\n"
