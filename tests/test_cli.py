@@ -34,7 +34,9 @@ def test_version_and_unknown_commands(capsys):
 
 @pytest.mark.parametrize("words", [["counts", "digits"], ["evaluate", "m", "digits"], ["adjust", "m", "--output", "o"]])
 def test_an_unknown_flag_is_one_line_with_the_nearest_one(words):
-    assert cli.main([*words, "--label_colum", "x"]) == "error: unknown flag: 'label_colum'. Did you mean 'label_column'?"
+    assert (
+        cli.main([*words, "--label_colum", "x"]) == "error: unknown flag: 'label_colum'. Did you mean 'label_column'?"
+    )
 
 
 def test_words_too_many_are_named():

@@ -124,7 +124,9 @@ def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
             table.add_row(label)
         for i, model in enumerate(reports):
             cells = _cells([other[group] for other in reports.values()], i)
-            table.add_row(f"  {escape(model)}" if len(reports) > 1 else label, *cells, end_section=i + 1 == len(reports))
+            table.add_row(
+                f"  {escape(model)}" if len(reports) > 1 else label, *cells, end_section=i + 1 == len(reports)
+            )
     table.caption = (
         f"many n > {first['common_threshold']}, few n < {first['rare_threshold']} training examples; λ max and trace "
         f"are the Hessian's top eigenvalue and trace on {first['all']['hessian_examples']:,} of the examples"

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_sharp.recipe.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RunArguments,
-    load_model,
-    load_splits,
-)
-from hf_sharp.recipe.runs import plan_runs, run_side_by_side
-from hf_sharp.trainer import SharpTrainer
-from hf_sharp.training_args import SharpTrainingArguments
+from hf_sharp.recipe.arguments import DataArguments, ModelArguments
+from hf_sharp.recipe.training import train_classifier
 
 
 @dataclass
@@ -30,8 +20,8 @@ class ImageArguments(DataArguments):
     image_column: str = field(default="image", metadata={"help": "The column with the images."})
 
 
-def load_image_processor(model: ModelArguments) -> Any:
-    """Load the pretrained model's image processor, or make one that fits the config."""
+def load_image_processor(model: ModelArguments, data: ImageArguments | None = None) -> Any:
+    """Load the pretrained model's image processor, or make one that fits the config; the data has no say in it."""
     if model.model_name_or_path:
         return AutoImageProcessor.from_pretrained(model.model_name_or_path)
     config = model.make_config()
@@ -47,14 +37,14 @@ def load_image_processor(model: ModelArguments) -> Any:
 
 
 def prepare_images(
-    splits: datasets.DatasetDict, processor: Any, image_column: str, label_column: str
+    splits: datasets.DatasetDict, processor: Any, data: ImageArguments, label_column: str
 ) -> datasets.DatasetDict:
     """Let the splits give pixel values, decoded when a batch asks for them.
 
     Args:
         splits: the data.
         processor: the image processor.
-        image_column: the column with the images.
+        data: the column with the images.
         label_column: the column with the labels, which stays.
 
     Returns:
@@ -64,9 +54,9 @@ def prepare_images(
         ValueError: the column is not an image column.
     """
     features = next(iter(splits.values())).features
-    if not isinstance(features.get(image_column), datasets.Image):
-        raise ValueError(f"column {image_column!r} is not an image column; the columns are {features}.")
-    return splits.with_transform(_to_pixels(processor, image_column, label_column))
+    if not isinstance(features.get(data.image_column), datasets.Image):
+        raise ValueError(f"column {data.image_column!r} is not an image column; the columns are {features}.")
+    return splits.with_transform(_to_pixels(processor, data.image_column, label_column))
 
 
 def _to_pixels(processor: Any, image_column: str, label_column: str) -> Callable[[dict], dict]:
@@ -80,8 +70,8 @@ def _to_pixels(processor: Any, image_column: str, label_column: str) -> Callable
     return transform
 
 
-def train_images(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Train on images: a config, flags, and every run that it is to be compared with.
+def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Train on images, as `train_classifier` does.
 
     Args:
         argv: the command line without the program's name; None: that of this process.
@@ -89,25 +79,12 @@ def train_images(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     Returns:
         Run name to its results, which are saved too.
     """
-    parser = RecipeParser((ImageArguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
-    # The transform needs the image column, which the model's forward does not name.
-    parser.set_defaults(remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available())
-    data, model, _, args = parser.build()
-    runs = plan_runs(parser)
-    with args.main_process_first(desc="loading the data"):
-        splits = load_splits(data, args.label_column)
-    processor = load_image_processor(model)
-    class_names = splits["train"].features[args.label_column].names
-    splits = prepare_images(splits, processor, data.image_column, args.label_column)
-
-    def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
-        return SharpTrainer(
-            model=load_model(AutoModelForImageClassification, model, class_names),
-            args=args,
-            train_dataset=splits["train"],
-            eval_dataset=splits.get("validation"),
-            processing_class=processor,
-        )
-
-    title = f"{data.dataset}: {len(splits['train']):,} training images, {len(class_names)} classes"
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir)
+    return train_classifier(
+        argv,
+        ImageArguments,
+        AutoModelForImageClassification,
+        load_image_processor,
+        prepare_images,
+        "images",
+        remove_unused_columns=False,  # the transform needs the image column, which the model's forward does not name
+    )

@@ -116,7 +116,7 @@ def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, lab
         raise ValueError(f"{name!r} has its classes in another order ({known[:5]}...) than the data ({names[:5]}...).")
     if images:
         processor = AutoImageProcessor.from_pretrained(name)
-        prepared = prepare_images(splits, processor, data.image_column, label_column)
+        prepared = prepare_images(splits, processor, data, label_column)
     else:
         processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
         prepared = prepare_texts(splits, processor, data, label_column)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_sharp.recipe.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RunArguments,
-    load_model,
-    load_splits,
-)
-from hf_sharp.recipe.runs import plan_runs, run_side_by_side
-from hf_sharp.trainer import SharpTrainer
-from hf_sharp.training_args import SharpTrainingArguments
+from hf_sharp.recipe.arguments import DataArguments, ModelArguments
+from hf_sharp.recipe.training import train_classifier
 
 
 @dataclass
@@ -69,8 +60,8 @@ def prepare_texts(
     return splits.map(to_tokens, batched=True, remove_columns=others, desc="tokenizing")
 
 
-def train_texts(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Train on texts: a config, flags, and every run that it is to be compared with.
+def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Train on texts, as `train_classifier` does.
 
     Args:
         argv: the command line without the program's name; None: that of this process.
@@ -78,24 +69,6 @@ def train_texts(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     Returns:
         Run name to its results, which are saved too.
     """
-    parser = RecipeParser((TextArguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
-    data, model, _, args = parser.build()
-    runs = plan_runs(parser)
-    tokenizer = load_tokenizer(model, data)
-    with args.main_process_first(desc="loading and tokenizing"):
-        splits = load_splits(data, args.label_column)
-        splits = prepare_texts(splits, tokenizer, data, args.label_column)
-    class_names = splits["train"].features[args.label_column].names
-
-    def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
-        return SharpTrainer(
-            model=load_model(AutoModelForSequenceClassification, model, class_names),
-            args=args,
-            train_dataset=splits["train"],
-            eval_dataset=splits.get("validation"),
-            processing_class=tokenizer,
-        )
-
-    title = f"{data.dataset}: {len(splits['train']):,} training texts, {len(class_names)} classes"
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir)
+    return train_classifier(
+        argv, TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts"
+    )
