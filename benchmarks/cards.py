@@ -7,7 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-from hf_sharp.model_card import RESULTS, write_card
+from hf_sharp.model_card import write_card
+from hf_sharp.results import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ("quickstart", "debian_sections_minilm")

@@ -19,8 +19,9 @@ from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.head import ClassifierHead
 from hf_sharp.labels import IGNORED_LABEL, LabelCollator, read_labels
 from hf_sharp.losses import LargeMarginLoss, build_loss
-from hf_sharp.model_card import ReportKeeper, results_of, write_card
+from hf_sharp.model_card import write_card
 from hf_sharp.plots import plot_recall_by_count
+from hf_sharp.results import ReportKeeper, results_of
 from hf_sharp.sampling import ClassSampler, EpochCounter
 from hf_sharp.tracking import send_picture, takes_pictures
 from hf_sharp.training_args import SharpTrainingArguments

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,70 +20,15 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import TrainerCallback
 
+from hf_sharp.citations import CITATIONS, SHARPNESS
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
-from hf_sharp.metrics import numbers_of, report_of_prediction
+from hf_sharp.markdown import code, escaped, one_line
+from hf_sharp.results import RESULTS, read_results
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
-RESULTS = "all_results.json"
 PICTURE = "recall_by_count.png"
-SHARPNESS = {
-    "none": "No sharpness-aware step: one gradient, as in plain training.",
-    "sam": "SAM: the gradient is taken where the loss is worst within the radius ρ.",
-    "imbsam": "ImbSAM: the gradient of the rare classes' loss is taken where it is worst within the radius ρ.",
-    "focal_sam": "Focal-SAM: the share λ(1 − π)^γ of each class's loss is taken where it is worst within the radius ρ.",
-    "cc_sam": "CC-SAM: the classifier head is perturbed along each class's own gradient.",
-}
-# What to cite for a method: authors, title, and an arXiv number or where else it appeared.
-CITATIONS: dict[str, tuple[str, str, str]] = {
-    "sam": ("Foret et al.", "Sharpness-Aware Minimization for Efficiently Improving Generalization", "2010.01412"),
-    "adaptive": (
-        "Kwon et al.",
-        "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
-        "2102.11600",
-    ),
-    "imbsam": (
-        "Zhou et al.",
-        "ImbSAM: A Closer Look at Sharpness-Aware Minimization in Class-Imbalanced Recognition",
-        "2308.07815",
-    ),
-    "focal_sam": (
-        *("Li et al.", "Focal-SAM: Focal Sharpness-Aware Minimization for Long-Tailed Classification", "2505.01660"),
-    ),
-    "cc_sam": (
-        *("Zhou et al.", "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition"),
-        "CVPR 2023",
-    ),
-    "learned": (
-        *("Wang et al.", "Enhancing Sharpness-Aware Minimization by Learning Perturbation Radius", "2408.08222"),
-    ),
-    "sharpness_every": (*("Liu et al.", "Towards Efficient and Scalable Sharpness-Aware Minimization", "2203.02714"),),
-    "momentum": (
-        *("Becker et al.", "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead", "2401.12033"),
-    ),
-    "class_balanced": ("Cui et al.", "Class-Balanced Loss Based on Effective Number of Samples", "1901.05555"),
-    "focal": ("Lin et al.", "Focal Loss for Dense Object Detection", "1708.02002"),
-    "ldam": (*("Cao et al.", "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", "1906.07413"),),
-    "logit_adjusted": ("Menon et al.", "Long-tail learning via logit adjustment", "2007.07314"),
-    "balanced_softmax": ("Ren et al.", "Balanced Meta-Softmax for Long-Tailed Visual Recognition", "2007.10740"),
-    "cdt": (
-        *("Ye et al.", "Identifying and Compensating for Feature Deviation in Imbalanced Deep Learning", "2001.01385"),
-    ),
-    "ldt": (
-        *("Behnia et al.", "On the Implicit Geometry of Cross-Entropy Parameterizations for Label-Imbalanced Data"),
-        "2303.07608",
-    ),
-    "vs": (
-        *("Kini et al.", "Label-Imbalanced and Group-Sensitive Classification under Overparameterization"),
-        "2103.01550",
-    ),
-    "large_margin": ("Nguyen et al.", "Large Margin Discriminative Loss for Classification", "2405.18499"),
-    "sampler": (
-        *("Kang et al.", "Decoupling Representation and Classifier for Long-Tailed Recognition", "1910.09217"),
-    ),
-}
 # The Hub takes these, and for any other licence `other` with a name: hf.co/docs/hub/repositories-licenses.
 # fmt: off
 LICENCES = frozenset(
@@ -104,73 +48,12 @@ LICENCES = frozenset(
 _TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "text-classification"}
 _FOLDED_ABOVE = 20  # classes
 _FEW_TEST_EXAMPLES = 20
-_LONGEST_NAME = 200
-_JOINERS = "\u200c\u200d"  # format characters that writing and emoji need; the others only hide or reorder text
-_ENTITIES = {character: f"&#{ord(character)};" for character in "\\|`$@{"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token[= ])\S+")
 _DEFAULTS: dict[str, Any] = {
     item.name: item.default_factory() if callable(item.default_factory) else item.default
     for item in dataclasses.fields(SharpTrainingArguments)
     if not (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING)
 }
 _HELP = {item.name: str(item.metadata.get("help", "")) for item in dataclasses.fields(SharpTrainingArguments)}
-
-
-def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:
-    r"""Make one printable line of any text: white space is one space; control, hidden and unpaired characters go.
-
-    Args:
-        value: anything; its `str` is meant. What looks like a token is left out.
-        longest: how many characters may stay.
-
-    Returns:
-        At most `longest` characters.
-
-    Example:
-        >>> one_line(" a\n---\tb\u202e ")
-        'a --- b'
-    """
-    spaced = " ".join(str(value).split())
-    kept = (c for c in spaced if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn", "Co"))
-    line = _SECRET.sub("…", "".join(kept).strip())
-    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
-
-
-def escaped(value: Any, longest: int = _LONGEST_NAME) -> str:
-    r"""Make text from outside into Markdown that shows it, and is nothing but text: in a table's cell or a line.
-
-    Args:
-        value: anything; its `str` is meant.
-        longest: how many characters may stay.
-
-    Returns:
-        Markdown, `(no name)` where nothing is left to show.
-
-    Example:
-        >>> escaped("snow_leopard | <b>[x](y)</b>")
-        'snow_leopard &#124; &lt;b&gt;\\[x\\](y)&lt;/b&gt;'
-    """
-    text = "".join(_ENTITIES.get(character, character) for character in one_line(value, longest))
-    text = re.sub(r"([*\[\]~]|(?<!&)#|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
-    return re.sub(r"(?i)(?<=\bwww)\.|:(?=//)", lambda found: f"&#{ord(found[0])};", text) or "(no name)"
-
-
-def code(value: Any, longest: int = _LONGEST_NAME) -> str:
-    """Show a value from outside as code, in a table's cell or a line.
-
-    Args:
-        value: anything; its `str` is meant.
-        longest: how many characters may stay.
-
-    Returns:
-        A code span; `<code>` around escaped text where a span would end too early or split a table.
-
-    Example:
-        >>> code("focal_sam"), code("a|b")
-        ('`focal_sam`', '<code>a&#124;b</code>')
-    """
-    line = one_line(value, longest)
-    return f"<code>{escaped(value, longest)}</code>" if not line or "`" in line or "|" in line else f"`{line}`"
 
 
 def method_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,108 +229,6 @@ def write_card(
     return card
 
 
-def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the `all_results.json` of a run.
-
-    Args:
-        folder: the run's.
-
-    Returns:
-        The results.
-
-    Raises:
-        ValueError: there is no such file, or not one with a report: the Trainer's own `save_metrics` uses that name
-            as well.
-    """
-    file = Path(folder) / RESULTS
-    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(results, dict) or not {"report", "options"} <= results.keys():
-        raise ValueError(
-            f"{str(file)!r} is not there, or has no long-tail report: the recipes write it after training."
-        )
-    return results
-
-
-class ReportKeeper(TrainerCallback):
-    """Computes the metrics of an evaluation, and keeps the whole report for as long as it is one of these weights.
-
-    Args:
-        frequencies: of the training set.
-    """
-
-    def __init__(self, frequencies: ClassFrequencies) -> None:
-        self.frequencies = frequencies
-        self.report: dict[str, Any] | None = None
-        self._of_step: dict[int, dict[str, Any]] = {}
-
-    def compute_metrics(self, prediction: Any) -> dict[str, float]:
-        """Compute what `compute_metrics_for` does, and keep the report."""
-        self.report = report_of_prediction(prediction, self.frequencies)
-        return numbers_of(self.report)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember which step the report is of."""
-        if self.report is not None:
-            self._of_step[state.global_step] = self.report
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the report: the weights are about to change."""
-        self.report = None
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the report of the weights that were loaded at the end, if they are the best ones."""
-        if args.load_best_model_at_end and state.best_global_step:
-            self.report = self._of_step.get(state.best_global_step)
-        self._of_step.clear()
-
-
-def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Collect of a trainer what `all_results.json` would hold.
-
-    Args:
-        trainer: a `SharpTrainer`.
-        report: the long-tail report of its weights as they are; None: they were not evaluated.
-
-    Returns:
-        Results, for `build_card`.
-    """
-    from hf_sharp.recipe.runs import machine_class, versions
-
-    args, frequencies = trainer.args, trainer.class_frequencies
-    logged: dict[str, Any] = next(
-        (entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), {}
-    )
-    common = (
-        *("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
-        *(
-            "learning_rate",
-            "lr_scheduler_type",
-            "warmup_steps",
-            "weight_decay",
-            "optim",
-            "max_grad_norm",
-            "bf16",
-            "fp16",
-        ),
-    )
-    values = args.to_dict()
-    started_from = getattr(getattr(trainer.model, "config", None), "_name_or_path", None)
-    return {
-        "report": report
-        or {
-            "class_counts": frequencies.counts.tolist(),
-            "rare_threshold": frequencies.rare_threshold,
-            "common_threshold": frequencies.common_threshold,
-        },
-        "training": {k: logged[k] for k in ("train_runtime", "train_steps_per_second", "train_loss") if k in logged},
-        "options": args.method
-        | {name: values[name] for name in common if name in values}
-        | ({"model_name_or_path": started_from} if started_from else {}),
-        "machine": machine_class(),
-        "versions": versions(),
-    }
-
-
 def _same_but_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     method = {*PLAIN_METHOD, "head"}
     method |= {name for run in (one, other) for name in method_of(run["options"])}
@@ -455,19 +236,6 @@ def _same_but_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         k for k in one["options"].keys() | other["options"].keys() if one["options"].get(k) != other["options"].get(k)
     }
     return differ <= method and one["report"]["class_counts"] == other["report"]["class_counts"]
-
-
-def local_names(options: Mapping[str, Any]) -> list[str]:
-    """Find which names of a run are files of this machine; kept with its results, for a card made on another one.
-
-    Args:
-        options: of the run, by name.
-
-    Returns:
-        Its data set and its model, as they were given, where they are no names on the Hub.
-    """
-    given = (options.get("dataset"), options.get("model_name_or_path"))
-    return [name for name in given if name and os.path.exists(name)]
 
 
 def _placed(name: str | None, results: Mapping[str, Any]) -> str | None:

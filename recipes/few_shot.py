@@ -39,7 +39,7 @@ from hf_sharp.plots import plot_few_shot
 from hf_sharp.recipe import ModelArguments, read_flags, run_recipe
 from hf_sharp.recipe.arguments import load_model
 from hf_sharp.recipe.images import load_image_processor
-from hf_sharp.recipe.runs import machine_class
+from hf_sharp.results import machine_class
 
 logger = logging.getLogger(__name__)
 

@@ -15,21 +15,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_sharp import ClassFrequencies
+from hf_sharp.citations import CITATIONS, SHARPNESS
 from hf_sharp.losses import LOSSES
+from hf_sharp.markdown import escaped, one_line
 from hf_sharp.metrics import long_tail, long_tail_report
-from hf_sharp.model_card import (
-    CITATIONS,
-    SHARPNESS,
-    ReportKeeper,
-    build_card,
-    escaped,
-    local_names,
-    method_of,
-    one_line,
-    read_results,
-    results_of,
-    write_card,
-)
+from hf_sharp.model_card import build_card, method_of, write_card
+from hf_sharp.results import ReportKeeper, local_names, read_results, results_of
 from hf_sharp.sharpness import METHODS
 from tests.conftest import make_images, make_vit
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_sharp.model_card import RESULTS, write_card
+from hf_sharp.model_card import write_card
+from hf_sharp.results import RESULTS
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted((ROOT / "model_cards").glob("*/*/README.md"))

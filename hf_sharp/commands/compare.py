@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
 from hf_sharp.plots import plot_recall_by_count
-from hf_sharp.recipe.runs import RESULTS
+from hf_sharp.results import RESULTS
 
 METRICS = {
     "accuracy": "accuracy",

@@ -23,7 +23,7 @@ from hf_sharp.curvature import GROUPS, measure_curvature, stratified_sample
 from hf_sharp.labels import read_labels
 from hf_sharp.plots import plot_loss_along
 from hf_sharp.recipe import LookArguments, SavedModel, load_splits, open_saved, read_flags
-from hf_sharp.recipe.runs import machine_class
+from hf_sharp.results import machine_class
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -13,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,10 @@ from transformers import TrainingArguments, set_seed
 
 from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.metrics import comparison_table, numbers_of, report_of_prediction
-from hf_sharp.model_card import PICTURE, RESULTS, local_names, write_card
+from hf_sharp.model_card import PICTURE, write_card
 from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
+from hf_sharp.results import RESULTS, local_names, machine_class, versions
 from hf_sharp.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -277,15 +276,3 @@ def _checkpoint(args: SharpTrainingArguments) -> str | None:
     if asked is True:
         return whole_checkpoint(folder, args.process_index, args.world_size)
     return asked or None
-
-
-def machine_class() -> str:
-    """Say what a figure was measured on: "2 CPU cores, x86_64", or the GPUs' names."""
-    if torch.cuda.is_available():
-        return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
-
-
-def versions() -> dict[str, str]:
-    """Say which versions of what matters are installed."""
-    return {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")}
