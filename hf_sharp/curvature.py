@@ -14,274 +14,24 @@ watches for the day when this is mended.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm.auto import tqdm
 
 from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.loss_surface import GROUPS, Losses, LossSurface, cross_entropy
 from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, perturbed
 
-GROUPS = ("all", "many", "medium", "few")
 # A Hessian of no more parameters is computed whole: its eigenvalues and trace are then exact.
 _WHOLE = 32
 # Lanczos vectors that are kept, each as long as the parameters.
 _LANCZOS_VECTORS = 8
 _LANCZOS_RESTARTS = 60
-
-Losses = Callable[[Tensor, Tensor], Tensor]
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
-class _Batch(NamedTuple):
-    """Examples of one group."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    group: str
-
-
-class LossSurface:
-    """The mean loss of a model over fixed examples, as a function of its trainable parameters.
-
-    Every pass runs in evaluation mode, with attention that can be differentiated twice. Afterwards the model's weights,
-    `.grad` and modes are what they were, also when a pass raises.
-
-    Args:
-        model: an image or sequence classification model, or any that gives logits (N, K); in float32 or float64.
-        batches: what the model takes, with `labels`: a DataLoader. They are kept in the memory of the host. A batch of
-            one group costs less than one of several, as it is split.
-        frequencies: of the training set; its thresholds make the groups.
-        losses: logits (N, K) and labels (N,) to one loss per example, (N,); default: cross-entropy.
-        progress: what the progress bar says; None: no bar.
-
-    Attributes:
-        examples: how many examples each group has, of `GROUPS`.
-
-    Raises:
-        ValueError: no trainable parameters, a model in half precision, no examples, batches without labels, or labels
-            that are not classes.
-
-    Example:
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 0.0]]))
-        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
-        >>> counts = ClassFrequencies.from_counts([300, 3])
-        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
-        >>> surface.examples, surface.loss()
-        ({'all': 2, 'many': 1, 'medium': 0, 'few': 1}, {'all': 1.0, 'many': 2.0, 'few': 0.0})
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Iterable[Mapping[str, Tensor]],
-        frequencies: ClassFrequencies,
-        losses: Losses = _cross_entropy,
-        progress: str | None = None,
-    ) -> None:
-        self.model, self.losses = model, losses
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise ValueError("the model has no trainable parameters: every requires_grad is False.")
-        if low := {p.dtype for p in self.parameters} - {torch.float32, torch.float64}:
-            raise ValueError(
-                f"the model is in {low.pop()}, whose rounding is larger than what is measured. Use model.float()."
-            )
-        self._batches = list(_by_group(batches, frequencies))
-        self.examples = _examples(self._batches)
-        if not self.examples["all"]:
-            raise ValueError("there are no examples to measure the loss on.")
-        self.bar = tqdm(desc=progress, unit="pass", disable=progress is None, leave=False)
-
-    @property
-    def groups(self) -> list[str]:
-        """Those of `GROUPS` that have examples."""
-        return [group for group in GROUPS if self.examples[group]]
-
-    @property
-    def size(self) -> int:
-        """The number of trainable parameters, P."""
-        return sum(parameter.numel() for parameter in self.parameters)
-
-    def subset(self, size: int, seed: int = 0) -> LossSurface:
-        """Keep a part of the examples, of every class its share.
-
-        Args:
-            size: how many, at most.
-            seed: of the choice.
-
-        Returns:
-            Another surface, of the same model; this one where it has no more examples.
-        """
-        if size >= self.examples["all"]:
-            return self
-        labels = torch.cat([batch.labels for batch in self._batches])
-        keep = torch.zeros(len(labels), dtype=torch.bool)
-        keep[stratified_sample(labels.numpy(), size, seed)] = True
-        other = copy.copy(self)
-        parts = keep.split([len(batch.labels) for batch in self._batches])
-        other._batches = [_select(b, rows) for b, rows in zip(self._batches, parts, strict=True) if rows.any()]
-        other.examples = _examples(other._batches)
-        return other
-
-    def loss(self, group: str = "all") -> dict[str, float]:
-        """Compute the mean loss, in one forward pass.
-
-        Args:
-            group: whose examples are looked at, one of `GROUPS`.
-
-        Returns:
-            The mean loss L_g of each group looked at that has examples, summed in float64.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
-        sums = dict.fromkeys(GROUPS, 0.0)
-        with torch.no_grad():
-            for batch, losses in self._pass(group):
-                sums[batch.group] += losses.cpu().double().sum().item()
-        sums["all"] = math.fsum(sums.values())
-        if not math.isfinite(sums["all"]):
-            raise ValueError(f"the loss is {sums['all']}: the model, moved or not, gives no finite loss.")
-        looked_at = self.groups if group == "all" else [group]
-        return {name: sums[name] / self.examples[name] for name in looked_at}
-
-    def gradients(self) -> dict[str, list[Tensor]]:
-        """Compute the gradient of every group's mean loss, in one forward and backward pass.
-
-        Returns:
-            ∇L_g of each group that has examples; one tensor per trainable parameter.
-        """
-        gradients = {group: [torch.zeros_like(p) for p in self.parameters] for group in self.groups}
-        for batch, losses in self._pass("all"):
-            part = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
-            torch._foreach_add_(gradients[batch.group], part)
-        for group in self.groups[1:]:
-            torch._foreach_add_(gradients["all"], gradients[group])
-        for group, tensors in gradients.items():
-            torch._foreach_div_(tensors, self.examples[group])
-        return gradients
-
-    def hessian_product(self, vector: Sequence[Tensor], group: str = "all") -> list[Tensor]:
-        """Multiply the Hessian with a vector: H_g v = ∇ (vᵀ ∇L_g), in one pass with two backward passes.
-
-        Args:
-            vector: v, one tensor per trainable parameter.
-            group: one of `GROUPS` that has examples.
-
-        Returns:
-            H_g v, in the shapes of v.
-
-        Raises:
-            ValueError: an operation of the model cannot be differentiated twice.
-        """
-        product = [torch.zeros_like(parameter) for parameter in self.parameters]
-        for _, losses in self._pass(group):
-            try:
-                slopes = torch.autograd.grad(losses.sum(), self.parameters, create_graph=True, materialize_grads=True)
-                pairs = [(slope, v) for slope, v in zip(slopes, vector, strict=True) if slope.requires_grad]
-                if pairs:  # else the loss is linear
-                    outputs, grad_outputs = zip(*pairs, strict=True)
-                    part = torch.autograd.grad(outputs, self.parameters, grad_outputs, materialize_grads=True)
-                    torch._foreach_add_(product, part)
-            except (NotImplementedError, RuntimeError) as error:
-                if "not implemented" not in str(error):
-                    raise
-                raise ValueError(
-                    f"the model cannot be differentiated twice ({str(error).splitlines()[0]}). Load it with "
-                    'attn_implementation="eager", or without its fused kernels.'
-                ) from error
-        torch._foreach_div_(product, self.examples[group])
-        return product
-
-    def hessian(self, group: str = "all") -> LinearOperator:
-        """Give the Hessian of a group's mean loss as scipy's algorithms take it.
-
-        Args:
-            group: one of `GROUPS` that has examples.
-
-        Returns:
-            H_g, a (P, P) operator of the parameters' precision; the parameters in their order, each flattened.
-
-        Example:
-            >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
-            >>> counts = ClassFrequencies.from_counts([300, 3])
-            >>> model = nn.Linear(2, 1, bias=False)
-            >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
-            >>> surface.hessian() @ np.eye(2)
-            array([[2. , 0. ],
-                   [0. , 0.5]])
-        """
-        first = self.parameters[0]
-        sizes = [parameter.numel() for parameter in self.parameters]
-
-        def multiply(vector: np.ndarray) -> np.ndarray:
-            flat = torch.as_tensor(vector.reshape(-1), dtype=first.dtype, device=first.device)
-            parts = [part.view_as(p) for part, p in zip(flat.split(sizes), self.parameters, strict=True)]
-            product = self.hessian_product(parts, group)
-            return torch.cat([part.reshape(-1) for part in product]).cpu().numpy().astype(vector.dtype, copy=False)
-
-        dtype = np.float64 if first.dtype == torch.float64 else np.float32
-        return LinearOperator((self.size, self.size), matvec=multiply, rmatvec=multiply, dtype=dtype)
-
-    def directions(self, seed: int = 0) -> Iterator[list[Tensor]]:
-        """Draw random directions, each of length 1 over all parameters together; the same on every device.
-
-        Args:
-            seed: of the draw.
-
-        Yields:
-            One tensor per trainable parameter.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
-            norm = torch.stack(torch._foreach_norm(drawn, dtype=torch.float64)).norm().item()
-            yield [(part / norm).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
-
-    def moved(self, direction: Sequence[Tensor], distance: float, group: str = "all") -> dict[str, float]:
-        """Compute the mean loss somewhere else: L_g(w + distance · direction).
-
-        Args:
-            direction: one tensor per trainable parameter.
-            distance: how far; below 0 the other way.
-            group: whose examples are looked at.
-
-        Returns:
-            As `loss`.
-        """
-        with perturbed(self.parameters, list(torch._foreach_mul(list(direction), distance))):
-            return self.loss(group)
-
-    def _pass(self, group: str) -> Iterator[tuple[_Batch, Tensor]]:
-        for batch in self._batches:
-            if group in ("all", batch.group):
-                device = self.parameters[0].device
-                inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-                with _evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
-                    outputs = self.model(**inputs)
-                    logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-                    losses = self.losses(logits, batch.labels.to(device))
-                if losses.shape != batch.labels.shape:
-                    raise ValueError(
-                        f"losses must give one loss per example, {tuple(batch.labels.shape)}; got shape "
-                        f"{tuple(losses.shape)}."
-                    )
-                yield batch, losses
-        self.bar.update()
 
 
 def top_eigenvalues(
@@ -502,7 +252,7 @@ def measure_curvature(
     probes: int = 8,
     directions: int = 4,
     hessian_examples: int | None = None,
-    losses: Losses = _cross_entropy,
+    losses: Losses = cross_entropy,
     seed: int = 0,
     progress: str | None = None,
 ) -> dict[str, Any]:
@@ -571,43 +321,6 @@ def measure_curvature(
     }
 
 
-def stratified_sample(labels: Any, size: int, seed: int = 0) -> np.ndarray:
-    """Choose examples so that every class keeps its share, and at least one example where there is room.
-
-    Args:
-        labels: (N,) class indices.
-        size: how many examples, >= 1; all of them where there are no more.
-        seed: of the choice.
-
-    Returns:
-        Indices in [0, N), ascending: min(size, N) of them.
-
-    Raises:
-        ValueError: a size below 1.
-
-    Example:
-        >>> labels = np.repeat([0, 1, 2], [80, 19, 1])
-        >>> np.bincount(labels[stratified_sample(labels, 20)]).tolist()
-        [15, 4, 1]
-    """
-    labels = np.asarray(labels)
-    if size < 1:
-        raise ValueError(f"the sample must have at least 1 example, got {size}.")
-    if size >= len(labels):
-        return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    classes, inverse, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
-    ordered = np.argsort(inverse, kind="stable")
-    place = np.empty(len(labels), int)  # of an example in the order of its class
-    place[ordered] = np.concatenate([np.arange(count) for count in counts])
-    # Where a class is in its own order, from 0 to 1: the first of every class come first, then all in step.
-    priority = np.where(place == 0, -1.0 / counts[inverse], (place + 0.5) / counts[inverse])
-    if size < len(classes):
-        priority = np.where(place == 0, -counts[inverse].astype(float), 1.0)
-    return np.sort(order[np.argsort(priority, kind="stable")[:size]])
-
-
 def _both_lines(surface: LossSurface, gradient: list[Tensor], rho: float, seed: int) -> dict[str, Any]:
     radii = [rho * step / 2 for step in range(-4, 5)]
     gradient_to_perturbation(surface.parameters, gradient, 1.0)
@@ -634,49 +347,6 @@ def _hessian_figures(
         figures[group] = {"hessian_examples": part.examples[group], "top_eigenvalues": top}
         figures[group] |= {"trace": trace, "trace_error": error}
     return figures
-
-
-def _by_group(batches: Iterable[Mapping[str, Tensor]], frequencies: ClassFrequencies) -> Iterator[_Batch]:
-    group_of = torch.empty(frequencies.num_classes, dtype=torch.int64)
-    for number, classes in enumerate(frequencies.groups.values()):
-        group_of[torch.as_tensor(classes)] = number
-    for batch in batches:
-        if "labels" not in batch:
-            raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
-        labels = batch["labels"].cpu()
-        counted = labels != IGNORED_LABEL
-        if bool(((labels < 0) | (labels >= frequencies.num_classes))[counted].any()):
-            raise ValueError(
-                f"a batch has labels from {int(labels[counted].min())} to {int(labels[counted].max())}; expected class "
-                f"indices from 0 to {frequencies.num_classes - 1}."
-            )
-        inputs = {name: value.cpu() for name, value in batch.items() if name != "labels"}
-        groups = group_of[labels.clamp(min=0)]
-        for number, name in enumerate(frequencies.groups):
-            if bool((rows := counted & (groups == number)).any()):
-                yield _select(_Batch(inputs, labels, name), rows)
-
-
-def _examples(batches: Sequence[_Batch]) -> dict[str, int]:
-    sizes = {group: sum(len(batch.labels) for batch in batches if batch.group == group) for group in GROUPS[1:]}
-    return {"all": sum(sizes.values())} | sizes
-
-
-def _select(batch: _Batch, rows: Tensor) -> _Batch:
-    if bool(rows.all()):
-        return batch
-    return _Batch({name: value[rows] for name, value in batch.inputs.items()}, batch.labels[rows], batch.group)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -14,15 +14,13 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.commands import sharpness as command
 from hf_sharp.curvature import (
-    GROUPS,
-    LossSurface,
     average_sharpness,
     hessian_traces,
     measure_curvature,
-    stratified_sample,
     top_eigenvalues,
     worst_case_sharpness,
 )
+from hf_sharp.loss_surface import GROUPS, LossSurface, stratified_sample
 from hf_sharp.plots import plot_loss_along
 from tests.conftest import assert_same_bits, make_bert, make_vit, weights_of
 from tests.recipes.conftest import bert_folder, image_folder, texts, vit_folder  # noqa: F401
