@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
-from torch import Tensor, nn
+from torch import nn
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.loss_surface import GROUPS, Losses, LossSurface, cross_entropy
@@ -217,7 +218,9 @@ def average_sharpness(
     return {group: (float(np.mean(values)), error[group]) for group, values in rises.items()}
 
 
-def losses_along(surface: LossSurface, direction: Sequence[Tensor], radii: Sequence[float]) -> dict[str, list[float]]:
+def losses_along(
+    surface: LossSurface, direction: Sequence[torch.Tensor], radii: Sequence[float]
+) -> dict[str, list[float]]:
     """Compute the loss on a line through the weights, for a picture; one forward pass per radius.
 
     Args:
@@ -243,7 +246,7 @@ def losses_along(surface: LossSurface, direction: Sequence[Tensor], radii: Seque
 
 def measure_curvature(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, torch.Tensor]],
     class_counts: Any,
     *,
     rho: float = 0.05,
@@ -321,7 +324,7 @@ def measure_curvature(
     }
 
 
-def _both_lines(surface: LossSurface, gradient: list[Tensor], rho: float, seed: int) -> dict[str, Any]:
+def _both_lines(surface: LossSurface, gradient: list[torch.Tensor], rho: float, seed: int) -> dict[str, Any]:
     radii = [rho * step / 2 for step in range(-4, 5)]
     gradient_to_perturbation(surface.parameters, gradient, 1.0)
     along: dict[str, Any] = {"radii": radii}

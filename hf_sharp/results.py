@@ -89,9 +89,11 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
     logged: dict[str, Any] = next(
         (entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), {}
     )
-    common = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-    common += ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
-    common += ("bf16", "fp16")
+    common = (
+        *("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm"),
+        *("bf16", "fp16"),
+    )
     values = args.to_dict()
     started_from = getattr(getattr(trainer.model, "config", None), "_name_or_path", None)
     return {
