@@ -343,8 +343,8 @@ def _summary(
     seen = _number_of(int(counts.sum()), "training example", "training examples")
     return (
         f"{article} {what} classifier of {_number_of(len(counts), 'class', 'classes')}, {start}{data}, with "
-        f"`hf_sharp`. It saw {seen}: {int(counts.max()):,} of the most frequent class, {int(counts.min()):,} of the "
-        "rarest."
+        f"`hf_sharp`. Its training set has {seen}: {int(counts.max()):,} of the most frequent class, "
+        f"{int(counts.min()):,} of the rarest."
     )
 
 

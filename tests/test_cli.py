@@ -1,11 +1,13 @@
 """The `hf-sharp` command as a whole."""
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 import hf_sharp
 from hf_sharp import cli
@@ -41,3 +43,11 @@ def test_an_unknown_flag_is_one_line_with_the_nearest_one(words):
 
 def test_words_too_many_are_named():
     assert cli.main(["counts", "digits", "more"]) == "error: unexpected words on the command line: more"
+
+
+@pytest.mark.parametrize("flag", ["--licence", "--license"])
+def test_a_card_is_written_again_from_the_results_with_a_licence(flag, tmp_path):
+    source = Path(__file__).parent.parent / "model_cards" / "quickstart" / "focal_sam+logit_adjusted"
+    folder = shutil.copytree(source, tmp_path / "model")
+    assert cli.main(["card", str(folder), flag, "mit", "--language", "en"]) == 0
+    assert ModelCard.load(folder / "README.md").data.license == "mit"

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("folder", help="has config.json and all_results.json")
-    parser.add_argument("--licence", help="an identifier of the Hub's, such as apache-2.0")
+    parser.add_argument("--licence", "--license", help="an identifier of the Hub's, such as apache-2.0")
     parser.add_argument("--language", nargs="+", help="ISO 639 codes, such as en")
     parser.add_argument("--tags", nargs="+", default=[], help="more tags")
     parser.add_argument("--repo_id", help="what `pipeline` opens, as user/name")
