@@ -3,6 +3,7 @@
 python recipes/few_shot.py --output_dir outputs/few_shot
 """
 
+import importlib
 import json
 import logging
 import re
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -85,6 +86,9 @@ class FewShotArguments:
     )
     fuse_with_sharpness: bool = field(
         default=False, metadata={"help": "Fuse with the backbone's sharpness, not plainly."}
+    )
+    fuse_lora_rank: int = field(
+        default=0, metadata={"help": "Fuse with LoRA adapters of this rank, merged afterwards; 0: all weights."}
     )
     adaptations: list[str] = field(
         default_factory=lambda: ["prototype", "affine"], metadata={"help": f"Of {', '.join(ADAPTATIONS)}."}
@@ -184,26 +188,44 @@ def train_backbone(
     folder: Path, domains: Sequence[Domain], sharpness: str, arguments: FewShotArguments, source: Path | None = None
 ) -> None:
     """Train a backbone on domains, from scratch or from the one in another folder, unless it is there already."""
-    steps = arguments.fuse_steps if source else arguments.train_steps
-    learning_rate = arguments.fuse_learning_rate if source else arguments.learning_rate
-    shape = {name: getattr(arguments, name) for name in ("image_size", "patch_size", "hidden_size", "layers", "heads")}
-    data = {name: getattr(arguments, name) for name in ("examples_per_class", "held_out", "batch_size", "weight_decay")}
+    rank = arguments.fuse_lora_rank if source else 0
     options = {
         "domains": [domain.name for domain in domains],
         "source": source.name if source else None,
         "sharpness": sharpness,
         "rho": None if sharpness == "none" else arguments.rho,
-        "steps": steps,
-        "learning_rate": learning_rate,
+        "steps": arguments.fuse_steps if source else arguments.train_steps,
+        "learning_rate": arguments.fuse_learning_rate if source else arguments.learning_rate,
         "seed": arguments.seed,
-        **shape,
-        **data,
+        **{name: getattr(arguments, name) for name in ("image_size", "patch_size", "hidden_size", "layers", "heads")},
+        **{name: getattr(arguments, name) for name in ("examples_per_class", "held_out", "batch_size", "weight_decay")},
+        **({"lora_rank": rank} if rank else {}),
     }
     if is_done(folder / "stage.json", options):
         print(f"{folder.parent.name}/{folder.name} is there already")
         return
     print(f"training {folder.parent.name}/{folder.name}")
-    config = {
+    which = ModelArguments(model_name_or_path=str(source)) if source else ModelArguments(model_config=vit(arguments))
+    processor = load_image_processor(which)
+    train = Pixels(domains, processor)
+    set_seed(arguments.seed)
+    model: Any = load_model(AutoModelForImageClassification, which, train.class_names)
+    trainer = SharpTrainer(
+        model=with_adapters(model, rank) if rank else model,
+        args=training_arguments(folder, options, arguments),
+        train_dataset=train,
+        processing_class=processor,
+    )
+    loss = trainer.train().training_loss
+    if rank:
+        trainer.model = cast(Any, trainer.model).merge_and_unload()  # a backbone like the others
+    trainer.save_model()
+    finish(folder / "stage.json", options, {"training_loss": loss})
+
+
+def vit(arguments: FewShotArguments) -> dict[str, Any]:
+    """Give the config of a backbone from scratch."""
+    return {
         "model_type": "vit",
         "image_size": arguments.image_size,
         "patch_size": arguments.patch_size,
@@ -212,20 +234,35 @@ def train_backbone(
         "num_hidden_layers": arguments.layers,
         "num_attention_heads": arguments.heads,
     }
-    model = ModelArguments(model_name_or_path=str(source)) if source else ModelArguments(model_config=config)
-    processor = load_image_processor(model)
-    train = Pixels(domains, processor)
-    set_seed(arguments.seed)
-    radius: dict[str, Any] = {} if sharpness == "none" else {"rho": arguments.rho}
-    args = SharpTrainingArguments(
+
+
+def with_adapters(model: Any, rank: int) -> Any:
+    """Freeze a model but for its new head and LoRA adapters in every linear layer of its backbone."""
+    try:
+        peft = importlib.import_module("peft")
+    except ImportError as error:
+        raise ImportError("--fuse_lora_rank needs PEFT: pip install 'hf-sharp[peft]'.") from error
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        exclude_modules=["classifier"],
+        modules_to_save=["classifier"],
+    )
+    return peft.get_peft_model(model, config)
+
+
+def training_arguments(folder: Path, options: Mapping[str, Any], arguments: FewShotArguments) -> SharpTrainingArguments:
+    """Give the arguments of a backbone's training."""
+    return SharpTrainingArguments(
         str(folder),
-        sharpness=sharpness,
-        **radius,
-        max_steps=steps,
+        sharpness=options["sharpness"],
+        **({} if options["rho"] is None else {"rho": options["rho"]}),
+        max_steps=options["steps"],
         per_device_train_batch_size=arguments.batch_size,
-        learning_rate=learning_rate,
+        learning_rate=options["learning_rate"],
         lr_scheduler_type="cosine",
-        warmup_steps=steps // 20,
+        warmup_steps=options["steps"] // 20,
         weight_decay=arguments.weight_decay,
         save_strategy="no",
         report_to="none",
@@ -234,15 +271,6 @@ def train_backbone(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available() and not arguments.use_cpu,
     )
-    trainer = SharpTrainer(
-        model=load_model(AutoModelForImageClassification, model, train.class_names),
-        args=args,
-        train_dataset=train,
-        processing_class=processor,
-    )
-    loss = trainer.train().training_loss
-    trainer.save_model()
-    finish(folder / "stage.json", options, {"training_loss": loss})
 
 
 def choose_source(parts: Mapping[str, Parts], without: str | None, arguments: FewShotArguments) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hf_sharp import SharpTrainer
 from hf_sharp.few_shot import FewShotResult, compare, load_backbone
@@ -112,6 +114,25 @@ def test_one_domain_has_no_unseen_and_no_fusion(main, tmp_path, monkeypatch, cap
     assert list(shown["backbones"]) == ["sam/digits"]
     assert "unseen" not in shown
     assert shown["seen"]["sam"]["digits"]["accuracy"] > 0
+
+
+def test_fusion_with_adapters_leaves_a_backbone_like_the_others(main, folders, tmp_path):
+    pytest.importorskip("peft")
+    argv = ["--output_dir", str(tmp_path / "out"), "--domains", *folders, "--sharpness", "none", *SMALL]
+    main([*argv, "--adaptations", "prototype", "--fuse_lora_rank", "2", "--fuse_learning_rate", "0.01"])
+    backbones = tmp_path / "out" / "backbones" / "none"
+    stage = json.loads((backbones / "fused" / "stage.json").read_text())["options"]
+    assert stage["lora_rank"] == 2
+    fused, source = (load_file(backbones / name / "model.safetensors") for name in ("fused", stage["source"]))
+    assert fused.keys() == source.keys(), "merged"
+    moved = {name for name in source if name in fused and not torch.equal(fused[name], source[name])}
+    assert all("classifier" in name or fused[name].ndim == 2 for name in moved), "norms, biases and the rest are frozen"
+    assert len([name for name in moved if "attention" in name]) == 4
+    for name in moved:
+        if "classifier" not in name:
+            assert torch.linalg.matrix_rank(fused[name] - source[name], rtol=1e-3) <= 2
+    with pytest.raises(ValueError, match="lora_rank: 2 then, None now"):
+        main([*argv, "--adaptations", "prototype", "--fuse_learning_rate", "0.01"])
 
 
 def test_what_cannot_be_run_is_refused(main, tmp_path, monkeypatch):
