@@ -281,6 +281,35 @@ def few_shot_table() -> str:
     return "\n\n".join(blocks)
 
 
+def speed_table() -> str:
+    """Make the table of how many few-shot tasks a second takes."""
+    result = results("speed")
+    widths = result["episodes_per_second"]
+    lines = ["| episodes a second | " + " | ".join(f"{dim} features" for dim in widths) + " |"]
+    lines.append("|---|" + "---|" * len(widths))
+    for adaptation in next(iter(widths.values())):
+        lines.append(
+            f"| `{adaptation}` | " + " | ".join(f"{found[adaptation]:.0f}" for found in widths.values()) + " |"
+        )
+    lines += [
+        "",
+        f"`{result['command']}` on {result['machine']}: 1,200 examples of 60 classes, Meta-Dataset's tasks. Data: "
+        "`benchmarks/results/speed.json`.",
+    ]
+    return "\n".join(lines)
+
+
+def curvature_line() -> str:
+    """Say how long a curvature took."""
+    result = results("speed")
+    found = result["curvature"]
+    return (
+        f"A ViT of {found['parameters'] / 1e6:.1f} million parameters on {found['examples']:,} images, with the command's "
+        f"settings: {found['seconds']:.0f} s (`{result['command']}` on {result['machine']}; data: "
+        "`benchmarks/results/speed.json`)."
+    )
+
+
 def filled(text: str) -> str:
     """Replace every block between `<!-- NAME -->` and `<!-- end -->` by the table of that name."""
 
@@ -293,6 +322,8 @@ def filled(text: str) -> str:
             "radius_signal": signal_table,
             "geometry": geometry_table,
             "few_shot": few_shot_table,
+            "few_shot_speed": speed_table,
+            "curvature_speed": curvature_line,
         }
         other = head_table if name.endswith("_head") else accuracy_table
         table = special[name]() if name in special else other(name)
