@@ -304,8 +304,8 @@ def curvature_line() -> str:
     result = results("speed")
     found = result["curvature"]
     return (
-        f"A ViT of {found['parameters'] / 1e6:.1f} million parameters on {found['examples']:,} images, with the command's "
-        f"settings: {found['seconds']:.0f} s (`{result['command']}` on {result['machine']}; data: "
+        f"A ViT of {found['parameters'] / 1e6:.1f} million parameters on {found['examples']:,} images, with the "
+        f"command's settings: {found['seconds']:.0f} s (`{result['command']}` on {result['machine']}; data: "
         "`benchmarks/results/speed.json`)."
     )
 
