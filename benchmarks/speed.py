@@ -6,6 +6,7 @@ python benchmarks/speed.py   # on an idle machine
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,11 @@ def few_shot(dim: int) -> dict[str, float]:
     features = centres[torch.from_numpy(labels)] + torch.randn(len(labels), dim)
     found = {}
     for adaptation, episodes in EPISODES.items():
-        evaluate(backbone, domain, adaptation, 8, features=features)
-        taken = [
-            seconds_of(lambda a=adaptation, n=episodes: evaluate(backbone, domain, a, n, features=features))
-            for _ in range(3)
-        ]
-        found[adaptation] = episodes / float(np.median(taken))
+        work = partial(evaluate, backbone, domain, adaptation, features=features)
+        work(episodes=8)
+        found[adaptation] = episodes / float(
+            np.median([seconds_of(partial(work, episodes=episodes)) for _ in range(3)])
+        )
     return found
 
 
