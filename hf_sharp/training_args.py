@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -313,22 +313,8 @@ class SharpTrainingArguments(TrainingArguments):
             self.class_importance = _json("class_importance", self.class_importance)
 
     def _check_unused(self) -> None:
-        used = method_options(self.sharpness) | loss_options(self.loss)
-        if self.sharpness not in WITHOUT_RADIUS:
-            used |= {*_SHARP_OPTIONS, *(_GRADIENT_OPTIONS if self.ascent == "gradient" else ())}
-        if self.reweight_after is not None:
-            used.add("loss_beta")
-        unused = {
-            **{name: f"sharpness={self.sharpness!r}" for name in _METHOD_OPTIONS if name not in used},
-            **(dict.fromkeys(_GRADIENT_OPTIONS, "ascent='momentum'") if self.ascent == "momentum" else {}),
-            **({"looksam_alpha": "sharpness_every=1"} if self.sharpness_every == 1 else {}),
-            **({"adaptive_eta": "adaptive=False"} if not self.adaptive else {}),
-            **(dict.fromkeys(_LEARNED_OPTIONS, f"rho_schedule={self.rho_schedule!r}") if not self.learns_rho else {}),
-            **{name: f"loss={self.loss!r}" for name in _LOSS_OPTIONS if name not in used},
-            **({} if self.needs_head else {"head": f"sharpness={self.sharpness!r} and loss={self.loss!r}"}),
-        }
         defaults = {item.name: item.default for item in fields(self)}
-        for name, reason in unused.items():
+        for name, reason in unused_options(vars(self)).items():
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} has no effect with {reason}. Remove it, or choose a method that "
@@ -383,3 +369,35 @@ def _json(name: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.") from error
+
+
+def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
+    """Find the options that have no effect beside the others.
+
+    Args:
+        values: of all options, by name; `sharpness` and `loss` are known ones.
+
+    Returns:
+        Name to the choice that makes it useless, as `option=value`.
+
+    Example:
+        >>> unused_options(vars(SharpTrainingArguments("out", sharpness="none")))["rho"]
+        "sharpness='none'"
+    """
+    sharpness, loss, schedule = values["sharpness"], values["loss"], values["rho_schedule"]
+    ascends, used = sharpness not in WITHOUT_RADIUS, method_options(sharpness) | loss_options(loss)
+    if ascends:
+        used |= {*_SHARP_OPTIONS, *(_GRADIENT_OPTIONS if values["ascent"] == "gradient" else ())}
+    if values["reweight_after"] is not None:
+        used.add("loss_beta")
+    by_momentum, needs_head = values["ascent"] == "momentum", sharpness == "cc_sam" or LOSSES[loss].needs_features
+    reused, adaptive, learned = values["sharpness_every"] > 1, values["adaptive"], schedule == "learned"
+    return {
+        **{name: f"sharpness={sharpness!r}" for name in _METHOD_OPTIONS if name not in used},
+        **(dict.fromkeys(_GRADIENT_OPTIONS, "ascent='momentum'") if by_momentum else {}),
+        **({} if ascends and reused else {"looksam_alpha": "sharpness_every=1"}),
+        **({} if ascends and adaptive else {"adaptive_eta": "adaptive=False"}),
+        **({} if ascends and learned else dict.fromkeys(_LEARNED_OPTIONS, f"rho_schedule={schedule!r}")),
+        **{name: f"loss={loss!r}" for name in _LOSS_OPTIONS if name not in used},
+        **({} if needs_head else {"head": f"sharpness={sharpness!r} and loss={loss!r}"}),
+    }

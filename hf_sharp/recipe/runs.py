@@ -23,14 +23,16 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.checkpoint import whole_checkpoint
+from hf_sharp.losses import LOSSES
 from hf_sharp.metrics import comparison_table, numbers_of, report_of_prediction
 from hf_sharp.model_card import PICTURE, write_card
 from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
 from hf_sharp.results import RESULTS, local_names, machine_class, versions
+from hf_sharp.sharpness import METHODS
 from hf_sharp.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.trainer import SharpTrainer
-from hf_sharp.training_args import SharpTrainingArguments
+from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         raise ValueError(f"two of the runs to compare have one name: {[*map(str, compare_with), name]}.")
     runs = []
     for run, change in (changes | {name: {}}).items():
+        change |= _without_effect(parser.values, change)
         folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
         built = parser.build(**change, output_dir=folder)
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
@@ -108,6 +111,17 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         )
     _check_output(runs, str(main.output_dir), bool(parser.values.get("overwrite_output_dir")))
     return runs
+
+
+def _without_effect(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, None]:
+    # What is taken over from the other run, and has no effect in this one: rho, where there is no sharpness.
+    if not change:
+        return {}
+    asked = {name: value for name, value in {**values, **change}.items() if value is not None}
+    chosen = {item.name: asked.get(item.name, item.default) for item in fields(SharpTrainingArguments)}
+    if chosen["sharpness"] not in METHODS or chosen["loss"] not in LOSSES:
+        return {}  # to be refused with what there is
+    return dict.fromkeys((unused_options(chosen).keys() & values.keys()) - change.keys())
 
 
 def _differences(options: dict[str, Any], where: str) -> dict[str, Any]:

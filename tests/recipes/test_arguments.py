@@ -143,6 +143,33 @@ def test_a_file_of_differences_is_a_run(tmp_path):
     assert main.args.sharpness == "sam"
 
 
+def test_what_has_no_effect_in_a_run_is_not_taken_over_from_the_other(tmp_path):
+    inherited = [
+        "--sharpness",
+        "focal_sam",
+        "--rho",
+        "0.2",
+        "--focal_gamma",
+        "2",
+        "--loss",
+        "vs",
+        "--loss_gamma",
+        "0.1",
+    ]
+    compared = ["sharpness=none", "sharpness=sam,ascent=momentum", "loss=focal"]
+    none, momentum, focal, main = runs(tmp_path, *inherited, "--ascent_scope", "window", "--compare_with", *compared)
+    assert "rho" not in none.options
+    assert "focal_gamma" not in none.options
+    assert none.args.loss_gamma == 0.1
+    assert (momentum.args.rho, momentum.args.ascent_scope) == (0.2, "micro_batch")
+    assert (focal.args.loss_gamma, focal.args.focal_gamma) == (0.1, 2)
+    assert (main.args.rho, main.args.focal_gamma, main.args.ascent_scope) == (0.2, 2, "window")
+    with pytest.raises(ValueError, match=r"rho=0\.3 has no effect with sharpness='none'"):
+        runs(tmp_path, *inherited, "--compare_with", "sharpness=none,rho=0.3")
+    with pytest.raises(ValueError, match="unknown sharpness 'sma'"):
+        runs(tmp_path, *inherited, "--compare_with", "sharpness=sma")
+
+
 def test_differences_on_the_command_line(tmp_path):
     other, vs, main = runs(tmp_path, "--loss", "cdt", "--compare_with", "loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2")
     assert (other.name, vs.name, main.name) == ("loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2", "sam+cdt")
