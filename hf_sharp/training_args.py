@@ -110,7 +110,9 @@ class SharpTrainingArguments(TrainingArguments):
             "help": "LookSAM: the optimizer steps from one ascent to the next; what it added is reused in between."
         },
     )
-    looksam_alpha: float = field(default=0.7, metadata={"help": "LookSAM: how strongly it is reused."})
+    looksam_alpha: float = field(
+        default=0.1, metadata={"help": "LookSAM: how strongly it is reused; the paper's 0.7 is for very large batches."}
+    )
     ascent_scope: str = _choice(
         "micro_batch", SCOPES, "Which examples share one perturbation: a micro-batch, or its accumulation window."
     )
