@@ -162,7 +162,7 @@ def budget_table() -> str:
     lines += [
         "",
         "Passes (backward, in examples per example of a batch) and the step's time as multiple of a plain one: as "
-        'below. Accuracy in %, all with `loss="logit_adjusted"`.',
+        'above. Accuracy in %, all with `loss="logit_adjusted"`.',
     ]
     for name, result in zip(names, (images, texts), strict=True):
         lines += ["", how_it_was_made(name, result)]
