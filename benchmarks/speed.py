@@ -20,7 +20,7 @@ from hf_sharp.few_shot import Domain, evaluate, load_backbone
 from hf_sharp.results import machine_class
 
 ROOT = Path(__file__).resolve().parent.parent
-CLASSES, PER_CLASS, EPISODES = 60, 20, {"prototype": 600, "linear": 100, "affine": 200}
+CLASSES, PER_CLASS, EPISODES = 60, 20, {"prototype": 600, "affine": 100}
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

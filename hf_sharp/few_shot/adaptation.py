@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,9 @@ def linear(embedded: Embedded, tasks: Sequence[Task], C: float = 1.0) -> Iterato
             (SCALE * functional.normalize(embedded.part(rows), dim=1)).double().cpu().numpy()
             for rows in (task.support, task.query)
         )
-        fitted = LogisticRegression(C=C, max_iter=1000).fit(support, task.support_labels)
+        with warnings.catch_warnings():  # a few examples of many classes are what this is for
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            fitted = LogisticRegression(C=C, max_iter=1000).fit(support, task.support_labels)
         yield torch.from_numpy(fitted.predict_log_proba(query))
 
 
