@@ -305,17 +305,6 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
-def curvature_line() -> str:
-    """Say how long a curvature took."""
-    result = results("speed")
-    found = result["curvature"]
-    return (
-        f"A ViT of {found['parameters'] / 1e6:.1f} million parameters on {found['examples']:,} images, with the "
-        f"command's settings: {found['seconds']:.0f} s (`{result['command']}` on {result['machine']}; data: "
-        "`benchmarks/results/speed.json`)."
-    )
-
-
 def filled(text: str) -> str:
     """Replace every block between `<!-- NAME -->` and `<!-- end -->` by the table of that name."""
 
@@ -329,7 +318,6 @@ def filled(text: str) -> str:
             "geometry": geometry_table,
             "few_shot": few_shot_table,
             "few_shot_speed": speed_table,
-            "curvature_speed": curvature_line,
         }
         other = head_table if name.endswith("_head") else accuracy_table
         table = special[name]() if name in special else other(name)
