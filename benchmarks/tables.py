@@ -305,6 +305,18 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def curvature_speed() -> str:
+    """Say how long measuring the curvature takes."""
+    result = results("speed")
+    found = result["curvature"]
+    return (
+        f"A ViT of {found['parameters'] / 1e6:.1f} M parameters, trained on digits of 28 × 28 pixels, takes "
+        f"{found['seconds']:.0f} s with the command's defaults: {found['examples']:,} examples, "
+        f"{found['hessian_examples']} of them for the Hessian (`{result['command']}` on {result['machine']}; data: "
+        "`benchmarks/results/speed.json`)."
+    )
+
+
 def filled(text: str) -> str:
     """Replace every block between `<!-- NAME -->` and `<!-- end -->` by the table of that name."""
 
@@ -318,6 +330,7 @@ def filled(text: str) -> str:
             "geometry": geometry_table,
             "few_shot": few_shot_table,
             "few_shot_speed": speed_table,
+            "curvature_speed": curvature_speed,
         }
         other = head_table if name.endswith("_head") else accuracy_table
         table = special[name]() if name in special else other(name)

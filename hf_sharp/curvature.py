@@ -3,7 +3,7 @@
 With L_g(w) the mean loss over the examples of group g (all, many, medium, few), and w the trainable parameters:
 
     top eigenvalue   λ_max of H_g = ∇² L_g(w)              scipy's eigsh on Hessian-vector products
-    trace            tr H_g, the sum of all eigenvalues     Hutchinson's estimate (pylops), zᵀ H_g z over random signs z
+    trace            tr H_g, the sum of all eigenvalues     Hutchinson's estimate, the mean of zᵀ H_g z, z random signs
     worst case       L_g(w + ρ ∇L_g / ‖∇L_g‖) − L_g(w)      one ascent step, as SAM takes it
     average          mean over d of L_g(w + ρ d) − L_g(w)   d and −d for random directions d of length 1
 
@@ -15,8 +15,8 @@ watches for the day when this is mended.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, per
 # A Hessian of no more parameters is computed whole: its eigenvalues and trace are then exact.
 _WHOLE = 32
 # Lanczos vectors that are kept, each as long as the parameters.
-_LANCZOS_VECTORS = 8
+_LANCZOS_VECTORS = 6
 _LANCZOS_RESTARTS = 60
 
 
@@ -91,9 +91,9 @@ def top_eigenvalues(
 
 
 def hessian_traces(surface: LossSurface, probes: int = 8, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Estimate the traces of the Hessians of all groups; all of them together cost `probes` passes.
+    """Estimate the traces of the Hessians of all groups, in one pass with `probes` + 1 backward passes.
 
-        tr H_g ≈ mean of zᵀ H_g z over random signs z        tr H = Σ_g (N_g / N) tr H_g
+        tr H_g ≈ mean of zᵀ H_g z over random signs z
 
     Args:
         surface: the loss.
@@ -116,27 +116,20 @@ def hessian_traces(surface: LossSurface, probes: int = 8, seed: int = 0) -> dict
         {'all': (2.5, 0.0), 'many': (4.0, 0.0), 'few': (1.0, 0.0)}
 
     Reference:
-        Hutchinson, Communications in Statistics 19(2), 1990, through `pylops.utils.estimators.trace_hutchinson`.
+        Hutchinson, Communications in Statistics 19(2), 1990.
     """
-    from pylops.utils.estimators import trace_hutchinson  # takes seconds to import
-
     if probes < 2:
         raise ValueError(f"the trace needs at least 2 probes, for its error; got {probes}.")
-    values: dict[str, np.ndarray] = {}
-    for group in surface.groups[1:]:
-        operator = surface.hessian(group)
-        if surface.size <= _WHOLE:
-            values[group] = np.trace(operator @ np.eye(surface.size), dtype=float)[None]
-            continue
-        with _numpy_seeded(seed):  # each probe by itself, as their spread is the error
-            values[group] = np.array([float(trace_hutchinson(operator, neval=1)) for _ in range(probes)])
-    shares = {group: surface.examples[group] / surface.examples["all"] for group in values}
-    values = {"all": np.sum([shares[group] * value for group, value in values.items()], axis=0)} | values
-    errors = {g: float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else 0.0 for g, v in values.items()}
-    return {group: (float(value.mean()), errors[group]) for group, value in values.items()}
+    if surface.size <= _WHOLE:
+        return {group: (float(forms.sum()), 0.0) for group, forms in surface.quadratic_forms(surface.units).items()}
+    found = surface.quadratic_forms(lambda: islice(surface.signs(seed), probes))
+    return {group: (float(forms.mean()), _standard_error(forms)) for group, forms in found.items()}
 
 
-def worst_case_sharpness(surface: LossSurface, rho: float = 0.05) -> dict[str, float]:
+Start = tuple[dict[str, float], dict[str, list[torch.Tensor]]]
+
+
+def worst_case_sharpness(surface: LossSurface, rho: float = 0.05, start: Start | None = None) -> dict[str, float]:
     """Measure how much the loss rises after one step of length ρ along its own gradient.
 
         L_g(w + ρ ∇L_g / (‖∇L_g‖ + 1e-12)) − L_g(w)
@@ -144,6 +137,7 @@ def worst_case_sharpness(surface: LossSurface, rho: float = 0.05) -> dict[str, f
     Args:
         surface: the loss.
         rho: ρ > 0.
+        start: what `surface.loss_and_gradients()` gives, where it is known already.
 
     Returns:
         The rise for each group that has examples, each along the gradient of its own mean loss.
@@ -164,10 +158,10 @@ def worst_case_sharpness(surface: LossSurface, rho: float = 0.05) -> dict[str, f
         SAM arXiv 2010.01412, equation 2.
     """
     _check_radius(rho)
-    here, gradients = surface.loss(), surface.gradients()
+    here, gradients = start or surface.loss_and_gradients()
     rises = {}
-    for group in surface.groups:
-        epsilon = gradients.pop(group)
+    for group, gradient in gradients.items():
+        epsilon = [part.clone() for part in gradient]
         gradient_to_perturbation(surface.parameters, epsilon, rho)
         with perturbed(surface.parameters, epsilon):
             rises[group] = surface.loss(group)[group] - here[group]
@@ -175,7 +169,11 @@ def worst_case_sharpness(surface: LossSurface, rho: float = 0.05) -> dict[str, f
 
 
 def average_sharpness(
-    surface: LossSurface, rho: float = 0.05, directions: int = 4, seed: int = 0
+    surface: LossSurface,
+    rho: float = 0.05,
+    directions: int = 4,
+    seed: int = 0,
+    here: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Measure how much the loss rises on average after a step of length ρ in a random direction.
 
@@ -189,6 +187,7 @@ def average_sharpness(
         rho: ρ > 0.
         directions: how many d, >= 2, uniform on the sphere; each costs two forward passes, for all groups.
         seed: of the directions.
+        here: what `surface.loss()` gives, where it is known already.
 
     Returns:
         The rise for each group that has examples, and its standard error over the directions.
@@ -208,18 +207,20 @@ def average_sharpness(
     _check_radius(rho)
     if directions < 2:
         raise ValueError(f"the average needs at least 2 directions, for its error; got {directions}.")
-    here = surface.loss()
+    here = here or surface.loss()
     rises: dict[str, list[float]] = {group: [] for group in surface.groups}
     for _, direction in zip(range(directions), surface.directions(seed), strict=False):
         there, back = surface.moved(direction, rho), surface.moved(direction, -rho)
         for group, values in rises.items():
             values.append((there[group] - here[group]) / 2 + (back[group] - here[group]) / 2)
-    error = {group: float(np.std(values, ddof=1) / math.sqrt(directions)) for group, values in rises.items()}
-    return {group: (float(np.mean(values)), error[group]) for group, values in rises.items()}
+    return {group: (float(np.mean(values)), _standard_error(values)) for group, values in rises.items()}
 
 
 def losses_along(
-    surface: LossSurface, direction: Sequence[torch.Tensor], radii: Sequence[float]
+    surface: LossSurface,
+    direction: Sequence[torch.Tensor],
+    radii: Sequence[float],
+    here: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
     """Compute the loss on a line through the weights, for a picture; one forward pass per radius.
 
@@ -227,6 +228,7 @@ def losses_along(
         surface: the loss.
         direction: one tensor per trainable parameter, of length 1 over all together.
         radii: how far along it; below 0 the other way.
+        here: what `surface.loss()` gives, the loss at radius 0, where it is known already.
 
     Returns:
         L_g(w + r · direction) for each group that has examples, one value per radius.
@@ -240,7 +242,7 @@ def losses_along(
         >>> losses_along(surface, [torch.ones(1, 1)], [-1.0, 0.0, 1.0])["all"]
         [0.0, 1.0, 4.0]
     """
-    values = [surface.moved(direction, radius) for radius in radii]
+    values = [here if here and radius == 0 else surface.moved(direction, radius) for radius in radii]
     return {group: [value[group] for value in values] for group in surface.groups}
 
 
@@ -297,11 +299,14 @@ def measure_curvature(
     )
     surface = LossSurface(model, batches, frequencies, losses, progress)
     try:
-        here = surface.loss()
-        worst, average = worst_case_sharpness(surface, rho), average_sharpness(surface, rho, directions, seed)
-        ascent = surface.gradients()
-        norms = {group: global_norm(gradient).item() for group, gradient in ascent.items()}
-        along = _both_lines(surface, ascent["all"], rho, seed)
+        _check_radius(rho)
+        here, gradients = surface.loss_and_gradients()
+        norms = {group: global_norm(gradient).item() for group, gradient in gradients.items()}
+        worst = worst_case_sharpness(surface, rho, (here, gradients))
+        ascent = gradients["all"]
+        del gradients
+        average = average_sharpness(surface, rho, directions, seed, here)
+        along = _both_lines(surface, ascent, rho, seed, here)
         del ascent
         hessian = _hessian_figures(surface, hessian_examples, eigenvalues, tolerance, probes, seed)
     finally:
@@ -324,12 +329,14 @@ def measure_curvature(
     }
 
 
-def _both_lines(surface: LossSurface, gradient: list[torch.Tensor], rho: float, seed: int) -> dict[str, Any]:
+def _both_lines(
+    surface: LossSurface, gradient: list[torch.Tensor], rho: float, seed: int, here: Mapping[str, float]
+) -> dict[str, Any]:
     radii = [rho * step / 2 for step in range(-4, 5)]
     gradient_to_perturbation(surface.parameters, gradient, 1.0)
     along: dict[str, Any] = {"radii": radii}
     for kind, direction in (("ascent", gradient), ("random", next(surface.directions(seed)))):
-        along[kind] = dict.fromkeys(GROUPS) | losses_along(surface, direction, radii)
+        along[kind] = dict.fromkeys(GROUPS) | losses_along(surface, direction, radii, here)
     return along
 
 
@@ -352,14 +359,8 @@ def _hessian_figures(
     return figures
 
 
-@contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def _standard_error(values: Any) -> float:
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def _check_radius(rho: float) -> None:

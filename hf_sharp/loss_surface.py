@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +40,8 @@ class _Batch(NamedTuple):
 class LossSurface:
     """The mean loss of a model over fixed examples, as a function of its trainable parameters.
 
-    Every pass runs in evaluation mode, with attention that can be differentiated twice. Afterwards the model's weights,
-    `.grad` and modes are what they were, also when a pass raises.
+    Every pass runs in evaluation mode; those with the Hessian with attention that can be differentiated twice.
+    Afterwards the model's weights, `.grad` and modes are what they were, also when a pass raises.
 
     Args:
         model: an image or sequence classification model, or any that gives logits (N, K); in float32 or float64.
@@ -117,7 +117,8 @@ class LossSurface:
         keep[stratified_sample(labels.numpy(), size, seed)] = True
         other = copy.copy(self)
         parts = keep.split([len(batch.labels) for batch in self._batches])
-        other._batches = [_select(b, rows) for b, rows in zip(self._batches, parts, strict=True) if rows.any()]
+        chosen = [_select(b, rows) for b, rows in zip(self._batches, parts, strict=True) if rows.any()]
+        other._batches = _merged(chosen, max(len(batch.labels) for batch in self._batches))
         other.examples = _examples(other._batches)
         return other
 
@@ -137,27 +138,28 @@ class LossSurface:
         with torch.no_grad():
             for batch, losses in self._pass(group):
                 sums[batch.group] += losses.cpu().double().sum().item()
-        sums["all"] = math.fsum(sums.values())
-        if not math.isfinite(sums["all"]):
-            raise ValueError(f"the loss is {sums['all']}: the model, moved or not, gives no finite loss.")
-        looked_at = self.groups if group == "all" else [group]
-        return {name: sums[name] / self.examples[name] for name in looked_at}
+        return self._means(sums, self.groups if group == "all" else [group])
 
-    def gradients(self) -> dict[str, list[Tensor]]:
-        """Compute the gradient of every group's mean loss, in one forward and backward pass.
+    def loss_and_gradients(self) -> tuple[dict[str, float], dict[str, list[Tensor]]]:
+        """Compute the mean loss and its gradient for every group, in one forward and backward pass.
 
         Returns:
-            ∇L_g of each group that has examples; one tensor per trainable parameter.
+            L_g as `loss` gives it, and ∇L_g with one tensor per trainable parameter, of each group that has examples.
+
+        Raises:
+            ValueError: the loss is not finite.
         """
+        sums = dict.fromkeys(GROUPS, 0.0)
         gradients = {group: [torch.zeros_like(p) for p in self.parameters] for group in self.groups}
         for batch, losses in self._pass("all"):
+            sums[batch.group] += losses.detach().cpu().double().sum().item()
             part = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
             torch._foreach_add_(gradients[batch.group], part)
         for group in self.groups[1:]:
             torch._foreach_add_(gradients["all"], gradients[group])
         for group, tensors in gradients.items():
             torch._foreach_div_(tensors, self.examples[group])
-        return gradients
+        return self._means(sums, self.groups), gradients
 
     def hessian_product(self, vector: Sequence[Tensor], group: str = "all") -> list[Tensor]:
         """Multiply the Hessian with a vector: H_g v = ∇ (vᵀ ∇L_g), in one pass with two backward passes.
@@ -173,23 +175,37 @@ class LossSurface:
             ValueError: an operation of the model cannot be differentiated twice.
         """
         product = [torch.zeros_like(parameter) for parameter in self.parameters]
-        for _, losses in self._pass(group):
-            try:
-                slopes = torch.autograd.grad(losses.sum(), self.parameters, create_graph=True, materialize_grads=True)
-                pairs = [(slope, v) for slope, v in zip(slopes, vector, strict=True) if slope.requires_grad]
-                if pairs:  # else the loss is linear
-                    outputs, grad_outputs = zip(*pairs, strict=True)
-                    part = torch.autograd.grad(outputs, self.parameters, grad_outputs, materialize_grads=True)
-                    torch._foreach_add_(product, part)
-            except (NotImplementedError, RuntimeError) as error:
-                if "not implemented" not in str(error):
-                    raise
-                raise ValueError(
-                    f"the model cannot be differentiated twice ({str(error).splitlines()[0]}). Load it with "
-                    'attn_implementation="eager", or without its fused kernels.'
-                ) from error
+        for _, slopes in self._slopes(group):
+            torch._foreach_add_(product, self._slopes_of(slopes, vector))
         torch._foreach_div_(product, self.examples[group])
         return product
+
+    def quadratic_forms(self, vectors: Callable[[], Iterable[Sequence[Tensor]]]) -> dict[str, np.ndarray]:
+        """Compute vᵀ H_g v of several vectors for every group, in one pass: two backward passes, one more for each v.
+
+        Args:
+            vectors: gives the vectors v, each one tensor per trainable parameter. It is called for every batch, so that
+                there need not be memory for all of them.
+
+        Returns:
+            For each group that has examples, a value per vector, summed in float64.
+
+        Raises:
+            ValueError: an operation of the model cannot be differentiated twice.
+
+        Example:
+            >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
+            >>> counts = ClassFrequencies.from_counts([300, 3])
+            >>> model = nn.Linear(2, 1, bias=False)
+            >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
+            >>> surface.quadratic_forms(lambda: [[torch.tensor([[1.0, 1.0]])]])
+            {'all': array([2.5]), 'many': array([4.]), 'few': array([1.])}
+        """
+        sums: dict[str, Any] = dict.fromkeys(self.groups, 0.0)
+        for group, slopes in self._slopes("all"):
+            sums[group] += np.array([_inner(vector, self._slopes_of(slopes, vector)) for vector in vectors()])
+        sums["all"] = sum(sums[group] for group in self.groups[1:])
+        return {group: value / self.examples[group] for group, value in sums.items()}
 
     def hessian(self, group: str = "all") -> LinearOperator:
         """Give the Hessian of a group's mean loss as scipy's algorithms take it.
@@ -210,12 +226,10 @@ class LossSurface:
                    [0. , 0.5]])
         """
         first = self.parameters[0]
-        sizes = [parameter.numel() for parameter in self.parameters]
 
         def multiply(vector: np.ndarray) -> np.ndarray:
             flat = torch.as_tensor(vector.reshape(-1), dtype=first.dtype, device=first.device)
-            parts = [part.view_as(p) for part, p in zip(flat.split(sizes), self.parameters, strict=True)]
-            product = self.hessian_product(parts, group)
+            product = self.hessian_product(self._in_shapes(flat), group)
             return torch.cat([part.reshape(-1) for part in product]).cpu().numpy().astype(vector.dtype, copy=False)
 
         dtype = np.float64 if first.dtype == torch.float64 else np.float32
@@ -236,6 +250,29 @@ class LossSurface:
             norm = torch.stack(torch._foreach_norm(drawn, dtype=torch.float64)).norm().item()
             yield [(part / norm).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
 
+    def signs(self, seed: int = 0) -> Iterator[list[Tensor]]:
+        """Draw random signs, a +1 or −1 for every parameter; the same on every device.
+
+        Args:
+            seed: of the draw.
+
+        Yields:
+            One tensor per trainable parameter.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            drawn = [torch.randint(2, p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
+            yield [part.mul_(2).sub_(1).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
+
+    def units(self) -> Iterator[list[Tensor]]:
+        """Give the unit vectors: 1 for one of the parameters, in their order, and 0 for the others.
+
+        Yields:
+            One tensor per trainable parameter, P times.
+        """
+        for row in torch.eye(self.size, dtype=self.parameters[0].dtype, device=self.parameters[0].device):
+            yield self._in_shapes(row)
+
     def moved(self, direction: Sequence[Tensor], distance: float, group: str = "all") -> dict[str, float]:
         """Compute the mean loss somewhere else: L_g(w + distance · direction).
 
@@ -250,12 +287,40 @@ class LossSurface:
         with perturbed(self.parameters, list(torch._foreach_mul(list(direction), distance))):
             return self.loss(group)
 
-    def _pass(self, group: str) -> Iterator[tuple[_Batch, Tensor]]:
+    def _means(self, sums: dict[str, float], groups: Sequence[str]) -> dict[str, float]:
+        sums["all"] = math.fsum(sums.values())
+        if not math.isfinite(sums["all"]):
+            raise ValueError(f"the loss is {sums['all']}: the model, moved or not, gives no finite loss.")
+        return {group: sums[group] / self.examples[group] for group in groups}
+
+    def _in_shapes(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+    def _slopes(self, group: str) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+        """Give each batch's group, and the gradient of its summed loss, to be differentiated again."""
+        for batch, losses in self._pass(group, SDPBackend.MATH):
+            with _twice_differentiable():
+                slopes = torch.autograd.grad(losses.sum(), self.parameters, create_graph=True, materialize_grads=True)
+            yield batch.group, slopes
+
+    def _slopes_of(self, slopes: Sequence[Tensor], vector: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Compute ∇ (vᵀ slopes); the graph stays, for another vector."""
+        pairs = [(slope, v) for slope, v in zip(slopes, vector, strict=True) if slope.requires_grad]
+        if not pairs:  # the loss is linear
+            return tuple(torch.zeros_like(parameter) for parameter in self.parameters)
+        outputs, grad_outputs = zip(*pairs, strict=True)
+        with _twice_differentiable():
+            return torch.autograd.grad(
+                outputs, self.parameters, grad_outputs, retain_graph=True, materialize_grads=True
+            )
+
+    def _pass(self, group: str, attention: SDPBackend | None = None) -> Iterator[tuple[_Batch, Tensor]]:
         for batch in self._batches:
             if group in ("all", batch.group):
                 device = self.parameters[0].device
                 inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-                with _evaluation(self.model), sdpa_kernel(SDPBackend.MATH):
+                with _evaluation(self.model), sdpa_kernel(attention) if attention is not None else nullcontext():
                     outputs = self.model(**inputs)
                     logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
                     losses = self.losses(logits, batch.labels.to(device))
@@ -335,6 +400,40 @@ def _select(batch: _Batch, rows: Tensor) -> _Batch:
     if bool(rows.all()):
         return batch
     return _Batch({name: value[rows] for name, value in batch.inputs.items()}, batch.labels[rows], batch.group)
+
+
+def _merged(batches: Iterable[_Batch], size: int) -> list[_Batch]:
+    """Put small batches of one group and shape together, `size` examples at most."""
+    merged: list[_Batch] = []
+    for batch in sorted(batches, key=_kind):
+        last = merged[-1] if merged else None
+        if last and _kind(last) == _kind(batch) and len(last.labels) + len(batch.labels) <= size:
+            inputs = {name: torch.cat([last.inputs[name], value]) for name, value in batch.inputs.items()}
+            merged[-1] = _Batch(inputs, torch.cat([last.labels, batch.labels]), batch.group)
+        else:
+            merged.append(batch)
+    return merged
+
+
+def _kind(batch: _Batch) -> tuple[int, list[tuple[str, tuple[int, ...]]]]:
+    return GROUPS.index(batch.group), sorted((name, tuple(x.shape[1:])) for name, x in batch.inputs.items())
+
+
+def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    return torch.stack([(a.double() * b).sum() for a, b in zip(one, other, strict=True)]).sum().item()
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if "not implemented" not in str(error):
+            raise
+        raise ValueError(
+            f"the model cannot be differentiated twice ({str(error).splitlines()[0]}). Load it with "
+            'attn_implementation="eager", or without its fused kernels.'
+        ) from error
 
 
 @contextmanager

@@ -109,8 +109,10 @@ def test_traces_of_a_quadratic():
         assert error == 0
     model, batches, truth = quadratic(60)
     estimates = hessian_traces(LossSurface(model, batches, COUNTS, quadratic_losses), probes=200, seed=3)
-    np.random.seed(3)
-    signs = np.array([2 * np.random.binomial(1, 0.5, (60, 1))[:, 0] - 1 for _ in range(200)])
+    drawn = LossSurface(model, batches, COUNTS, quadratic_losses).signs(3)
+    signs = np.array([flat(next(drawn)) for _ in range(200)])
+    assert set(np.unique(signs)) == {-1, 1}
+    assert abs(signs.mean()) < 0.05
     for group, (trace, error) in estimates.items():
         probes = np.einsum("ni,ij,nj->n", signs, truth[group]["hessian"], signs)
         assert trace == pytest.approx(probes.mean(), rel=1e-10)
@@ -242,6 +244,29 @@ def test_the_hessian_of_some_of_the_examples():
         assert (report[group]["trace"], report[group]["trace_error"]) == traces[group]
         assert report[group]["top_eigenvalues"] == top_eigenvalues(part, group, tolerance=0.2, seed=2)
     assert surface.subset(40) is surface
+    for group, (rise, error) in average_sharpness(surface, seed=2).items():
+        found = report[group]["average"], report[group]["average_error"]
+        assert found == pytest.approx((rise, error), rel=1e-6, abs=1e-14)
+    for group, rise in worst_case_sharpness(surface).items():
+        assert report[group]["worst_case"] == pytest.approx(rise, rel=1e-9)
+
+
+def test_a_subset_is_put_into_few_batches():
+    model, batches = make_vit(dtype=torch.float64), vit_batches(120, 6)
+    surface = LossSurface(model, batches, COUNTS)
+    part = surface.subset(30, seed=1)
+    pixels = torch.cat([batch.inputs["pixel_values"] for batch in surface._batches])
+    labels = torch.cat([batch.labels for batch in surface._batches])
+    rows = stratified_sample(labels.numpy(), 30, seed=1)
+    alone = LossSurface(model, [{"pixel_values": pixels[rows], "labels": labels[rows]}], COUNTS)
+    assert part.examples == alone.examples
+    assert part.loss() == pytest.approx(alone.loss(), rel=1e-12)
+    sizes = [len(batch.labels) for batch in part._batches]
+    assert max(sizes) <= 6
+    assert len(sizes) < 30 / 3
+    texts = [{"input_ids": torch.ones(2, length, dtype=torch.int64), "labels": torch.arange(2)} for length in (5, 7, 5)]
+    parts = LossSurface(make_bert(), texts, COUNTS).subset(5)._batches
+    assert {batch.inputs["input_ids"].shape[1] for batch in parts} == {5, 7}
 
 
 def test_batching_does_not_matter():
@@ -250,7 +275,9 @@ def test_batching_does_not_matter():
     vector = next(one.directions(0))
     assert one.loss() == pytest.approx(other.loss(), rel=1e-12)
     for group in GROUPS:
-        np.testing.assert_allclose(flat(one.gradients()[group]), flat(other.gradients()[group]), atol=1e-12)
+        np.testing.assert_allclose(
+            flat(one.loss_and_gradients()[1][group]), flat(other.loss_and_gradients()[1][group]), atol=1e-12
+        )
         products = [flat(surface.hessian_product(vector, group)) for surface in (one, other)]
         np.testing.assert_allclose(*products, atol=1e-10)
 
@@ -263,7 +290,7 @@ def product_by_differences(surface, vector, step):
     for gradients, distance in ((there, step), (back, -step)):
         with torch.no_grad():
             torch._foreach_add_(surface.parameters, vector, alpha=distance)
-        gradients += surface.gradients()["all"]
+        gradients += surface.loss_and_gradients()[1]["all"]
         with torch.no_grad():
             torch._foreach_add_(surface.parameters, vector, alpha=-distance)
     return [(a - b) / (2 * step) for a, b in zip(there, back, strict=True)]

@@ -42,7 +42,7 @@ class SharpnessArguments:
     )
     examples: int = field(default=1000, metadata={"help": "How many of its examples, of every class its share."})
     hessian_examples: int = field(
-        default=200, metadata={"help": "How many of these for the eigenvalues and traces, which cost the most."}
+        default=100, metadata={"help": "How many of these for the eigenvalues and traces, which cost the most."}
     )
     rho: float = field(default=0.05, metadata={"help": "The radius of the sharpness."})
     eigenvalues: int = field(default=1, metadata={"help": "How many of the largest eigenvalues."})
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "models": models,
         "options": {"model": names.model} | asdict(what) | {"data": asdict(data)},
         "machine": machine_class(),
-        "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "scipy", "pylops")},
+        "versions": {name: version(name) for name in ("hf-sharp", "torch", "transformers", "scipy")},
     }
     output.mkdir(parents=True, exist_ok=True)
     file = output / "sharpness.json"
