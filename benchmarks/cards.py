@@ -11,7 +11,7 @@ from hf_sharp.model_card import write_card
 from hf_sharp.results import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ("quickstart", "debian_sections_minilm")
+CONFIGS = ("quickstart", "fashion_mnist_lt", "debian_sections_minilm")
 PLAIN, SHARP = "baseline", "focal_sam+logit_adjusted"
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
@@ -26,6 +25,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from timing import seconds_of
 from torch.nn import functional
 from transformers import (
     BertConfig,
@@ -193,17 +193,6 @@ def step_of_peer(name: str, plain: Any, model: Any, batch: dict[str, torch.Tenso
         model.zero_grad()
 
     return focal_step
-
-
-def seconds_of(step: Callable[[], None]) -> float:
-    """Take a step; how long it took."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def count_passes(step: Callable[[], None], model: Any, steps: int, batch_size: int) -> dict[str, float]:

@@ -5,8 +5,6 @@ python benchmarks/speed.py   # on an idle machine
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +14,7 @@ import datasets
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from timing import seconds_of
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTModel, set_seed
 
 from hf_sharp.commands.sharpness import SharpnessArguments
@@ -29,13 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 VIT: dict[str, Any] = {"image_size": 28, "num_channels": 1, "patch_size": 4, "hidden_size": 256}
 VIT |= {"num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024, "num_labels": 10}
 CLASSES, PER_CLASS, EPISODES = 60, 20, {"prototype": 600, "affine": 100}
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Do some work; how long it took."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def few_shot(dim: int) -> dict[str, float]:

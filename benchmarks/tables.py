@@ -47,13 +47,18 @@ def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def percent(found: dict[str, Any]) -> str:
+    """Show the mean over seeds in percent, and with several of them their standard deviation."""
+    spread = "" if found["stdev"] is None else f" ± {100 * found['stdev']:.1f}"
+    return f"{100 * found['mean']:.1f}{spread}"
+
+
 def cell(row: dict[str, Any], metric: str) -> str:
     """Show mean and standard deviation in percent, and with three seeds or fewer all of them."""
     if metric not in row:
         return "–"
     values = " / ".join(f"{100 * value:.1f}" for value in row[metric]["per_seed"])
-    spread = row[metric]["stdev"]
-    return values if spread is None else f"{100 * row[metric]['mean']:.1f} ± {100 * spread:.1f} ({values})"
+    return values if row[metric]["stdev"] is None else f"{percent(row[metric])} ({values})"
 
 
 def accuracy_table(name: str) -> str:
@@ -78,11 +83,7 @@ def loss_table(result: dict[str, Any]) -> str:
     shown["calibration error"] = "calibration_error"
     lines = ["| in % | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
     for run, row in result["runs"].items():
-        several = len(result["seeds"]) > 1
-        cells = [
-            f"{100 * row[m]['mean']:.1f}" + (f" ± {100 * row[m]['stdev']:.1f}" if several else "")
-            for m in shown.values()
-        ]
+        cells = [percent(row[m]) for m in shown.values()]
         lines.append(f"| {run.removeprefix('loss=').replace(',', ', ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -156,8 +157,7 @@ def budget_table() -> str:
         cells = [f"{methods[0]['passes']['backward']:.3g}"]
         cells.append(" / ".join(f"{found['ratio_quartiles'][1]:.2f}" for found in methods))
         for result in (images, texts):
-            rows = [result["runs"][run][f"{group}_accuracy"] for group in ("balanced", "few")]
-            cells += [f"{100 * row['mean']:.1f} ± {100 * row['stdev']:.1f}" for row in rows]
+            cells += [percent(result["runs"][run][f"{group}_accuracy"]) for group in ("balanced", "few")]
         lines.append(f"| {options} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -171,7 +171,7 @@ def budget_table() -> str:
 
 def radius_table(result: dict[str, Any]) -> str:
     """Make a table of fixed and learned radii: where they ended, and what it cost."""
-    shown, several = ("balanced_accuracy", "worst_class_recall"), len(result["seeds"]) > 1
+    shown = ("balanced_accuracy", "worst_class_recall")
     lines = ["| ρ | ρ at the end | balanced accuracy | worst class | training time |", "|---|---|---|---|---|"]
     seconds = {name: sum(row["train_seconds"]) / len(row["train_seconds"]) for name, row in result["runs"].items()}
     chosen = {
@@ -182,7 +182,7 @@ def radius_table(result: dict[str, Any]) -> str:
     for name, row in order:
         options = chosen[name]
         ends = ", ".join(f"{curve['rho'][-1]:.3g}" for curve in row["rho"].values()) if "rho" in row else "fixed"
-        cells = [f"{100 * row[m]['mean']:.1f}" + (f" ± {100 * row[m]['stdev']:.1f}" if several else "") for m in shown]
+        cells = [percent(row[m]) for m in shown]
         kind = "learned, from " if "rho" in row else ""
         lines.append(f"| {kind}{options['rho']} | {ends} | {' | '.join(cells)} | {seconds[name]:.0f} s |")
     fixed = [name for name, row in result["runs"].items() if "rho" not in row]
@@ -231,7 +231,7 @@ def head_table(name: str) -> str:
     for run, rows in result["runs"].items():
         for method, row in rows.items():
             strengths = "" if method == "as trained" else f" ({', '.join(f'{s:g}' for s in row['strengths'])})"
-            cells = [f"{100 * row[m]['mean']:.1f} ± {100 * row[m]['stdev']:.1f}" for m in shown.values()]
+            cells = [percent(row[m]) for m in shown.values()]
             lines.append(f"| {run.replace(',', ', ')} | {method}{strengths} | " + " | ".join(cells) + " |")
     counts = result["class_counts"]
     lines += [

@@ -1,0 +1,18 @@
+"""Timing of the benchmarks."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Do some work, on a GPU to its end; how long it took."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
