@@ -340,7 +340,7 @@ def _summary(
     data = f" on {_linked(dataset, 'datasets/')}" if dataset else ""
     tail = options.get("imbalance_factor")
     data += f", made long-tailed (factor {tail:g})" if dataset and _is_number(tail) else ""
-    seen = _number_of(int(counts.sum()), "training example", "training examples")
+    seen = _number_of(int(counts.sum()), "example", "examples")
     return (
         f"{article} {what} classifier of {_number_of(len(counts), 'class', 'classes')}, {start}{data}, with "
         f"`hf_sharp`. Its training set has {seen}: {int(counts.max()):,} of the most frequent class, "
