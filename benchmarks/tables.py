@@ -142,8 +142,8 @@ def cost_table(quartiles: bool = False) -> str:
             "Memory: the peak of a step over that of a plain one, in copies of the trainable parameters, ViT / BERT. "
             f"With LoRA SAM adds at most {share:.1f} % of the model's bytes. On a tiny ViT "
             f"({result['tiny']['parameters']:,} parameters in {result['tiny']['tensors']} tensors) a SAM step takes "
-            f"{tiny[1]:.1f} ms ({tiny[0]:.1f} to {tiny[2]:.1f}) beyond two plain ones; {moving[1]:.1f} of these move the "
-            "weights to w + ε and back, with five kernels on every tensor.",
+            f"{tiny[1]:.1f} ms ({tiny[0]:.1f} to {tiny[2]:.1f}) beyond two plain ones; {moving[1]:.1f} of these move "
+            "the weights to w + ε and back, with five kernels on every tensor.",
         ]
     return "\n".join(lines)
 

@@ -102,6 +102,9 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
         built = parser.build(**change, output_dir=folder)
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
+        # Without a name, trackers would show the test that follows training as a run of its own.
+        name_of_all = main.run_name or str(main.output_dir)
+        args.run_name = os.path.join(name_of_all, run) if changes else name_of_all
         options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
         runs.append(Run(run, args, options))
     if len(runs) > 1 and _resume(main) not in (False, True):

@@ -48,6 +48,11 @@ def train_classifier(
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
     data, model, _, args = parser.build()
     runs = plan_runs(parser)
+    if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r} needs validation data. Add --validation_fraction 0.1, or "
+            "--validation_split with the name of a split."
+        )
     processor = load_processor(model, data)
     with args.main_process_first(desc="preparing the data"):
         splits = prepare(load_splits(data, args.label_column), processor, data, args.label_column)

@@ -108,6 +108,30 @@ def test_evaluation_while_training_uses_the_validation_split(bert_folder, tmp_pa
     assert len([log for log in state["log_history"] if "eval_balanced_accuracy" in log]) == 2
 
 
+def test_evaluation_while_training_needs_validation_data(image_folder, tmp_path):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    with pytest.raises(ValueError, match="eval_strategy='steps' needs validation data"):
+        recipe("image")([*argv, "--eval_strategy", "steps", "--eval_steps", "1"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("named", [[], ["--run_name", "mine"]])
+def test_a_tracker_sees_one_name_for_training_and_test(named, image_folder, tmp_path, monkeypatch):
+    from transformers.trainer_callback import TrainerCallback
+
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(args.run_name)
+
+    monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [Tracker])
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    recipe("image")([*argv, "--logging_steps", "1", "--compare_with", "baseline", *named])
+    start = "mine" if named else str(tmp_path / "out")
+    assert set(seen) == {f"{start}/baseline", f"{start}/sam+cross_entropy"}
+
+
 def test_a_validation_fraction_comes_out_of_the_training_split(image_folder, tmp_path):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     results = recipe("image")([*argv, "--validation_fraction", "0.34", "--eval_strategy", "steps", "--eval_steps", "1"])
