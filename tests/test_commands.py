@@ -114,6 +114,7 @@ def test_an_error_of_the_training_is_shown_and_is_the_status(config):
     )
     assert done.returncode != 0
     assert "error: unknown sharpness 'smart'" in done.stderr
+    assert "Traceback" not in done.stderr, "the launcher's own trouble is of no help"
 
 
 def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys):

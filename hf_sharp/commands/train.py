@@ -43,6 +43,7 @@ def launch(config: str, flags: Sequence[str], accelerate: str = "single_gpu") ->
         SystemExit: the training failed; it has said why.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(accelerate))]
+    command += ["--quiet"]  # no traceback of the launcher below what the training said
     command += ["-m", "hf_sharp.recipe", "--config", config, *flags]
     done = subprocess.run(command, check=False)
     if done.returncode:
