@@ -126,6 +126,7 @@ def hessian_traces(surface: LossSurface, probes: int = 8, seed: int = 0) -> dict
     return {group: (float(forms.mean()), _standard_error(forms)) for group, forms in found.items()}
 
 
+# What `LossSurface.loss_and_gradients` gives.
 Start = tuple[dict[str, float], dict[str, list[torch.Tensor]]]
 
 

@@ -203,7 +203,8 @@ class LossSurface:
         """
         sums: dict[str, Any] = dict.fromkeys(self.groups, 0.0)
         for group, slopes in self._slopes("all"):
-            sums[group] += np.array([_inner(vector, self._slopes_of(slopes, vector)) for vector in vectors()])
+            sums[group] += np.array([_inner(vector, self._slopes_of(slopes, vector, True)) for vector in vectors()])
+            del slopes  # and with them the graph, before the next one
         sums["all"] = sum(sums[group] for group in self.groups[1:])
         return {group: value / self.examples[group] for group, value in sums.items()}
 
@@ -302,17 +303,21 @@ class LossSurface:
         for batch, losses in self._pass(group, SDPBackend.MATH):
             with _twice_differentiable():
                 slopes = torch.autograd.grad(losses.sum(), self.parameters, create_graph=True, materialize_grads=True)
+            del losses
             yield batch.group, slopes
+            del slopes
 
-    def _slopes_of(self, slopes: Sequence[Tensor], vector: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Compute ∇ (vᵀ slopes); the graph stays, for another vector."""
+    def _slopes_of(
+        self, slopes: Sequence[Tensor], vector: Sequence[Tensor], retain_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Compute ∇ (vᵀ slopes)."""
         pairs = [(slope, v) for slope, v in zip(slopes, vector, strict=True) if slope.requires_grad]
         if not pairs:  # the loss is linear
             return tuple(torch.zeros_like(parameter) for parameter in self.parameters)
         outputs, grad_outputs = zip(*pairs, strict=True)
         with _twice_differentiable():
             return torch.autograd.grad(
-                outputs, self.parameters, grad_outputs, retain_graph=True, materialize_grads=True
+                outputs, self.parameters, grad_outputs, retain_graph=retain_graph, materialize_grads=True
             )
 
     def _pass(self, group: str, attention: SDPBackend | None = None) -> Iterator[tuple[_Batch, Tensor]]:
@@ -330,6 +335,7 @@ class LossSurface:
                         f"{tuple(losses.shape)}."
                     )
                 yield batch, losses
+                del outputs, logits, losses
         self.bar.update()
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import weakref
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -357,6 +359,38 @@ def test_a_linear_loss_is_flat():
     surface = LossSurface(nn.Linear(20, 4), batches, COUNTS, lambda logits, labels: logits[:, 0])
     assert hessian_traces(surface)["all"] == (0.0, 0.0)
     assert top_eigenvalues(surface) == [0.0]
+
+
+class Kept:
+    """What a graph keeps for its backward pass, and of which batch."""
+
+    def __init__(self, tensor, batch):
+        self.tensor, self.batch = tensor.detach(), batch
+
+
+def test_there_is_one_graph_at_a_time():
+    kept, batches = weakref.WeakSet(), 0
+
+    def pack(tensor):
+        kept.add(one := Kept(tensor, batches))
+        return one
+
+    def losses(logits, labels):
+        assert {one.batch for one in kept} <= {batches}, "the graph of the batch before"
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def count(module, inputs):
+        nonlocal batches
+        batches += 1
+
+    model = make_vit(dtype=torch.float64)
+    model.register_forward_pre_hook(count)
+    surface = LossSurface(model, vit_batches(24, 6), COUNTS, losses)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        surface.loss_and_gradients()
+        surface.hessian_product(next(surface.directions()))
+        surface.quadratic_forms(lambda: islice(surface.signs(), 2))
+    assert batches > 20
 
 
 # ---- nothing is left behind ------------------------------------------------------------------------------------------
