@@ -1,10 +1,11 @@
-"""How long few-shot evaluation on known features takes, and measuring the curvature of a ViT of 5 M parameters.
+"""How long passes of few examples, few-shot evaluation on known features, and measuring the curvature of a ViT take.
 
 python benchmarks/speed.py   # on an idle machine
 """
 
 import argparse
 import json
+import random
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from hf_sharp.results import machine_class
 ROOT = Path(__file__).resolve().parent.parent
 VIT: dict[str, Any] = {"image_size": 28, "num_channels": 1, "patch_size": 4, "hidden_size": 256}
 VIT |= {"num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024, "num_labels": 10}
+ROUNDS = 40
 CLASSES, PER_CLASS, EPISODES = 60, 20, {"prototype": 600, "affine": 100}
 
 
@@ -47,6 +49,24 @@ def few_shot(dim: int) -> dict[str, float]:
             np.median([seconds_of(partial(work, episodes=episodes)) for _ in range(3)])
         )
     return found
+
+
+def small_passes() -> dict[str, float]:
+    """Measure a forward and backward pass of few images, as share of one of 32: what a cheap ascent consists of."""
+    size_of_cost = {"image_size": 64, "num_channels": 3, "patch_size": 8, "num_labels": 100}  # as in cost.py
+    model = ViTForImageClassification(ViTConfig(**VIT | size_of_cost))
+    images, labels = torch.randn(32, 3, 64, 64), torch.arange(32)
+
+    def gradient(size: int) -> None:
+        model(pixel_values=images[:size], labels=labels[:size]).loss.backward()  # added to what is in .grad
+
+    sizes = [1, 3, 8, 16, 32]
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(ROUNDS):
+        for size in random.sample(sizes, len(sizes)):
+            seconds[size].append(seconds_of(partial(gradient, size)))
+    whole = np.array(seconds.pop(32))
+    return {str(size): float(np.median(np.array(found) / whole)) for size, found in seconds.items()}
 
 
 def curvature() -> dict[str, float]:
@@ -80,6 +100,7 @@ def main() -> None:
         "command": "python benchmarks/speed.py" + " --without_curvature" * arguments.without_curvature,
         "machine": machine_class(),
         "seed": 0,
+        "small_passes": small_passes(),
         "episodes_per_second": {str(dim): few_shot(dim) for dim in (96, 384)},
     }
     if not arguments.without_curvature:

@@ -307,6 +307,18 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def small_passes() -> str:
+    """Say what passes of few examples take."""
+    result = results("speed")
+    *sizes, last = result["small_passes"]
+    *shares, of_last = (f"{share:.2f}" for share in result["small_passes"].values())
+    return (
+        f"A forward and backward pass of {', '.join(sizes)} and {last} images takes {', '.join(shares)} and {of_last} "
+        f"of one of 32 (the ViT above; `{result['command']}` on {result['machine']}, paired medians; data: "
+        "`benchmarks/results/speed.json`)."
+    )
+
+
 def curvature_speed() -> str:
     """Say how long measuring the curvature takes."""
     result = results("speed")
@@ -333,6 +345,7 @@ def filled(text: str) -> str:
             "few_shot": few_shot_table,
             "few_shot_speed": speed_table,
             "curvature_speed": curvature_speed,
+            "small_passes": small_passes,
         }
         other = head_table if name.endswith("_head") else accuracy_table
         table = special[name]() if name in special else other(name)
