@@ -3,7 +3,6 @@
 python benchmarks/speed.py   # on an idle machine
 """
 
-import argparse
 import json
 import random
 from functools import partial
@@ -92,19 +91,15 @@ def curvature() -> dict[str, float]:
 
 def main() -> None:
     """Measure, and write benchmarks/results/speed.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without_curvature", action="store_true", help="few-shot tasks only")
-    arguments = parser.parse_args()
     set_seed(0)
     result: dict[str, Any] = {
-        "command": "python benchmarks/speed.py" + " --without_curvature" * arguments.without_curvature,
+        "command": "python benchmarks/speed.py",
         "machine": machine_class(),
         "seed": 0,
         "small_passes": small_passes(),
         "episodes_per_second": {str(dim): few_shot(dim) for dim in (96, 384)},
+        "curvature": curvature(),
     }
-    if not arguments.without_curvature:
-        result["curvature"] = curvature()
     print(json.dumps(result, indent=1))
     (ROOT / "benchmarks" / "results" / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
 

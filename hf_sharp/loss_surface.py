@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,7 +182,7 @@ class LossSurface:
         return product
 
     def quadratic_forms(self, vectors: Callable[[], Iterable[Sequence[Tensor]]]) -> dict[str, np.ndarray]:
-        """Compute vᵀ H_g v of several vectors for every group, in one pass: two backward passes, one more for each v.
+        """Compute vᵀ H_g v of several vectors for every group, in one pass: a backward pass, and one more for each v.
 
         Args:
             vectors: gives the vectors v, each one tensor per trainable parameter. It is called for every batch, so that
@@ -245,9 +246,7 @@ class LossSurface:
         Yields:
             One tensor per trainable parameter.
         """
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
+        for drawn in self._drawn(torch.randn, seed):
             norm = torch.stack(torch._foreach_norm(drawn, dtype=torch.float64)).norm().item()
             yield [(part / norm).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
 
@@ -260,9 +259,7 @@ class LossSurface:
         Yields:
             One tensor per trainable parameter.
         """
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            drawn = [torch.randint(2, p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
+        for drawn in self._drawn(partial(torch.randint, 2), seed):
             yield [part.mul_(2).sub_(1).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
 
     def units(self) -> Iterator[list[Tensor]]:
@@ -293,6 +290,11 @@ class LossSurface:
         if not math.isfinite(sums["all"]):
             raise ValueError(f"the loss is {sums['all']}: the model, moved or not, gives no finite loss.")
         return {group: sums[group] / self.examples[group] for group in groups}
+
+    def _drawn(self, draw: Callable[..., Tensor], seed: int) -> Iterator[list[Tensor]]:
+        generator = torch.Generator().manual_seed(seed)  # of the host, whatever the device
+        while True:
+            yield [draw(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
 
     def _in_shapes(self, flat: Tensor) -> list[Tensor]:
         parts = flat.split([parameter.numel() for parameter in self.parameters])
@@ -433,7 +435,7 @@ def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 def _twice_differentiable() -> Iterator[None]:
     try:
         yield
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:  # NotImplementedError too
         if "not implemented" not in str(error):
             raise
         raise ValueError(
