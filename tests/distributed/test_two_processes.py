@@ -58,7 +58,6 @@ torch.save(
      "logs": trainer.state.log_history},
     f"{out}/rank{dist.get_rank()}.pt",
 )
-args.distributed_state.destroy_process_group()
 """
 
 
@@ -85,12 +84,19 @@ def training_step(model, inputs, num_items_in_batch=None):
 trainer.training_step = training_step
 trainer.train(resume_from_checkpoint=resume)
 torch.save(seen, f"{out}/rank{args.process_index}.pt")
+"""
+
+# Without the interpreter's own end: DDP keeps gloo's threads alive beyond the group, and one that still has a tensor
+# of the last collective to let go of then aborts the process (pytorch/pytorch#179291).
+LEAVE = """
+import os
 args.distributed_state.destroy_process_group()
+os._exit(0)
 """
 
 
 def launch(tmp_path, *arguments, script=SCRIPT):
-    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "script.py").write_text(script + LEAVE)
     argv = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
     argv += [str(tmp_path / "script.py"), str(tmp_path), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
