@@ -241,8 +241,15 @@ def _written(folder: Path) -> dict[str, Any] | None:
     return found and found["args"]
 
 
+# What transformers, PEFT and `ResumableTrainer` write with torch.save; other files may be of any kind.
+_ARCHIVES = (
+    *("optimizer*.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "method_*.pt", "training_args.bin"),
+    *("pytorch_model*.bin", "adapter_model.bin"),
+)
+
+
 def _is_whole(file: Path) -> bool:
-    if file.suffix in (".pt", ".pth", ".bin"):  # torch.save writes a zip archive, whose directory comes last
+    if any(map(file.match, _ARCHIVES)):  # torch.save writes a zip archive, whose directory comes last
         return zipfile.is_zipfile(file)
     if file.suffix == ".safetensors":
         try:

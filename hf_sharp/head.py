@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from hf_sharp.labels import IGNORED_LABEL
 
 
 class ClassifierHead:
@@ -99,7 +102,10 @@ class ClassifierHead:
             raise ValueError(self._not_found())
         module, features, output = seen
         if self._module is not module:  # compared once, as it reads from the device
-            if features.ndim != 2 or output.shape != logits.shape or not torch.equal(output.float(), logits.float()):
+            same = output.shape == logits.shape and torch.equal(
+                output.float().nan_to_num(), logits.float().nan_to_num()
+            )
+            if features.ndim != 2 or not same:
                 raise ValueError(self._not_found())
             self._module = module
         return features
@@ -136,25 +142,36 @@ def features_in_batches(
         Features (N, d) on the model's device, labels (N,) there too, and the head.
 
     Raises:
-        ValueError: there is no linear head, or a batch has no labels.
+        ValueError: there is no linear head, or a batch has no labels, or others than 0 to K − 1 and -100.
 
     Example:
         >>> data = [{"input": torch.ones(3, 2), "labels": torch.tensor([0, 1, 0])}]
         >>> [features.shape for features, labels, head in features_in_batches(nn.Sequential(nn.Linear(2, 2)), data, 2)]
         [torch.Size([3, 2])]
     """
-    device, was_training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
+    with evaluation_mode(model), ClassifierHead(model, num_classes, name) as head:
+        for batch in tqdm(batches, desc=progress, unit="batch", disable=progress is None, leave=False):
+            if "labels" not in batch:
+                raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
+            known = batch["labels"][batch["labels"] != IGNORED_LABEL]
+            if ((known < 0) | (known >= num_classes)).any():
+                raise ValueError(f"expected labels from 0 to {num_classes - 1}, or -100; got {known.tolist()}.")
+            inputs = {key: value.to(device) for key, value in batch.items()}
+            labels = inputs.pop("labels")
+            with torch.inference_mode():
+                outputs = model(**inputs)
+                features = head.features_of(outputs if isinstance(outputs, Tensor) else outputs["logits"])
+            yield features, labels, head.module
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for the time of the block; parts that were frozen in it stay in it."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with ClassifierHead(model, num_classes, name) as head:
-            for batch in tqdm(batches, desc=progress, unit="batch", disable=progress is None, leave=False):
-                if "labels" not in batch:
-                    raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
-                inputs = {key: value.to(device) for key, value in batch.items()}
-                labels = inputs.pop("labels")
-                with torch.inference_mode():
-                    outputs = model(**inputs)
-                    features = head.features_of(outputs if isinstance(outputs, Tensor) else outputs["logits"])
-                yield features, labels, head.module
+        yield
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training

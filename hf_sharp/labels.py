@@ -35,6 +35,8 @@ def read_labels(
     Raises:
         ValueError: as `ClassFrequencies.from_dataset` says.
     """
+    if isinstance(dataset, Mapping):  # a DatasetDict
+        raise ValueError(f"got a dict of datasets ({', '.join(map(str, dataset))}); expected one of them.")
     if isinstance(dataset, datasets.Dataset):
         if label_column not in dataset.column_names:
             raise ValueError(no_label_column(label_column, dataset.column_names))
@@ -118,7 +120,8 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
             found = list(example) if isinstance(example, Mapping) else [type(example).__name__]
             raise ValueError(no_label_column(label_column, found))
         label = example[label_column]
-        labels.append(encode_label(label, None, label_column) if isinstance(label, torch.Tensor) else label)
+        given = isinstance(label, (torch.Tensor, np.ndarray))
+        labels.append(encode_label(label, None, label_column) if given else label)
     return labels
 
 
@@ -195,8 +198,11 @@ class LabelCollator:
     def _with_labels(self, example: Any) -> Any:
         if not isinstance(example, Mapping) or self.label_column not in example:
             return example
+        names = ("label", "label_ids", "labels", self.label_column)
+        rest = {name: value for name, value in example.items() if name not in names}
+        if example[self.label_column] is None:  # as a test set has it, whose labels nobody tells
+            return rest
         label = encode_label(example[self.label_column], self.label2id, self.label_column)
-        rest = {name: value for name, value in example.items() if name not in ("label", "label_ids", "labels")}
         return rest | {self.label_column: label, "labels": label}
 
 
@@ -214,5 +220,6 @@ class HostLabelCollator:
         """Make a batch, and add its labels as an array that no device ever gets."""
         batch = self.collator(examples)
         if "labels" in batch:
-            batch[HOST_LABELS] = np.asarray(batch["labels"])
+            # A copy: what a worker process sends moves into shared memory, and a view of it would show what is left.
+            batch[HOST_LABELS] = np.array(batch["labels"])
         return batch

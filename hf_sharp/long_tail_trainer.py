@@ -42,12 +42,6 @@ class LongTailTrainer(ResumableTrainer):
         class_frequencies: ClassFrequencies | None,
         **trainer_kwargs: Any,
     ) -> None:
-        if (
-            trainer_kwargs.get("compute_metrics") is not None
-            and args.metric_is_default
-            and args.metric_for_best_model is not None
-        ):
-            args.metric_for_best_model, args.greater_is_better = "loss", False  # theirs may not know balanced accuracy
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*given, **trainer_kwargs)
         if self.compute_loss_func is not None:
@@ -56,6 +50,7 @@ class LongTailTrainer(ResumableTrainer):
                 "Choose a loss with SharpTrainingArguments(loss=...)."
             )
         self.args: SharpTrainingArguments = args
+        args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
         config = getattr(self.model, "config", None)
         preflight.check_model(cast(nn.Module, self.model))
         label2id = getattr(config, "label2id", None)
@@ -118,19 +113,31 @@ class LongTailTrainer(ResumableTrainer):
             self._build_method(model)
         return model
 
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None and self.model_init is not None:  # the model was made before the trial's options came
+            self._build_method(cast(nn.Module, self.model))
+
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Search as `Trainer` does; without an objective of your own, for the highest balanced accuracy.
+        """Search as `Trainer` does; without an objective or metrics of your own, for the highest balanced accuracy.
 
         Args:
             *args: as for `Trainer`.
             **kwargs: as for `Trainer`.
 
         Returns:
-            The best run.
+            The best run. Of several evaluation sets, the mean of their balanced accuracies counts.
+
+        Raises:
+            ValueError: `direction` is not "maximize", and there is no objective of your own.
         """
-        if len(args) < 2 and kwargs.get("compute_objective") is None:
-            kwargs["compute_objective"] = lambda metrics: metrics["eval_balanced_accuracy"]
-            kwargs.setdefault("direction", "maximize")
+        if len(args) < 2 and kwargs.get("compute_objective") is None and hasattr(self, "report_keeper"):
+            if kwargs.setdefault("direction", "maximize") != "maximize":
+                raise ValueError(
+                    f"direction={kwargs['direction']!r} would look for the lowest balanced accuracy. Leave it out, or "
+                    "give compute_objective too."
+                )
+            kwargs["compute_objective"] = _mean_balanced_accuracy
         return super().hyperparameter_search(*args, **kwargs)
 
     @property
@@ -304,6 +311,11 @@ class LongTailTrainer(ResumableTrainer):
             repo_id=self.hub_model_id,
             **{name: value for name, value in given.items() if value},
         )
+
+
+def _mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
+    found = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
+    return sum(found) / len(found)
 
 
 def _first(names: str | list[str] | None) -> str | None:

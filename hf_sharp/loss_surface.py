@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.head import evaluation_mode
 from hf_sharp.labels import IGNORED_LABEL
 from hf_sharp.sharpness.ascent import perturbed
 
@@ -327,7 +328,7 @@ class LossSurface:
             if group in ("all", batch.group):
                 device = self.parameters[0].device
                 inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-                with _evaluation(self.model), sdpa_kernel(attention) if attention is not None else nullcontext():
+                with evaluation_mode(self.model), sdpa_kernel(attention) if attention is not None else nullcontext():
                     outputs = self.model(**inputs)
                     logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
                     losses = self.losses(logits, batch.labels.to(device))
@@ -442,14 +443,3 @@ def _twice_differentiable() -> Iterator[None]:
             f"the model cannot be differentiated twice ({str(error).splitlines()[0]}). Load it with "
             'attn_implementation="eager", or without its fused kernels.'
         ) from error
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

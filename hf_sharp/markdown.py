@@ -9,7 +9,7 @@ from typing import Any
 _LONGEST_NAME = 200
 _JOINERS = "\u200c\u200d"  # format characters that writing and emoji need; the others only hide or reorder text
 _ENTITIES = {character: f"&#{ord(character)};" for character in "\\|`$@{"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token[= ])\S+")
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token=)\S+|(?<=token )\S{16,}")
 
 
 def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:

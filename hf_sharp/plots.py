@@ -159,7 +159,7 @@ def plot_geometry(
         axes.set_title(f"cosines between class vectors, {title}", fontsize=10)
         axes.set_xlabel("classes, most frequent first")
         if shown is not None:
-            axes.set_yticks(range(len(order)), shown, fontsize=8)
+            axes.set_yticks(range(len(order)), shown, fontsize=8, parse_math=False)
             axes.set_xticks([])
     figure.colorbar(picture, ax=(left, middle), shrink=0.85)
     for gram, label, colour, marker in (
@@ -270,7 +270,7 @@ def plot_few_shot(rows: Mapping[str, Mapping[str, Any]], file: str | Path, title
         heights = [100 * result.accuracy for result in row.values()]
         bars = [100 * result.interval for result in row.values()]
         axes.errorbar(places, heights, bars, linestyle="", capsize=3, markersize=5.5, label=name, **style)
-    axes.set_xticks(range(len(domains)), domains)
+    axes.set_xticks(range(len(domains)), domains, parse_math=False)
     axes.set_xlim(-0.5, len(domains) - 0.5)
     axes.set_ylabel("accuracy (%), 95 % interval")
     axes.set_title(title, fontsize=10, parse_math=False)
@@ -283,5 +283,8 @@ def plot_few_shot(rows: Mapping[str, Mapping[str, Any]], file: str | Path, title
 def _save(figure: Any, file: str | Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+    for legend in filter(None, [*figure.legends, *(axes.get_legend() for axes in figure.axes)]):
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a $ in the name of a run is one
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)

@@ -71,6 +71,11 @@ def _predicted_norm(
 
 
 def _least_shift(head: Head, class_counts: Tensor, strength: float) -> Head:
+    if (classes := len(head.weight)) - 1 > (size := head.weight.shape[1]):
+        raise ValueError(
+            f"{classes} rows of {size} entries make no equiangular frame, which needs {classes - 1} or more. Choose "
+            "logit_adjustment, tau_norm or predicted_norm."
+        )
     frame = torch.tensor(tight_frame(len(head.weight)))
     # Of all a · P Q, with Q's rows orthonormal and P the frame (its own square root), the nearest to W: Procrustes.
     left, _, right = torch.linalg.svd(frame @ head.weight, full_matrices=False)
@@ -169,8 +174,9 @@ def choose_strength(
     """
     if metric not in CRITERIA:
         raise ValueError(f"unknown metric {metric!r}; expected one of {', '.join(CRITERIA)}.")
-    candidates = sorted(set(strengths))
-    counts, _ = _checked(model, class_counts, method, options, min(candidates, default=0.0))
+    if not (candidates := sorted(set(strengths))):
+        raise ValueError("there are no strengths to choose from.")
+    counts, _ = [_checked(model, class_counts, method, options, strength) for strength in candidates][-1]
     features, labels, layer = collect_features(model, validation, len(counts), head)
     old, scores = _head_in_float64(layer), {}
     for strength in candidates:
@@ -190,6 +196,8 @@ def _checked(
         raise ValueError(f"{method!r} does not take {', '.join(unknown)}; it takes {', '.join(['strength', *takes])}.")
     if not (np.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength must be a finite number >= 0, got {strength}.")
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
     config = getattr(model, "config", None)
     if (done := getattr(config, RECORD, None)) is not None:
         raise ValueError(
@@ -214,6 +222,11 @@ def _head_of(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
 
 
 def _head_in_float64(layer: nn.Linear) -> Head:
+    if type(layer).forward is not nn.Linear.forward:
+        raise ValueError(
+            f"the head is a {type(layer).__name__}, which does not give W f + b: a correction of W or b would not do "
+            "what it says."
+        )
     bias = None if layer.bias is None else layer.bias.detach().cpu().double()
     return Head(layer.weight.detach().cpu().double(), bias)
 

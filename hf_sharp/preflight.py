@@ -141,10 +141,15 @@ def check_first_moment(optimizer: Any) -> None:
             )
 
 
-def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments) -> None:
+def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments, trains: bool) -> None:
     """Raise a ValueError for what a learned radius cannot be learned with."""
     if not args.learns_rho:
         return
+    if rho_dataset is None and trains:  # a trial of a hyperparameter search has switched it on
+        raise ValueError(
+            "rho_schedule='learned' needs validation examples, which are held out when the trainer is made. Make it "
+            "with rho_schedule='learned'."
+        )
     if isinstance(rho_dataset, _STREAMS):
         raise ValueError("rho_dataset is a stream; batches are drawn from all of its examples. Load it as a Dataset.")
     kwargs = args.gradient_checkpointing_kwargs

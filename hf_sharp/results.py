@@ -52,17 +52,23 @@ class ReportKeeper(TrainerCallback):
     def __init__(self, frequencies: ClassFrequencies) -> None:
         self.frequencies = frequencies
         self.report: dict[str, Any] | None = None
+        self._computed: dict[str, Any] | None = None  # by an evaluation, or by a prediction
         self._of_step: dict[int, dict[str, Any]] = {}
 
     def compute_metrics(self, prediction: Any) -> dict[str, float]:
-        """Compute what `compute_metrics_for` does, and keep the report."""
-        self.report = report_of_prediction(prediction, self.frequencies)
-        return numbers_of(self.report)
+        """Compute what `compute_metrics_for` does, and keep the report, if an evaluation asks for it."""
+        self._computed = report_of_prediction(prediction, self.frequencies)
+        return numbers_of(self._computed)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember which step the report is of."""
+        """Keep the report, and remember which step it is of; of a set without labels there is none."""
+        self.report, self._computed = self._computed, None
         if self.report is not None:
             self._of_step[state.global_step] = self.report
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        """Forget what a prediction computed: it is about other examples."""
+        self._computed = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget the report: the weights are about to change."""

@@ -20,11 +20,7 @@ from hf_sharp import preflight
 from hf_sharp.checkpoint import widest_dtype
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.head import ClassifierHead
-from hf_sharp.labels import (
-    HOST_LABELS,
-    IGNORED_LABEL,
-    HostLabelCollator,
-)
+from hf_sharp.labels import HOST_LABELS, IGNORED_LABEL, HostLabelCollator
 from hf_sharp.long_tail_trainer import LongTailTrainer
 from hf_sharp.sharpness import (
     Examples,
@@ -135,7 +131,7 @@ class SharpTrainer(LongTailTrainer):
         self._average = average_over_processes if self._one_epsilon and not self.is_fsdp_enabled else None
         # What is learned or reused needs an ascent on every process, or on none.
         self._same_passes = self._one_epsilon or (args.learns_rho and several) or args.sharpness_every > 1
-        preflight.check_radius(model, self.rho_dataset, args)
+        preflight.check_radius(model, self.rho_dataset, args, trains=self.train_dataset is not None)
         self._one_by_one = preflight.check_parts(model, args)
         coefficients = class_coefficients(args.sharpness, counts, **args.sharpness_options)
         if (coefficients > 1).any():
@@ -316,9 +312,7 @@ class SharpTrainer(LongTailTrainer):
             on_device = self._sent(torch.from_numpy(rows))
             return Examples(on_device, weights[on_device]) if len(rows) else None
 
-        # Centroids that a loss keeps move in the first pass; all passes are about those that it found.
-        found = getattr(self.class_loss, "centroids", None)
-        centroids = iter([None])
+        found: list[Tensor | None] = []  # the centroids that a loss keeps, as the first pass found them
 
         def losses(rows: Tensor | None) -> Tensor:
             chosen = inputs
@@ -327,7 +321,10 @@ class SharpTrainer(LongTailTrainer):
                     name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == labels.shape else value
                     for name, value in inputs.items()
                 }
-            return self._losses_now(model, chosen, next(centroids, found))
+            if found:
+                return self._losses_now(model, chosen, found[0])
+            found.append(getattr(self.class_loss, "centroids", None))
+            return self._losses_now(model, chosen)  # and moves them
 
         return MicroBatch(losses, examples(perturbed, coefficients), examples(clean, 1 - coefficients), ascent_size)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
@@ -86,7 +87,7 @@ class SharpTrainingArguments(TrainingArguments):
             "help": "LETS: the share of every class held out of the training set, up to 0.5, unless rho_dataset."
         },
     )
-    rho_hessian: str = _choice("secant", RHO_HESSIANS, "LETS: how H e is computed.")
+    rho_hessian: str = _choice("secant", RHO_HESSIANS, "LETS: how the gradient's change with rho is computed.")
     rho_objective: str = _choice("alignment", RHO_OBJECTIVES, "LETS: what rho is to make small.")
     adaptive: bool = field(
         default=False,
@@ -217,6 +218,30 @@ class SharpTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.
         return vars(self) | {"hub_token": None}
+
+    def __copy__(self) -> SharpTrainingArguments:
+        return self._holding(vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharpTrainingArguments:
+        return self._holding(copy.deepcopy(vars(self), memo))
+
+    def _holding(self, values: dict[str, Any]) -> SharpTrainingArguments:
+        other = object.__new__(type(self))
+        vars(other).update(values)
+        return other
+
+    def settle_best_metric(self, reported: bool) -> None:
+        """Let the best model be the one with the lowest loss, as `Trainer` does, where there is no long-tail report.
+
+        Args:
+            reported: whether evaluations report the balanced accuracy, which it is chosen by otherwise.
+        """
+        if not self.metric_is_default or self.metric_for_best_model != "balanced_accuracy":
+            return
+        if not reported:
+            self.metric_for_best_model, self.greater_is_better = "loss", False
+        elif self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # which take the lowest for the best
+            self.lr_scheduler_kwargs = {"mode": "max"} | cast(dict, self.lr_scheduler_kwargs or {})
 
     @property
     def needs_head(self) -> bool:

@@ -241,7 +241,7 @@ def with_adapters(model: Any, rank: int) -> Any:
     try:
         peft = importlib.import_module("peft")
     except ImportError as error:
-        raise ImportError("--fuse_lora_rank needs PEFT: pip install 'hf-sharp[peft]'.") from error
+        raise ImportError("--fuse_lora_rank needs PEFT: pip install peft.") from error
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank,

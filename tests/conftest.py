@@ -26,7 +26,7 @@ datasets.disable_progress_bars()
 
 
 def method_id(options) -> str:
-    """A method's name in test ids; README's matrix is checked against these."""
+    """A method's name in test ids; the matrix in docs/tested.md is checked against these."""
     return "asam" if options.get("adaptive") else options.get("sharpness", "sam")
 
 

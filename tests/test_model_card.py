@@ -452,6 +452,11 @@ def test_escaped_text_renders_as_itself(text):
     assert "".join(seen).strip() == f"x {one_line(text) or '(no name)'} y"
 
 
+def test_names_that_speak_of_tokens_stay():
+    assert one_line("token ring") == "token ring"
+    assert one_line("a token hf_abcdefgh1234 and token=x, token 0123456789abcdef0") == "a token … and token=… token …"
+
+
 def test_tokens_reach_no_card():
     token = "hf_" + "".join(random.Random(0).choices("abcdefXYZ0189", k=34))
     results = make_results(hub_token=token, run_name=f"with {token}", push_to_hub_token="plainsecret")

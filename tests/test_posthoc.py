@@ -21,9 +21,10 @@ from transformers import (
 from hf_sharp import cli
 from hf_sharp.geometry import predict
 from hf_sharp.posthoc import METHODS, RECORD, adjust_head, choose_strength
-from tests.conftest import CLASS_COUNTS, assert_same_bits, make_vit, weights_of
+from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_vit, weights_of
 from tests.recipes.conftest import bert_folder, image_folder, texts, vit_folder  # noqa: F401
 from tests.test_checkpoint import FAMILIES
+from tests.test_modes import lora
 
 COUNTS = np.array(CLASS_COUNTS, dtype=float)
 
@@ -283,3 +284,26 @@ def test_a_pipeline_predicts_the_adjusted_classes(image_folder, tmp_path, vit_fo
     test = datasets.load_dataset("imagefolder", data_dir=image_folder)["test"]
     answers = pipeline("image-classification", str(tmp_path / "o"))([row["image"] for row in test])
     assert {answer[0]["label"] for answer in answers} == {"LABEL_2"}, "the rarest class, by far"
+
+
+class Cosine(nn.Linear):
+    def forward(self, features):
+        return 30 * nn.functional.linear(nn.functional.normalize(features), nn.functional.normalize(self.weight))
+
+
+def test_heads_that_the_formulas_are_not_about():
+    data = [{"input": torch.randn(4, 3), "labels": torch.tensor([0, 1, 1, 0])}]
+    for refused in (lambda m: adjust_head(m, [9, 1]), lambda m: choose_strength(m, data, [9, 1])):
+        with pytest.raises(ValueError, match="the head is a Cosine, which does not give W f"):
+            refused(nn.Sequential(Cosine(3, 2)))
+    with pytest.raises(ValueError, match="10 rows of 3 entries make no equiangular frame, which needs 9"):
+        adjust_head(nn.Sequential(nn.Linear(3, 10)), [10] * 10, "least_shift")
+    with pytest.raises(ValueError, match="Merge them first"):
+        adjust_head(lora(make_bert()), CLASS_COUNTS)
+
+
+@pytest.mark.parametrize(("strengths", "said"), [([], "no strengths"), ([0.0, np.inf], "finite number")])
+def test_strengths_that_are_none(strengths, said):
+    data = [{"input": torch.randn(4, 3), "labels": torch.tensor([0, 1, 1, 0])}]
+    with pytest.raises(ValueError, match=said):
+        choose_strength(nn.Sequential(nn.Linear(3, 2)), data, [9, 1], strengths=strengths)

@@ -169,6 +169,15 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_taken(two_checkpoints,
     assert_same_bits(first, second)
 
 
+def test_files_of_others_may_be_of_any_kind(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints / "checkpoint-4", tmp_path / "checkpoint-4")
+    for name in ("vectors.bin", "notes.pt", "table.pth"):
+        (tmp_path / "checkpoint-4" / name).write_bytes(b"no archive")
+    assert why_torn(tmp_path / "checkpoint-4") is None
+    (tmp_path / "checkpoint-4" / "training_args.bin").write_bytes(b"no archive")
+    assert why_torn(tmp_path / "checkpoint-4") == "training_args.bin ends too early"
+
+
 def test_where_every_checkpoint_is_torn(two_checkpoints, tmp_path, caplog):
     out = tmp_path / "out"
     shutil.copytree(two_checkpoints, out)

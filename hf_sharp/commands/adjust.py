@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from hf_sharp.losses import LOSSES
 from hf_sharp.posthoc import METHODS, RECORD, adjust_head, choose_strength
-from hf_sharp.recipe import LookArguments, load_splits, open_saved, read_flags
+from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
 
 
 @dataclass
@@ -50,7 +50,9 @@ def main(argv: list[str]) -> None:
     classes: Any = (AdjustArguments, LookArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp adjust", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
+    name_dataset(data, names.data)
     output = Path(what.output)
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")

@@ -113,7 +113,7 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     if factor < 20 and classes <= 10:
         loss = "moderate imbalance, few classes: loss class_balanced or weighted are simple and enough"
     else:
-        loss = "loss logit_adjusted when every class counts alike (training from scratch to the end: vs)"
+        loss = "loss logit_adjusted when every class counts alike"
     lines = [loss, "loss cross_entropy when the test data has the same shares, and every mistake costs the same"]
     if len(frequencies.groups["few"]):
         few = f"{len(frequencies.groups['few'])} of the classes have fewer than {frequencies.rare_threshold} examples"

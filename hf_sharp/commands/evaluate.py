@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from hf_sharp.metrics import comparison_table, long_tail_report
 from hf_sharp.plots import plot_recall_by_count
-from hf_sharp.recipe import LookArguments, load_splits, open_saved, read_flags
+from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
 
 
 @dataclass
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
     classes: Any = (EvaluateArguments, LookArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
-    parser.add_argument("data", help="The dataset: as --dataset of the recipes.")
+    parser.add_argument("data", metavar="DATASET", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    data.dataset = names.data
+    name_dataset(data, names.data)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
         raise ValueError(f"there is no split {what.split!r} here; the splits are {', '.join(map(repr, splits))}.")

@@ -23,7 +23,7 @@ from hf_sharp.curvature import measure_curvature
 from hf_sharp.labels import read_labels
 from hf_sharp.loss_surface import GROUPS, stratified_sample
 from hf_sharp.plots import plot_loss_along
-from hf_sharp.recipe import LookArguments, SavedModel, load_splits, open_saved, read_flags
+from hf_sharp.recipe import LookArguments, SavedModel, load_splits, name_dataset, open_saved, read_flags
 from hf_sharp.results import machine_class
 
 
@@ -73,10 +73,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    if names.data is not None:
-        if data.dataset not in (LookArguments.dataset, names.data):
-            raise ValueError(f"two datasets are named: {names.data!r} and --dataset {data.dataset!r}. Say one.")
-        data.dataset = names.data
+    name_dataset(data, names.data)
     output = Path(what.output)
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")

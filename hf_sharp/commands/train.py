@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="hf-sharp train",
         description="Train as a config says. Every option of the recipes is a flag that overrides it: --rho 0.1, "
-        "--compare_with baseline, --resume_from_checkpoint true, ...",
+        "--compare_with baseline, --resume_from_checkpoint true, ... `python -m hf_sharp.recipe --help` lists them, "
+        "those of hf_sharp last.",
         allow_abbrev=False,
     )
     parser.add_argument("config", help="A YAML file of options, as in recipes/configs.")

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from hf_sharp.datasets.embedded import digits
 from hf_sharp.datasets.idx import is_idx_folder, load_idx
 from hf_sharp.datasets.split import split_validation
-from hf_sharp.labels import holds_text, no_label_column, read_labels
+from hf_sharp.labels import check_same_names, holds_text, no_label_column, read_labels
 
 _EMBEDDED = {"digits": digits}
 _FILE_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -135,6 +135,7 @@ def _with_class_labels(
         names = class_names or [str(label) for label in range(largest + 1)]
     if class_names is not None and len(class_names) != len(names):
         raise ValueError(f"got {len(class_names)} class_names for {len(names)} classes: {names[:10]}.")
+    check_same_names("class_names", class_names or names, names)
     label2id = {name: index for index, name in enumerate(names)}
     for name, split in splits.items():
         feature = split.features[label_column]

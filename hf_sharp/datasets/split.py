@@ -30,7 +30,7 @@ def split_validation(
         fraction: in (0, 0.5], the share of every class that is held out.
         seed: of the choice of examples.
         label_column: the column that holds the labels.
-        label2id: class name to index, where labels are names.
+        label2id: class name to index, where labels are names; None: in the order in which they come.
 
     Returns:
         The training and the validation examples, each in the order that they had. Every class keeps at least one
@@ -47,6 +47,9 @@ def split_validation(
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"the validation fraction must be in (0, 0.5], got {fraction}.")
+    if label2id is None and label_column in dataset.column_names:
+        found = [name for name in dataset.unique(label_column) if isinstance(name, str)]
+        label2id = {name: index for index, name in enumerate(found)}  # any will do
     labels = read_labels(dataset, label_column, label2id=label2id)
     if len(labels) == 0:
         raise ValueError("the dataset is empty: there is nothing to split.")

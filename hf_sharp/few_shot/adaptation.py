@@ -44,12 +44,15 @@ class Embedded:
         backbone: the backbone; None where only features are known, which is enough for `prototype`, `linear` and
             `affine`.
         domain: the examples; None likewise.
-        features: (N, d) of every example.
+        features: (N, d) of every example; they become float32.
     """
 
     backbone: Backbone | None
     domain: Domain | None
     features: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", self.features.float())
 
     def part(self, rows: np.ndarray) -> Tensor:
         """Give the features of some examples."""
@@ -173,7 +176,7 @@ def lora(
     try:
         peft = importlib.import_module("peft")
     except ImportError as error:
-        raise ImportError("the adaptation 'lora' needs PEFT: pip install 'hf-sharp[peft]'.") from error
+        raise ImportError("the adaptation 'lora' needs PEFT: pip install peft.") from error
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
     for task in tasks:
         with torch.random.fork_rng(devices=[]):

@@ -7,9 +7,9 @@ mean           the mean of the last hidden states: of patches, of words that are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
 from hf_sharp.few_shot.domain import PREPARED_COLUMNS, Domain
+from hf_sharp.head import evaluation_mode
 
 FEATURES = ("pooled", "class_token", "mean")
 _CLASS_TOKENS = ("cls_token", "class_embedding")
@@ -220,28 +221,21 @@ def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar
     if not len(domain):
         raise ValueError(f"the domain {domain.name!r} has no examples to embed.")
     starts = range(0, len(domain), batch_size)
-    modes, kept = _modes(backbone.model), torch.empty(0)
-    backbone.model.eval()
-    try:
+    kept = torch.empty(0)
+    with evaluation_mode(backbone.model):
         for start in tqdm(starts, desc=f"embedding {domain.name}", unit="batch", disable=not progress_bar, leave=False):
             rows = np.arange(start, min(start + batch_size, len(domain)))
             features = backbone.encode(backbone.prepare(domain, rows))
             if start == 0:
                 kept = torch.empty(len(domain), features.shape[1], device=features.device)
             kept[start : start + len(rows)] = features
-    finally:
-        for module, training in modes:
-            module.training = training
     return kept
 
 
-def _modes(model: nn.Module) -> Sequence[tuple[nn.Module, bool]]:
-    # Module by module: parts may have been frozen in evaluation mode.
-    return [(module, module.training) for module in model.modules()]
-
-
 def _encoder(model: nn.Module) -> nn.Module:
-    inside = model.base_model if isinstance(model, PreTrainedModel) else model
+    # Of PEFT, what its adapters are in.
+    whole: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    inside = whole.base_model if isinstance(whole, PreTrainedModel) else whole
     # Of models of images and texts, such as CLIP, the images' half; the texts' can be given as an object.
     return getattr(inside, "vision_model", inside)
 

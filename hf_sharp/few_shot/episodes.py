@@ -152,7 +152,7 @@ class EpisodeSampler:
         total = min(MAX_SUPPORT, int(np.floor(beta * np.minimum(MAX_SUPPORT_OF_CLASS, left) + 1).sum()))
         shares = sizes * np.exp(rng.uniform(math.log(0.5), math.log(2), len(sizes)))
         shares /= shares.sum()
-        return np.minimum(np.floor(shares * (total - len(sizes))).astype(int) + 1, left)
+        return np.minimum(np.floor(shares * max(total - len(sizes), 0)).astype(int) + 1, left)
 
     def __call__(self, episodes: int) -> Iterator[Episode]:
         """Draw the first episodes, one after the other."""

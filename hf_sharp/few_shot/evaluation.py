@@ -169,7 +169,8 @@ def compare(
     """
     firsts = [first] if isinstance(first, FewShotResult) else list(first)
     seconds = [second] if isinstance(second, FewShotResult) else list(second)
-    if not firsts or [one.episodes for one in firsts] != [other.episodes for other in seconds]:
+    of_first, of_second = ([(result.domain, result.episodes) for result in some] for some in (firsts, seconds))
+    if not firsts or of_first != of_second:
         raise ValueError(
             f"only results of the same episodes are paired; got {[f'{r.domain} {r.episodes}' for r in firsts]} and "
             f"{[f'{r.domain} {r.episodes}' for r in seconds]}. Evaluate both with the same data, seed, ways and shots."

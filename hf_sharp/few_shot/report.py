@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from hf_sharp.few_shot.evaluation import Comparison, FewShotResult, average
@@ -24,7 +25,7 @@ def few_shot_table(rows: Mapping[str, Mapping[str, FewShotResult]], title: str |
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("accuracy in % ± 95 %", overflow="fold")
     for domain in domains:
-        table.add_column(domain, justify="right")
+        table.add_column(escape(domain), justify="right")
     table.add_column("average", justify="right")
     best = {domain: max(row[domain].accuracy for row in rows.values() if domain in row) for domain in domains}
     for name, row in rows.items():
@@ -34,7 +35,7 @@ def few_shot_table(rows: Mapping[str, Mapping[str, FewShotResult]], title: str |
             cell = "" if found is None else _percent(found.accuracy, found.interval)
             cells.append(f"[bold]{cell}[/bold]" if found is not None and found.accuracy == best[domain] else cell)
         whole = all(domain in row for domain in domains)
-        table.add_row(name, *cells, _percent(*average(list(row.values()))) if whole else "")
+        table.add_row(escape(name), *cells, _percent(*average(list(row.values()))) if whole else "")
     return table
 
 
@@ -52,7 +53,7 @@ def comparison_rows(comparisons: Mapping[str, Mapping[str, Comparison]], title: 
     table.add_column("difference in points ± 95 %, paired", overflow="fold")
     columns = _domains(comparisons)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
     for name, row in comparisons.items():
         cells = []
         for column in columns:
@@ -60,7 +61,7 @@ def comparison_rows(comparisons: Mapping[str, Mapping[str, Comparison]], title: 
             cell = "" if found is None else f"{100 * found.difference:+.1f} ± {100 * found.interval:.1f}"
             sure = found is not None and abs(found.difference) > found.interval
             cells.append(f"[bold]{cell}[/bold]" if sure else cell)
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import TrainerCallback
 
 from hf_sharp.geometry.measure import MeasuredGeometry, measure
 from hf_sharp.geometry.predict import Geometry, predict_for_loss
+from hf_sharp.labels import read_labels
+from hf_sharp.loss_surface import stratified_sample
 
 if TYPE_CHECKING:
     from hf_sharp.trainer import SharpTrainer
@@ -29,7 +30,7 @@ class GeometryCallback(TrainerCallback):
     Args:
         trainer: the trainer that it is added to.
         dataset: what the features are measured on; None for the training set.
-        max_examples: how many of its examples at most, drawn once.
+        max_examples: how many of its examples at most, drawn once, of every class its share and at least one.
 
     Example:
         >>> trainer.add_callback(GeometryCallback(trainer))  # doctest: +SKIP
@@ -38,9 +39,11 @@ class GeometryCallback(TrainerCallback):
     def __init__(self, trainer: SharpTrainer, dataset: Any = None, max_examples: int = 2000) -> None:
         self.trainer = trainer
         self.dataset: Any = trainer.train_dataset if dataset is None else dataset
-        if (size := len(cast(Sized, self.dataset))) > max_examples:
-            chosen = np.random.default_rng(0).choice(size, max_examples, replace=False)
-            self.dataset = Subset(cast(Dataset, self.dataset), np.sort(chosen).tolist())
+        if len(cast(Sized, self.dataset)) > max_examples:
+            label2id = getattr(getattr(trainer.model, "config", None), "label2id", None)
+            labels = read_labels(self.dataset, trainer.args.label_column, label2id=label2id)
+            chosen = stratified_sample(labels, max_examples)  # of every class, as without one there is no distance
+            self.dataset = Subset(cast(Dataset, self.dataset), chosen.tolist())
         self.last: MeasuredGeometry | None = None
         self.predicted: Geometry | None = None
         try:
@@ -68,7 +71,10 @@ class GeometryCallback(TrainerCallback):
             "geometry_norm_ratio": self.last.head_to_tail_norm_ratio(frequencies.counts),
             "geometry_minimum_angle": float(self.last.minimum_angles().min()),
         }
-        if self.predicted is not None and (self.last.class_counts > 0).all():
+        if self.predicted is not None and not (self.last.class_counts > 0).all():
+            logger.warning("No distance to the predicted geometry: not every class is among the measured examples.")
+            self.predicted = None
+        if self.predicted is not None:
             distances = self.last.distances(self.predicted)
             logs |= {f"geometry_{name}_distance": distance for name, distance in distances.items()}
         self.trainer.log(logs)

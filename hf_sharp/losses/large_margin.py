@@ -111,7 +111,8 @@ class LargeMarginLoss(ClassFrequencyLoss):
         margin = torch.ones(num_classes, dtype=torch.float64)
         if lm_frequency_margins:
             margin = at_least_one(self.class_counts) ** -0.25
-        self.register_buffer("margin", lm_delta_d * margin / margin.mean(), persistent=False)
+        mean = margin[self.class_counts > 0].mean()
+        self.register_buffer("margin", lm_delta_d * margin / mean, persistent=False)
         self.register_buffer("centroids", torch.full((num_classes, feature_dim), math.nan))
 
     @classmethod

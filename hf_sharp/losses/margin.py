@@ -52,7 +52,8 @@ class LDAMLoss(ClassFrequencyLoss):
         if loss_scale <= 0:
             raise ValueError(f"loss_scale must be > 0, got {loss_scale}.")
         margin = at_least_one(self.class_counts) ** -0.25
-        self.register_buffer("margin", loss_margin * margin / margin.max(), persistent=False)
+        rarest = margin[self.class_counts > 0].max()
+        self.register_buffer("margin", loss_margin * (margin / rarest).clamp(max=1), persistent=False)
         self.loss_scale = loss_scale
 
     def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:

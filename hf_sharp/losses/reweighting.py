@@ -21,7 +21,7 @@ class WeightedLoss(ClassFrequencyLoss):
         ℓ_j = w_y CE(z_j, y_j),    w_c ∝ 1 / n_c,    mean(w) = 1
 
     Args:
-        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1, and not in the mean.
 
     Example:
         >>> WeightedLoss([3, 1]).weight
@@ -35,7 +35,7 @@ class WeightedLoss(ClassFrequencyLoss):
 
     def __init__(self, class_counts: Any) -> None:
         super().__init__(class_counts)
-        self.weight = _mean_one(1 / at_least_one(self.class_counts))
+        self.weight = _mean_one(1 / at_least_one(self.class_counts), self.class_counts)
 
 
 class ClassBalancedLoss(ClassFrequencyLoss):
@@ -44,7 +44,7 @@ class ClassBalancedLoss(ClassFrequencyLoss):
         ℓ_j = w_y CE(z_j, y_j),    w_c ∝ (1 − β) / (1 − β^n_c),    mean(w) = 1
 
     Args:
-        class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1, and not in the mean.
         loss_beta: β in [0, 1); 0 is cross-entropy, towards 1 it becomes `weighted`; the paper's 0.9999.
 
     Raises:
@@ -65,7 +65,7 @@ class ClassBalancedLoss(ClassFrequencyLoss):
         if not 0 <= loss_beta < 1:
             raise ValueError(f"loss_beta must be in [0, 1), got {loss_beta}.")
         effective_number = (1 - loss_beta ** at_least_one(self.class_counts)) / (1 - loss_beta)
-        self.weight = _mean_one(1 / effective_number)
+        self.weight = _mean_one(1 / effective_number, self.class_counts)
 
 
 class FocalLoss(ClassFrequencyLoss):
@@ -112,5 +112,6 @@ class FocalLoss(ClassFrequencyLoss):
         return unsure.clamp(min=torch.finfo(losses.dtype).tiny) ** self.loss_gamma * losses
 
 
-def _mean_one(weight: Tensor) -> Tensor:
-    return weight / weight.mean()
+def _mean_one(weight: Tensor, class_counts: Tensor) -> Tensor:
+    # With the many absent classes of a large label set in the mean, next to nothing is left for the others.
+    return weight / weight[class_counts > 0].mean()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix
 
 from hf_sharp.class_frequencies import ClassFrequencies
 from hf_sharp.labels import IGNORED_LABEL
+
+logger = logging.getLogger(__name__)
 
 _RECALL_FLOOR = 1e-3
 _CALIBRATION_BINS = 15
@@ -72,11 +74,11 @@ def long_tail_report(
             common_threshold=common_threshold,
         )
     )
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    _check(predictions, references, frequencies.num_classes)
+    predictions, references = _checked(np.asarray(predictions), np.asarray(references), frequencies.num_classes)
 
-    confusion = confusion_matrix(references, predictions, labels=np.arange(frequencies.num_classes))
-    correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    num_classes, right = frequencies.num_classes, predictions == references
+    counted = (np.bincount(some, minlength=num_classes) for some in (references[right], references, predictions))
+    correct, support, predicted = counted
     recall, precision = _ratio(correct, support), _ratio(correct, predicted)
     present = recall[support > 0]
     f1 = _ratio(2 * correct, support + predicted)
@@ -105,15 +107,15 @@ def long_tail_report(
         )
     if cost_matrix is not None:
         cost = np.asarray(cost_matrix, dtype=float)
-        if cost.shape != confusion.shape:
-            raise ValueError(f"the cost matrix must be {confusion.shape}, one row per true class; got {cost.shape}.")
-        report["expected_cost"] = float((confusion * cost).sum() / support.sum())
+        if cost.shape != (square := (num_classes, num_classes)):
+            raise ValueError(f"the cost matrix must be {square}, one row per true class; got {cost.shape}.")
+        report["expected_cost"] = float(cost[references, predictions].mean())
     return report | {
         "per_class_recall": _without_nan(recall),
         "per_class_precision": _without_nan(precision),
         "per_class_support": support.tolist(),
         "class_counts": frequencies.counts.tolist(),
-        "confusions": _confusions(confusion, frequencies),
+        "confusions": _confusions(predictions[~right], references[~right], frequencies),
     }
 
 
@@ -147,7 +149,7 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
         frequencies: of the training set.
 
     Returns:
-        The `long_tail_report`, with the calibration error where there are logits.
+        The `long_tail_report`, with the calibration error where there are logits, and all of them are finite.
     """
     outputs, labels = prediction.predictions, prediction.label_ids
     if isinstance(labels, list):  # eval_do_concat_batches=False
@@ -157,7 +159,11 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
     counted = labels != IGNORED_LABEL
     if outputs.ndim == 1:  # preprocess_logits_for_metrics has chosen the classes already
         return long_tail_report(outputs[counted], labels[counted], frequencies)
-    probabilities = softmax(outputs[counted].astype(np.float64), axis=1)
+    logits = outputs[counted].astype(np.float64)
+    if not np.isfinite(logits).all():  # of a training that diverged: a search, or a longer training, is to go on
+        logger.warning("The model's logits are not all finite: there is no calibration error.")
+        return long_tail_report(logits.argmax(-1), labels[counted], frequencies)
+    probabilities = softmax(logits, axis=1)
     return long_tail_report(probabilities.argmax(-1), labels[counted], frequencies, probabilities)
 
 
@@ -177,9 +183,12 @@ def _calibration_error(
             f"probabilities must be of shape {(len(predictions), num_classes)}; got {probabilities.shape}."
         )
     total = probabilities.sum(axis=1)
-    if not np.allclose(total, 1, atol=1e-3):
-        row = int(np.argmax(~np.isclose(total, 1, atol=1e-3)))
-        raise ValueError(f"the probabilities of example {row} sum to {total[row]:.4g}, not to 1: are they logits?")
+    if not (proper := np.isclose(total, 1, atol=1e-3) & (probabilities >= 0).all(axis=1)).all():
+        row = int(np.argmin(proper))
+        raise ValueError(
+            f"the probabilities of example {row} sum to {total[row]:.4g}, the smallest is "
+            f"{probabilities[row].min():.4g}: are they logits? Expected numbers >= 0 that sum to 1."
+        )
     confidence = probabilities[np.arange(len(predictions)), predictions]
     # (0, 1/15], (1/15, 2/15], ...: a confidence of 0 belongs to the first bin
     bins = np.clip(np.ceil(confidence * _CALIBRATION_BINS).astype(int) - 1, 0, _CALIBRATION_BINS - 1)
@@ -187,18 +196,22 @@ def _calibration_error(
     return float(np.abs(gap).sum() / len(predictions))
 
 
-def _confusions(confusion: np.ndarray, frequencies: ClassFrequencies) -> list[dict[str, Any]]:
-    wrong = confusion - np.diag(confusion.diagonal())
-    order = np.argsort(-wrong, axis=None, kind="stable")[:10]
-    pairs = [(int(i) // len(wrong), int(i) % len(wrong)) for i in order]
+def _confusions(predictions: np.ndarray, references: np.ndarray, frequencies: ClassFrequencies) -> list[dict[str, Any]]:
+    # Pair by pair, as a matrix of thousands of classes takes gigabytes and seconds.
+    num_classes = frequencies.num_classes
+    pairs, numbers = np.unique(references * num_classes + predictions, return_counts=True)
+    order = np.argsort(-numbers, kind="stable")[:10]
     return [
-        {"true": frequencies.name(true), "predicted": frequencies.name(other), "count": int(wrong[true, other])}
-        for true, other in pairs
-        if wrong[true, other] > 0
+        {
+            "true": frequencies.name(int(pair // num_classes)),
+            "predicted": frequencies.name(int(pair % num_classes)),
+            "count": int(number),
+        }
+        for pair, number in zip(pairs[order], numbers[order], strict=True)
     ]
 
 
-def _check(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> None:
+def _checked(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     if predictions.ndim != 1 or predictions.shape != references.shape:
         raise ValueError(
             "predictions and references must be two vectors of one length, one class index per example; got shapes "
@@ -207,7 +220,10 @@ def _check(predictions: np.ndarray, references: np.ndarray, num_classes: int) ->
     if len(references) == 0:
         raise ValueError("there are no examples to report on.")
     for what, values in (("prediction", predictions), ("reference", references)):
+        if values.dtype.kind not in "iub" and not (values.dtype.kind == "f" and (values % 1 == 0).all()):
+            raise ValueError(f"expected class indices, got {what}s of {values.dtype} such as {values[0]}.")
         outside = (values < 0) | (values >= num_classes)
         if outside.any():
             row = int(np.argmax(outside))
             raise ValueError(f"{what} {row} is {values[row]}; expected a class index from 0 to {num_classes - 1}.")
+    return predictions.astype(np.int64), references.astype(np.int64)

@@ -34,11 +34,11 @@ def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None
     table.add_column("recall in %" if wide else "recall in %, mean over classes", overflow="fold")
     cells = {label: _row(reports, metric, name_classes=not wide) for label, metric in rows.items()}
     for heading in rows if wide else reports:
-        table.add_column(heading.split(" (")[0].replace(" ", "\n") if wide else heading, justify="right")
+        table.add_column(heading.split(" (")[0].replace(" ", "\n") if wide else escape(heading), justify="right")
     if wide:
         table.caption, table.caption_justify = "\n".join(label for label in rows if "(" in label), "left"
         for i, run in enumerate(reports):
-            table.add_row(run, *(row[i] for row in cells.values()))
+            table.add_row(escape(run), *(row[i] for row in cells.values()))
     else:
         for label, row in cells.items():
             table.add_row(label, *row)

@@ -10,7 +10,7 @@ from hf_sharp.recipe.arguments import (
 )
 from hf_sharp.recipe.images import ImageArguments, prepare_images, train_images
 from hf_sharp.recipe.runs import plan_runs, run_recipe, run_side_by_side
-from hf_sharp.recipe.saved import LookArguments, SavedModel, open_saved
+from hf_sharp.recipe.saved import LookArguments, SavedModel, name_dataset, open_saved
 from hf_sharp.recipe.texts import TextArguments, prepare_texts, train_texts
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SavedModel",
     "TextArguments",
     "load_splits",
+    "name_dataset",
     "open_saved",
     "plan_runs",
     "prepare_images",

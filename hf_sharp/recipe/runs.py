@@ -276,7 +276,8 @@ def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:
 
 
 def _command() -> str:
-    words = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    script = os.path.relpath(sys.argv[0])
+    words = ["python", *(["-m", "hf_sharp.recipe"] if script.endswith("__main__.py") else [script]), *sys.argv[1:]]
     secret = [i + 1 for i, word in enumerate(words) if word == "--hub_token"]
     return shlex.join(
         "…" if i in secret else re.sub(r"^--hub_token=.*", "--hub_token=…", w) for i, w in enumerate(words)

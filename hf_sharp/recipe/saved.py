@@ -32,6 +32,23 @@ class LookArguments(ImageArguments, TextArguments):
     """Which data, of images or of texts."""
 
 
+def name_dataset(data: LookArguments, word: str | None) -> None:
+    """Look at the dataset that a word of the command line names, unless there is none.
+
+    Args:
+        data: whose `dataset` becomes the word.
+        word: a dataset, or None.
+
+    Raises:
+        ValueError: --dataset names another one.
+    """
+    if word is None:
+        return
+    if data.dataset not in (LookArguments.dataset, word):
+        raise ValueError(f"two datasets are named: {word!r} and --dataset {data.dataset!r}. Say one.")
+    data.dataset = word
+
+
 @dataclass(frozen=True)
 class SavedModel:
     """A model, what prepares its inputs, and the splits prepared for it.

@@ -165,7 +165,9 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[N
 def _move(weights: list[Tensor], epsilon: list[Tensor], originals: list[Tensor]) -> None:
     for start in range(0, len(weights), _GROUP):  # what one group of ε leaves, the next originals take
         group = weights[start : start + _GROUP]
-        originals += [weight.clone() for weight in group]
+        copies = [torch.empty_like(weight) for weight in group]
+        torch._foreach_copy_(copies, group)  # on a GPU a few kernels, where clone() takes one for every tensor
+        originals += copies
         torch._foreach_add_(group, local_parts(epsilon[:_GROUP]))
         del epsilon[:_GROUP]
 

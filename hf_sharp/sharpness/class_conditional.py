@@ -80,12 +80,16 @@ def class_conditional_losses(
             size = global_norm([tensor.detach() for tensor in head]).to(dtype).sqrt() * entries**0.25
             scale = cc_radius * size / (2**0.5 * (class_counts.to(z.device, dtype)[classes] - 1).clamp(min=1) ** 0.25)
 
-            def step_size(squares: Tensor) -> Tensor:
-                norm = ((a @ squares) * a).sum(1).clamp(min=0).sqrt()
-                return torch.where(norm > 0, scale / norm.clamp(min=torch.finfo(dtype).tiny) ** 1.5, 0)[:, None]
+            def step_size(of_features: Tensor) -> Tensor:
+                norm, longest = (
+                    ((a @ m) * a).sum(1).clamp(min=0).sqrt() for m in (products * of_features, of_features)
+                )
+                # δ grows as the gradient vanishes. What is no more than a softmax's rounding has no direction.
+                usable = norm > torch.finfo(torch.float32).eps * longest
+                return torch.where(usable, scale / norm.clamp(min=torch.finfo(dtype).tiny) ** 1.5, 0)[:, None]
 
-            step_weight = step_size(products * (f @ f.T))
-            step_bias = step_size(products) if len(head) > 1 else torch.zeros_like(step_weight)
+            step_weight = step_size(f @ f.T)
+            step_bias = step_size(torch.ones_like(products)) if len(head) > 1 else torch.zeros_like(step_weight)
         moved = z + step_weight * ((a * (f @ f.detach().T)) @ p) + step_bias * (a @ p)
         at_head, at_perturbed = loss(z, labels), loss(moved, labels)
         sharpness = (at_perturbed - at_head).detach().sum() / counted.sum().clamp(min=1)

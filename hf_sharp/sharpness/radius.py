@@ -238,6 +238,8 @@ class LearnedRadius:
     ) -> None:
         """See the gradient, times `grad_scale`, and the loss of an ascent, before the one becomes ε."""
         self._rho_now = self.rho
+        if [half.shape for half in self.direction or ()] != [gradient.shape for gradient in gradients]:
+            self.drop_half()  # a callback has unfrozen layers
         if self.direction is not None and self._validation is not None:
             if self.average is not None:
                 self.average([*self.direction, *self.step])

@@ -87,19 +87,25 @@ class ReusedSharpness:
         along = inner_product(plain, sharp) / inner_product(plain, plain)
         across = [s - along.to(g) * g for g, s in zip(plain, sharp, strict=True)]
         norm = global_norm(across)
-        kept = self.direction or [torch.zeros_like(p) for p in parameters]
+        kept = self._direction_of(parameters) or [torch.zeros_like(p) for p in parameters]
         usable = norm.isfinite() & (norm > 0)
         self.direction = [torch.where(usable, v / norm.to(v), old) for v, old in zip(across, kept, strict=True)]
 
     @torch.no_grad()
     def add(self, parameters: Sequence[Tensor]) -> None:
         """Add α ‖g‖ v / ‖v‖ to the plain gradient g in `.grad`."""
-        if self.direction is None:
+        direction = self._direction_of(parameters)
+        if direction is None:
             return
-        pairs = [(p.grad, v) for p, v in zip(parameters, self.direction, strict=True) if p.grad is not None]
+        pairs = [(p.grad, v) for p, v in zip(parameters, direction, strict=True) if p.grad is not None]
         gradients = [gradient for gradient, _ in pairs]
         length = self.alpha * global_norm(gradients)
         torch._foreach_add_(gradients, [length.to(v) * v for _, v in pairs])
+
+    def _direction_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        # Layers that a callback unfreezes make another list of parameters: none of it is of theirs.
+        shapes = [parameter.shape for parameter in parameters]
+        return self.direction if self.direction and [v.shape for v in self.direction] == shapes else None
 
     def restart(self) -> None:
         """Forget what an error left of a step that did not end."""

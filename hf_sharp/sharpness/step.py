@@ -159,9 +159,9 @@ def sharpness_aware_backward(
     Reference:
         SAM arXiv 2010.01412, algorithm 1; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8.
     """
-    modules = list(model.modules())  # walking through a model takes its time
+    modules = list(model.modules())  # walking through a model takes its time: once, and for the parameters too
     with shards_only(modules):
-        everything = list(model.parameters())
+        everything = list(dict.fromkeys(w for module in modules for w in module._parameters.values() if w is not None))
         parameters = [parameter for parameter in everything if parameter.requires_grad]
         devices = {parameter.device for parameter in everything}
         ascent_gradients: list[Tensor | None] = [None] * len(parameters)

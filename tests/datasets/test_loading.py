@@ -79,3 +79,10 @@ def test_an_empty_folder_and_an_unreadable_file(tmp_path):
     (tmp_path / "data.xml").write_text("<x/>")
     with pytest.raises(ValueError, match=r"cannot read .*data.xml.*expected one of .csv"):
         load(str(tmp_path / "data.xml"))
+
+
+def test_class_names_in_another_order_are_refused():
+    data = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"label": ["bad", "good"] * 4})})
+    data["test"] = data["train"]
+    with pytest.raises(ValueError, match="class_names are in another order"):
+        prepare_splits(data, class_names=["good", "bad"])

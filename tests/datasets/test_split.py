@@ -46,3 +46,8 @@ def test_nothing_left_to_validate_on():
 def test_an_empty_dataset():
     with pytest.raises(ValueError, match="the dataset is empty"):
         split_validation(data([3, 2]).select([]), 0.1)
+
+
+def test_labels_that_are_names():
+    train, validation = split_validation(datasets.Dataset.from_dict({"label": ["b"] * 20 + ["a"] * 10}), 0.2)
+    assert (train["label"].count("b"), validation["label"].count("a")) == (16, 2)

@@ -202,3 +202,12 @@ def test_embedded_is_not_changed_by_adapting(images):
         run(name, embedded, EpisodeSampler(images.labels).draw(0).task)
     assert torch.equal(embedded.features, copy)
     assert dataclasses.is_dataclass(embedded)
+
+
+@pytest.mark.parametrize("name", ["prototype", "affine", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_features_of_any_type(name, dtype):
+    features, labels = gaussians(np.random.default_rng(1).normal(size=(3, 6)), 10)
+    task = EpisodeSampler(labels, ways=3, shots=2).draw(0).task
+    logits = [next(ADAPTATIONS[name](Embedded(None, None, f), [task])) for f in (features.float(), features.to(dtype))]
+    torch.testing.assert_close(*logits, rtol=0.05, atol=0.05)

@@ -107,3 +107,8 @@ def test_a_task_is_an_episode_without_its_answers():
 def test_what_cannot_be_drawn_is_refused(labels, options, said):
     with pytest.raises(ValueError, match=said):
         sample_episode(labels, **options)
+
+
+def test_more_fixed_ways_than_the_support_is_meant_to_have():
+    task = EpisodeSampler(np.repeat(np.arange(700), 20), ways=600).draw(0).task
+    assert np.bincount(task.support_labels, minlength=600).min() == 1

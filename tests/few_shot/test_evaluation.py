@@ -195,3 +195,8 @@ def test_six_hundred_episodes_are_a_matter_of_seconds():
     start = time.process_time()
     evaluate(BACKBONE, domain, features=torch.randn(len(labels), 192))
     assert time.process_time() - start < 10, "5 s are promised on 2 free cores"
+
+
+def test_results_of_other_domains_are_not_compared():
+    with pytest.raises(ValueError, match="only results of the same episodes"):
+        compare(result([0.9, 0.5]), result([0.8, 0.4], domain="y"))

@@ -131,3 +131,30 @@ def test_the_callback_without_a_prediction(make_trainer, caplog):
     trainer.add_callback(callback)
     trainer.evaluate(trainer.train_dataset)
     assert callback.last.class_counts.sum() == 50
+
+
+def test_the_callbacks_draw_has_every_class(make_trainer, caplog):
+    trainer = make_trainer(train_dataset=make_images([60, 9, 2, 1]), loss="cdt", sharpness="none")
+    callback = GeometryCallback(trainer, max_examples=8)
+    trainer.add_callback(callback)
+    trainer.evaluate(trainer.train_dataset)
+    assert callback.last.class_counts.tolist()[1:] == [1, 1, 1]
+    assert "geometry_classifier_distance" in trainer.state.log_history[-1]
+    callback.dataset = [callback.dataset[i] for i in range(len(callback.dataset))][:3]
+    for _ in range(2):
+        trainer.evaluate(trainer.train_dataset)
+    assert caplog.text.count("not every class is among the measured examples") == 1
+
+
+def test_parts_that_were_frozen_in_evaluation_mode_stay_in_it():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).train()
+    model[0].eval()
+    measure(model, [{"input": torch.randn(4, 3), "labels": torch.tensor([0, 1, 0, 1])}], num_classes=2)
+    assert (model.training, model[0].training, model[1].training) == (True, False, True)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_outside_the_classes(label):
+    data = [{"input": torch.randn(2, 4), "labels": torch.tensor([0, label])}]
+    with pytest.raises(ValueError, match=rf"labels from 0 to 2, or -100; got \[0, {label}\]"):
+        measure(nn.Sequential(nn.Linear(4, 3)), data, num_classes=3)

@@ -434,3 +434,11 @@ def test_held_out_examples_of_a_learned_radius_move_no_centroids(make_trainer):
         trainer.training_step(trainer.model, batch, torch.tensor(8))
     assert trainer._radius.draws == 2
     np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_without_examples_take_nothing_from_the_margins_of_the_others():
+    alone, among = (
+        build_loss("large_margin", counts, feature_dim=2, lm_frequency_margins=True).margin
+        for counts in ([90, 10], [90, 10, 0, 0])
+    )
+    torch.testing.assert_close(among[:2], alone)

@@ -297,3 +297,11 @@ def test_importance_that_is_not_one_positive_number_per_class(importance):
 def test_counts_that_are_none(counts, message):
     with pytest.raises(ValueError, match=message):
         build_loss("logit_adjusted", counts)
+
+
+@pytest.mark.parametrize("name", ["weighted", "class_balanced", "ldam"])
+def test_classes_without_examples_take_nothing_from_the_others(name):
+    attribute = "margin" if name == "ldam" else "weight"
+    alone, among = (getattr(build_loss(name, counts), attribute) for counts in ([90, 10], [90, 10] + 40 * [0]))
+    torch.testing.assert_close(among[:2], alone)
+    assert among.isfinite().all()

@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import EvalPrediction
 
 from hf_sharp import ClassFrequencies
 from hf_sharp.metrics import comparison_table, compute_metrics_for, long_tail_report
+from hf_sharp.plots import plot_geometry, plot_recall_by_count
 
 
 @given(st.data())
@@ -72,6 +74,8 @@ def test_what_a_tracker_gets_is_numbers_only():
         ([0, 5], [0, 1], "prediction 1 is 5; expected a class index from 0 to 1"),
         ([0, 1], [0, -100], "reference 1 is -100"),
         ([], [], "no examples"),
+        ([0.5, 1], [0, 1], "class indices, got predictions of float64 such as 0.5"),
+        ([0, 1], ["a", "b"], "class indices, got references of <U1 such as a"),
     ],
 )
 def test_bad_input(predictions, references, message):
@@ -152,8 +156,10 @@ def test_expected_cost():
 
 
 def test_probabilities_that_are_none():
-    with pytest.raises(ValueError, match=r"probabilities of example 1 sum to 5, not to 1: are they logits\?"):
+    with pytest.raises(ValueError, match=r"probabilities of example 1 sum to 5, the smallest is 2: are they logits\?"):
         long_tail_report([0, 1], [0, 1], [9, 9], [[0.5, 0.5], [2.0, 3.0]])
+    with pytest.raises(ValueError, match=r"example 0 sum to 1, the smallest is -1: are they logits\?"):
+        long_tail_report([0, 1], [0, 1], [9, 9], [[2.0, -1.0], [0.5, 0.5]])
     with pytest.raises(ValueError, match=r"must be of shape \(2, 2\); got \(2, 3\)"):
         long_tail_report([0, 1], [0, 1], [9, 9], np.ones((2, 3)) / 3)
 
@@ -169,3 +175,38 @@ def test_a_million_predictions_over_a_thousand_classes_in_a_second():
         long_tail_report(predictions, references, np.ones(1000, int))
         seconds.append(perf_counter() - start)
     assert min(seconds) < 1.0
+
+
+def test_what_a_model_that_has_diverged_gives_is_counted(caplog):
+    logits = np.array([[np.nan, 1, 2], [0, 1, np.inf], [0, 3, 1]])
+    metrics = compute_metrics_for(ClassFrequencies.from_counts([3, 2, 1]))(EvalPrediction(logits, np.array([0, 2, 1])))
+    assert metrics["accuracy"] == 1.0  # NaN is argmax's first
+    assert "calibration_error" not in metrics
+    assert "not all finite" in caplog.text
+
+
+def test_eight_thousand_classes_take_no_matrix_of_them():
+    rng, classes = np.random.default_rng(0), 8142
+    references, predictions = rng.integers(0, classes, (2, 3 * classes))
+    tracemalloc.start()
+    long_tail_report(predictions, references, np.arange(1, classes + 1))
+    assert tracemalloc.get_traced_memory()[1] < 50e6  # the matrix alone has 530 MB
+    tracemalloc.stop()
+
+
+def test_names_are_text_in_the_tables():
+    report = long_tail_report([0, 1], [0, 1], [200, 3])
+    runs = {"sam[red]": report, "a[/b]": report}
+    for names in (runs, runs | {"three": report, "four": report}):
+        console = Console(record=True, width=200)
+        console.print(comparison_table(names))
+        shown = console.export_text()
+        assert "sam[red]" in shown
+        assert "a[/b]" in shown
+
+
+def test_a_dollar_in_a_name_is_one_in_the_pictures(tmp_path):
+    report = long_tail_report([0, 1], [0, 1], [200, 3], class_names=["$0", "x^$_{$"])
+    plot_recall_by_count({"a$_{x$": report, "$5-$9": report}, tmp_path / "recall.png")
+    plot_geometry((np.eye(2), np.eye(2)), [200, 3], tmp_path / "geometry.png", names=["$0", "x^$_{$"])
+    assert (tmp_path / "recall.png").stat().st_size > 5000

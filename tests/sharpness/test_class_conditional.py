@@ -283,3 +283,15 @@ def test_bad_options(make_trainer, options, said):
 def test_its_options_are_refused_with_other_methods(make_trainer, name):
     with pytest.raises(ValueError, match=f"{name}=.* has no effect with sharpness='sam'"):
         make_trainer(**{name: "classifier" if name == "head" else 0.25})
+
+
+@pytest.mark.parametrize("gap", [5.0, 25.0, 30.0, 35.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_that_the_model_is_sure_of_is_not_thrown_about(gap, dtype):
+    # δ is as ‖g‖^(−1/2): of what rounding leaves of a gradient it would be longer than the head.
+    features = torch.tensor([[gap, 0.0], [0.0, gap]], dtype=dtype)
+    head = [torch.eye(2, dtype=dtype), torch.zeros(2, dtype=dtype)]
+    labels, counts = torch.tensor([0, 1]), torch.tensor([90, 10])
+    losses, sharpness = class_conditional_losses(ce, features, labels, features, head, counts)
+    assert losses.max() < 1.01 * ce(features, labels).max() + 1e-9
+    assert sharpness < 1e-4
