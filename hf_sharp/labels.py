@@ -221,5 +221,5 @@ class HostLabelCollator:
         batch = self.collator(examples)
         if "labels" in batch:
             # A copy: what a worker process sends moves into shared memory, and a view of it would show what is left.
-            batch[HOST_LABELS] = np.array(batch["labels"])
+            batch[HOST_LABELS] = np.asarray(batch["labels"]).copy()
         return batch
