@@ -116,8 +116,9 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
         loss = "loss logit_adjusted when every class counts alike"
     lines = [loss, "loss cross_entropy when the test data has the same shares, and every mistake costs the same"]
     if len(frequencies.groups["few"]):
-        few = f"{len(frequencies.groups['few'])} of the classes have fewer than {frequencies.rare_threshold} examples"
-        lines.append(f"{few}: sharpness focal_sam, and compare with --compare_with baseline")
+        number = len(frequencies.groups["few"])
+        few = f"{number} of the classes {'has' if number == 1 else 'have'} fewer than {frequencies.rare_threshold}"
+        lines.append(f"{few} examples: sharpness focal_sam, and compare with --compare_with baseline")
     else:
         lines.append("no class is very rare: sharpness sam costs less than focal_sam; compare with sharpness none")
     if absent := int((frequencies.counts == 0).sum()):

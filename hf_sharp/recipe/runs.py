@@ -277,6 +277,8 @@ def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:
 
 def _command() -> str:
     script = os.path.relpath(sys.argv[0])
+    if script.startswith(os.pardir):  # where somebody's checkout lies is nobody's business
+        script = os.path.join(*Path(script).parts[-2:])
     words = ["python", *(["-m", "hf_sharp.recipe"] if script.endswith("__main__.py") else [script]), *sys.argv[1:]]
     secret = [i + 1 for i, word in enumerate(words) if word == "--hub_token"]
     return shlex.join(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from transformers import pipeline
 
+from hf_sharp.recipe import runs
 from tests.recipes.conftest import QUICK, TINY_VIT, texts
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,22 @@ def test_texts_from_files(kind, text_folder, bert_folder, tmp_path):
     assert report["worst_class"] in ("alpha", "beta", "gamma")
     config = json.loads((tmp_path / "o" / "config.json").read_text())
     assert config["label2id"] == {"alpha": 0, "beta": 1, "gamma": 2}
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "/somewhere/else/recipes/image_classification.py",
+            "python recipes/image_classification.py",
+        ),
+        ("recipes/image_classification.py", "python recipes/image_classification.py"),
+        ("/somewhere/hf_sharp/recipe/__main__.py", "python -m hf_sharp.recipe"),
+    ],
+)
+def test_the_command_that_is_recorded_can_be_copied_and_tells_nothing_of_the_machine(script, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "--hub_token", "secret", "--rho", "1"])
+    assert runs._command() == f"{said} --hub_token '…' --rho 1"
 
 
 def test_one_file_with_a_test_fraction(text_folder, bert_folder, tmp_path):
