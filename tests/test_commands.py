@@ -139,6 +139,10 @@ def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys):
     assert cli.main(argv) == 0, "what is there is not trained again"
     assert (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns == written
     assert (tmp_path / "c" / "recall_by_count.png").is_file()
+    assert "had other options (learning_rate: " in cli.main([*argv, "--learning_rate", "0.5"])
+    nowhere = [*argv[:2], "nowhere.yaml", "--output", str(tmp_path / "d")]
+    assert "'nowhere.yaml' does not exist" in cli.main(nowhere)
+    assert not (tmp_path / "d").exists(), "the second config is read before the first one trains"
 
 
 def test_paired_intervals_are_students():

@@ -16,7 +16,10 @@ from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
 from hf_sharp.plots import plot_recall_by_count
+from hf_sharp.recipe import LookArguments, ModelArguments, RecipeParser, RunArguments
+from hf_sharp.recipe.runs import check_finished
 from hf_sharp.results import RESULTS
+from hf_sharp.training_args import SharpTrainingArguments
 
 METRICS = {
     "accuracy": "accuracy",
@@ -107,11 +110,15 @@ def main(argv: list[str]) -> None:
             f"expected one seed or more, got {arguments.seeds}, and two configs of different names, got {names}."
         )
     output = Path(arguments.output or f"outputs/compare/{names[0]}_{names[1]}")
+    classes = (LookArguments, ModelArguments, RunArguments, SharpTrainingArguments)
+    asked = [RecipeParser(classes, ["--config", config, *flags]).values for config in configs]  # both, before training
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(arguments.seeds):
-        for name, config in zip(names, configs, strict=True):
+        for name, config, options in zip(names, configs, asked, strict=True):
             folder = output / name / f"seed_{seed}"
-            if not (folder / RESULTS).is_file():
+            if (folder / RESULTS).is_file():
+                check_finished(folder, options | {"seed": seed}, whole=False)
+            else:
                 more = ["--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "true"]
                 launch(config, [*flags, "--compare_with", "none", *more], arguments.accelerate)
             results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))

@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
     classes: Any = (EvaluateArguments, LookArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
-    parser.add_argument("data", metavar="DATASET", help="The data; the same as --dataset.")
+    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data)
+    name_dataset(data, names.data, argv)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
         raise ValueError(f"there is no split {what.split!r} here; the splits are {', '.join(map(repr, splits))}.")
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         common_threshold=what.common_threshold,
     )
     name, console = Path(names.model).name, Console()
-    title = f"{names.data}, split {what.split}: {len(labels):,} examples"
+    title = f"{data.dataset}, split {what.split}: {len(labels):,} examples"
     console.print(comparison_table({name: report}, title))
     if what.output is not None:
         output = Path(what.output)

@@ -73,7 +73,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data)
+    name_dataset(data, names.data, argv)
     output = Path(what.output)
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")

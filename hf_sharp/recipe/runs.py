@@ -153,14 +153,7 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
         if not _resume(run.args):
             raise ValueError(_not_empty(folder))
         if (folder / RESULTS).exists():
-            done = json.loads((folder / RESULTS).read_text())["options"]
-            differ = sorted(k for k in done.keys() | run.options.keys() if done.get(k) != run.options.get(k))
-            if differ:
-                shown = ", ".join(f"{k}: {done.get(k)!r} then, {run.options.get(k)!r} now" for k in differ)
-                raise ValueError(
-                    f"the finished run in {str(folder)!r} had other options ({shown}). Choose another output_dir, or "
-                    "write over it with --overwrite_output_dir."
-                )
+            check_finished(folder, run.options)
     state = PartialState()
     state.wait_for_everyone()  # before a faster process makes the folders that a slower one looks for
     if overwrite and state.is_main_process:
@@ -169,6 +162,26 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
             for checkpoint in Path(str(run.args.output_dir)).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
     state.wait_for_everyone()
+
+
+def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True) -> None:
+    """Raise a ValueError where the finished run in a folder had other options than those that are asked for.
+
+    Args:
+        folder: of the run.
+        options: by name; those that make no difference to the result are not looked at.
+        whole: whether they are all of them, with those that the recipe itself adds.
+    """
+    done = json.loads((folder / RESULTS).read_text())["options"]
+    asked = {name: value for name, value in options.items() if value is not None and name not in _INCIDENTAL}
+    names = done.keys() | asked.keys() if whole else asked.keys()
+    differ = sorted(name for name in names if done.get(name) != asked.get(name))
+    if differ:
+        shown = ", ".join(f"{k}: {done.get(k)!r} then, {asked.get(k)!r} now" for k in differ)
+        raise ValueError(
+            f"the finished run in {str(folder)!r} had other options ({shown}). Choose another output_dir, or "
+            "write over it with --overwrite_output_dir."
+        )
 
 
 def _not_empty(folder: Path) -> str:

@@ -32,17 +32,20 @@ class LookArguments(ImageArguments, TextArguments):
     """Which data, of images or of texts."""
 
 
-def name_dataset(data: LookArguments, word: str | None) -> None:
-    """Look at the dataset that a word of the command line names, unless there is none.
+def name_dataset(data: LookArguments, word: str | None, argv: Sequence[str]) -> None:
+    """Look at the dataset that a word of the command line names, or --dataset does.
 
     Args:
         data: whose `dataset` becomes the word.
         word: a dataset, or None.
+        argv: the command line.
 
     Raises:
-        ValueError: --dataset names another one.
+        ValueError: neither names one, or they name two.
     """
     if word is None:
+        if not any(given.split("=")[0] == "--dataset" for given in argv):
+            raise ValueError("name the dataset, after the model: its training split has the class counts.")
         return
     if data.dataset not in (LookArguments.dataset, word):
         raise ValueError(f"two datasets are named: {word!r} and --dataset {data.dataset!r}. Say one.")
