@@ -14,9 +14,9 @@ from typing import Any, cast
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from hf_sharp.data.sampling import SAMPLERS
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
-from hf_sharp.sampling import SAMPLERS
 from hf_sharp.sharpness.coefficients import FOCAL_SAMPLINGS, METHODS, WITHOUT_RADIUS, method_options
 from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES
 

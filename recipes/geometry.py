@@ -20,9 +20,9 @@ from hf_sharp.datasets import digits, long_tail
 from hf_sharp.geometry import Geometry, gram_distance, measure, predict_for_loss, train_ufm
 from hf_sharp.geometry.predict import cosines
 from hf_sharp.losses import build_loss
-from hf_sharp.plots import plot_geometry, plot_step_geometry
 from hf_sharp.recipe import read_flags, run_recipe
-from hf_sharp.results import machine_class
+from hf_sharp.reports.plots import plot_geometry, plot_step_geometry
+from hf_sharp.reports.results import machine_class
 
 NAMES = {"cdt": "CDT", "ldt": "LDT"}
 COLOURS = {"cdt": "#0072B2", "ldt": "#D55E00"}

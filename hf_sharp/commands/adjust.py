@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import HfArgumentParser
 
 from hf_sharp.losses import LOSSES
-from hf_sharp.posthoc import METHODS, RECORD, adjust_head, choose_strength
+from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
 from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hf_sharp.model_card import write_card
+from hf_sharp.reports.model_card import write_card
 
 
 def main(argv: list[str]) -> None:

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import HfArgumentParser
 
-from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.datasets import load, long_tail
-from hf_sharp.plots import plot_counts
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.loading import load
+from hf_sharp.data.long_tail import long_tail
 from hf_sharp.recipe import read_flags
+from hf_sharp.reports.plots import plot_counts
 
 SHOWN = 30
 

@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from transformers import HfArgumentParser
 
-from hf_sharp.metrics import comparison_table, long_tail_report
-from hf_sharp.plots import plot_recall_by_count
 from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
+from hf_sharp.reports.long_tail_report import long_tail_report
+from hf_sharp.reports.plots import plot_recall_by_count
+from hf_sharp.reports.table import comparison_table
 
 
 @dataclass

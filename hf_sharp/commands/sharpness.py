@@ -18,13 +18,13 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import HfArgumentParser
 
-from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.curvature import measure_curvature
-from hf_sharp.labels import read_labels
-from hf_sharp.loss_surface import GROUPS, stratified_sample
-from hf_sharp.plots import plot_loss_along
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import read_labels
+from hf_sharp.model.curvature import measure_curvature
+from hf_sharp.model.loss_surface import GROUPS, stratified_sample
 from hf_sharp.recipe import LookArguments, SavedModel, load_splits, name_dataset, open_saved, read_flags
-from hf_sharp.results import machine_class
+from hf_sharp.reports.plots import plot_loss_along
+from hf_sharp.reports.results import machine_class
 
 
 @dataclass

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
 from hf_sharp.few_shot.domain import PREPARED_COLUMNS, Domain
-from hf_sharp.head import evaluation_mode
+from hf_sharp.model.head import evaluation_mode
 
 FEATURES = ("pooled", "class_token", "mean")
 _CLASS_TOKENS = ("cls_token", "class_embedding")

@@ -9,8 +9,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_sharp.datasets import load
-from hf_sharp.labels import holds_text, no_label_column, read_labels
+from hf_sharp.data.labels import holds_text, no_label_column, read_labels
+from hf_sharp.data.loading import load
 
 # From this many classes on, training and testing get different ones; of fewer, different examples.
 CLASSES_TO_HOLD_OUT = 20

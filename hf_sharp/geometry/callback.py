@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import TrainerCallback
 
+from hf_sharp.data.labels import read_labels
 from hf_sharp.geometry.measure import MeasuredGeometry, measure
 from hf_sharp.geometry.predict import Geometry, predict_for_loss
-from hf_sharp.labels import read_labels
-from hf_sharp.loss_surface import stratified_sample
+from hf_sharp.model.loss_surface import stratified_sample
 
 if TYPE_CHECKING:
-    from hf_sharp.trainer import SharpTrainer
+    from hf_sharp.trainer.sharp_trainer import SharpTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.geometry.predict import Geometry, cosines, gram_distance
-from hf_sharp.head import features_in_batches
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.model.head import features_in_batches
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.registry import LOSSES
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.data.labels import IGNORED_LABEL
 
 
 class ClassFrequencyLoss(nn.Module):

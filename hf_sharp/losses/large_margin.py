@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
 
 AGGREGATIONS = ("max", "mean")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.large_margin import LargeMarginLoss
 from hf_sharp.losses.logit_adjustment import BalancedSoftmaxLoss, CDTLoss, LDTLoss, LogitAdjustedLoss, VSLoss

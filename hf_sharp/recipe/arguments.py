@@ -14,7 +14,9 @@ import datasets
 import yaml
 from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig, PreTrainedModel
 
-from hf_sharp.datasets import load, long_tail, prepare_splits, split_validation
+from hf_sharp.data.loading import load, prepare_splits
+from hf_sharp.data.long_tail import long_tail
+from hf_sharp.data.split import split_validation
 
 
 @dataclass

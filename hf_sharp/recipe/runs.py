@@ -22,16 +22,17 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.losses import LOSSES
-from hf_sharp.metrics import comparison_table, numbers_of, report_of_prediction
-from hf_sharp.model_card import PICTURE, write_card
-from hf_sharp.plots import plot_radius, plot_recall_by_count
 from hf_sharp.recipe.arguments import RecipeParser
-from hf_sharp.results import RESULTS, local_names, machine_class, versions
+from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.reports.model_card import PICTURE, write_card
+from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
+from hf_sharp.reports.results import RESULTS, local_names, machine_class, versions
+from hf_sharp.reports.table import comparison_table
+from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.sharpness import METHODS
-from hf_sharp.tracking import finish_runs, send_picture, takes_pictures
-from hf_sharp.trainer import SharpTrainer
+from hf_sharp.trainer.resuming import whole_checkpoint
+from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.labels import LabelCollator
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.images import ImageArguments, prepare_images
 from hf_sharp.recipe.texts import TextArguments, prepare_texts
 

@@ -17,7 +17,7 @@ from hf_sharp.recipe.arguments import (
     load_splits,
 )
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
-from hf_sharp.trainer import SharpTrainer
+from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
 

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
-from hf_sharp.checkpoint import why_torn
 from hf_sharp.sharpness import average_over_processes
+from hf_sharp.trainer.resuming import why_torn
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 from tests.processes import run_processes
 

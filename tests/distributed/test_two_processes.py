@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sharp.sampling import ClassSampler
+from hf_sharp.data.sampling import ClassSampler
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit
 from tests.naive import naive_gradient
 

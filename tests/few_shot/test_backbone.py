@@ -20,7 +20,7 @@ from transformers import (
 from hf_sharp.few_shot import Domain, embed, evaluate, load_backbone, make_domain
 from tests.conftest import make_bert, make_vit
 from tests.recipes.conftest import bert_folder, vit_folder  # noqa: F401
-from tests.test_checkpoint import FAMILIES
+from tests.trainer.test_checkpoint import FAMILIES
 
 IMAGES = ("vit", "deit", "beit", "dinov2", "swin", "convnext", "clip")
 

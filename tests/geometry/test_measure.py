@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from hf_sharp.geometry import GeometryCallback, GeometryMeter, gram_distance, measure, predict_for_loss
 from tests.conftest import assert_same_bits, make_images, make_vit, weights_of
 from tests.processes import run_processes
-from tests.test_checkpoint import FAMILIES
+from tests.trainer.test_checkpoint import FAMILIES
 
 RNG = np.random.default_rng(0)
 

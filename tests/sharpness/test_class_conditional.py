@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hf_sharp.head import ClassifierHead
 from hf_sharp.losses import build_loss
+from hf_sharp.model.head import ClassifierHead
 from hf_sharp.sharpness import class_conditional_losses
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.distributed.test_processes import train
 from tests.processes import run_processes
-from tests.test_modes import TOKENS, lora
-from tests.test_trainer import Watch
+from tests.trainer.test_modes import TOKENS, lora
+from tests.trainer.test_sharp_trainer import Watch
 
 COUNTS = torch.tensor([400, 60, 9, 1])
 K, D = 4, 5

@@ -12,7 +12,7 @@ from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, hessian_dire
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
 from tests.distributed.test_processes import train
 from tests.processes import run_processes
-from tests.test_modes import SHARP
+from tests.trainer.test_modes import SHARP
 
 RNG = np.random.default_rng(0)
 A = torch.tensor(RNG.normal(size=(4, 4)))

@@ -9,7 +9,7 @@ import torch
 from hf_sharp.sharpness.reuse import ReusedSharpness
 from tests.conftest import CLASS_COUNTS, make_images, make_vit
 from tests.naive import naive_gradient
-from tests.test_trainer import Watch
+from tests.trainer.test_sharp_trainer import Watch
 
 
 def across(g, g_s):

@@ -1,0 +1,147 @@
+"""How many training examples each class has: read once, from the label column, without decoding an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_sharp.data.labels import read_labels
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFrequencies:
+    """The class counts n_c of a training set, its priors π_c = n_c / Σn, and the many / medium / few split.
+
+    Args:
+        counts: (K,) integers >= 0, the training examples of each class.
+        names: K class names, or None.
+        rare_threshold: "few" are the classes with n_c < rare_threshold (the long-tail literature: 20).
+        common_threshold: "many" are the classes with n_c > common_threshold (the long-tail literature: 100).
+
+    Raises:
+        ValueError: counts that are negative, fractional, not a vector or all zero; fewer than 2 classes; names
+            that are not one per class; thresholds that overlap.
+
+    Example:
+        >>> frequencies = ClassFrequencies.from_counts([300, 60, 6])
+        >>> frequencies.priors.round(3).tolist()
+        [0.82, 0.164, 0.016]
+        >>> {group: indices.tolist() for group, indices in frequencies.groups.items()}
+        {'many': [0], 'medium': [1], 'few': [2]}
+        >>> frequencies.imbalance_factor
+        50.0
+    """
+
+    counts: np.ndarray
+    names: tuple[str, ...] | None = None
+    rare_threshold: int = 20
+    common_threshold: int = 100
+
+    def __post_init__(self) -> None:
+        counts = np.asarray(self.counts)
+        if counts.ndim != 1 or counts.dtype.kind not in "iuf":
+            raise ValueError(f"class counts must be a vector of integers, one per class; got {self.counts!r}.")
+        if not np.all(np.isfinite(counts)) or np.any(counts < 0) or np.any(counts != np.floor(counts)):
+            bad = int(np.flatnonzero(~(np.isfinite(counts) & (counts >= 0) & (counts == np.floor(counts))))[0])
+            raise ValueError(f"class counts must be integers >= 0; class {bad} has {counts[bad]}.")
+        if len(counts) < 2 or np.count_nonzero(counts) < 2:
+            raise ValueError(
+                f"classification needs training examples of at least 2 classes; the counts are {counts.tolist()}."
+            )
+        if self.names is not None and len(self.names) != len(counts):
+            raise ValueError(f"got {len(self.names)} class names for {len(counts)} class counts.")
+        if not 0 <= self.rare_threshold <= self.common_threshold + 1:
+            raise ValueError(
+                "a class would be both few and many: expected 0 <= rare_threshold <= common_threshold + 1, got "
+                f"rare_threshold={self.rare_threshold} and common_threshold={self.common_threshold}."
+            )
+        object.__setattr__(self, "counts", counts.astype(np.int64))
+        self.counts.setflags(write=False)
+
+    @classmethod
+    def from_counts(cls, counts: Sequence[int] | np.ndarray, **options: Any) -> ClassFrequencies:
+        """Make frequencies of counts known beforehand.
+
+        Args:
+            counts: (K,) integers >= 0.
+            **options: `names`, `rare_threshold`, `common_threshold`.
+
+        Returns:
+            The frequencies.
+        """
+        return cls(np.asarray(counts), **options)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        label_column: str = "label",
+        num_classes: int | None = None,
+        *,
+        label2id: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> ClassFrequencies:
+        """Count the labels of a training set. Of a `datasets.Dataset` only the label column is read.
+
+        Args:
+            dataset: a `datasets.Dataset`; or any iterable of examples, which costs one pass over all of them.
+            label_column: the column that holds one label per example: integers, or names found in `label2id`.
+            num_classes: K, so that absent classes count 0. Default: the ClassLabel feature's, `label2id`'s, or the
+                largest label + 1.
+            label2id: class name to class index, for labels that are names.
+            **options: `names`, `rare_threshold`, `common_threshold`.
+
+        Returns:
+            The frequencies; `names` are the ClassLabel feature's unless given.
+
+        Raises:
+            ValueError: no such column; labels that are missing, negative, fractional, several per example, unknown
+                names, or >= num_classes (the first offending row is named); an empty dataset.
+
+        Example:
+            >>> import datasets
+            >>> data = datasets.Dataset.from_dict({"label": [0, 0, 2, 0]})
+            >>> ClassFrequencies.from_dataset(data, num_classes=4).counts.tolist()
+            [3, 0, 1, 0]
+        """
+        labels = read_labels(dataset, label_column, num_classes=num_classes, label2id=label2id)
+        if len(labels) == 0:
+            raise ValueError("the training set is empty: there are no labels to count.")
+        feature = getattr(dataset, "features", None) and dataset.features.get(label_column)
+        if isinstance(feature, datasets.ClassLabel):
+            num_classes = num_classes or feature.num_classes
+            if num_classes == feature.num_classes:
+                options.setdefault("names", tuple(feature.names))
+        if num_classes is None:
+            num_classes = max(label2id.values()) + 1 if label2id else int(labels.max()) + 1
+        return cls(np.bincount(labels, minlength=num_classes), **options)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.counts)
+
+    @cached_property
+    def priors(self) -> np.ndarray:
+        """(K,) float64, π_c = n_c / Σn."""
+        return self.counts / self.counts.sum()
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Class indices of the groups `many`, `medium` and `few`, in this order."""
+        many, few = self.counts > self.common_threshold, self.counts < self.rare_threshold
+        return {name: np.flatnonzero(mask) for name, mask in (("many", many), ("medium", ~many & ~few), ("few", few))}
+
+    @property
+    def imbalance_factor(self) -> float:
+        """The largest count over the smallest count that is not zero."""
+        return float(self.counts.max() / self.counts[self.counts > 0].min())
+
+    def name(self, index: int) -> str:
+        """The class's name, or its index as text where the classes have no names."""
+        return self.names[index] if self.names else str(index)
