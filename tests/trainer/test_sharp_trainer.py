@@ -468,10 +468,10 @@ def test_hyperparameter_search_looks_for_the_highest_balanced_accuracy(make_trai
 def test_a_trial_changes_the_method(make_trainer):
     args = make_trainer(sharpness="focal_sam", focal_gamma=1.0).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
-    before = trainer._coefficients.clone()
+    before = trainer.engine.planner.coefficients.clone()
     trainer.args.focal_gamma = 3.0  # as _hp_search_setup does
     trainer.call_model_init(None)
-    assert not torch.equal(trainer._coefficients, before)
+    assert not torch.equal(trainer.engine.planner.coefficients, before)
 
 
 @pytest.mark.parametrize("options", [{}, {"eval_do_concat_batches": False}], ids=method_id)
