@@ -26,7 +26,7 @@ SAMPLERS: dict[str, tuple[float, float]] = {
 CHOICES = (
     Choice(
         "sampler",
-        lambda value: value not in (None, "instance"),
+        lambda values: values.get("sampler", "instance") != "instance",
         citations=(
             Citation(
                 "Bingyi Kang and Saining Xie and Marcus Rohrbach and Zhicheng Yan and Albert Gordo and Jiashi Feng and "
