@@ -17,7 +17,8 @@ from transformers.trainer_utils import SaveStrategy
 from hf_sharp.data.sampling import SAMPLERS
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
-from hf_sharp.sharpness.coefficients import FOCAL_SAMPLINGS, METHODS, WITHOUT_RADIUS, method_options
+from hf_sharp.sharpness.coefficients import method_options
+from hf_sharp.sharpness.methods import FOCAL_SAMPLINGS, METHODS
 from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class SharpTrainingArguments(TrainingArguments):
     def method(self) -> dict[str, Any]:
         """The options of sharpness, loss and sampler that are in effect, with their values."""
         names = [*PLAIN_METHOD]
-        if self.sharpness not in WITHOUT_RADIUS:
+        if METHODS[self.sharpness].needs_radius:
             names += [*_SHARP_OPTIONS, *(["adaptive_eta"] if self.adaptive else [])]
             names += _GRADIENT_OPTIONS if self.ascent == "gradient" else ()
             names += ["looksam_alpha"] if self.sharpness_every > 1 else []
@@ -365,7 +366,7 @@ class SharpTrainingArguments(TrainingArguments):
                 "`accelerate launch --config_file recipes/accelerate/ddp.yaml` instead."
             )
         optimizer = getattr(self.optim, "value", self.optim)
-        if self.sharpness not in WITHOUT_RADIUS and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
+        if METHODS[self.sharpness].needs_radius and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
             raise ValueError(
                 f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
                 f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
@@ -412,7 +413,7 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
         "sharpness='none'"
     """
     sharpness, loss, schedule = values["sharpness"], values["loss"], values["rho_schedule"]
-    ascends, used = sharpness not in WITHOUT_RADIUS, method_options(sharpness) | loss_options(loss)
+    ascends, used = METHODS[sharpness].needs_radius, method_options(sharpness) | loss_options(loss)
     if ascends:
         used |= {*_SHARP_OPTIONS, *(_GRADIENT_OPTIONS if values["ascent"] == "gradient" else ())}
     if values["reweight_after"] is not None:

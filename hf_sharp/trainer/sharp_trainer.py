@@ -20,6 +20,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import HOST_LABELS, IGNORED_LABEL, HostLabelCollator
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.sharpness import (
+    METHODS,
     Examples,
     LearnedRadius,
     MicroBatch,
@@ -41,7 +42,7 @@ from hf_sharp.sharpness.ascent import (
     trainable_parameters,
     with_gradients,
 )
-from hf_sharp.sharpness.coefficients import WITHOUT_RADIUS, Division, divide
+from hf_sharp.sharpness.coefficients import Division, divide
 from hf_sharp.sharpness.reuse import ReusedSharpness
 from hf_sharp.sharpness.step import AscentObserver
 from hf_sharp.trainer import preflight
@@ -438,7 +439,7 @@ class SharpTrainer(LongTailTrainer):
         """
         if "loss" in logs and self.args.sharpness != "none":
             sums = self.accelerator.reduce(self._step_sums, "sum").tolist()
-            has_radius = self.args.sharpness not in WITHOUT_RADIUS
+            has_radius = METHODS[self.args.sharpness].needs_radius
             if has_radius:
                 logs["rho"] = float(self._last_rho)
             if self._radius is not None:
