@@ -173,7 +173,7 @@ def test_parameter_groups_with_rates_of_their_own(make_trainer, options):
     watch = Watch().attach(trainer)
     trainer.train()
     adaptive = {"eta": 0.01} if options.get("adaptive") else {}
-    coefficients = {"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {"rare": 25}
+    coefficients = {name: value for name, value in options.items() if name.startswith(("focal_", "rare_"))}
     expected = naive_gradient(
         copy, watch.windows[0], CLASS_COUNTS, options["sharpness"], options["rho"], **adaptive, **coefficients
     )

@@ -77,7 +77,7 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         eta=0.01 if "adaptive" in options else None,
         tau=1.0 if loss == "logit_adjusted" else 0.0,
         groups=[[0, 1, 2]] if scope == "window" else None,
-        **({"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {}),
+        **({"focal_gamma": 1.5, "focal_lambda": 0.7} if options["sharpness"] == "focal_sam" else {}),
     )
     assert len(watch.windows[0]) == accumulation
     torch.testing.assert_close(watch.gradients[0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
