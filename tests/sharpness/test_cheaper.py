@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_sharp.sharpness import class_coefficients
-from hf_sharp.sharpness.coefficients import Division, divide
+from hf_sharp.sharpness.passes import Division, divide
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit, weights_of
 from tests.naive import naive_gradient
 

@@ -11,7 +11,7 @@ import hf_sharp
 from hf_sharp import SharpTrainer
 from hf_sharp.trainer.private_api import CALLED, OVERRIDDEN
 
-OURS = [cls for cls in SharpTrainer.__mro__[: SharpTrainer.__mro__.index(Trainer)]]
+OURS = list(SharpTrainer.__mro__[: SharpTrainer.__mro__.index(Trainer)])
 
 
 def is_private_of_trainer(name):
