@@ -210,9 +210,7 @@ def geometry_table() -> str:
         cells = ["{:.3f} / {:.3f}".format(*ufm[loss, gamma, r]) for r in ridges for loss in ("cdt", "ldt")]
         for loss in ("cdt", "ldt"):
             distances = vit.get((loss, gamma))
-            cells.append(
-                f"{distances['classifier']:.2f} / {distances['centred_embedding']:.2f}" if distances else "–"
-            )
+            cells.append(f"{distances['classifier']:.2f} / {distances['centred_embedding']:.2f}" if distances else "–")
         lines.append(f"| {gamma:+g} | " + " | ".join(cells) + " |")
     accuracy = min(row["training_accuracy"] for row in result["vit"])
     lines += [

@@ -67,20 +67,21 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
         >>> unused_options(vars(SharpTrainingArguments("out", sharpness="none")))["rho"]
         "sharpness='none'"
     """
-    owners: dict[str, set[str]] = {"head": {"sharpness", "loss"}}
+    owners: dict[str, list[str]] = {"head": ["sharpness", "loss"]}
     for field, owned in (
         *(("sharpness", method.options) for method in METHODS.values()),
         *(("loss", loss_options(name)) for name in LOSSES),
         *((choice.field, choice.options) for choice in CHOICES),
     ):
         for option in owned:
-            owners.setdefault(option, set()).add(field)
+            if field not in owners.setdefault(option, []):
+                owners[option].append(field)
     used = options_in_effect(values)
 
     def reason(option: str) -> str:
-        active = sorted(owners[option] & used, reverse=True)
+        active = [field for field in owners[option] if field in used]
         if not active:
-            return reason(next(iter(owners[option])))
+            return reason(owners[option][0])
         return " and ".join(f"{field}={values[field]!r}" for field in active)
 
     without_effect = owners.keys() & values.keys() - used - {"rare_threshold"}  # every report uses that one
