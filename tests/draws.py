@@ -23,7 +23,7 @@ def draw_options(name, options, rng):
 
 def draw_counts(rng):
     """The training examples of 2 to 6 classes: rare, frequent and absent ones, at least 2 of them present."""
-    present = [rng.choice([1, rng.randint(2, 20), rng.randint(20, 2000)]) for _ in range(rng.randint(2, 4))]
+    present = [rng.choice([1, 20, rng.randint(2, 100), rng.randint(100, 2000)]) for _ in range(rng.randint(2, 4))]
     counts = present + [0] * rng.randint(0, 2)
     rng.shuffle(counts)
     return counts
