@@ -29,7 +29,7 @@ from hf_sharp.model import modeling_cosine_head
 from hf_sharp.model.cosine_head import CosineHead, CosineHeadCallback, use_cosine_head
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.model.posthoc import adjust_head
-from tests.conftest import make_bert, make_images, make_vit
+from tests.conftest import assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.recipes.conftest import bert_folder, vit_folder  # noqa: F401
 from tests.trainer.test_checkpoint import FAMILIES
 
@@ -192,21 +192,26 @@ def test_gradients_are_those_of_the_cosine():
     torch.testing.assert_close(head.weight.grad, weight.grad)
 
 
-def test_training_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("sharpness", ["none", "sam"])
+def test_training_resumes_bit_for_bit(make_trainer, sharpness, tmp_path):
     states = []
     for stop in (False, True):
-        model = make_vit()
-        use_cosine_head(model, 4, learn_scale=True)
-        options = {"save_strategy": "steps", "save_steps": 3}
-        trainer, _ = train(model, tmp_path / str(stop), **options)
+
+        def trainer_of(seed, stop=stop):
+            model = make_vit(seed=seed)
+            use_cosine_head(model, 4, learn_scale=True)
+            options = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / str(stop))}
+            return make_trainer(
+                model=model, sharpness=sharpness, trainer={"callbacks": [CosineHeadCallback()]}, **options
+            )
+
+        trainer = trainer_of(0)
         trainer.train()
         if stop:
-            model = make_vit(seed=1)
-            use_cosine_head(model, 4, learn_scale=True)
-            trainer, _ = train(model, tmp_path / str(stop), **options)
-            trainer.train(resume_from_checkpoint=str(tmp_path / str(stop) / "out" / "checkpoint-3"))
-        states.append({name: value.clone() for name, value in model.state_dict().items()})
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+            trainer = trainer_of(1)
+            trainer.train(resume_from_checkpoint=str(tmp_path / "True" / "checkpoint-2"))
+        states.append(weights_of(trainer.model))
+    assert_same_bits(*states)
 
 
 def test_ldam_trains_on_cosines_and_the_scale_is_folded_in_afterwards():
