@@ -165,7 +165,7 @@ def use_cosine_head(
         raise ValueError(f"scale must be a finite number above 0, got {scale}.")
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters. Call use_cosine_head before get_peft_model.")
-    layer, norm = _layers_of(model, num_classes, _example_inputs(model) if inputs is None else inputs, head)
+    layer, norm = _layers_of(model, num_classes, example_inputs(model) if inputs is None else inputs, head)
     name = next(path for path, module in model.named_modules() if module is layer)
     check_is_linear(layer)
     feature_norm = None
@@ -203,7 +203,8 @@ def _layers_of(
     return layer, None
 
 
-def _example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
+def example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
+    """Make random inputs that fit the config of a model of transformers; else raise a ValueError."""
     if not isinstance(model, transformers.PreTrainedModel):
         raise ValueError(f"{type(model).__name__} is not a model of transformers: give example inputs with inputs=.")
     if model.main_input_name != "pixel_values":
