@@ -293,7 +293,7 @@ def choose_one(
     backbones = {
         name: load_backbone(folder, features=arguments.features) for name, folder in zip(names, folders, strict=True)
     }
-    return select_backbone(backbones, part.train, arguments.parc_examples, arguments.seed)._asdict()
+    return select_backbone(backbones, part.train, arguments.parc_examples, arguments.seed, components=32)._asdict()
 
 
 def gather(plan: Plan, chosen: Mapping[str, Mapping[str, Any]], results: Rows) -> dict[str, Rows]:
