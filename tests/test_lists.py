@@ -119,7 +119,7 @@ def commands():
                     yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     if words[0] == "hf-sharp":
@@ -154,7 +154,8 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
-def test_code_in_the_docs_runs(page):
+def test_code_in_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code, page.name, "exec"), names)
