@@ -78,10 +78,11 @@ def defaults(loss: type[ClassFrequencyLoss]) -> list[str]:
     return [f"`{name}` {parameters[name].default}" for name in parameters if name in loss_options(loss.name)]
 
 
-def sources(citations: Iterable[Citation]) -> str:
+def sources(citations: Iterable[Citation] | None) -> str:
     """Link papers by their arXiv numbers."""
     links = (
-        f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else paper.text for paper in citations
+        f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else paper.text
+        for paper in citations or ()
     )
     return ", ".join(links) or "–"
 

@@ -156,9 +156,15 @@ def test_links_between_pages_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
 def test_code_in_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     names: dict[str, object] = {}
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(code, page.name, "exec"), names)
+    try:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(compile(code, page.name, "exec"), names)
+    finally:
+        for registry in (METHODS, LOSSES):
+            for name in set(registry) - set(registry.builtin):
+                registry.unregister(name)
 
 
 def test_generated_tables_are_up_to_date():
