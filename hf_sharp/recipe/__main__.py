@@ -5,9 +5,11 @@ import sys
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from hf_sharp.recipe import ModelArguments, RecipeParser, run_recipe, train_images, train_texts
-from hf_sharp.recipe.arguments import RunArguments
+from hf_sharp.recipe.arguments import ModelArguments, RecipeParser, RunArguments
+from hf_sharp.recipe.boundary import run_recipe
+from hf_sharp.recipe.images import train_images
 from hf_sharp.recipe.saved import LookArguments
+from hf_sharp.recipe.texts import train_texts
 from hf_sharp.training_args import SharpTrainingArguments
 
 

@@ -48,7 +48,7 @@ def test_counts_of_many_classes_and_of_names_with_markup():
         ([50, 50, 49], "cross_entropy, and sharpness sam"),
         ([500, 100, 50], "class_balanced"),
         ([5000, 100, 5], "focal_sam"),
-        ([5000, 100, 0], "1 classes have no examples"),
+        ([5000, 100, 0], "1 class has no examples"),
         ([5000, 400, 100], "sharpness sam costs less"),
     ],
 )
