@@ -12,7 +12,8 @@ from transformers import HfArgumentParser
 
 from hf_sharp.losses import LOSSES
 from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
-from hf_sharp.recipe.arguments import load_splits, read_flags
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
 from hf_sharp.recipe.saved import LookArguments, name_dataset, open_saved
 
 

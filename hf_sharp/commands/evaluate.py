@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from transformers import HfArgumentParser
 
-from hf_sharp.recipe.arguments import load_splits, read_flags
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
 from hf_sharp.recipe.saved import LookArguments, name_dataset, open_saved
 from hf_sharp.reports.long_tail_report import long_tail_report
 from hf_sharp.reports.plots import plot_recall_by_count

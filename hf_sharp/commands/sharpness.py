@@ -22,7 +22,8 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.model.curvature import measure_curvature
 from hf_sharp.model.loss_surface import GROUPS, stratified_sample
-from hf_sharp.recipe.arguments import load_splits, read_flags
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
 from hf_sharp.recipe.saved import LookArguments, SavedModel, name_dataset, open_saved
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class

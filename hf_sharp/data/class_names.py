@@ -12,11 +12,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.fingerprint import Hasher
+from datasets.table import InMemoryTable, concat_tables
 
 from hf_sharp.data.labels import arrow_column
 
@@ -63,6 +66,84 @@ def align_names(
             + f". {remedy}".rstrip()
         )
     return np.array([index_of[name] for name in names], dtype=np.int64)
+
+
+def match_names(
+    names: Sequence[str] | None,
+    expected: Sequence[str] | None,
+    which: str,
+    other: str,
+    *,
+    subset: bool = False,
+    remedy: str = "",
+) -> np.ndarray | None:
+    """Find the index in `expected` of every class in `names`, where both have names.
+
+    Args:
+        names: as for `align_names`; None, or numbers from 0, where the classes have no names.
+        expected: likewise.
+        which: as for `align_names`.
+        other: as for `align_names`.
+        subset: as for `align_names`.
+        remedy: as for `align_names`.
+
+    Returns:
+        As `align_names`; None where one side has no names, so that classes correspond by index.
+
+    Raises:
+        ValueError: as `align_names`.
+
+    Example:
+        >>> match_names(["0", "1"], ["ham", "spam"], "the data", "the model") is None
+        True
+    """
+    if names is None or expected is None or list(names) == list(expected) or _unnamed(names) or _unnamed(expected):
+        return None
+    return align_names(names, expected, which, other, subset=subset, remedy=remedy)
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    return list(map(str, names)) == [str(index) for index in range(len(names))]
+
+
+def align_dataset(
+    data: Any, label_column: str, names: Sequence[str] | None, which: str, other: str, *, subset: bool = False
+) -> Any:
+    """Give a dataset the class indices of `names`, aligned by name.
+
+    Args:
+        data: a `datasets.Dataset` with a ClassLabel column; anything else comes back unchanged.
+        label_column: the column with the labels.
+        names: K class names, of the model; None: the dataset comes back unchanged.
+        which: what the dataset is, as in "the evaluation set", for the error.
+        other: what `names` belong to.
+        subset: allow the dataset to lack classes, as evaluation data may; they are reported.
+
+    Returns:
+        The dataset; its label column has the classes `names`. Other columns, format and transform stay.
+
+    Raises:
+        ValueError: other class names, or a missing class without `subset`.
+
+    Example:
+        >>> data = datasets.Dataset.from_dict({"label": [0, 1]}).cast_column("label", datasets.ClassLabel(names=["b", "a"]))
+        >>> align_dataset(data, "label", ["a", "b"], "the test set", "the model")["label"][:]
+        [1, 0]
+    """
+    if not isinstance(data, datasets.Dataset) or names is None or label_column not in data.column_names:
+        return data
+    feature = data.features[label_column]
+    if not isinstance(feature, datasets.ClassLabel):
+        return data
+    remedy = "Rename the classes of the data, or train a model for them."
+    order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy)
+    if order is None:
+        return data
+    if absent := [name for name in names if name not in feature.names]:
+        logger.warning("%s has no examples of %s.", which, shown(absent))
+    codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
+    indices = np.where(codes < 0, codes, order[codes])
+    return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
 
 
 def real_names(id2label: Mapping[int, str] | None, num_classes: int) -> list[str] | None:
@@ -277,8 +358,26 @@ def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[st
 def _with_labels(
     data: datasets.Dataset, label_column: str, indices: np.ndarray, feature: datasets.ClassLabel
 ) -> datasets.Dataset:
-    # Beside the other columns, which a cast would copy.
-    labels = datasets.Dataset.from_dict({label_column: indices}, features=datasets.Features({label_column: feature}))
-    if data.column_names == [label_column]:
-        return labels
-    return datasets.concatenate_datasets([data.remove_columns(label_column), labels], axis=1)
+    # In place of the column alone: a cast would copy the other columns too.
+    whole = indices
+    if data._indices is not None:  # rows of the table that were not selected get any label
+        whole = np.zeros(len(data.data), np.int64)
+        whole[data._indices.column(0).to_numpy()] = indices
+    table, info = InMemoryTable(pa.table({label_column: pa.array(whole, pa.int64())})), data.info.copy()
+    if others := {name: kind for name, kind in data.features.items() if name != label_column}:
+        table = concat_tables([data.data.remove_column(data.data.column_names.index(label_column)), table], axis=1)
+    info.features = datasets.Features({**others, label_column: feature})
+    named = datasets.Dataset(
+        table,
+        info=info,
+        split=data.split,
+        indices_table=data._indices,
+        fingerprint=Hasher.hash([data._fingerprint, label_column, feature.names, whole]),
+    )
+    kept = data.format
+    return named.with_format(
+        kept["type"],
+        columns=kept["columns"],
+        output_all_columns=kept["output_all_columns"],
+        **kept["format_kwargs"],
+    )

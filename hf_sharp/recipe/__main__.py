@@ -5,7 +5,8 @@ import sys
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from hf_sharp.recipe.arguments import ModelArguments, RecipeParser, RunArguments
+from hf_sharp.recipe.arguments import ModelArguments, RunArguments
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.boundary import run_recipe
 from hf_sharp.recipe.images import train_images
 from hf_sharp.recipe.saved import LookArguments

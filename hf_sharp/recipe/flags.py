@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Never
+
+
+def raise_errors(parser: argparse.ArgumentParser) -> None:
+    """Let a parser raise a ValueError where argparse prints its whole usage."""
+
+    def error(message: str) -> Never:
+        raise ValueError(f"{message}. --help lists the options.")
+
+    setattr(parser, "error", error)  # noqa: B010 (a method, to mypy)
 
 
 class Flags(argparse.ArgumentParser):
-    """An `ArgumentParser` without abbreviations that raises a ValueError where argparse prints its whole usage.
+    """An `ArgumentParser` that takes no abbreviations and raises ValueErrors.
 
     Args:
         **options: as for `ArgumentParser`.
@@ -21,10 +30,7 @@ class Flags(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise ValueError(f"{message}. {self.prog} --help lists the options.")
+        raise_errors(self)
 
     def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse a command line and refuse what the parser does not know."""

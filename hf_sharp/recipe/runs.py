@@ -21,7 +21,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.losses import LOSSES
-from hf_sharp.recipe.arguments import RecipeParser
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
