@@ -37,8 +37,8 @@ from hf_sharp.few_shot import (
 )
 from hf_sharp.few_shot.report import comparison_rows, few_shot_table
 from hf_sharp.recipe import ModelArguments, read_flags, run_recipe
-from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.images import load_image_processor
+from hf_sharp.recipe.models import load_model
 from hf_sharp.reports.plots import plot_few_shot
 from hf_sharp.reports.results import machine_class
 

@@ -126,7 +126,8 @@ def align_dataset(
         ValueError: other class names, or a missing class without `subset`.
 
     Example:
-        >>> data = datasets.Dataset.from_dict({"label": [0, 1]}).cast_column("label", datasets.ClassLabel(names=["b", "a"]))
+        >>> features = datasets.Features({"label": datasets.ClassLabel(names=["b", "a"])})
+        >>> data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
         >>> align_dataset(data, "label", ["a", "b"], "the test set", "the model")["label"][:]
         [1, 0]
     """
@@ -146,7 +147,7 @@ def align_dataset(
     return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
 
 
-def real_names(id2label: Mapping[int, str] | None, num_classes: int) -> list[str] | None:
+def real_names(id2label: Mapping[Any, str] | None, num_classes: int) -> list[str] | None:
     """Read the class names of a model's config.
 
     Args:

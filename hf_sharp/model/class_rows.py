@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -41,7 +42,7 @@ def class_axes(model: PreTrainedModel) -> dict[str, int]:
 
 
 @torch.no_grad()
-def permute_classes(model: PreTrainedModel, order: Sequence[int]) -> None:
+def permute_classes(model: PreTrainedModel, order: Sequence[int] | np.ndarray) -> None:
     """Bring the rows of the head into another order, in place.
 
     Args:
@@ -62,5 +63,5 @@ def renew_head(model: PreTrainedModel) -> None:
     """
     for module in {model.get_submodule(name.rpartition(".")[0]) for name in class_axes(model)}:
         for value in [module, *module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            value._is_hf_initialized = False  # type: ignore[assignment]
+            setattr(value, "_is_hf_initialized", False)  # noqa: B010 (what transformers sets)
         model._initialize_weights(module)

@@ -14,7 +14,6 @@ _HOME = {
     "SavedModel": "saved",
     "TextArguments": "texts",
     "load_splits": "arguments",
-    "name_dataset": "saved",
     "open_saved": "saved",
     "plan_runs": "runs",
     "prepare_images": "images",

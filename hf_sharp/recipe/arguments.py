@@ -46,7 +46,8 @@ class DataArguments:
         default=None, metadata={"help": "Names of the classes, in the order of their indices."}
     )
     imbalance_factor: float | None = field(
-        default=None, metadata={"help": "Make the training split long-tailed: the largest class count over the smallest."}
+        default=None,
+        metadata={"help": "Make the training split long-tailed: largest over smallest class count."},
     )
     imbalance_profile: str = field(default="exponential", metadata={"help": "Shape of the tail: exponential or step."})
     imbalance_seed: int = field(default=0, metadata={"help": "Seed for choosing the examples of the tail."})
@@ -81,7 +82,9 @@ class ModelArguments:
             if not isinstance(self.model_config, dict):
                 raise ValueError(f"model_config must be a mapping of options, got {self.model_config!r}.")
         if (self.model_name_or_path is None) == (self.model_config is None):
-            raise ValueError("say which model: set either model_name_or_path (pretrained) or model_config (from scratch).")
+            raise ValueError(
+                "say which model: set either model_name_or_path (pretrained) or model_config (from scratch)."
+            )
         if isinstance(self.model_config, dict) and "model_type" not in self.model_config:
             raise ValueError(f"model_config needs a model_type, such as vit or bert; it has {list(self.model_config)}.")
 

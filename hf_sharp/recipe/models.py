@@ -78,4 +78,4 @@ def _another_task(config: PreTrainedConfig) -> bool:
 def _names(config: PreTrainedConfig) -> list[str] | None:
     if _another_task(config) or not any("Classification" in word for word in config.architectures or ()):
         return None  # the head is new anyway
-    return real_names(config.id2label, config.num_labels)
+    return real_names(config.id2label, int(config.num_labels or 0))

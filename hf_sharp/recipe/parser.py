@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class RecipeParser:
             raise ValueError(f"the config file {file!r} does not exist.")
         try:
             text = path.read_text(encoding="utf-8")
-            values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # noqa: S506 (strings only)
+            values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # as it is written
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"the config file {file!r} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
@@ -114,7 +114,7 @@ class RecipeParser:
             raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
 
 
-def check_numbers(values: dict[str, Any]) -> None:
+def check_numbers(values: Mapping[str, Any]) -> None:
     """Raise a ValueError for counts and rates that cannot be: a batch size of 0, a negative learning rate."""
     for name, least in _AT_LEAST.items():
         value = values.get(name)

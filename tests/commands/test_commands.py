@@ -11,7 +11,7 @@ import pytest
 import yaml
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import pipeline
 
 from hf_sharp import ClassFrequencies, cli
 from hf_sharp.commands.compare import compare, paired, verdict
@@ -91,17 +91,8 @@ def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa:
     assert report["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(test["label"], guessed))
 
     assert cli.main(["evaluate", str(tmp_path / "out"), "digits"]).startswith(
-        f"error: '{tmp_path / 'out'}' knows 3 classes, and the data has 10"
+        f"error: '{tmp_path / 'out'}' has 3 classes, and the data has 10"
     )
-
-
-def test_a_model_with_its_classes_in_another_order_is_refused(config, image_folder, tmp_path):  # noqa: F811
-    subprocess.run([COMMAND, "train", str(config), "--max_steps", "1"], capture_output=True, timeout=200, check=True)
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
-    model.config.id2label = {0: "dog", 1: "cat", 2: "emu"}
-    model.config.label2id = {"dog": 0, "cat": 1, "emu": 2}
-    model.save_pretrained(tmp_path / "out")
-    assert "in another order" in cli.main(["evaluate", str(tmp_path / "out"), image_folder])
 
 
 def test_an_error_of_the_training_is_shown_and_is_the_status(config):

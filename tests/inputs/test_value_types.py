@@ -148,7 +148,8 @@ def test_other_words_in_yaml_are_text_too(option, tmp_path):
 
     (tmp_path / "config.yaml").write_text(f"{option}: 007\nmodel_name_or_path: no\nuse_cpu: true\n")
     parser = RecipeParser(
-        (TextArguments, ModelArguments, RunArguments, SharpTrainingArguments), ["--config", str(tmp_path / "config.yaml")]
+        (TextArguments, ModelArguments, RunArguments, SharpTrainingArguments),
+        ["--config", str(tmp_path / "config.yaml")],
     )
     assert parser.values[option] == "007"
     assert parser.values["model_name_or_path"] == "no"
