@@ -39,8 +39,8 @@ from hf_sharp.few_shot.report import comparison_rows, differences, few_shot_tabl
 from hf_sharp.few_shot.stages import resume_stage
 from hf_sharp.few_shot.training import DomainImages, train_backbone
 from hf_sharp.recipe import ModelArguments, read_flags, run_recipe
-from hf_sharp.recipe.arguments import load_model
 from hf_sharp.recipe.images import load_image_processor
+from hf_sharp.recipe.models import load_model
 from hf_sharp.reports.plots import plot_few_shot
 from hf_sharp.reports.results import machine_class
 
