@@ -45,7 +45,7 @@ def test_fields_parse_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("sharpness", METHODS)
 def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss):
     parsed = args(tmp_path, sharpness=sharpness, loss=loss)
-    assert set(parsed.sharpness_options) | set(parsed.loss_options) <= OURS
+    assert set(parsed.method_arguments) | set(parsed.loss_arguments) <= OURS
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.model.curvature import measure_curvature
-from hf_sharp.model.loss_surface import GROUPS, stratified_sample
+from hf_sharp.model.group_batches import GROUPS, stratified_sample
 from hf_sharp.recipe import LookArguments, SavedModel, load_splits, name_dataset, open_saved, read_flags
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class

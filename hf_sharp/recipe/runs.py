@@ -31,7 +31,7 @@ from hf_sharp.reports.results import RESULTS, local_names, machine_class, versio
 from hf_sharp.reports.table import comparison_table
 from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.sharpness import METHODS
-from hf_sharp.trainer.resuming import whole_checkpoint
+from hf_sharp.trainer.checkpoint_files import whole_checkpoint
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 

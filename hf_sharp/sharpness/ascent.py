@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -302,6 +303,11 @@ def inner_product(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """List the parameters that an optimizer moves, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def widest_dtype(model: nn.Module) -> torch.dtype:
+    """Find the type that holds every floating-point parameter of a model without rounding."""
+    return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
 
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")  # under which names optimizers keep theirs

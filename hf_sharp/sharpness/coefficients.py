@@ -1,8 +1,8 @@
-"""The coefficients c of a sharpness method, and the passes that each example takes part in."""
+"""The coefficients c of a sharpness method, from the class counts."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,61 +64,3 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
             f"got {result}."
         )
     return coefficients
-
-
-class Division(NamedTuple):
-    """Which examples of a micro-batch the passes take, by row, on the host.
-
-    `perturbed` (P,) are those with c other than 0, of which the first `ascent_size` are the ascent's; `clean` (Q,) are
-    those with c other than 1. None stands for all of them in their order.
-    """
-
-    perturbed: np.ndarray | None
-    clean: np.ndarray | None
-    ascent_size: int
-
-    @classmethod
-    def whole(cls, coefficients: np.ndarray) -> Division:
-        """Let every pass that takes an example take all of them, for examples that cannot be told apart.
-
-        Args:
-            coefficients: (N,) those of the micro-batch's examples.
-        """
-        empty = np.empty(0, dtype=np.int64)
-        perturbed, clean = (None if some else empty for some in (coefficients.any(), (coefficients != 1).any()))
-        return cls(perturbed, clean, len(coefficients))
-
-
-def divide(
-    coefficients: np.ndarray, fraction: float = 1.0, rng: np.random.Generator | None = None, *, every_pass: bool = False
-) -> Division:
-    """Say which examples of a micro-batch the passes take.
-
-    Args:
-        coefficients: (N,) those of the examples' classes.
-        fraction: in (0, 1], the share of the perturbed examples that the ascent takes, rounded, at least one.
-        rng: draws that share; needed below 1.
-        every_pass: let a pass that would have no example take one, whose coefficient makes it count 0: for processes
-            that must all make the same passes. (Not for a clean pass where c is 1 for every class.)
-
-    Returns:
-        The rows.
-
-    Example:
-        >>> divide(np.array([0.0, 1.0, 0.0, 1.0]))
-        Division(perturbed=array([1, 3]), clean=array([0, 2]), ascent_size=2)
-        >>> divide(np.array([0.5, 0.5]))  # every example takes part in both
-        Division(perturbed=None, clean=None, ascent_size=2)
-        >>> divide(np.ones(8), fraction=0.25, rng=np.random.default_rng(0)).ascent_size
-        2
-    """
-    perturbed, clean = np.flatnonzero(coefficients), np.flatnonzero(coefficients != 1)
-    if every_pass:
-        perturbed, clean = (rows if len(rows) else np.zeros(1, dtype=np.int64) for rows in (perturbed, clean))
-    ascent_size = len(perturbed)
-    if fraction < 1 and rng is not None:
-        perturbed, ascent_size = rng.permutation(perturbed), max(round(fraction * ascent_size), min(ascent_size, 1))
-    everything = len(coefficients)
-    return Division(
-        None if ascent_size == everything else perturbed, None if len(clean) == everything else clean, ascent_size
-    )

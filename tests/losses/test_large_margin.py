@@ -1,4 +1,4 @@
-"""The large-margin loss against a naive NumPy reference, alone and inside SharpTrainer."""
+"""The large-margin loss against its naive reference, alone and inside SharpTrainer."""
 
 import re
 
@@ -9,35 +9,34 @@ import torch
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.losses import LargeMarginLoss, build_loss
+from tests import naive
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.processes import run_processes
 
 K, D, N = 4, 5, 12
-PAPER = {"lam": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 0.001, "delta_v": 0.5, "delta_d": 6.0, "mu": 0.99}
 
 
-def naive(f, w, b, y, running, aggregation="max", margins=None, **options):
-    """One value per example, loop by loop as in the specification; and the centroids afterwards."""
-    o = PAPER | options
-    margins = [o["delta_d"]] * len(w) if margins is None else margins
-    values, classes, after = np.zeros(len(f)), sorted({int(c) for c in y if c >= 0}), np.array(running)
-    counted = sum(c >= 0 for c in y)
-    for c in classes:
-        rows = [i for i in range(len(f)) if y[i] == c]
-        mean = sum(f[i] for i in rows) / len(rows)
-        centre = mean if np.isnan(running[c]).any() else (1 - o["mu"]) * mean + o["mu"] * running[c]
-        after[c] = centre
-        short = [
-            max(0.0, margins[c] - ((w[c] - w[k]) @ mean + b[c] - b[k]) / np.linalg.norm(w[c] - w[k]))
-            for k in range(len(w))
-            if k != c
-        ]
-        margin = max(short) if aggregation == "max" else sum(short) / len(short)
-        for i in rows:
-            compact = max(0.0, np.linalg.norm(f[i] - centre) - o["delta_v"]) ** 2
-            more = o["alpha"] * compact + o["beta"] * margin + o["gamma"] * np.linalg.norm(centre)
-            values[i] = o["lam"] * counted / (len(classes) * len(rows)) * more
-    return values, after
+def seen(running):
+    """Running centroids by class, without those of classes that were not seen."""
+    return {c: row.tolist() for c, row in enumerate(running) if not np.isnan(row).any()}
+
+
+def naive_terms(f, w, b, y, running, margins=None, lm_delta_d=6.0, **options):
+    """What the naive reference adds to cross-entropy, one value per example; 0 for ignored ones."""
+    margins = [lm_delta_d] * len(w) if margins is None else margins
+    counted, values = y >= 0, np.zeros(len(y))
+    head = w.tolist(), b.tolist()
+    of_counted = y[counted].tolist(), f[counted].tolist()
+    values[counted] = naive.naive_large_margin_terms(*of_counted, *head, seen(running), list(margins), **options)
+    return values
+
+
+def naive_centroids(f, y, running, momentum=0.99):
+    """The running centroids after a batch; NaN for classes that were not seen."""
+    after = np.array(running)
+    for c, centroid in naive.naive_centroids(f[y >= 0].tolist(), y[y >= 0].tolist(), seen(running), momentum).items():
+        after[c] = centroid
+    return after
 
 
 def naive_gradients(f, w, b, y, running, **options):
@@ -49,7 +48,7 @@ def naive_gradients(f, w, b, y, running, **options):
             kept, sides = tensor[index], []
             for step in (1e-6, -1e-6):
                 tensor[index] = kept + step
-                sides.append(naive(f, w, b, y, running, **options)[0].sum())
+                sides.append(naive_terms(f, w, b, y, running, **options).sum())
             tensor[index] = kept
             gradient[index] = (sides[0] - sides[1]) / 2e-6
         gradients.append(gradient)
@@ -77,28 +76,29 @@ def tensors(f, w, b, y):
 
 
 CASES = [
-    ({}, {}),
-    ({"lm_aggregation": "mean"}, {"aggregation": "mean"}),
-    ({"lm_momentum": 0.3, "lm_weight": 0.7}, {"mu": 0.3, "lam": 0.7}),
-    ({"lm_alpha": 2.0, "lm_beta": 0.0}, {"alpha": 2.0, "beta": 0.0}),
-    ({"lm_gamma": 1.5, "lm_delta_v": 0.0, "lm_delta_d": 1.0}, {"gamma": 1.5, "delta_v": 0.0, "delta_d": 1.0}),
+    {},
+    {"lm_aggregation": "mean"},
+    {"lm_momentum": 0.3, "lm_weight": 0.7},
+    {"lm_alpha": 2.0, "lm_beta": 0.0},
+    {"lm_gamma": 1.5, "lm_delta_v": 0.0, "lm_delta_d": 1.0},
 ]
 LABELS = [None, [2] * N, [0] * 11 + [3], [1, -100, 1, 0, -100, 0, 3, 3, 3, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("labels", LABELS, ids=["random", "one class", "one example of a class", "ignored"])
-@pytest.mark.parametrize(("options", "named"), CASES)
-def test_values_gradients_and_centroids_are_those_of_the_naive_loops(options, named, labels):
+@pytest.mark.parametrize("options", CASES)
+def test_values_gradients_and_centroids_are_those_of_the_naive_loops(options, labels):
     f, w, b, y, running = example(labels=labels)
     loss = built(running, **options)
     features, weight, bias, classes = tensors(f, w, b, y)
     values = loss.discriminative(classes, features, weight, bias)
-    expected, after = naive(f, w, b, y, running, **named)
+    expected = naive_terms(f, w, b, y, running, **options)
     np.testing.assert_allclose(values.detach(), expected, rtol=1e-10, atol=1e-12)
     assert (expected[y < 0] == 0).all()
+    after = naive_centroids(f, y, running, options.get("lm_momentum", 0.99))
     np.testing.assert_allclose(loss.centroids, after, rtol=1e-12)
     found = torch.autograd.grad(values.sum(), [features, weight, bias], materialize_grads=True)
-    for gradient, by_differences in zip(found, naive_gradients(f, w, b, y, running, **named), strict=True):
+    for gradient, by_differences in zip(found, naive_gradients(f, w, b, y, running, **options), strict=True):
         np.testing.assert_allclose(gradient, by_differences, rtol=1e-6, atol=1e-7)
 
 
@@ -185,7 +185,7 @@ def test_frequency_aware_margins_keep_their_mean_and_are_wider_for_rare_classes(
     margins *= 6 / margins.mean()
     features, weight, bias, classes = tensors(f, w, b, y)
     values = loss.discriminative(classes, features, weight, bias)
-    np.testing.assert_allclose(values.detach(), naive(f, w, b, y, running, margins=margins)[0], rtol=1e-10)
+    np.testing.assert_allclose(values.detach(), naive_terms(f, w, b, y, running, margins=margins), rtol=1e-10)
 
 
 def test_it_is_cross_entropy_plus_the_rest_and_importance_multiplies_both():
@@ -197,7 +197,7 @@ def test_it_is_cross_entropy_plus_the_rest_and_importance_multiplies_both():
     logits = features @ weight.T + bias
     values = loss(logits, classes, features=features, weight=weight, bias=bias)
     ce = torch.nn.functional.cross_entropy(logits, classes, reduction="none").detach().numpy()
-    expected = np.array(importance)[y] * (ce + naive(f, w, b, y, running)[0])
+    expected = np.array(importance)[y] * (ce + naive_terms(f, w, b, y, running))
     np.testing.assert_allclose(values.detach(), expected, rtol=1e-6)
     assert loss.config == {
         "name": "large_margin",
@@ -250,7 +250,7 @@ def test_bfloat16_features_are_computed_in_float32(autocast):
         values = loss.discriminative(classes, features, weight, bias)
     assert values.dtype == torch.float32
     exact = [t.double().numpy() for t in (features, weight, bias)]
-    expected, _ = naive(*exact, y, np.full((K, D), np.nan))
+    expected = naive_terms(*exact, y, np.full((K, D), np.nan))
     np.testing.assert_allclose(values, expected, rtol=2e-5)
 
 
@@ -309,8 +309,8 @@ def test_centroids_move_once_per_micro_batch_whatever_the_method(make_trainer, o
         batch = batch_of(trainer, start=start)
         trainer.model.eval()
         with torch.no_grad():
-            seen = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
-        expected = naive(seen, np.eye(K, 16), np.zeros(K), batch["labels"].numpy(), expected, mu=0.5)[1]
+            features = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
+        expected = naive_centroids(features, batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
         np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
@@ -385,8 +385,8 @@ def _half_of_the_batch():
 
 def test_the_centroids_are_of_all_processes(tmp_path):
     ranks = run_processes(_half_of_the_batch, folder=tmp_path)
-    f, w, b, y, running = example(seed=5)
-    expected = naive(f, w, b, y, running, mu=0.5)[1]
+    f, _, _, y, running = example(seed=5)
+    expected = naive_centroids(f, y, running, momentum=0.5)
     for centroids in ranks:
         np.testing.assert_allclose(centroids, expected, rtol=1e-12)
 
@@ -429,10 +429,10 @@ def test_held_out_examples_of_a_learned_radius_move_no_centroids(make_trainer):
         batch = batch_of(trainer, start=8 * step)
         trainer.model.eval()
         with torch.no_grad():
-            seen = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
-        expected = naive(seen, np.eye(K, 16), np.zeros(K), batch["labels"].numpy(), expected, mu=0.5)[1]
+            features = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
+        expected = naive_centroids(features, batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
-    assert trainer._radius.draws == 2
+    assert trainer.engine.learned_radius.draws == 2
     np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
 

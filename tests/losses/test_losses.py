@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mpmath import exp, log, mpf, workdps
 
 from hf_sharp.losses import LOSSES, build_loss
+from hf_sharp.losses.registry import loss_options
+from tests import naive
 
 COUNTS = [500, 60, 12, 3]
 LOGITS = np.random.default_rng(0).normal(size=(16, 4)) * 3
@@ -37,49 +38,15 @@ OPTIONS = [
 ]
 
 
-def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999, loss_margin=0.5, loss_scale=30.0):
-    """One example's loss by the formula in the table of the specification, in 40 digits."""
-    classes, n = range(len(z)), [mpf(count) for count in COUNTS]
-    pi, gamma = (
-        [count / sum(n) for count in n],
-        mpf({"focal": 2.0}.get(name, 0.3) if loss_gamma is None else loss_gamma),
-    )
-    delta, tau, beta = [(count / max(n)) ** gamma for count in n], mpf(loss_tau), mpf(loss_beta)
-
-    quarter = [count ** mpf(-0.25) for count in n]
-    margin = [mpf(loss_margin) * value / max(quarter) for value in quarter]
-
-    def ce(logits):
-        return log(sum(exp(logit) for logit in logits)) - logits[y]
-
-    def weighted(w):
-        return w[y] / (sum(w) / len(w)) * ce(z)
-
-    return {
-        "cross_entropy": lambda: ce(z),
-        "weighted": lambda: weighted([1 / count for count in n]),
-        "class_balanced": lambda: weighted([(1 - beta) / (1 - beta**count) for count in n]),
-        "focal": lambda: (1 - exp(-ce(z))) ** gamma * ce(z),
-        "logit_adjusted": lambda: ce([z[c] + tau * log(pi[c]) for c in classes]),
-        "balanced_softmax": lambda: ce([z[c] + log(n[c]) for c in classes]),
-        "cdt": lambda: ce([z[c] * delta[c] for c in classes]),
-        "ldt": lambda: ce([z[c] * delta[y] for c in classes]),
-        "vs": lambda: ce([z[c] * delta[c] + tau * log(pi[c]) for c in classes]),
-        "ldam": lambda: ce([mpf(loss_scale) * (z[c] - (margin[y] if c == y else 0)) for c in classes]),
-    }[name]()
-
-
 def naive_loss_and_gradient(name, z, y, **options):
-    """The loss and, by differences that 40 digits make exact, its gradient."""
-    with workdps(40):
-        z = [mpf(float(value)) for value in z]
-        h = mpf(10) ** -12
+    """One example's loss, and its gradient by differences, in 40 digits."""
+    reference = naive.reference("loss", name, loss_options(name))
 
-        def at(k, step):
-            return naive_loss(name, [value + (step if i == k else 0) for i, value in enumerate(z)], y, **options)
+    def loss(z):
+        return reference([z], [y], COUNTS, **options)[0]
 
-        gradient = [float((at(k, h) - at(k, -h)) / (2 * h)) for k in range(len(z))]
-        return float(naive_loss(name, z, y, **options)), gradient
+    z = naive.exact(z.tolist())
+    return float(loss(z)), [float(value) for value in naive.gradient(loss, z)]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)

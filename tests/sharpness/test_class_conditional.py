@@ -1,7 +1,9 @@
-"""CC-SAM against a loop over classes in NumPy, and its corners."""
+"""CC-SAM against a naive loop over classes, its edge cases, its classifier head, and the trainer."""
 
 import copy
+import random
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hf_sharp.losses import build_loss
+from hf_sharp.losses import LOSSES, build_loss
+from hf_sharp.losses.registry import loss_options
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.sharpness import class_conditional_losses
+from hf_sharp.sharpness.coefficients import method_options
+from tests import draws, naive
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.distributed.test_processes import train
 from tests.processes import run_processes
@@ -26,34 +31,6 @@ def ce(logits, labels):
     return cross_entropy(logits, labels, reduction="none", ignore_index=-100)
 
 
-def naive(weight, bias, features, labels, counts, r, phi):
-    """The formula as it stands: for every class its gradient, its δ, and the losses of its examples there."""
-    n = len(labels)
-
-    def probabilities(w, b):
-        z = features @ w.T + b
-        e = np.exp(z - z.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
-
-    at_head = -np.log(probabilities(weight, bias)[np.arange(n), labels])
-    losses, deltas = np.zeros(n), {}
-    theta = np.sqrt((weight**2).sum() + (bias**2).sum())
-    k = weight.size + bias.size
-    for c in set(labels.tolist()):
-        rows = np.flatnonzero(labels == c)
-        residual = probabilities(weight, bias)[rows] - np.eye(len(weight))[c]
-        gradients = [residual.T @ features[rows] / len(rows), residual.mean(0)]
-        delta = []
-        for g in gradients:
-            norm = np.sqrt((g**2).sum())
-            size = r * np.sqrt(theta) * k**0.25 / (np.sqrt(2) * max(counts[c] - 1, 1) ** 0.25 * np.sqrt(norm))
-            delta.append(size * g / norm)
-        deltas[c] = delta
-        p = probabilities(weight + delta[0], bias + delta[1])[rows]
-        losses[rows] = (1 - phi) * at_head[rows] - phi * np.log(p[np.arange(len(rows)), labels[rows]])
-    return losses, deltas
-
-
 def setting(n=12, seed=0, dtype=torch.float64):
     rng = np.random.default_rng(seed)
     weight, bias, features = rng.normal(size=(K, D)), rng.normal(size=K), rng.normal(size=(n, D))
@@ -62,11 +39,18 @@ def setting(n=12, seed=0, dtype=torch.float64):
     return (weight, bias, features, labels), [*tensors, torch.tensor(labels)]
 
 
+def naive_ce(z, y):
+    return naive.naive_loss_cross_entropy([z], [y], None)[0]
+
+
 @pytest.mark.parametrize(("r", "phi"), [(1e-6, 0.5), (0.05, 0.5), (1.0, 0.3), (1.0, 1.0)])
 @pytest.mark.parametrize("seed", range(4))
 def test_losses_of_a_loop_over_classes(r, phi, seed):
     arrays, (weight, bias, features, labels) = setting(seed=seed)
-    expected, _ = naive(*arrays, COUNTS.numpy(), r, phi)
+    w, b, f, y = (array.tolist() for array in arrays)
+    perturbations = naive.naive_head_perturbations(naive_ce, y, COUNTS.tolist(), f, w, b, r)
+    expected = naive.naive_class_conditional_losses(naive_ce, y, f, w, b, perturbations, phi)
+    expected = np.array(expected, dtype=float)
     logits = features @ weight.T + bias
     losses, sharpness = class_conditional_losses(
         ce, logits, labels, features, [weight, bias], COUNTS, cc_radius=r, cc_phi=phi
@@ -74,6 +58,34 @@ def test_losses_of_a_loop_over_classes(r, phi, seed):
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-10)
     gap = (expected - ce(logits, labels).numpy()).mean() / phi
     assert sharpness.item() == pytest.approx(gap, rel=1e-6, abs=1e-13)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if not loss.needs_features])
+@pytest.mark.parametrize("seed", range(6))
+def test_any_loss_equals_the_naive_reference_on_random_draws(name, seed):
+    rng = random.Random(seed)
+    options, of_loss = (
+        draws.draw_options(*named, rng) for named in (("cc_sam", method_options("cc_sam")), (name, loss_options(name)))
+    )
+    counts = draws.draw_counts(rng)
+    labels, inputs = draws.draw_batch(rng, len(counts))
+    del inputs["logits"]
+    loss, reference = build_loss(name, counts, **of_loss), naive.reference("loss", name, loss_options(name))
+
+    def losses(labels, features, weight, bias):
+        return class_conditional_losses(
+            loss, features @ weight.T + bias, labels, features, [weight, bias], torch.tensor(counts), **options
+        )[0]
+
+    def naive_loss(z, y):
+        return reference([z], [y], counts, **of_loss)[0]
+
+    kept = draws.counted(labels, labels)
+    exact = naive.exact(inputs) | {"features": draws.counted(labels, naive.exact(inputs["features"]))}
+    radius, phi = options.get("cc_radius", 1e-6), options.get("cc_phi", 0.5)
+    perturbations = naive.naive_head_perturbations(naive_loss, kept, counts, **exact, cc_radius=radius)  # a constant
+    naive_losses = partial(naive.naive_class_conditional_losses, naive_loss, perturbations=perturbations, cc_phi=phi)
+    draws.assert_equal(losses, naive_losses, labels, inputs, rng)
 
 
 def test_autocast_takes_nothing_of_the_precision():
@@ -89,6 +101,7 @@ def test_autocast_takes_nothing_of_the_precision():
 def test_gradients_take_delta_as_a_constant():
     """∇ of (1 − φ) ℓ(θ, f) + φ ℓ(θ + δ, f), with respect to weight, bias and features."""
     arrays, (weight, bias, features, labels) = setting()
+    w, b, f, y = (array.tolist() for array in arrays)
     for tensor in (weight, bias, features):
         tensor.requires_grad_()
     r, phi = 0.5, 0.4
@@ -96,10 +109,10 @@ def test_gradients_take_delta_as_a_constant():
         ce, features @ weight.T + bias, labels, features, [weight, bias], COUNTS, cc_radius=r, cc_phi=phi
     )
     gradients = torch.autograd.grad(losses.mean(), (weight, bias, features))
-    _, deltas = naive(*arrays, COUNTS.numpy(), r, phi)
+    deltas = naive.naive_head_perturbations(naive_ce, y, COUNTS.tolist(), f, w, b, r)
     total = 0
     for j, label in enumerate(labels.tolist()):
-        d_weight, d_bias = (torch.tensor(delta) for delta in deltas[label])
+        d_weight, d_bias = (torch.from_numpy(np.array(delta, dtype=float)) for delta in deltas[label])
         at_head = ce((features[j] @ weight.T + bias)[None], labels[j : j + 1])
         moved = ce((features[j] @ (weight + d_weight).T + bias + d_bias)[None], labels[j : j + 1])
         total = total + ((1 - phi) * at_head + phi * moved).sum() / len(labels)

@@ -236,8 +236,8 @@ def test_a_step_without_ascent_between_the_halves_drops_the_update(make_trainer)
         batch = trainer.data_collator(rows[rare][:2])
         batch["host_labels"] = batch["labels"].numpy()
         trainer.training_step(trainer.model, batch, torch.tensor(2))
-    assert trainer._radius.draws == 0
-    assert trainer._radius.watched == 2
+    assert trainer.engine.learned_radius.draws == 0
+    assert trainer.engine.learned_radius.watched == 2
 
 
 def test_validation_examples_are_never_trained_on_and_class_counts_are_those_of_the_rest(make_trainer):

@@ -79,7 +79,7 @@ def test_a_step_that_overflowed_leaves_what_was_kept():
 def test_what_an_error_left_of_a_window_is_forgotten(make_trainer):
     trainer = make_trainer(make_vit(), sharpness_every=2, rho=0.3)
     parameters = list(trainer.model.parameters())
-    trainer._reused.begin(parameters)
-    assert trainer._reused._plain is not None
+    trainer.engine.reused.begin(parameters)
+    assert trainer.engine.reused._plain is not None
     trainer.get_batch_samples(iter([]), 1, torch.device("cpu"))
-    assert trainer._reused._plain is None
+    assert trainer.engine.reused._plain is None

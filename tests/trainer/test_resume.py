@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
-from hf_sharp.trainer.resuming import whole_checkpoint, why_torn
+from hf_sharp.trainer.checkpoint_files import whole_checkpoint, why_torn
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 
 STEPS = 20

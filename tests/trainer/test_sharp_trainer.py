@@ -77,7 +77,7 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         eta=0.01 if "adaptive" in options else None,
         tau=1.0 if loss == "logit_adjusted" else 0.0,
         groups=[[0, 1, 2]] if scope == "window" else None,
-        **({"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {}),
+        **({"focal_gamma": 1.5, "focal_lambda": 0.7} if options["sharpness"] == "focal_sam" else {}),
     )
     assert len(watch.windows[0]) == accumulation
     torch.testing.assert_close(watch.gradients[0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
@@ -468,10 +468,10 @@ def test_hyperparameter_search_looks_for_the_highest_balanced_accuracy(make_trai
 def test_a_trial_changes_the_method(make_trainer):
     args = make_trainer(sharpness="focal_sam", focal_gamma=1.0).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
-    before = trainer._coefficients.clone()
+    before = trainer.engine.planner.coefficients.clone()
     trainer.args.focal_gamma = 3.0  # as _hp_search_setup does
     trainer.call_model_init(None)
-    assert not torch.equal(trainer._coefficients, before)
+    assert not torch.equal(trainer.engine.planner.coefficients, before)
 
 
 @pytest.mark.parametrize("options", [{}, {"eval_do_concat_batches": False}], ids=method_id)

@@ -1,0 +1,62 @@
+"""Every loss against its reference in tests/naive.py, on random class counts, batches and options."""
+
+import inspect
+import random
+from functools import partial
+
+import pytest
+
+from hf_sharp.losses import LOSSES, build_loss
+from hf_sharp.losses.registry import loss_options
+from tests import draws, naive
+
+HOUSE = list(LOSSES)  # when tests are collected: without those that other tests register
+SEEDS = range(30)
+
+
+def draw_options(name, seed):
+    return draws.draw_options(name, loss_options(name), random.Random(seed))
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_every_loss_has_a_naive_reference(name):
+    naive.reference("loss", name, loss_options(name))
+
+
+def test_every_naive_reference_is_of_a_loss():
+    unknown = naive.names("loss") - set(HOUSE)
+    assert not unknown, f"tests/naive.py has references of losses that do not exist: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_every_option_of_a_loss_is_drawn_away_from_its_default(name):
+    parameters = inspect.signature(naive.reference("loss", name, loss_options(name))).parameters
+    drawn = [draw_options(name, seed) for seed in SEEDS]
+    for option in loss_options(name):
+        default = parameters[option].default
+        assert any(options.get(option, default) != default for options in drawn), f"{option} is always {default}"
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_every_loss_equals_its_naive_reference(name):
+    reference = naive.reference("loss", name, loss_options(name))
+    needs_features = LOSSES[name].needs_features
+    for seed in SEEDS:
+        rng, options = random.Random(seed), draw_options(name, seed)
+        counts = draws.draw_counts(rng)
+        size = {"feature_dim": draws.FEATURE_DIM} if needs_features else {}
+        loss, earlier = build_loss(name, counts, **size, **options).double(), []
+        for batch in (1, 2):  # a loss with a state has none in the first
+            labels, inputs = draws.draw_batch(rng, len(counts))
+            known = {"counts": counts, **options}
+            if needs_features:
+                known["earlier"] = list(earlier)
+                features = naive.exact(inputs["features"])
+                earlier.append((draws.counted(labels, features), draws.counted(labels, labels)))
+            else:
+                inputs = {"logits": inputs["logits"]}
+            try:
+                draws.assert_equal(loss, partial(reference, **known), labels, inputs, rng)
+            except AssertionError as error:
+                error.add_note(f"seed {seed}, batch {batch}: counts {counts}, labels {labels}, options {options}")
+                raise
