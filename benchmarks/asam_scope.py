@@ -10,6 +10,7 @@ share of ‖ε‖² in tensors of two or more dimensions, and the radius at whic
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,12 @@ METRICS: dict[str, dict[str, Any]] = {
 def digits_vit() -> tuple[nn.Module, list[Callable[[], Tensor]]]:
     """A small ViT after one epoch on long-tailed digits, and the losses of four batches."""
     set_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    }
     config = ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=10, **sizes)
     model = ViTForImageClassification(config)
     data = long_tail(digits()["train"], 20).shuffle(seed=0)
@@ -51,7 +57,7 @@ def digits_vit() -> tuple[nn.Module, list[Callable[[], Tensor]]]:
         optimizer.step()
         optimizer.zero_grad()
     batches = torch.randperm(len(labels)).split(32)[:4]
-    return model, [lambda rows=rows: model(pixel_values=pixels[rows], labels=labels[rows]).loss for rows in batches]
+    return model, [functools.partial(_loss, model, pixel_values=pixels[rows], labels=labels[rows]) for rows in batches]
 
 
 def bert(folder: str) -> tuple[nn.Module, list[Callable[[], Tensor]]]:
@@ -59,7 +65,11 @@ def bert(folder: str) -> tuple[nn.Module, list[Callable[[], Tensor]]]:
     set_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=10, ignore_mismatched_sizes=True)
     tokens, labels = torch.randint(1000, 20000, (4, 16, 24)), torch.randint(0, 10, (4, 16))
-    return model, [lambda i=i: model(input_ids=tokens[i], labels=labels[i]).loss for i in range(4)]
+    return model, [functools.partial(_loss, model, input_ids=tokens[i], labels=labels[i]) for i in range(4)]
+
+
+def _loss(model: nn.Module, **inputs: Tensor) -> Tensor:
+    return model(**inputs).loss
 
 
 def measure(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, dict[str, float]]:
