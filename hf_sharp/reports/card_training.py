@@ -185,7 +185,7 @@ def citations(method: Mapping[str, Any]) -> list[Citation]:
     """List the papers of the methods in effect, as their records cite them."""
     papers = [*(own_record("sharpness", method["sharpness"]).get("citations") or ())]
     for choice in (*SHARPNESS_CHOICES, *LOSS_CHOICES, *SAMPLER_CHOICES):
-        if choice.applies(method.get(choice.field)):
+        if choice.applies(method):
             papers += choice.citations
     papers += own_record("loss", method["loss"]).get("citations") or ()
     return list(dict.fromkeys(papers))
