@@ -45,8 +45,9 @@ def digits_vit() -> tuple[nn.Module, list[Callable[[], Tensor]]]:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "intermediate_size": 128,
+        "num_labels": 10,
     }
-    config = ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=10, **sizes)
+    config = ViTConfig(image_size=8, patch_size=2, num_channels=1, **sizes)
     model = ViTForImageClassification(config)
     data = long_tail(digits()["train"], 20).shuffle(seed=0)
     pixels = torch.stack([torch.from_numpy(np.array(image)).float()[None] / 16 - 0.5 for image in data["image"]])
