@@ -23,9 +23,35 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.model.head import check_is_linear, features_in_batches
+from hf_sharp.registry import Choice, Citation
 
 # Sums a tensor over all processes: each gets the same result.
 Reduce = Callable[[Tensor], Tensor]
+
+
+HEAD_INITS = ("none", "class_mean", "class_names")
+LIFT = Citation(
+    "Jiang-Xin Shi and Tong Wei and Zhi Zhou and Jie-Jing Shao and Xin-Yan Han and Yu-Feng Li",
+    "Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts",
+    2023,
+    arxiv="2309.10019",
+)
+# What the options of `SharpTrainingArguments` about the head bring into effect, and cite.
+CHOICES = (
+    Choice(
+        "head_init",
+        lambda values: values.get("head_init", "none") != "none",
+        ("head_scale", "head"),
+        (LIFT,),
+    ),
+    Choice("head_init", lambda values: values.get("head_init") == "class_mean", ("head_examples",)),
+    Choice(
+        "cosine_head",
+        lambda values: bool(values.get("cosine_head")),
+        ("cosine_scale", "cosine_learn_scale", "cosine_custom_code", "head"),
+        (LIFT,),
+    ),
+)
 
 
 class HeadStart(NamedTuple):

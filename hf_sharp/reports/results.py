@@ -198,7 +198,7 @@ def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:
     return {
         part: {name: str(vars(record)[name]) for name in ("summary", "formula") if vars(record).get(name)}
         for part, (registry, record) in records.items()
-        if registry.get(getattr(record, "name", "")) is not record or record.name not in registry.builtin
+        if registry.get(name := getattr(record, "name", "")) is not record or name not in registry.builtin
     }
 
 
