@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import nn
@@ -93,7 +93,7 @@ def start_head(trainer: LongTailTrainer, model: nn.Module) -> None:
 
 
 def _batches(trainer: LongTailTrainer) -> DataLoader:
-    args, data = trainer.args, trainer.train_dataset
+    args, data = trainer.args, cast(Any, trainer.train_dataset)
     rows = np.arange(args.process_index, len(data), args.world_size)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "class means")
     return DataLoader(
