@@ -375,7 +375,9 @@ def gradient(function, vector):
 # ---- the gradient of a step ------------------------------------------------------------------------------------------
 
 
-def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0, groups=None, **coefficient_options):
+def naive_gradient(
+    model, micro_batches, counts, method, rho, eta=None, tau=0.0, groups=None, scope="all", **coefficient_options
+):
     """The gradient of one accumulation window, as a flat float64 vector: a model in torch, the formula as it stands.
 
     g_c  = ∇ mean(c_y · ℓ)(w)
@@ -416,7 +418,7 @@ def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0,
         else:
             t = torch.cat(
                 [
-                    (piece.abs() + eta) if len(shape) >= 2 else torch.ones_like(piece)
+                    (piece.abs() + eta) if scope == "all" or len(shape) >= 2 else torch.ones_like(piece)
                     for piece, shape in zip(torch.split(w, [int(np.prod(s)) for s in shapes]), shapes, strict=True)
                 ]
             )

@@ -26,7 +26,7 @@ def run_processes(function: Callable[..., Any], *arguments: Any, folder: Path, p
     for process in started:
         process.start()
     for process in started:
-        process.join(120)
+        process.join(250)  # a process that hangs; less than pytest's own limit
         if process.is_alive():
             process.kill()
     errors = [file.read_text() for file in sorted(folder.glob("error_*.txt"))]

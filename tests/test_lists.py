@@ -1,6 +1,8 @@
-"""Lists are checked, not remembered: methods, losses, fields, configs and what the README says of them."""
+"""README and docs agree with the code: methods, losses, options, configs, commands and paths."""
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,28 +13,35 @@ import yaml
 from transformers import TrainingArguments
 
 from hf_sharp import SharpTrainingArguments
+from hf_sharp.cli import COMMANDS
 from hf_sharp.geometry import GeometryCallback
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.recipe import ImageArguments, ModelArguments, RecipeParser, RunArguments, TextArguments
 from hf_sharp.sharpness import METHODS, RHO_SCHEDULES
 from hf_sharp.sharpness.coefficients import method_options
 from tests.conftest import make_images
+from tests.recipes.conftest import image_folder, vit_folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = [item for item in fields(SharpTrainingArguments) if item.name not in {f.name for f in fields(TrainingArguments)}]
 
 
-def rows_of(section):
-    text = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
-    return [re.findall(r"`([^`]+)`", row.split("|")[1])[0] for row in text.splitlines() if row.startswith("| `")]
+def rows_of(page, heading):
+    table = (ROOT / "docs" / page).read_text().split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    return [re.findall(r"`([^`]+)`", row.split("|")[1])[0] for row in table.splitlines() if row.startswith("| `")]
 
 
-def test_the_readme_has_a_row_for_every_method_and_every_loss():
-    assert rows_of("Which method") == list(METHODS)
-    assert rows_of("Which loss") == list(LOSSES)
+def test_the_docs_have_a_row_for_every_method_and_every_loss():
+    assert rows_of("choosing_a_method.md", "sharpness") == list(METHODS)
+    assert rows_of("choosing_a_loss.md", "loss") == list(LOSSES)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
 
 
 def test_the_matrix_of_modes_and_methods_is_what_the_tests_run():
@@ -83,15 +92,47 @@ def test_help_lists_the_choices(field):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_has_a_row_in_the_readme_and_says_where_its_output_goes(config):
-    assert f"recipes/configs/{config.name}" in README
+def test_every_config_has_a_row_in_the_docs_and_an_output_folder(config):
+    assert f"recipes/configs/{config.name}" in (ROOT / "docs" / "recipes.md").read_text()
     assert yaml.safe_load(config.read_text())["output_dir"] == f"outputs/{config.stem}"
 
 
-def test_paths_that_the_readme_names_exist():
-    named = set(re.findall(r"(?:recipes|benchmarks|docs|hf_sharp|tests)/[\w./-]+\.\w+", README))
-    assert named
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_paths_in_the_docs_exist(page):
+    named = set(re.findall(r"(?<![\w./-])(?:recipes|benchmarks|docs|hf_sharp|tests)/[\w./-]+\.\w+", page.read_text()))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_make_targets_in_the_docs_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+def commands():
+    """Every command of README and docs, without comments, as the words of a shell."""
+    for page in PAGES:
+        for block in re.findall(r"^```\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().startswith(("python ", "hf-sharp ", "accelerate launch ")):
+                    words = shlex.split(line, comments=True)
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words[0] == "hf-sharp":
+        assert words[1] in COMMANDS
+        return
+    script = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    assert Path(words[script]).exists()
+    if "_classification.py" not in words[script]:
+        return
+    data = TextArguments if "text" in words[script] else ImageArguments
+    parser = RecipeParser((data, ModelArguments, RunArguments, SharpTrainingArguments), words[script + 1 :])
+    parser.set_defaults(use_cpu=True)
+    parser.build(bf16=False)
 
 
 def test_every_loss_and_its_options_are_on_one_page_of_the_docs():
@@ -106,33 +147,52 @@ def test_every_loss_and_its_options_are_on_one_page_of_the_docs():
     assert rows == {name: loss_options(name) for name in LOSSES if name != "cross_entropy"}
 
 
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_between_pages_lead_somewhere(page):
-    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
-def test_code_in_the_docs_runs(page):
+@pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.stem)
+def test_code_in_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     names: dict[str, object] = {}
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(code, page.name, "exec"), names)
+    try:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(compile(code, page.name, "exec"), names)
+    finally:
+        for registry in (METHODS, LOSSES):
+            for name in set(registry) - set(registry.builtin):
+                registry.unregister(name)
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_committed_results():
+def test_generated_tables_are_up_to_date():
     check = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+def test_the_script_in_the_readme_runs(image_folder, vit_folder, tmp_path, monkeypatch):  # noqa: F811
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    assert "SharpTrainer" in code
-    code = code.replace("num_train_epochs=100", "max_steps=3")
-    result = {}
-    exec(compile(code, "README.md", "exec"), result)
-    assert "eval_balanced_accuracy" in result["metrics"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    shutil.copytree(image_folder, "photos")
+    assert "num_train_epochs=10" in code
+    code = code.replace("google/vit-base-patch16-224-in21k", vit_folder).replace("num_train_epochs=10", "max_steps=3")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "eval_balanced_accuracy" in names["metrics"]
 
 
 def test_git_holds_no_weights_no_data_and_no_path_of_a_machine():

@@ -14,7 +14,14 @@ from hf_sharp.few_shot.image_domains import (
     font_characters,
     open_domain,
 )
-from hf_sharp.few_shot.parc import Selection, parc_score, select_backbone
+from hf_sharp.few_shot.parc import (
+    EpisodeSelection,
+    Selection,
+    episode_scores,
+    parc_score,
+    select_backbone,
+    select_per_episode,
+)
 
 __all__ = [
     "ADAPTATIONS",
@@ -26,6 +33,7 @@ __all__ = [
     "Embedded",
     "Episode",
     "EpisodeSampler",
+    "EpisodeSelection",
     "FewShotResult",
     "Selection",
     "Task",
@@ -36,6 +44,7 @@ __all__ = [
     "digits",
     "embed",
     "emoji",
+    "episode_scores",
     "evaluate",
     "fashion_mnist",
     "finetune",
@@ -50,4 +59,5 @@ __all__ = [
     "prototype",
     "sample_episode",
     "select_backbone",
+    "select_per_episode",
 ]

@@ -12,7 +12,6 @@ The prototypes are always the support's: of the labels of queries an adaptation 
 from __future__ import annotations
 
 import copy
-import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_sharp.few_shot.adapters import add_lora
 from hf_sharp.few_shot.backbone import Backbone
 from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Task
@@ -173,15 +173,10 @@ def lora(
         has for convolutional networks.
     """
     backbone, domain = _with_backbone(embedded, "lora")
-    try:
-        peft = importlib.import_module("peft")
-    except ImportError as error:
-        raise ImportError("the adaptation 'lora' needs PEFT: pip install peft.") from error
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
     for task in tasks:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            adapted = peft.get_peft_model(_frozen_copy(backbone), config)
+            adapted = add_lora(_frozen_copy(backbone), rank, alpha=rank)
         matrix = torch.eye(embedded.features.shape[1], device=embedded.features.device, requires_grad=True)
         learned = [matrix, *(p for p in adapted.parameters() if p.requires_grad)]
         optimizer = torch.optim.Adadelta(learned, lr=learning_rate)

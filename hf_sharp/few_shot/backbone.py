@@ -176,11 +176,11 @@ def load_backbone(source: Any, processor: Any = None, features: str | None = Non
     if isinstance(source, Backbone):
         return source
     if isinstance(source, nn.Module):
-        return Backbone(_encoder(source), processor, features, True, type(source).__name__)
+        return Backbone(encoder_of(source), processor, features, True, type(source).__name__)
     name = str(source)
     # What AutoModel does not find in the checkpoint it makes at random, with no more than a warning.
     loaded, info = AutoModel.from_pretrained(name, output_loading_info=True)
-    model = _encoder(loaded)
+    model = encoder_of(loaded)
     inside = next(path for path, module in loaded.named_modules() if module is model)
     prefix = f"{inside}." if inside else ""
     absent = sorted(
@@ -232,11 +232,17 @@ def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar
     return kept
 
 
-def _encoder(model: nn.Module) -> nn.Module:
-    # Of PEFT, what its adapters are in.
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the encoder inside a model: without PEFT's wrapper, classification head or, for CLIP, text tower.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The encoder; the model itself if it is one.
+    """
     whole: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     inside = whole.base_model if isinstance(whole, PreTrainedModel) else whole
-    # Of models of images and texts, such as CLIP, the images' half; the texts' can be given as an object.
     return getattr(inside, "vision_model", inside)
 
 

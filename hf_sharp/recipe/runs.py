@@ -9,21 +9,19 @@ import re
 import shlex
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.losses import LOSSES
-from hf_sharp.recipe.arguments import RecipeParser
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
@@ -31,7 +29,7 @@ from hf_sharp.reports.results import RESULTS, local_names, machine_class, versio
 from hf_sharp.reports.table import comparison_table
 from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.sharpness import METHODS
-from hf_sharp.trainer.resuming import whole_checkpoint
+from hf_sharp.trainer.checkpoint_files import whole_checkpoint
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
@@ -44,22 +42,6 @@ _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
 }
-
-
-def run_recipe(main: Callable[[], Any]) -> str | None:
-    """Run a recipe's `main`; an error of this package's own comes back as one line instead of a traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        main()
-        if torch.distributed.is_initialized():  # a process that leaves without a word can abort the others
-            torch.distributed.destroy_process_group()
-    except ValueError as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
-        if not any(raised_in.is_relative_to(folder) for folder in ours):
-            raise
-        return f"error: {error}"
-    return None
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def plot_geometry(
     """
     from matplotlib.figure import Figure
 
-    from hf_sharp.geometry.predict import cosines
+    from hf_sharp.model.predicted_geometry import cosines
 
     counts = np.asarray(class_counts)
     order = np.argsort(-counts, kind="stable")

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.sharpness import average_over_processes
-from hf_sharp.trainer.resuming import why_torn
+from hf_sharp.trainer.checkpoint_files import why_torn
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 from tests.processes import run_processes
 
@@ -256,7 +256,7 @@ def raise_in(where, trainer):
     if where == "second pass":
         trainer.model.classifier.register_forward_pre_hook(raise_once)
     else:
-        trainer._average = lambda gradients: (raise_once(), average_over_processes(gradients))
+        trainer.engine.average = lambda gradients: (raise_once(), average_over_processes(gradients))
     step = trainer.training_step
 
     def training_step(model, inputs, num_items_in_batch=None):

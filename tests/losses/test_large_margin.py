@@ -432,7 +432,7 @@ def test_held_out_examples_of_a_learned_radius_move_no_centroids(make_trainer):
         batch = batch_of(trainer, start=8 * step)
         expected = naive_centroids(features_of(trainer, batch), batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
-    assert trainer._radius.draws == 2
+    assert trainer.engine.learned_radius.draws == 2
     np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
 

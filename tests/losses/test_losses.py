@@ -189,7 +189,7 @@ def test_mismatched_shapes(logits, labels):
 
 def test_unknown_loss_and_unknown_option():
     with pytest.raises(
-        ValueError, match="unknown loss 'crossentropy'; the losses are cross_entropy, weighted, class_balanced"
+        ValueError, match="unknown loss 'crossentropy'; expected one of cross_entropy, weighted, class_balanced"
     ):
         build_loss("crossentropy", COUNTS)
     with pytest.raises(ValueError, match="loss 'cross_entropy' does not take loss_tau; it takes no options"):

@@ -46,21 +46,21 @@ def test_seen_and_unseen_tables_pictures_and_resuming(main, folders, tmp_path, m
     domains = ["digits", "squares", "stripes"]
     assert json.loads((out / "few_shot.json").read_text()) == found
     assert found["licences"]["digits"] == "CC BY 4.0"
-    backbones = [f"{s}/{name}" for s in ("none", "sam") for name in (*domains, "fused")]
-    backbones += [f"{s}/fused_without_{name}" for s in ("none", "sam") for name in domains]
+    backbones = [f"{s}/{name}" for s in ("none", "sam") for name in (*domains, "joint")]
+    backbones += [f"{s}/joint_without_{name}" for s in ("none", "sam") for name in domains]
     for adaptation in ("prototype", "affine"):
         shown = found["adaptations"][adaptation]
         assert shown["backbones"].keys() == set(backbones)
         for which in ("seen", "unseen"):
-            assert list(shown[which]) == ["none", "none + fusion", "sam", "sam + fusion"]
+            assert list(shown[which]) == ["none", "none + joint fusion", "sam", "sam + joint fusion"]
             assert all(set(row) == {*domains, "average"} for row in shown[which].values())
             pairs = shown[f"{which}_differences"]
             assert set(pairs) == {
-                "none + fusion against none",
+                "none + joint fusion against none",
                 "sam against none",
-                "sam + fusion against none",
-                "sam + fusion against sam",
-                "sam + fusion against none + fusion",
+                "sam + joint fusion against none",
+                "sam + joint fusion against sam",
+                "sam + joint fusion against none + joint fusion",
             }
             assert (out / f"{adaptation}_{which}.png").stat().st_size > 10_000
 
@@ -72,19 +72,19 @@ def test_seen_and_unseen_tables_pictures_and_resuming(main, folders, tmp_path, m
         for domain in domains:
             # Seen: the domain's own backbone. Unseen: one that never saw it, fused, or chosen among the others'.
             assert shown["seen"]["sam"][domain]["accuracy"] == saved(f"sam/{domain}", domain).accuracy
-            fused = saved(f"sam/fused_without_{domain}", domain)
-            assert shown["unseen"]["sam + fusion"][domain]["accuracy"] == fused.accuracy
-            chosen = found["chosen_by_parc"][f"sam/{domain}"]
+            fused = saved(f"sam/joint_without_{domain}", domain)
+            assert shown["unseen"]["sam + joint fusion"][domain]["accuracy"] == fused.accuracy
+            chosen = found["chosen_by_parc"]["sam"][domain]
             assert set(chosen["scores"]) == {f"sam/{other}" for other in domains if other != domain}
             assert chosen["name"] == max(chosen["scores"], key=chosen["scores"].get)
             assert shown["unseen"]["sam"][domain]["accuracy"] == saved(chosen["name"], domain).accuracy
             assert len({saved(backbone, domain).episodes for backbone in backbones}) == 1, "the same episodes for all"
             paired = compare(saved(f"sam/{domain}", domain), saved(f"none/{domain}", domain))
             assert shown["seen_differences"]["sam against none"][domain] == paired._asdict()
-    stage = json.loads((out / "backbones" / "sam" / "fused_without_digits" / "stage.json").read_text())["options"]
+    stage = json.loads((out / "backbones" / "sam" / "joint_without_digits" / "stage.json").read_text())["options"]
     assert "digits" not in [*stage["domains"], stage["source"]]
     assert {*stage["domains"], stage["source"]} == {"squares", "stripes"}
-    model = load_backbone(out / "backbones" / "sam" / "fused")
+    model = load_backbone(out / "backbones" / "sam" / "joint")
     assert not model.pooler_is_trained
     assert model.processor is not None
     assert "unseen domains, 4 episodes each" in capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_one_domain_has_no_unseen_and_no_fusion(main, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     argv = ["--output_dir", str(tmp_path / "out"), "--domains", "digits", "emoji", "--sharpness", "sam", *SMALL]
     found = main(argv)
-    assert "emoji is left out: the emoji are not in" in caplog.text
+    assert "skipping emoji: the emoji are not in" in caplog.text
     shown = found["adaptations"]["prototype"]
     assert list(shown["backbones"]) == ["sam/digits"]
     assert "unseen" not in shown
@@ -121,9 +121,9 @@ def test_fusion_with_adapters_leaves_a_backbone_like_the_others(main, folders, t
     argv = ["--output_dir", str(tmp_path / "out"), "--domains", *folders, "--sharpness", "none", *SMALL]
     main([*argv, "--adaptations", "prototype", "--fuse_lora_rank", "2", "--fuse_learning_rate", "0.01"])
     backbones = tmp_path / "out" / "backbones" / "none"
-    stage = json.loads((backbones / "fused" / "stage.json").read_text())["options"]
+    stage = json.loads((backbones / "joint" / "stage.json").read_text())["options"]
     assert stage["lora_rank"] == 2
-    fused, source = (load_file(backbones / name / "model.safetensors") for name in ("fused", stage["source"]))
+    fused, source = (load_file(backbones / name / "model.safetensors") for name in ("joint", stage["source"]))
     assert fused.keys() == source.keys(), "merged"
     moved = {name for name in source if name in fused and not torch.equal(fused[name], source[name])}
     assert all("classifier" in name or fused[name].ndim == 2 for name in moved), "norms, biases and the rest are frozen"

@@ -234,8 +234,8 @@ def test_a_step_without_ascent_between_the_halves_drops_the_update(make_trainer)
         batch = trainer.data_collator(rows[rare][:2])
         batch["host_labels"] = batch["labels"].numpy()
         trainer.training_step(trainer.model, batch, torch.tensor(2))
-    assert trainer._radius.draws == 0
-    assert trainer._radius.watched == 2
+    assert trainer.engine.learned_radius.draws == 0
+    assert trainer.engine.learned_radius.watched == 2
 
 
 def test_validation_examples_are_never_trained_on_and_class_counts_are_those_of_the_rest(make_trainer):
@@ -315,7 +315,7 @@ def test_a_separate_validation_set(make_trainer):
         (LEARNED | {"rho_validation_fraction": 0.0}, "rho_validation_fraction must be in (0, 0.5], got 0.0"),
         (LEARNED | {"rho_validation_fraction": 0.6}, "rho_validation_fraction must be in (0, 0.5], got 0.6"),
         (LEARNED | {"rho_validation_fraction": 0.001}, "leaves no validation example"),
-        (LEARNED | {"rho": 0.0}, "a learned radius begins at rho, which must be > 0"),
+        (LEARNED | {"rho": 0.0}, "a learned radius starts at rho, which must be > 0"),
         (LEARNED | {"rho_update_every": 0}, "rho_update_every must be at least 1"),
         (LEARNED | {"rho_hessian": "diagonal"}, "unknown rho_hessian 'diagonal'"),
         ({"trainer": {"rho_dataset": make_images()}}, "rho_dataset has no effect without rho_schedule='learned'"),
@@ -382,3 +382,71 @@ def test_with_one_epsilon_the_update_equals_one_process_with_a_double_batch(tmp_
     for log, expected in zip(ranks[0]["logs"], one["logs"], strict=True):
         assert log == pytest.approx(expected, rel=1e-5)
     assert one["logs"][-2]["rho_derivative"] != 0
+
+
+# ---- the published update ----------------------------------------------------------------------------------------
+
+MATRICES = {side: torch.tensor(RNG.normal(size=(4, 4))) for side in ("train", "validation")}
+CENTRES = {"train": torch.zeros(4, dtype=torch.float64), "validation": torch.tensor(RNG.normal(size=4))}
+
+
+def quadratic(w, side):
+    h = MATRICES[side].T @ MATRICES[side]
+    return (w - CENTRES[side]) @ h @ (w - CENTRES[side]) / 2
+
+
+def step_from(start, rho, eta):
+    g = torch.func.grad(quadratic)(start, "train")
+    unit = g / g.norm()
+    return start - eta * torch.func.grad(quadratic)(start + rho * unit, "train"), unit
+
+
+def test_lets_as_published_finds_the_radius_where_the_gap_closes():
+    """On a quadratic, the losses after a step of radius ρ are known: LETS goes where they are equal."""
+    eta, fixed = 0.05, 0.7
+    start = torch.tensor(RNG.normal(size=4))
+    theta, _ = step_from(start, fixed, eta)
+    shift = quadratic(theta, "validation") - quadratic(theta, "train")  # makes the gap 0 at ρ = 0.7
+
+    def gap_derivative(rho):
+        theta, unit = step_from(start, rho, eta)
+        losses = quadratic(theta, "validation") - shift, quadratic(theta, "train")
+        gradients = [torch.func.grad(quadratic)(theta, side) for side in ("validation", "train")]
+        direction = MATRICES["train"].T @ MATRICES["train"] @ unit
+        return radius_derivative("gap", eta, losses, ([gradients[0]], [gradients[1]]), [direction])
+
+    ends = {}
+    for update in ("adam", "sign"):
+        radius = LearnedRadius(0.2, learning_rate=0.02, objective="gap", update=update)
+        for _ in range(1500):
+            radius.update(gap_derivative(radius.rho))
+        ends[update] = abs(radius.rho.item() - fixed)
+    assert ends["adam"] < 1e-3
+    assert ends["adam"] < ends["sign"] / 3, "a sign is as large at the fixed point as far from it"
+
+
+def test_adam_sees_the_derivative_of_log_rho():
+    one, other = (LearnedRadius(0.2, learning_rate=0.1, update="adam") for _ in range(2))
+    for derivative in (1.0, 3.0, 2.0):
+        one.update(torch.tensor(derivative))
+        log_rho = other.log_scale.exp() * other.initial
+        other.log_scale.grad = log_rho * derivative
+        other.adam.step()
+    assert one.rho.item() == other.rho.item()
+    signed = LearnedRadius(0.2, learning_rate=0.1)
+    for derivative in (1.0, 3.0, 2.0):
+        signed.update(torch.tensor(derivative))
+    assert signed.rho.item() != one.rho.item()
+
+
+def test_the_paper_is_cited_for_the_published_algorithm_alone():
+    from hf_sharp.sharpness.methods import CHOICES, LETS
+
+    def cited(**options):
+        values = {"rho_schedule": "learned", "rho_objective": "alignment", "rho_update": "sign"} | options
+        return LETS in [paper for choice in CHOICES if choice.applies(values) for paper in choice.citations]
+
+    assert cited(rho_objective="gap", rho_update="adam")
+    assert not cited()
+    assert not cited(rho_objective="gap")
+    assert not cited(rho_schedule="constant", rho_objective="gap", rho_update="adam")

@@ -79,7 +79,7 @@ def test_an_overflow_keeps_the_stored_direction():
 def test_gradients_left_over_from_a_failed_window_are_discarded(make_trainer):
     trainer = make_trainer(make_vit(), sharpness_every=2, rho=0.3)
     parameters = list(trainer.model.parameters())
-    trainer._reused.begin(parameters)
-    assert trainer._reused._plain is not None
+    trainer.engine.reused.begin(parameters)
+    assert trainer.engine.reused._plain is not None
     trainer.get_batch_samples(iter([]), 1, torch.device("cpu"))
-    assert trainer._reused._plain is None
+    assert trainer.engine.reused._plain is None
