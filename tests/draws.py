@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.naive import RANGES, derivative, exact
+from tests.naive import RANGES, defaults_of, derivative, exact
 
 FEATURE_DIM = 3
 
@@ -19,6 +19,12 @@ def draw_options(name, options, rng):
         if rng.random() < 0.75:
             drawn[option] = rng.uniform(*values) if isinstance(values, tuple) else rng.choice(values)
     return drawn
+
+
+def assert_away_from_defaults(reference, draws):
+    """Check that every option of a reference takes other values than its default in some of the drawn options."""
+    for option, default in defaults_of(reference).items():
+        assert any(options.get(option, default) != default for options in draws), f"{option} is always {default}"
 
 
 def draw_counts(rng):

@@ -323,12 +323,18 @@ def reference(kind, name, options):
         f"{name!r} has no naive reference. Write naive_{kind}_{name}({parameters}) in tests/naive.py: one {result}, "
         "straight from the formula of the paper. The docstring there says how."
     )
-    taken = set(inspect.signature(function).parameters) - {*inputs, "features", "weight", "bias", "earlier"}
-    assert taken == set(options), (
-        f"naive_{kind}_{name} in tests/naive.py takes the options {sorted(taken)}, but {name!r} takes "
+    assert defaults_of(function).keys() == set(options), (
+        f"naive_{kind}_{name} in tests/naive.py takes the options {sorted(defaults_of(function))}, but {name!r} takes "
         f"{sorted(options)}. Its signature should be ({parameters}), with the paper's values as defaults."
     )
     return function
+
+
+def defaults_of(reference):
+    """The options of a reference, with their defaults."""
+    inputs = {"logits", "labels", "counts", "features", "weight", "bias", "earlier"}
+    parameters = inspect.signature(reference).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in inputs}
 
 
 def names(kind):
