@@ -1,4 +1,4 @@
-"""Plans: no backbone stands for an unseen domain that its weights have seen, and every fusion starts from the source."""
+"""Plans: an unseen domain only gets backbones that were not trained on it, and fusion starts from the source."""
 
 import pytest
 
