@@ -44,13 +44,13 @@ def method_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> method_of({"sharpness": "none", "loss": "vs", "loss_gamma": 0.1})
-        {'sharpness': 'none', 'loss': 'vs', ..., 'sampler': 'instance', 'loss_gamma': 0.1, 'loss_tau': 1.0}
+        {'sharpness': 'none', 'loss': 'vs', ..., 'loss_gamma': 0.1, 'loss_tau': 1.0, ...}
     """
     args = object.__new__(SharpTrainingArguments)  # without __init__: TrainingArguments would set up devices
     vars(args).update({name: options.get(name, value) for name, value in DEFAULTS.items()})
     if args.sharpness not in METHODS or args.loss not in LOSSES:  # a user's, registered in the process that trained
         return PLAIN_METHOD | {name: value for name, value in options.items() if name in _OWN_FIELDS}
-    method = args.method
+    method = {part: getattr(args, part) for part in DESCRIBED} | args.method
     if args.needs_head and args.head is not None:
         method["head"] = args.head
     if args.reweight_after is not None and args.loss_beta is None:
