@@ -28,7 +28,7 @@ from hf_sharp.sharpness.ascent import (
 from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
 from hf_sharp.sharpness.passes import Division, rows_of
 from hf_sharp.sharpness.reuse import ReusedSharpness
-from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, SharpnessStep, sharpness_aware_backward
+from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpness_aware_backward
 
 if TYPE_CHECKING:
     from hf_sharp.sharpness.engine import SharpnessEngine
@@ -142,17 +142,17 @@ class GradientAscent:
             measure_vanishing=engine.measures_vanishing,
             observer=self.observer,
         )
-        self._report(step)
+        self.engine.means.add(step.ascent_grad_norm, step.sharpness)
+        self.engine.report_vanishing(step.vanishing)
+        if engine.effect.is_due(loop.step):
+            losses, (rows, weights) = micro_batches[-1].losses, micro_batches[-1].ascent
+            engine.effect.measure(model, lambda: weights * losses(rows), step.sharpness)
         return step.loss
 
     def _before_passes(self, model: nn.Module, scale: Tensor) -> None:
         if self.engine.reused is not None:
             self.observer = self.engine.reused
             self.engine.reused.begin(trainable_parameters(model), scale)
-
-    def _report(self, step: SharpnessStep) -> None:
-        self.engine.means.add(step.ascent_grad_norm, step.sharpness)
-        self.engine.report_vanishing(step.vanishing)
 
     def _micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], waiting: Waiting) -> MicroBatch:
         engine, loop = self.engine, self.loop
@@ -213,6 +213,13 @@ class MomentumAscent:
             moved, momentum = with_gradients(parameters, first_moments(self.loop.optimizer, parameters))
             if momentum:  # there is none before the first step
                 gradient_to_perturbation(moved, momentum, -rho, **self.engine.metric)
+            if momentum and self.engine.effect.is_due(self.loop.step):
+                prepared, frozen = self.loop.prepare(inputs), self.loop.frozen_loss()
+                self.engine.effect.measure(
+                    model,
+                    lambda: self.loop.losses(model, prepared, frozen),
+                    moved=lambda: perturbed(moved, [change.clone() for change in momentum]),
+                )
             with perturbed(moved, momentum) if momentum else nullcontext():
                 return self.loop.plain_step(model, inputs, num_examples)
 

@@ -169,6 +169,11 @@ class ClassMomentumAscent:
                 self._keep(parameters, gradients)
             if clean_rows is None or len(clean_rows):
                 loss = loss + run(clean_rows, 1 - weights)
+        if self.momentum.of(parameters) and engine.effect.is_due(loop.step):
+            frozen = loop.frozen_loss()
+            engine.effect.measure(
+                model, lambda: loop.losses(model, inputs, frozen), moved=lambda: self._moved(parameters, rho)
+            )
         if loop.window_ends:
             self.momentum.update(engine.average)
         return loss

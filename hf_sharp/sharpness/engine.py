@@ -27,6 +27,7 @@ from hf_sharp.sharpness.ascent import (
 )
 from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, Waiting
 from hf_sharp.sharpness.coefficients import class_coefficients
+from hf_sharp.sharpness.effect import AscentEffect
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.sharpness.passes import PassPlanner
 from hf_sharp.sharpness.radius import LearnedRadius, scheduled_rho
@@ -162,6 +163,7 @@ class SharpnessEngine:
         # The share of ε that rounding takes in low-precision weights: measured in the first step, reported in the log.
         self.measures_vanishing = any(p.dtype.itemsize < 4 for p in trainable_parameters(model))
         self._vanishing: Tensor | None = None
+        self.effect = AscentEffect()
         self.dtype_name = str(widest_dtype(model)).removeprefix("torch.")
         if options.torch_compile and (options.learns_rho or not self.planner.uniform):
             # A graph that serves two backward passes must keep its buffers after the first.
@@ -287,6 +289,8 @@ class SharpnessEngine:
         if not self.method.needs_radius:
             return {"sharpness": means["sharpness"]} if means else {}
         self._warn_of_vanishing()
+        if hint := self.effect.pop_hint(float(self.last_rho)):
+            logger.warning(hint)
         derivative = {}
         if self.learned_radius is not None:
             derivative["rho_derivative"] = self.learned_radius.derivative.item()
