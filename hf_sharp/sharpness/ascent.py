@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -234,59 +234,6 @@ def vanishing_share(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> 
         some = change != 0
         counts += torch.stack([(some & (weight + change == weight)).sum(), some.sum()]).to(counts.device)
     return counts[0] / counts[1]
-
-
-@contextmanager
-def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what the block does to running statistics (BatchNorm and its kin): the pass at w alone updates them.
-
-    Args:
-        modules: a model's, of which the norm layers are looked at.
-    """
-    buffers = [
-        buffer
-        for module in modules
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-        for buffer in module.buffers(recurse=False)
-    ]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, original in zip(buffers, kept, strict=True):
-            buffer.copy_(original)
-
-
-def random_state(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
-    """Read the random state of the CPU and of devices, so that a second pass can draw the same dropout mask."""
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    for device in devices:
-        if device.type not in ("cpu", "meta"):
-            states[device] = torch.get_device_module(device).get_rng_state(*_named(device))
-    return states
-
-
-def set_random_state(states: Mapping[torch.device, Tensor]) -> None:
-    """Set what `random_state` read."""
-    for device, state in states.items():
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, *_named(device))
-
-
-@contextmanager
-def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Leave the random state of the CPU and of devices as it was, whatever the block draws."""
-    states = random_state(devices)
-    try:
-        yield
-    finally:
-        set_random_state(states)
-
-
-def _named(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is one mps device, and torch.mps takes no name for it
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

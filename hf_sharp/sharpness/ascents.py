@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,9 +29,6 @@ from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
 from hf_sharp.sharpness.passes import Division, rows_of
 from hf_sharp.sharpness.reuse import ReusedSharpness
 from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpness_aware_backward
-
-if TYPE_CHECKING:
-    from hf_sharp.sharpness.engine import SharpnessEngine
 
 
 class Waiting(NamedTuple):
@@ -67,14 +64,14 @@ class GradientAscent:
     """ε follows a gradient: that of the micro-batch's perturbed examples, or of its whole accumulation window's.
 
     Args:
-        engine: divides micro-batches, and provides radius and loop.
+        engine: the `SharpnessEngine`: it divides micro-batches, and provides radius and loop.
     """
 
     needs_first_moment = False
     needs_same_passes = False
     state = None
 
-    def __init__(self, engine: SharpnessEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
         self.one_window = engine.options.ascent_scope == "window"
         self.observer: AscentObserver | None = engine.learned_radius
@@ -183,7 +180,7 @@ class MomentumAscent:
     """ε follows the optimizer's first moment m: ε = −ρ m / ‖m‖, the direction in which training moves. One pass.
 
     Args:
-        engine: provides the loop.
+        engine: the `SharpnessEngine`, which provides the loop.
 
     Reference:
         Momentum-SAM arXiv 2401.12033, algorithm 1.
@@ -193,7 +190,7 @@ class MomentumAscent:
     needs_same_passes = False
     state = None
 
-    def __init__(self, engine: SharpnessEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
 
     def restart(self) -> None:

@@ -14,7 +14,7 @@ ahead, in the direction in which training goes; with the opposite sign training 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from hf_sharp.sharpness.ascent import (
     trainable_parameters,
 )
 from hf_sharp.sharpness.passes import rows_of
-
-if TYPE_CHECKING:
-    from hf_sharp.sharpness.engine import SharpnessEngine
 
 
 class ClassMomentum:
@@ -111,13 +108,13 @@ class ClassMomentumAscent:
     plain training. `ascent_sync="global"` averages m too, for one more all-reduce per step.
 
     Args:
-        engine: divides micro-batches, and provides the loop.
+        engine: the `SharpnessEngine`: it divides micro-batches, and provides the loop.
     """
 
     needs_first_moment = False
     needs_same_passes = True  # exactly one backward pass of every process averages the gradients: the clean one
 
-    def __init__(self, engine: SharpnessEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
         if (engine.planner.host_coefficients > 1).any():
             raise ValueError(

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from hf_sharp.sharpness.ascent import random_state_kept, running_statistics_kept
+from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
 
 _STEP = 10  # by then the momentum has a direction
 # Both losses are of the same examples, so that a change well below the noise between batches still has an effect.

@@ -17,20 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_sharp.data.labels import HOST_LABELS
-from hf_sharp.sharpness.ascent import (
-    average_over_processes,
-    gradients_in,
-    random_state_kept,
-    running_statistics_kept,
-    trainable_parameters,
-    widest_dtype,
-)
+from hf_sharp.sharpness.ascent import average_over_processes, gradients_in, trainable_parameters, widest_dtype
 from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, Waiting
 from hf_sharp.sharpness.coefficients import class_coefficients
 from hf_sharp.sharpness.effect import AscentEffect
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.sharpness.passes import PassPlanner
 from hf_sharp.sharpness.radius import LearnedRadius, scheduled_rho
+from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
 from hf_sharp.sharpness.reuse import ReusedSharpness
 
 logger = logging.getLogger(__name__)

@@ -221,8 +221,9 @@ def hold_out(
             f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
         )
     seed = args.seed if args.data_seed is None else args.data_seed
-    fraction, column = args.rho_validation_fraction, args.label_column
-    return split_validation(train_dataset, fraction, seed, label_column=column, label2id=label2id)
+    return split_validation(
+        train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column, label2id=label2id
+    )
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
@@ -282,9 +283,8 @@ def class_frequencies_of(
             )
         num_classes, label2id = getattr(config, "num_labels", None), getattr(config, "label2id", None)
         given = ClassFrequencies.from_dataset(train_dataset, args.label_column, num_classes, label2id=label2id)
-    defaults = {field.name: field.default for field in dataclasses.fields(ClassFrequencies)}
     for name in ("rare_threshold", "common_threshold"):
-        if getattr(given, name) not in (defaults[name], getattr(args, name)):
+        if getattr(given, name) not in (getattr(ClassFrequencies, name), getattr(args, name)):
             raise ValueError(
                 f"class_frequencies has {name}={getattr(given, name)}, the arguments have {getattr(args, name)}: set "
                 "it in SharpTrainingArguments."
