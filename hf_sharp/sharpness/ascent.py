@@ -266,7 +266,19 @@ def widest_dtype(model: nn.Module) -> torch.dtype:
     return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
 
 
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer")  # under which names optimizers keep theirs
+# The names under which optimizers keep their first moments; the last is bitsandbytes'.
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "state1")
+
+
+def check_first_moment(optimizer: Any) -> None:
+    """Raise a ValueError if an optimizer keeps no first moment of the gradients."""
+    for group in optimizer.param_groups:
+        decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
+        if not decay or "weight_sum" in group:  # schedule-free optimizers keep that instead
+            raise ValueError(
+                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
+                "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
+            )
 
 
 def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -277,10 +289,10 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
         parameters: the tensors.
 
     Returns:
-        One per parameter; None where there is none yet.
+        One per parameter, of its type; None where there is none yet.
 
     Raises:
-        ValueError: the optimizer has taken a step, and kept no first moment.
+        ValueError: the optimizer has taken a step, and keeps no first moment.
     """
     moments: list[Tensor | None] = []
     for parameter in parameters:
@@ -291,8 +303,17 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
                 f"ascent='momentum' needs the optimizer's first moment ({' or '.join(FIRST_MOMENTS)}), and its state "
                 f"has {', '.join(map(str, state))}. Use another optimizer, such as adamw_torch, or ascent='gradient'."
             )
+        if moment is not None and moment.dtype == torch.uint8:
+            moment = _dequantized(moment, state["qmap1"], state["absmax1"])
         moments.append(None if moment is None else moment.to(parameter.dtype, copy=True))
     return moments
+
+
+def _dequantized(codes: Tensor, values: Tensor, absmax: Tensor) -> Tensor:
+    # bitsandbytes' blockwise quantization: a value per code, times the block's largest absolute value.
+    block = next(size for size in (256, 2048, 4096) if -(-codes.numel() // size) == absmax.numel())
+    scale = absmax.repeat_interleave(block)[: codes.numel()]
+    return (values[codes.flatten().long()] * scale).view(codes.shape)
 
 
 def _by_device(tensors: Sequence[Tensor], scale: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:

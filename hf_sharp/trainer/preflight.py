@@ -156,17 +156,6 @@ def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequ
     return reason is None
 
 
-def check_first_moment(optimizer: Any) -> None:
-    """Raise a ValueError if an optimizer keeps no first moment of the gradients."""
-    for group in optimizer.param_groups:
-        decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
-        if not decay or "weight_sum" in group:  # schedule-free optimizers keep that instead
-            raise ValueError(
-                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
-                "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
-            )
-
-
 def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments, trains: bool) -> None:
     """Raise a ValueError for data and modes that a learned radius cannot work with."""
     if not args.learns_rho:
