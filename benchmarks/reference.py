@@ -35,31 +35,35 @@ def code(names: Iterable[str]) -> str:
 
 def method_table() -> str:
     """Make the table of sharpness methods."""
-    rows = ((f"`{name}`", METHODS[name].formula, METHODS[name].passes, METHODS[name].when) for name in METHODS.builtin)
-    return table(("sharpness", "formula", "cost of a step", "choose it"), rows)
-
-
-def method_option_table() -> str:
-    """Make the table of the options of each sharpness method beside those of the radius."""
     rows = (
         (
-            f"`{name}`",
-            METHODS[name].summary,
-            code(METHODS[name].coefficient_options) or "–",
-            sources(METHODS[name].citations),
+            f"`{method.name}`",
+            method.summary,
+            method.formula,
+            method.passes,
+            method.when,
+            code(method.coefficient_options) or "–",
+            sources(method.citations),
         )
-        for name in METHODS.builtin
+        for method in map(METHODS.__getitem__, METHODS.builtin)
     )
-    return table(("sharpness", "what it does", "options", "source"), rows)
+    return table(("sharpness", "what it does", "formula", "cost of a step", "choose it", "options", "source"), rows)
 
 
 def loss_table() -> str:
     """Make the table of losses."""
     rows = (
-        (f"`{name}`", LOSSES[name].formula, LOSSES[name].when, code(sorted(loss_options(name))) or "–")
-        for name in LOSSES.builtin
+        (
+            f"`{loss.name}`",
+            loss.summary,
+            loss.formula,
+            loss.when,
+            ", ".join(defaults(loss)) or "–",
+            sources(loss.citations),
+        )
+        for loss in map(LOSSES.__getitem__, LOSSES.builtin)
     )
-    return table(("loss", "formula", "choose it", "options"), rows)
+    return table(("loss", "what it does", "formula", "choose it", "options, and their defaults", "source"), rows)
 
 
 def family_table(module: str) -> str:
@@ -128,7 +132,6 @@ def config_table() -> str:
 
 REFERENCE_TABLES: dict[str, Callable[[], str]] = {
     "methods": method_table,
-    "method_options": method_option_table,
     "losses": loss_table,
     "losses_reweighting": partial(family_table, "reweighting"),
     "losses_logit_adjustment": partial(family_table, "logit_adjustment"),

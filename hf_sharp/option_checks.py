@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_sharp.data import sampling
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.model import head_init
 from hf_sharp.sharpness import METHODS, methods
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ PLAIN_METHOD = {
     "class_importance": None,
     "reweight_after": None,
     "sampler": "instance",
+    "head_init": "none",
+    "cosine_head": False,
 }
 # A choice comes after the one that brings its field into effect.
-CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES)
+CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
 
 
 def options_in_effect(values: Mapping[str, Any]) -> set[str]:
@@ -143,6 +146,12 @@ def _check_numbers(args: SharpTrainingArguments) -> None:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(args, name)}.")
     if args.learns_rho and args.rho == 0:
         raise ValueError("a learned radius starts at rho, which must be > 0; got 0.")
+    for name in ("head_scale", "cosine_scale"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
+    if args.head_examples is not None and args.head_examples < 1:
+        raise ValueError(f"head_examples must be at least 1, got {args.head_examples}.")
     for name in ("rho_update_every", "sharpness_every"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")

@@ -14,6 +14,7 @@ from hf_sharp.data.sampling import SAMPLERS
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.model.head_init import HEAD_INITS
 from hf_sharp.option_checks import PLAIN_METHOD, check_options, options_in_effect, unused_options
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.ascent import ADAPTIVE_SCOPES
@@ -126,6 +127,20 @@ class SharpTrainingArguments(TrainingArguments):
     )
     cc_radius: float = _option(1e-6, "CC-SAM: the radius of every class's ascent on the head.")
     cc_phi: float = _option(0.5, "CC-SAM: the share of the perturbed loss, from 0 to 1.")
+    head_init: str = _choice(
+        "head_init", "none", HEAD_INITS, "Starting values of the head: class means of the training set, or class names."
+    )
+    head_scale: float | None = _option(
+        None,
+        "The length of the head's rows at the start. Class means choose it by cross-validation; class names take 25.",
+    )
+    head_examples: int | None = _option(None, "Class means: use at most so many examples of each class.")
+    cosine_head: bool = _option(False, "Train a cosine head: normalised features and class vectors, with a scale.")
+    cosine_scale: float = _option(25.0, "Cosine head: the factor of the cosines; ldam uses loss_scale instead.")
+    cosine_learn_scale: bool = _option(False, "Cosine head: train the factor too.")
+    cosine_custom_code: bool = _option(
+        False, "Cosine head: accept a saved model that needs trust_remote_code=True, where no other is exact."
+    )
     head: str | None = _option(
         None, "CC-SAM, large margin: the name of the linear layer that makes the logits, if it is not found."
     )

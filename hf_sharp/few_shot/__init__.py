@@ -1,6 +1,15 @@
-"""Few-shot classification: episodes, backbones and their choice, adaptations, and results with intervals."""
+"""Few-shot classification: episodes, backbones and the choice among them, adaptations, and results with intervals."""
 
-from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded, affine, finetune, linear, lora, prototype
+from hf_sharp.few_shot.adaptation import (
+    ADAPTATIONS,
+    Embedded,
+    affine,
+    finetune,
+    linear,
+    lora,
+    prototype,
+    published_rates,
+)
 from hf_sharp.few_shot.backbone import Backbone, embed, load_backbone
 from hf_sharp.few_shot.domain import Domain, load_domain, make_domain
 from hf_sharp.few_shot.episodes import Episode, EpisodeSampler, Task, sample_episode
@@ -57,6 +66,7 @@ __all__ = [
     "open_domain",
     "parc_score",
     "prototype",
+    "published_rates",
     "sample_episode",
     "select_backbone",
     "select_per_episode",

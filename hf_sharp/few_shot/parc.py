@@ -79,7 +79,7 @@ def parc_score(features: Any, labels: Any, components: int | None = None) -> flo
     if not np.ptp(rows, axis=1).all():
         raise ValueError("all features of an example are the same number, so it has no correlation with the others.")
     upper = np.triu_indices(len(rows), 1)
-    feature_distances = (1 - np.atleast_2d(np.corrcoef(rows)))[upper]
+    feature_distances = 1 - np.asarray(np.corrcoef(rows))[upper]
     # 1 − corr of one-hot rows has two values only. In floating point, rounding would rank equal distances apart.
     label_distances = (classes[:, None] != classes)[upper]
     return 100 * float(np.corrcoef(rankdata(feature_distances), label_distances)[0, 1])

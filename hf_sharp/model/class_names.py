@@ -1,13 +1,13 @@
-"""Starting values for a classifier head from the names of the classes, with CLIP or another model with a text tower.
+"""Initial values of a classifier head from the names of the classes, by CLIP or another model with a text tower.
 
 With t_c the normalised text embedding of class c, e(x) the image embedding of an image and f(x) the head's input:
 
     exact     e = P f for a fixed P (CLIP's visual projection, or 1):   w_c = s Pᵀ t_c / mean ‖e‖,   b_c = 0
     fitted    e / ‖e‖ ≈ A f + a by ridge regression over images:         w_c = s Aᵀ t_c,              b_c = s a · t_c
 
-The exact form is for classifiers on CLIP's pooled output. The image classifiers of transformers are none:
-`CLIPForImageClassification` averages the patch tokens before CLIP's last LayerNorm, and `SiglipForImageClassification`
-averages patch tokens too, which neither model has ever compared with texts. For them the map is fitted to images.
+The exact form needs a classifier on CLIP's pooled output. `CLIPForImageClassification` is not one: it averages the
+patch tokens before CLIP's last LayerNorm. `SiglipForImageClassification` averages patch tokens too. Neither model was
+trained to compare these averages with texts, so for them the map is fitted to images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from hf_sharp.model.cosine_head import CosineHead, example_inputs
 from hf_sharp.model.head import ClassifierHead, check_is_linear, evaluation_mode
 
-# Relative to the mean square of the features: only there to make the solution unique.
+# Relative to the mean square of the features; it only makes the solution unique.
 _RIDGE = 1e-4
 _PROMPTS_PER_BATCH = 256
 
@@ -36,7 +36,7 @@ def class_name_embeddings(
     Args:
         clip: a model with `get_text_features`: CLIPModel, SiglipModel, MetaClip2Model and others.
         tokenizer: its tokenizer.
-        names: K class names as they should stand in a sentence.
+        names: K class names, written as in a sentence.
         templates: sentences with `{}` in place of the name.
 
     Returns:
@@ -82,7 +82,7 @@ def init_head_from_class_names(
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     head: str | None = None,
 ) -> bool:
-    """Point each row of an image classifier's head at the text embedding of its class's name.
+    """Set the rows of an image classifier's head from the text embeddings of the class names.
 
         w_c = s Pᵀ t_c / mean ‖e‖        or, fitted to images,        w_c = s Aᵀ t_c,  b_c = s a · t_c
 
@@ -93,12 +93,12 @@ def init_head_from_class_names(
         names: K class names, in the order of the labels.
         templates: as for `class_name_embeddings`.
         scale: s > 0, the factor of the cosines; LIFT's 25. A cosine head keeps its own.
-        batches: training images (`pixel_values`; labels are not used), to fit the map if there is no exact one. A few
-            thousand images are sufficient; they are all used.
+        batches: training images (`pixel_values`, without or with labels), to fit the map if there is no exact one. All
+            of them are used; a few thousand are sufficient.
         head: the name of the layer that computes the logits, if it cannot be found automatically.
 
     Returns:
-        True if the exact form was used, False if the map was fitted.
+        True for the exact form, False for a fitted map.
 
     Raises:
         ValueError: the head is not linear or does not have K outputs, a tower is missing, or there is no exact map and
@@ -124,9 +124,9 @@ def init_head_from_class_names(
                 return True
             if batches is None:
                 raise ValueError(
-                    f"the head of {type(model).__name__} does not get the image embedding that {type(clip).__name__} "
-                    "compares with texts, nor its input before the projection. Give training images with batches=, to "
-                    "fit a map from these features to the embedding, or start from class means."
+                    f"the head's input in {type(model).__name__} is neither the image embedding that "
+                    f"{type(clip).__name__} compares with texts, nor that embedding before its projection. Give "
+                    "training images with batches= to fit a map between the two, or use init_head_from_class_means."
                 )
             inputs = torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], 1)
             new = inputs.T @ inputs, inputs.T @ normalize(images)
@@ -156,7 +156,7 @@ def _embeddings(output: Any) -> Tensor:
 
 
 def _exact_projection(clip: Any, features: Tensor, images: Tensor) -> Tensor | None:
-    """Find P with image embedding = P features: none, or the visual projection."""
+    """Return P with image embedding = P features, the identity or the visual projection; None if neither fits."""
     candidates = [torch.eye(features.shape[1], dtype=features.dtype)]
     if (layer := getattr(clip, "visual_projection", None)) is not None:
         candidates.append(layer.weight.double().cpu())

@@ -1,13 +1,13 @@
-"""A cosine head: logits that depend on the angle between features and class vectors only, not on their lengths.
+"""A cosine head: its logits depend on the angle between features and class vectors, not on their lengths.
 
     logits = s cos(f, w_c) = s w_c · f / (‖w_c‖ ‖f‖)
 
-Rows are normalised in every forward pass, and set to length s after every optimizer step, so that the weight alone says
-all: what is saved needs no normalisation of rows. Dividing by ‖f‖ is exact in a saved model in two ways:
+Every forward pass normalises the rows w_c, and after every optimizer step the rows are set to one common length. A
+saved weight therefore needs no normalisation. A saved model reproduces the division by ‖f‖ exactly in two ways:
 
-    LayerNorm   the head's input is the output of a LayerNorm, with weight 1 and bias 0 from now on: then ‖f‖ = √d, and
-                rows of length s / √d give a plain linear head. ViT, DeiT, BEiT, ConvNeXt; opens in any `pipeline()`.
-    own class   the model is saved with its code (`modeling_cosine_head.py`); opens with trust_remote_code=True.
+    LayerNorm   if the head's input is the output of a LayerNorm, its weight is fixed at 1 and its bias at 0. Then
+                ‖f‖ = √d, and rows of length s / √d make a plain linear head. ViT, DeiT, BEiT, ConvNeXt.
+    own class   the model is saved with its code (`modeling_cosine_head.py`), and opens with trust_remote_code=True.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from hf_sharp.model.modeling_cosine_head import CosineLinear, model_class
 
 
 class CosineHead(CosineLinear):
-    """A head while it trains: logits = s cos(f, w_c).
+    """The cosine head during training: logits = s cos(f, w_c).
 
     Args:
-        layer: the linear layer that it replaces; its rows keep their directions.
+        layer: the linear layer to replace; the directions of its rows are kept.
         scale: s > 0.
         learn_scale: whether s is trained, as the mean length of the rows.
-        feature_norm: ‖f‖ if it is the same for all features; None to divide by it.
+        feature_norm: ‖f‖ if all features have the same norm; None to divide by ‖f‖ in every forward pass.
 
     Example:
         >>> head = CosineHead(nn.Linear(2, 2), scale=10.0)
@@ -81,8 +81,8 @@ class CosineHead(CosineLinear):
     def set_scale(self, scale: float) -> None:
         """Set s, and keep the directions.
 
-        After training with LDAM, whose logits are cosines (s = 1), set it to the `loss_scale`: then the saved model's
-        probabilities are those of the loss without its margin.
+        After training with LDAM, whose logits are cosines (s = 1), set s to the `loss_scale`. The softmax of the saved
+        model's logits is then the one that LDAM trained, without its margin.
 
         Args:
             scale: s > 0.
@@ -122,20 +122,20 @@ def use_cosine_head(
     inputs: Mapping[str, Tensor] | None = None,
     head: str | None = None,
 ) -> CosineHead:
-    """Replace the head of a model by a cosine head, in place and in a way that a saved model reproduces exactly.
+    """Replace the head of a model by a cosine head, in place, such that the saved model has the same logits.
 
         logits = s cos(f, w_c)
 
-    If the head's input is the output of a LayerNorm, as in ViT, DeiT, BEiT and ConvNeXt, the LayerNorm's weight becomes
-    1 and its bias 0, both frozen: f is then the standardised feature, with ‖f‖ = √d up to the LayerNorm's ε. The saved
-    model is an ordinary one of its class, and opens in a plain `pipeline()`.
+    If the head's input is the output of a LayerNorm, as in ViT, DeiT, BEiT and ConvNeXt, the LayerNorm's weight is set
+    to 1 and its bias to 0, and both are frozen. f is then a standardised feature, with ‖f‖ = √d up to the LayerNorm's
+    ε. The saved model is an ordinary model of its class, and opens in a plain `pipeline()`.
 
-    For other models (BERT, RoBERTa, DistilBERT, DINOv2, Swin, CLIP) no layer of the model's class divides by ‖f‖. With
-    `allow_custom_code` the model gets a class of its own, which is saved with its code; `pipeline()` and
-    `from_pretrained` need trust_remote_code=True, and without it refuse to open the model.
+    In other models (BERT, RoBERTa, DistilBERT, DINOv2, Swin, CLIP) no layer divides by ‖f‖. With `allow_custom_code`
+    the model gets a new class, and `save_pretrained` saves the code of this class too. `pipeline()` and
+    `from_pretrained` then need trust_remote_code=True, and refuse to open the model without it.
 
-    Add `CosineHeadCallback` to the trainer. Call this before `get_peft_model`; save the merged model, since an adapter
-    alone does not contain the changed LayerNorm.
+    Add `CosineHeadCallback` to the trainer. Call this function before `get_peft_model`, and save the merged model: an
+    adapter alone does not contain the changed LayerNorm.
 
     Args:
         model: an image or sequence classification model, changed in place.
@@ -143,14 +143,14 @@ def use_cosine_head(
         scale: s > 0; LIFT's 25. For LDAM 1, as its logits must be cosines and it has its own scale.
         learn_scale: whether s is trained, starting from `scale`.
         allow_custom_code: accept a saved model that needs trust_remote_code=True.
-        inputs: model inputs with which to look for the LayerNorm; None: random ones for the model's config.
+        inputs: model inputs for the forward pass that looks for the LayerNorm; None for random ones.
         head: the name of the layer that computes the logits, if it cannot be found automatically.
 
     Returns:
         The new head.
 
     Raises:
-        ValueError: the scale is not positive, the model has adapters or no linear head, or it cannot be saved exactly.
+        ValueError: the scale is not positive, or the model has adapters, no linear head, or cannot be saved exactly.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3))
@@ -216,14 +216,14 @@ def example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _use_own_class(model: nn.Module, name: str, allow_custom_code: bool) -> None:
-    """Give the model a class that is saved with its code."""
+    """Replace the model's class by one that is saved with its code."""
     kind = type(model)
     if isinstance(model, transformers.PreTrainedModel) and getattr(transformers, kind.__name__, None) is kind:
         if not allow_custom_code:
             raise ValueError(
-                f"the input of {name!r} does not come out of a LayerNorm, and {kind.__name__} has no other layer that "
-                "divides by the features' norm, so that the saved model would predict something else. Set "
-                "allow_custom_code=True to save it with its code, for trust_remote_code=True, or keep the linear head."
+                f"the input of {name!r} is not the output of a LayerNorm, and {kind.__name__} has no other layer that "
+                "divides by the features' norm, so the saved model would have other logits. Set allow_custom_code=True "
+                "to save the model with its code, which needs trust_remote_code=True, or keep the linear head."
             )
         own = model_class(kind)
         model.__class__ = own
@@ -231,6 +231,6 @@ def _use_own_class(model: nn.Module, name: str, allow_custom_code: bool) -> None
         model.config.cosine_head = name
     elif not hasattr(model.config, "cosine_head"):
         raise ValueError(
-            f"the input of {name!r} does not come out of a LayerNorm, and {kind.__name__} is not a class of "
-            "transformers to which the normalisation could be added. Normalise the features in the model itself."
+            f"the input of {name!r} is not the output of a LayerNorm, and {kind.__name__} is not a class of "
+            "transformers, to which a normalisation could be added. Normalise the features in the model itself."
         )

@@ -1,12 +1,12 @@
-"""Starting values for a new classifier head, computed from the training set in one pass.
+"""Initial values of a new classifier head, computed in one pass over the training set.
 
 With μ_c the mean of the head's inputs over class c, and μ̄ the mean of the μ_c over the classes that have examples:
 
-    w_c = s (μ_c − μ̄) / ‖μ_c − μ̄‖        b_c = −w_c · μ̄        logits of f: s times the projections of f − μ̄
-    absent class: w_c = 0, b_c = −log(N + 1), N the number of examples
+    w_c = s (μ_c − μ̄) / ‖μ_c − μ̄‖        b_c = −w_c · μ̄        so the logits of f are s times projections of f − μ̄
+    absent class: w_c = 0, b_c = −log(N + 1), with N the number of examples
 
-μ̄ averages classes, not examples, so that frequent classes do not pull the origin towards themselves. A head that starts
-here has no prior over classes, as logit-adjusted and balanced losses expect.
+μ̄ is a mean over classes, not over examples; otherwise frequent classes would dominate it. The initial head contains no
+class prior, as logit-adjusted and balanced losses expect.
 """
 
 from __future__ import annotations
@@ -23,9 +23,35 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.model.head import check_is_linear, features_in_batches
+from hf_sharp.registry import Choice, Citation
 
-# Sums a tensor over all processes: each gets the same result.
+# Sums a tensor over all processes; every process gets the result.
 Reduce = Callable[[Tensor], Tensor]
+
+
+HEAD_INITS = ("none", "class_mean", "class_names")
+LIFT = Citation(
+    "Jiang-Xin Shi and Tong Wei and Zhi Zhou and Jie-Jing Shao and Xin-Yan Han and Yu-Feng Li",
+    "Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts",
+    2023,
+    arxiv="2309.10019",
+)
+# What the options of `SharpTrainingArguments` about the head bring into effect, and cite.
+CHOICES = (
+    Choice(
+        "head_init",
+        lambda values: values.get("head_init", "none") != "none",
+        ("head_scale", "head"),
+        (LIFT,),
+    ),
+    Choice("head_init", lambda values: values.get("head_init") == "class_mean", ("head_examples",)),
+    Choice(
+        "cosine_head",
+        lambda values: bool(values.get("cosine_head")),
+        ("cosine_scale", "cosine_learn_scale", "cosine_custom_code", "head"),
+        (LIFT,),
+    ),
+)
 
 
 class HeadStart(NamedTuple):
@@ -33,8 +59,8 @@ class HeadStart(NamedTuple):
 
     Attributes:
         scale: s, the length of the rows; of a cosine head the factor of its cosines.
-        examples: (K,), the number of examples that each class mean is made of.
-        loss: the cross-validated, class-balanced cross-entropy at that scale; None if the scale was not chosen here.
+        examples: (K,), the number of examples in each class mean.
+        loss: the cross-validated, class-balanced cross-entropy at this scale; None if no scale was chosen.
     """
 
     scale: float
@@ -53,32 +79,32 @@ def init_head_from_class_means(
     head: str | None = None,
     progress: str | None = None,
 ) -> HeadStart:
-    """Point each row of the head at the mean of its class's features, in one pass over the training set.
+    """Set each row of the head to the direction of its class's mean feature, in one pass over the training set.
 
         w_c = s (μ_c − μ̄) / ‖μ_c − μ̄‖        b_c = −w_c · μ̄
 
-    Without `scale`, s minimises the class-balanced cross-entropy of leave-one-out predictions on a sample of the
-    features: at most 10,000 / K per class. Classes with a single example cannot be left out and do not count there.
+    If `scale` is None, s minimises the class-balanced cross-entropy of exact leave-one-out predictions for a sample of
+    the features, at most 10,000 / K per class. Classes with a single example are skipped there.
 
-    An absent class gets the row 0 and the bias −log(N + 1). It is never predicted: some class with examples always has
-    a logit of at least 0, because Σ_c ‖μ_c − μ̄‖ w_c = 0.
+    An absent class gets the row 0 and the bias −log(N + 1). The initial head never predicts it, because for every
+    input some other class has a logit of at least 0: Σ_c ‖μ_c − μ̄‖ w_c = 0.
 
     A cosine head (`use_cosine_head`) has no bias. Its rows are w_c = s μ_c / ‖μ_c‖, without μ̄, as in LIFT, and it keeps
-    its own scale. The row of an absent class is opposite to μ̄: without a bias it cannot be ruled out altogether.
+    its own scale. The row of an absent class points away from μ̄; without a bias, nothing rules such a class out.
 
     Only the last linear layer changes. A head of several layers (RoBERTa's dense, tanh, out_proj) and a pooler (BERT's
     dense, tanh) keep their weights, and the class means are those of their outputs. If these layers are newly
-    initialised they act as a random projection: it keeps classes apart, but the encoder was not trained for it.
+    initialised, they act as a random projection: the classes stay separable, but the pretraining did not include it.
 
     Args:
         model: an image or sequence classification model, also with PEFT adapters. It runs in evaluation mode; its modes
             and hooks are restored. Call this before the model is sharded.
-        batches: model inputs with `labels`, such as a DataLoader. With several processes each passes its own part, of
-            at least one batch, without padding: examples that are repeated count twice.
+        batches: model inputs with `labels`, such as a DataLoader. With several processes, each passes its own share
+            of the data, at least one batch. Examples that a sampler repeats are counted twice.
         class_counts: (K,) integers >= 0, the training examples of each class over all processes.
         scale: s > 0; None to choose it.
-        examples_per_class: use at most so many examples of each class, the first ones; other examples do not pass
-            through the model. None for all. It is divided among processes and rounded up.
+        examples_per_class: use only the first examples of each class, at most this number; the model does not process
+            the others. None for all. The number is divided among the processes and rounded up.
         reduce: sums a tensor over all processes, such as `lambda x: accelerator.reduce(x, "sum")`; None if there is
             only one process.
         head: the name of the layer that computes the logits, if it cannot be found automatically.
@@ -89,7 +115,7 @@ def init_head_from_class_means(
 
     Raises:
         ValueError: the head is not linear or has no bias, there are no examples, a number is out of range, features
-            are not finite, or the scale cannot be chosen because no class has two examples.
+            are not finite, or no scale can be chosen because no class has two examples.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2))
@@ -99,8 +125,8 @@ def init_head_from_class_means(
         ([[2.0, 0.0], [-2.0, 0.0]], [-4.0, 4.0])
 
     Reference:
-        LIFT arXiv 2309.10019 starts a cosine classifier from class means or text features. Differs from it: a linear
-        head is centred and has a bias, and its scale is chosen.
+        LIFT arXiv 2309.10019 initialises a cosine classifier with class means or text features. Differs from it: the
+        rows of a linear head are centred, and it has a bias and a chosen scale.
     """
     counts = ClassFrequencies.from_counts(class_counts).counts
     for name, value in (("scale", scale), ("examples_per_class", examples_per_class)):
@@ -144,10 +170,10 @@ def init_head_from_class_means(
 
 
 class _ClassSums:
-    """Sums and numbers of features per class, and the first few features of each class."""
+    """The sum and number of features of each class, and the first few features of each class."""
 
     def __init__(self, num_classes: int, keep: bool) -> None:
-        # N × K scores of at most 2²⁴ numbers, and at least one example of each class.
+        # Limits the N × K scores to 2²⁴ numbers, but keeps at least one example of each class.
         self.quota = max(1, min(2**24 // num_classes**2, 10_000 // num_classes)) if keep else 0
         self.num_classes = num_classes
         self.totals: Tensor | None = None
@@ -177,11 +203,11 @@ class _ClassSums:
 def _limit(
     batches: Iterable[Mapping[str, Tensor]], class_counts: list[int], limit: int
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Yield only the first `limit` examples of each class, and stop when there can be no more."""
+    """Yield only the first `limit` examples of each class, and stop as soon as all classes have theirs."""
     room = [min(limit, count) for count in class_counts]
     for batch in batches:
         if "labels" not in batch:
-            yield batch  # refused where it is read
+            yield batch  # raises in features_in_batches
             continue
         rows = []
         for row, label in enumerate(batch["labels"].tolist()):
@@ -213,16 +239,16 @@ def _choose_scale(
         losses = nn.functional.cross_entropy(math.exp(log_scale) * scores, labels, reduction="none")
         return float(reduce((weights * losses).sum()))
 
-    # The loss is convex in s. Where classes are separable it falls for ever; logits of about 20 are enough then.
+    # The loss is convex in s. If the classes are separable it has no minimum; logits of about 20 are then sufficient.
     middle = -math.log(max(own, 1e-12))
     best = minimize_scalar(loss, bounds=(middle - 5, middle + 3), method="bounded", options={"xatol": 0.01})
     return math.exp(best.x), float(best.fun)
 
 
 def _leave_one_out_scores(means: Tensor, examples: Tensor, centre: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """Compute the projections (N, K) of each example on the rows that all other examples give.
+    """Compute the projections (N, K) of each example on the rows computed without this example.
 
-    Leaving x out of class y moves μ_y by (μ_y − x) / (n_y − 1), and μ̄ by that over the number of classes with examples.
+    Leaving x out of class y moves μ_y by (μ_y − x) / (n_y − 1), and μ̄ by this divided by the number of present classes.
     """
     present = examples > 0
     rows = torch.where(present[:, None], means - centre, 0.0)

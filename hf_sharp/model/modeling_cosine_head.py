@@ -3,9 +3,9 @@
     logits = w_c · f / ‖f‖,   rows w_c of one length s: s times the cosine between features and class vector
 
 `CosineBertForSequenceClassification` is `BertForSequenceClassification` with such a head, and `CosineBertConfig` is its
-config; likewise for every other classifier of transformers. `save_pretrained` copies this file next to the weights, and
-`from_pretrained(..., trust_remote_code=True)` reads it. The model type ("cosine-bert") is a new one, so that the model
-does not silently open without its normalisation.
+config. The same holds for all other classifiers of transformers. `save_pretrained` copies this file into the model's
+folder, and `from_pretrained(..., trust_remote_code=True)` imports it from there. The model type, such as "cosine-bert",
+is unknown to transformers, so the model cannot be opened by mistake without the normalisation.
 """
 
 from functools import cache

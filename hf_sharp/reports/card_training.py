@@ -12,6 +12,7 @@ from hf_sharp.data.sampling import CHOICES as SAMPLER_CHOICES
 from hf_sharp.losses import LOSSES, build_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.losses.training_loss import CHOICES as LOSS_CHOICES
+from hf_sharp.model.head_init import CHOICES as HEAD_CHOICES
 from hf_sharp.registry import Citation, Registry
 from hf_sharp.reports.figures import duration, is_finite_number
 from hf_sharp.reports.markdown import code, escaped, one_line, published, without_paths
@@ -43,13 +44,13 @@ def method_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> method_of({"sharpness": "none", "loss": "vs", "loss_gamma": 0.1})
-        {'sharpness': 'none', 'loss': 'vs', ..., 'sampler': 'instance', 'loss_gamma': 0.1, 'loss_tau': 1.0}
+        {'sharpness': 'none', 'loss': 'vs', ..., 'loss_gamma': 0.1, 'loss_tau': 1.0, ...}
     """
     args = object.__new__(SharpTrainingArguments)  # without __init__: TrainingArguments would set up devices
     vars(args).update({name: options.get(name, value) for name, value in DEFAULTS.items()})
     if args.sharpness not in METHODS or args.loss not in LOSSES:  # a user's, registered in the process that trained
         return PLAIN_METHOD | {name: value for name, value in options.items() if name in _OWN_FIELDS}
-    method = args.method
+    method = {part: getattr(args, part) for part in DESCRIBED} | args.method
     if args.needs_head and args.head is not None:
         method["head"] = args.head
     if args.reweight_after is not None and args.loss_beta is None:
@@ -184,7 +185,7 @@ def shown_command(command: str) -> str:
 def citations(method: Mapping[str, Any]) -> list[Citation]:
     """List the papers of the methods in effect, as their records cite them."""
     papers = [*(own_record("sharpness", method["sharpness"]).get("citations") or ())]
-    for choice in (*SHARPNESS_CHOICES, *LOSS_CHOICES, *SAMPLER_CHOICES):
+    for choice in (*SHARPNESS_CHOICES, *LOSS_CHOICES, *SAMPLER_CHOICES, *HEAD_CHOICES):
         if choice.applies(method):
             papers += choice.citations
     papers += own_record("loss", method["loss"]).get("citations") or ()

@@ -105,6 +105,23 @@ def quantity(number: int, singular: str, plural: str) -> str:
     return f"{number:,} {singular if number == 1 else plural}"
 
 
+def group_limits(rare: int, common: int) -> dict[str, str]:
+    """Describe the groups of classes by their numbers n of training examples.
+
+    Args:
+        rare: the `rare_threshold`.
+        common: the `common_threshold`.
+
+    Returns:
+        many, medium and few, each to its limits.
+
+    Example:
+        >>> group_limits(20, 100)
+        {'many': 'n > 100', 'medium': '20 ≤ n ≤ 100', 'few': 'n < 20'}
+    """
+    return {"many": f"n > {common}", "medium": f"{rare} ≤ n ≤ {common}", "few": f"n < {rare}"}
+
+
 def group_labels(rare: int, common: int, sizes: Mapping[str, int]) -> dict[str, str]:
     """Describe the groups of classes by their limits and sizes.
 
@@ -120,5 +137,5 @@ def group_labels(rare: int, common: int, sizes: Mapping[str, int]) -> dict[str, 
         >>> group_labels(20, 100, {"many": 1, "few": 3})
         {'many': 'many (n > 100, 1 class)', 'few': 'few (n < 20, 3 classes)'}
     """
-    limits = {"many": f"n > {common}", "medium": f"{rare} ≤ n ≤ {common}", "few": f"n < {rare}"}
+    limits = group_limits(rare, common)
     return {group: f"{group} ({limits[group]}, {quantity(size, 'class', 'classes')})" for group, size in sizes.items()}

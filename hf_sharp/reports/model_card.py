@@ -148,7 +148,12 @@ def write_card(
         from hf_sharp.reports.plots import plot_recall_by_count
 
         runs = {"plain training": options["plain"]["report"]} if options["plain"] else {}
-        plot_recall_by_count(runs | {"this model": results["report"]}, folder / PICTURE)
+        plot_recall_by_count(
+            runs | {"this model": results["report"]},
+            folder / PICTURE,
+            methods={"this model": results["options"].get("sharpness", training.DEFAULTS["sharpness"])},
+            names=options.get("class_names") or results.get("model", {}).get("class_names"),
+        )
     options.setdefault("picture", PICTURE if (folder / PICTURE).is_file() else None)
     options.setdefault("model_name", _model_name(folder.absolute(), results["options"], options.get("repo_id")))
     card = folder / "README.md"

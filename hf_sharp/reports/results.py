@@ -21,6 +21,11 @@ from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.sharpness.methods import METHODS
 
 RESULTS = "all_results.json"
+_FIGURES = ("train_runtime", "train_steps_per_second", "train_loss")
+_TRAINING_OPTIONS = (
+    *("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16"),
+)
 
 
 class Task(NamedTuple):
@@ -138,9 +143,8 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
     args, frequencies = trainer.args, trainer.class_frequencies
     log: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), {})
     values = args.to_dict()
-    method = method_record(args, trainer.class_loss)
-    model = model_record(trainer.model, frequencies.names)
-    base = {"model_name_or_path": model["base"]} if model.get("base") else {}
+    records = records_of(trainer)
+    base = {"model_name_or_path": records["model"]["base"]} if "base" in records["model"] else {}
     return {
         "report": report
         or {
@@ -148,21 +152,28 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
             "rare_threshold": frequencies.rare_threshold,
             "common_threshold": frequencies.common_threshold,
         },
-        "training": {name: log[name] for name in TRAINING if name in log},
-        "options": method | {name: values[name] for name in _TRAINING_OPTIONS if name in values} | base,
-        "method": method,
-        "described": descriptions(args, trainer.class_loss),
-        "model": model,
+        "training": {name: log[name] for name in _FIGURES if name in log},
+        "options": records["method"] | {name: values[name] for name in _TRAINING_OPTIONS if name in values} | base,
+        **records,
         "machine": machine_class(),
         "versions": versions(),
     }
 
 
-TRAINING = ("train_runtime", "train_steps_per_second", "train_loss")
-_TRAINING_OPTIONS = (
-    *("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16"),
-)
+def records_of(trainer: Any) -> dict[str, dict[str, Any]]:
+    """Describe method and model for a card that may be made where neither is at hand.
+
+    Args:
+        trainer: a `SharpTrainer`.
+
+    Returns:
+        `method`, the options in effect; `described`, a user's own method and loss; and `model`.
+    """
+    return {
+        "method": method_record(trainer.args, trainer.class_loss),
+        "described": descriptions(trainer.args, trainer.class_loss),
+        "model": model_record(trainer.model, trainer.class_frequencies.names),
+    }
 
 
 def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
@@ -178,7 +189,7 @@ def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
     head = {"head": args.head} if args.needs_head and args.head is not None else {}
     loss = type(class_loss)
     name = vars(loss).get("name") or loss.__name__  # a user's class without a name inherits another one's
-    return {**args.method, **head, **class_loss.options, "loss": name}
+    return {"sharpness": args.sharpness, "loss": name} | args.method | head | class_loss.options | {"loss": name}
 
 
 def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:
@@ -198,7 +209,7 @@ def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:
     return {
         part: {name: str(vars(record)[name]) for name in ("summary", "formula") if vars(record).get(name)}
         for part, (registry, record) in records.items()
-        if registry.get(getattr(record, "name", "")) is not record or record.name not in registry.builtin
+        if registry.get(name := getattr(record, "name", "")) is not record or name not in registry.builtin
     }
 
 

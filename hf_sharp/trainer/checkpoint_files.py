@@ -31,7 +31,14 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapte
 
 
 # Options that are newer than some checkpoints, and the values that those were trained with.
-NEW_OPTIONS = {"adaptive_scope": "matrices", "rho_end": 0.0, "rho_update": "sign", "sharpness_after": 0.0}
+NEW_OPTIONS = {
+    "adaptive_scope": "matrices",
+    "cosine_head": False,
+    "head_init": "none",
+    "rho_end": 0.0,
+    "rho_update": "sign",
+    "sharpness_after": 0.0,
+}
 
 
 def is_whole_model(model: Any, folder: str | os.PathLike[str]) -> TypeGuard[PreTrainedModel]:

@@ -98,7 +98,7 @@ def test_patch_averages_are_refused_without_images_and_mapped_with_them(tokenize
     model = CLIPForImageClassification(clip.config).eval()
     model.vision_model.load_state_dict(clip.vision_model.state_dict())
     before = model.classifier.weight.detach().clone()
-    with pytest.raises(ValueError, match="does not get the image embedding that CLIPModel compares with texts"):
+    with pytest.raises(ValueError, match="CLIPForImageClassification is neither the image embedding that CLIPModel"):
         init_head_from_class_names(model, clip, tokenizer, NAMES, TEMPLATES)
     assert torch.equal(model.classifier.weight, before)
     batches = image_batches(12)
@@ -107,7 +107,7 @@ def test_patch_averages_are_refused_without_images_and_mapped_with_them(tokenize
     with torch.no_grad():
         logits = model(pixels).logits.double()
     _, cosine = cosines(clip, tokenizer, pixels)
-    # 12 images determine no map of 24 features: the ridge is small enough to reproduce their cosines.
+    # With fewer images than features, the map reproduces their cosines up to the ridge.
     torch.testing.assert_close(logits, 25 * cosine, rtol=0.02, atol=0.05)
 
 

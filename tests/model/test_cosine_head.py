@@ -39,7 +39,7 @@ WITH_LAYER_NORM = ("vit", "deit", "beit", "convnext")
 
 @pytest.fixture(autouse=True)
 def modules_cache(tmp_path, monkeypatch):
-    """Code of models is copied to a cache before it is imported."""
+    """transformers copies the code of a model to this cache before importing it."""
     from transformers import dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
@@ -72,7 +72,7 @@ def test_logits_are_cosines_and_the_saved_model_gives_the_same(family, tmp_path)
     features, logits = features_and_logits(model, inputs)
     expected = 7 * cosine_similarity(features[:, None], head.weight[None], dim=-1)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert logits.std() > 0.1, "or this test says little"
+    assert logits.std() > 0.1, "otherwise this test proves little"
     model.save_pretrained(tmp_path / "model")
     opened = auto.from_pretrained(tmp_path / "model", trust_remote_code=custom).eval()
     assert type(opened).__name__ == ("Cosine" if custom else "") + kind.__name__
@@ -181,7 +181,7 @@ def test_gradients_are_those_of_the_cosine():
     model = make_vit(dtype=torch.float64)
     head = use_cosine_head(model, 4, scale=3.0, learn_scale=True)
     with torch.no_grad():
-        head.weight.mul_(torch.tensor([[1.0], [2.0], [0.5], [1.5]]))  # between steps of the optimizer, as SAM's ascent
+        head.weight.mul_(torch.tensor([[1.0], [2.0], [0.5], [1.5]]))  # as at a perturbed point
     pixels, labels = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
     nn.functional.cross_entropy(model(pixels).logits, labels).backward()
     weight = head.weight.detach().clone().requires_grad_()
@@ -254,7 +254,7 @@ def test_lora_is_merged_into_a_model_with_the_same_logits(tmp_path):
         torch.testing.assert_close(opened(pixels).logits, merged(pixels).logits, rtol=1e-5, atol=1e-5)
 
 
-# ---- what else must work ---------------------------------------------------------------------------------------------
+# ---- copies and later use --------------------------------------------------------------------------------------------
 
 
 def test_a_saved_model_can_be_corrected_and_trained_again(tmp_path):
