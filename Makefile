@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_OPTIONS ?=
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-# The tests of each room that take seconds: no command-line runs, no second process, no Hub.
+# The rooms whose tests take seconds, without runs of several processes or of commands.
 FAST_TESTS := tests/data tests/losses tests/sharpness tests/geometry tests/model tests/reports tests/few_shot \
   tests/trainer/test_sharp_trainer.py tests/test_training_args.py hf_sharp
 
@@ -38,7 +38,7 @@ test-all: dev  ## run the tests, including the slow ones
 	$(PYTEST) $(TEST_OPTIONS)
 
 check: quality  ## before every commit: quality and the fast tests, under 3 minutes
-	$(PYTEST) -m "not slow" $(TEST_OPTIONS) $(FAST_TESTS)
+	$(PYTEST) -m "not slow" -k "not processes and not command_line" $(TEST_OPTIONS) $(FAST_TESTS)
 
 quality: dev  ## check format, lint (docstrings included), types and generated tables
 	$(BIN)/ruff format --check .

@@ -3,8 +3,8 @@
 python benchmarks/tables.py           # rewrite the text between the markers (make docs)
 python benchmarks/tables.py --check   # exit 1 if any page is out of date
 
-The tables of measurements are made here, from benchmarks/results. The tables of methods, losses, options and configs are
-made in reference.py, from their definitions.
+The tables of measurements are made here, from benchmarks/results. reference.py makes those of methods, losses, options
+and configs, from their definitions.
 """
 
 import argparse
@@ -210,9 +210,7 @@ def geometry_table() -> str:
         cells = ["{:.3f} / {:.3f}".format(*ufm[loss, gamma, r]) for r in ridges for loss in ("cdt", "ldt")]
         for loss in ("cdt", "ldt"):
             distances = vit.get((loss, gamma))
-            cells.append(
-                f"{distances['classifier']:.2f} / {distances['centred_embedding']:.2f}" if distances else "–"
-            )
+            cells.append(f"{distances['classifier']:.2f} / {distances['centred_embedding']:.2f}" if distances else "–")
         lines.append(f"| {gamma:+g} | " + " | ".join(cells) + " |")
     accuracy = min(row["training_accuracy"] for row in result["vit"])
     lines += [
@@ -285,9 +283,9 @@ def few_shot_table() -> str:
                 lines.append(f"| *{name}* | {' | '.join(cells)} |")
             blocks.append("\n".join(lines))
     blocks.append(
-        f"Accuracy in % over {arguments['episodes']} episodes, ± 95 % intervals; paired differences in points are in italics. "
-        f"`{result['command']}` on {result['machine']}, seed {arguments['seed']}: one training per backbone, so "
-        "the intervals do not cover other trainings. Data: `benchmarks/results/few_shot.json`."
+        f"Accuracy in % over {arguments['episodes']} episodes, ± 95 % intervals; paired differences in points are in "
+        f"italics. `{result['command']}` on {result['machine']}, seed {arguments['seed']}: one training per backbone, "
+        "so the intervals do not cover other trainings. Data: `benchmarks/results/few_shot.json`."
     )
     return "\n\n".join(blocks)
 
@@ -316,9 +314,9 @@ def small_passes() -> str:
     *sizes, last = result["small_passes"]
     *shares, of_last = (f"{share:.2f}" for share in result["small_passes"].values())
     return (
-        f"A forward and backward pass over {', '.join(sizes)} and {last} images takes {', '.join(shares)} and {of_last} "
-        f"of the time for 32 (the ViT above; `{result['command']}` on {result['machine']}, paired medians; data: "
-        "`benchmarks/results/speed.json`)."
+        f"A forward and backward pass over {', '.join(sizes)} and {last} images takes {', '.join(shares)} and "
+        f"{of_last} of the time for 32 (the ViT above; `{result['command']}` on {result['machine']}, paired medians; "
+        "data: `benchmarks/results/speed.json`)."
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_sharp.data import sampling
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.model import head_init
 from hf_sharp.sharpness import METHODS, methods
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ PLAIN_METHOD = {
     "class_importance": None,
     "reweight_after": None,
     "sampler": "instance",
+    "head_init": "none",
+    "cosine_head": False,
 }
 # A choice comes after the one that brings its field into effect.
-CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES)
+CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
 
 
 def options_in_effect(values: Mapping[str, Any]) -> set[str]:
@@ -48,7 +51,7 @@ def options_in_effect(values: Mapping[str, Any]) -> set[str]:
     if method.needs_features or loss.needs_features:
         names.add("head")
     for choice in CHOICES:
-        if choice.field in names and choice.applies(values[choice.field]):
+        if choice.field in names and choice.applies(values):
             names.update(choice.options)
     return names
 
@@ -67,20 +70,21 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
         >>> unused_options(vars(SharpTrainingArguments("out", sharpness="none")))["rho"]
         "sharpness='none'"
     """
-    owners: dict[str, set[str]] = {"head": {"sharpness", "loss"}}
+    owners: dict[str, list[str]] = {"head": ["sharpness", "loss"]}
     for field, owned in (
         *(("sharpness", method.options) for method in METHODS.values()),
         *(("loss", loss_options(name)) for name in LOSSES),
         *((choice.field, choice.options) for choice in CHOICES),
     ):
         for option in owned:
-            owners.setdefault(option, set()).add(field)
+            if field not in owners.setdefault(option, []):
+                owners[option].append(field)
     used = options_in_effect(values)
 
     def reason(option: str) -> str:
-        active = sorted(owners[option] & used, reverse=True)
+        active = [field for field in owners[option] if field in used]
         if not active:
-            return reason(next(iter(owners[option])))
+            return reason(owners[option][0])
         return " and ".join(f"{field}={values[field]!r}" for field in active)
 
     without_effect = owners.keys() & values.keys() - used - {"rare_threshold"}  # every report uses that one
@@ -97,7 +101,7 @@ def check_options(args: SharpTrainingArguments, choices: Mapping[str, Iterable[s
     for name, known in choices.items():
         if getattr(args, name) not in known:
             raise ValueError(f"unknown {name} {getattr(args, name)!r}; expected one of {', '.join(known)}.")
-    for name in ("class_importance", "loss_options", "sharpness_options"):
+    for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
             setattr(args, name, _json(name, getattr(args, name)))
     _check_unused(args)
@@ -131,12 +135,23 @@ def _check_unused(args: SharpTrainingArguments) -> None:
 
 
 def _check_numbers(args: SharpTrainingArguments) -> None:
-    for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"):
+    for name in (
+        *("rho", "rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"),
+    ):
         value = getattr(args, name)
-        if not (math.isfinite(value) and value >= 0):
+        if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+    for name in ("sharpness_after", "ascent_momentum"):
+        if not 0 <= getattr(args, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(args, name)}.")
     if args.learns_rho and args.rho == 0:
         raise ValueError("a learned radius starts at rho, which must be > 0; got 0.")
+    for name in ("head_scale", "cosine_scale"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
+    if args.head_examples is not None and args.head_examples < 1:
+        raise ValueError(f"head_examples must be at least 1, got {args.head_examples}.")
     for name in ("rho_update_every", "sharpness_every"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
@@ -144,11 +159,26 @@ def _check_numbers(args: SharpTrainingArguments) -> None:
         raise ValueError(f"ascent_fraction must be in (0, 1], got {args.ascent_fraction}.")
     if not 0 < args.rho_validation_fraction <= 0.5:
         raise ValueError(f"rho_validation_fraction must be in (0, 0.5], got {args.rho_validation_fraction}.")
+    if args.rho_schedule == "step":
+        args.rho_steps = _checked_steps(args.rho_steps)
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor={args.label_smoothing_factor} is not supported: the Trainer's smoother would "
             "replace the class-frequency-aware loss. Leave it at 0."
         )
+
+
+def _checked_steps(steps: Any) -> dict[str, float]:
+    expected = 'rho_steps must map fractions of training, between 0 and 1, to radii >= 0, such as {"0.8": 0.2}'
+    if not isinstance(steps, dict) or not steps:
+        raise ValueError(f"{expected}; got {steps!r}.")
+    try:
+        numbers = {str(float(start)): float(radius) for start, radius in steps.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}; got {steps!r}.") from error
+    if not all(0 < float(start) < 1 and math.isfinite(radius) and radius >= 0 for start, radius in numbers.items()):
+        raise ValueError(f"{expected}; got {steps!r}.")
+    return numbers
 
 
 def _check_loss(args: SharpTrainingArguments) -> None:
@@ -212,10 +242,17 @@ def _check_modes(args: SharpTrainingArguments) -> None:
 
 
 def _check_ascent(args: SharpTrainingArguments) -> None:
-    if args.ascent == "momentum" and not METHODS[args.sharpness].uniform:
+    uniform = METHODS[args.sharpness].uniform
+    if args.ascent == "momentum" and not uniform:
         raise ValueError(
             f"ascent='momentum' works with sharpness='sam' only: the momentum is that of all classes, and "
-            f"sharpness={args.sharpness!r} weights them. Choose ascent='gradient'; ascent_fraction makes it cheap."
+            f"sharpness={args.sharpness!r} weights them. Choose ascent='class_momentum', or ascent='gradient', which "
+            "ascent_fraction makes cheap."
+        )
+    if args.ascent == "class_momentum" and uniform:
+        raise ValueError(
+            f"ascent='class_momentum' follows the gradients of some classes, but sharpness={args.sharpness!r} treats "
+            "all classes alike. Choose ascent='momentum', or sharpness='focal_sam' or 'imbsam'."
         )
     for name, required in (("ascent", "gradient"), ("sharpness_every", 1)):
         if args.learns_rho and getattr(args, name) != required:

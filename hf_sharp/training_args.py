@@ -14,11 +14,13 @@ from hf_sharp.data.sampling import SAMPLERS
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.model.head_init import HEAD_INITS
 from hf_sharp.option_checks import PLAIN_METHOD, check_options, options_in_effect, unused_options
 from hf_sharp.sharpness import METHODS
+from hf_sharp.sharpness.ascent import ADAPTIVE_SCOPES
 from hf_sharp.sharpness.ascents import ASCENTS
-from hf_sharp.sharpness.methods import FOCAL_SAMPLINGS
-from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES
+from hf_sharp.sharpness.methods import FOCAL_SAMPLINGS, default_radius
+from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES, RHO_UPDATES
 
 __all__ = ["PLAIN_METHOD", "SharpTrainingArguments", "unused_options"]
 
@@ -54,11 +56,25 @@ class SharpTrainingArguments(TrainingArguments):
     """
 
     sharpness: str = _choice("sharpness", "sam", METHODS, "Sharpness method.")
-    rho: float = _option(0.05, "Radius of the ascent, an L2 norm over all trainable parameters.")
+    rho: float | None = _option(
+        None,
+        "Radius of the ascent, an L2 norm over all trainable parameters. The default depends on the ascent: 0.05 along "
+        "a gradient, 0.75 along the momentum, 1 with adaptive (0.15 on matrices alone).",
+    )
+    sharpness_after: float = _option(
+        0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."
+    )
     rho_schedule: str = _choice(
-        "rho_schedule", "constant", RHO_SCHEDULES, "How rho changes during training; linear and cosine end at 0."
+        "rho_schedule", "constant", RHO_SCHEDULES, "How rho changes during training; linear and cosine end at rho_end."
+    )
+    rho_end: float = _option(0.0, "Linear and cosine schedules: the radius at the end of training.")
+    rho_steps: dict | str | None = _option(
+        None, 'Step schedule: fraction of training to radius, as JSON: {"0.8": 0.2}.'
     )
     rho_learning_rate: float = _option(0.05, "LETS: the learning rate of Adam on log rho; 0 keeps rho constant.")
+    rho_update: str = _choice(
+        "rho_update", "sign", RHO_UPDATES, "LETS: whether Adam sees the derivative's sign alone, or its size too."
+    )
     rho_update_every: int = _option(5, "LETS: the number of optimizer steps between two updates of rho.")
     rho_validation_fraction: float = _option(
         0.1, "LETS: the share of every class held out of the training set, up to 0.5, unless rho_dataset is passed."
@@ -68,13 +84,18 @@ class SharpTrainingArguments(TrainingArguments):
     )
     rho_objective: str = _choice("rho_objective", "alignment", RHO_OBJECTIVES, "LETS: what rho minimizes.")
     adaptive: bool = _option(False, "Measure the radius relative to each weight's size (ASAM); use a rho of 0.5 to 2.")
+    adaptive_scope: str = _choice(
+        "adaptive_scope", "all", ADAPTIVE_SCOPES, "ASAM: the tensors whose size counts; matrices leaves out biases."
+    )
     adaptive_eta: float = _option(0.01, "ASAM: added to |w|, so that zero weights move too.")
     ascent: str = _choice(
         "ascent",
         "gradient",
         ASCENTS,
-        "What the ascent follows: its own gradient, or the optimizer's first moment, which costs no pass (MSAM).",
+        "What the ascent follows: its own gradient; the optimizer's first moment, which costs no pass (MSAM); or a "
+        "running mean of the perturbed examples' gradients.",
     )
+    ascent_momentum: float = _option(0.9, "Class-aware momentum: the decay of the running mean, in [0, 1).")
     ascent_fraction: float = _option(
         1.0, "The share of the perturbed examples that the ascent uses, in (0, 1]. SAM then costs 1 + f passes."
     )
@@ -106,6 +127,20 @@ class SharpTrainingArguments(TrainingArguments):
     )
     cc_radius: float = _option(1e-6, "CC-SAM: the radius of every class's ascent on the head.")
     cc_phi: float = _option(0.5, "CC-SAM: the share of the perturbed loss, from 0 to 1.")
+    head_init: str = _choice(
+        "head_init", "none", HEAD_INITS, "Starting values of the head: class means of the training set, or class names."
+    )
+    head_scale: float | None = _option(
+        None,
+        "The length of the head's rows at the start. Class means choose it by cross-validation; class names take 25.",
+    )
+    head_examples: int | None = _option(None, "Class means: use at most so many examples of each class.")
+    cosine_head: bool = _option(False, "Train a cosine head: normalised features and class vectors, with a scale.")
+    cosine_scale: float = _option(25.0, "Cosine head: the factor of the cosines; ldam uses loss_scale instead.")
+    cosine_learn_scale: bool = _option(False, "Cosine head: train the factor too.")
+    cosine_custom_code: bool = _option(
+        False, "Cosine head: accept a saved model that needs trust_remote_code=True, where no other is exact."
+    )
     head: str | None = _option(
         None, "CC-SAM, large margin: the name of the linear layer that makes the logits, if it is not found."
     )
@@ -210,6 +245,18 @@ class SharpTrainingArguments(TrainingArguments):
         return self.rho_schedule == "learned"
 
     @property
+    def draws_examples(self) -> bool:
+        """Whether each example is drawn into the clean or the perturbed pass."""
+        return self.focal_sampling == "stochastic" or self.ascent == "class_momentum"
+
+    @property
+    def radius(self) -> float:
+        """The radius at the start of training: `rho`, or the default of the method, ascent and metric."""
+        if self.rho is not None:
+            return self.rho
+        return default_radius(self.sharpness, self.ascent, self.adaptive, self.adaptive_scope)
+
+    @property
     def method_arguments(self) -> dict[str, Any]:
         """The options that the chosen sharpness method's coefficients take, with their values."""
         return self._values(METHODS[self.sharpness].coefficient_options) | cast(dict, self.sharpness_options or {})
@@ -223,6 +270,8 @@ class SharpTrainingArguments(TrainingArguments):
     def method(self) -> dict[str, Any]:
         """The options of sharpness, loss and sampler that are in effect, with their values."""
         values = self._values(options_in_effect(vars(self)) - {"head"})
+        if "rho" in values:
+            values["rho"] = self.radius
         return values | self.method_arguments | self.loss_arguments
 
     def _values(self, names: Iterable[str]) -> dict[str, Any]:

@@ -8,39 +8,36 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import AutoModelForImageClassification, HfArgumentParser, set_seed
 
 from hf_sharp import SharpTrainingArguments
 from hf_sharp.few_shot import (
-    ADAPTATIONS,
-    DOMAINS,
-    Backbone,
     Domain,
     DomainNotInstalled,
+    EpisodeSampler,
+    EpisodeSelection,
     FewShotResult,
-    embed,
-    evaluate,
-    load_backbone,
     open_domain,
-    select_backbone,
+    select_per_episode,
 )
-from hf_sharp.few_shot.fusion import Plan, PlannedBackbone, plan_backbones
+from hf_sharp.few_shot.arguments import FewShotArguments, values_by_key
+from hf_sharp.few_shot.benchmark import EpisodeBenchmark, StoredBackbone
+from hf_sharp.few_shot.fusion import Candidates, Plan, PlannedBackbone, plan_backbones
 from hf_sharp.few_shot.report import comparison_rows, differences, few_shot_table, summary
 from hf_sharp.few_shot.stages import resume_stage
-from hf_sharp.few_shot.training import DomainImages, train_backbone
+from hf_sharp.few_shot.training import DomainImages, EpisodeValidation, train_backbone
 from hf_sharp.recipe import ModelArguments, read_flags, run_recipe
-from hf_sharp.recipe.arguments import load_model
 from hf_sharp.recipe.images import load_image_processor
+from hf_sharp.recipe.models import load_model
 from hf_sharp.reports.plots import plot_few_shot
 from hf_sharp.reports.results import machine_class
 
@@ -49,78 +46,12 @@ logger = logging.getLogger(__name__)
 Rows = dict[str, dict[str, FewShotResult]]
 
 
-@dataclass
-class FewShotArguments:
-    """The domains, the backbones, and how they are compared."""
-
-    output_dir: str = field(
-        default="outputs/few_shot",
-        metadata={"help": "Folder for backbones, results and pictures. Finished stages in it are reused."},
-    )
-    domains: list[str] = field(
-        default_factory=lambda: list(DOMAINS),
-        metadata={"help": f"Any of {', '.join(DOMAINS)}; or a dataset on the Hub, a folder or a file."},
-    )
-    examples_per_class: int = field(default=300, metadata={"help": "Larger classes are cut down to this size."})
-    held_out: float = field(
-        default=0.3,
-        metadata={
-            "help": "Share of the classes (below 20 classes: of the examples) that test episodes are drawn from."
-        },
-    )
-    sharpness: list[str] = field(default_factory=lambda: ["none", "sam"], metadata={"help": "Methods to compare."})
-    rho: float = field(default=0.05, metadata={"help": "Radius of the sharpness methods."})
-    image_size: int = field(default=32, metadata={"help": "ViT from scratch: image side in pixels."})
-    patch_size: int = field(default=4, metadata={"help": "ViT from scratch: patch side in pixels."})
-    hidden_size: int = field(default=96, metadata={"help": "ViT from scratch: width."})
-    layers: int = field(default=4, metadata={"help": "ViT from scratch: layers."})
-    heads: int = field(default=4, metadata={"help": "ViT from scratch: attention heads."})
-    train_steps: int = field(default=1500, metadata={"help": "Optimizer steps of a domain's backbone."})
-    fuse_steps: int = field(default=1500, metadata={"help": "Optimizer steps of a fused backbone; 0: no fusion."})
-    batch_size: int = field(default=64, metadata={"help": "Examples per step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of a domain's backbone."})
-    fuse_learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of fusion."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of both."})
-    source: str | None = field(
-        default=None,
-        metadata={"help": "The domain whose backbone fusion starts from; default: the one with most examples."},
-    )
-    fuse_with_source: bool = field(
-        default=False, metadata={"help": "Joint fusion: train on the source's examples as well."}
-    )
-    fuse_with_sharpness: bool = field(
-        default=False, metadata={"help": "Fuse with the backbone's sharpness method; default: without."}
-    )
-    fuse_lora_rank: int = field(
-        default=0, metadata={"help": "Fuse with LoRA adapters of this rank, merged afterwards; 0: all weights."}
-    )
-    adaptations: list[str] = field(
-        default_factory=lambda: ["prototype", "affine"], metadata={"help": f"Any of {', '.join(ADAPTATIONS)}."}
-    )
-    features: str | None = field(
-        default=None, metadata={"help": "pooled, class_token or mean; default: pooled if trained, else class_token."}
-    )
-    episodes: int = field(default=600, metadata={"help": "Test episodes per domain."})
-    ways: int | None = field(default=None, metadata={"help": "Fixed number of classes; default: Meta-Dataset's."})
-    shots: int | None = field(default=None, metadata={"help": "Fixed number of examples; default: Meta-Dataset's."})
-    parc_examples: int = field(default=500, metadata={"help": "Size of the probe set that PARC is computed on."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything."})
-    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
-
-    def __post_init__(self) -> None:
-        if unknown := [name for name in self.adaptations if name not in ADAPTATIONS]:
-            raise ValueError(f"unknown adaptation {unknown[0]!r}; the adaptations are {', '.join(ADAPTATIONS)}.")
-
-    def pick(self, *names: str) -> dict[str, Any]:
-        """Return some of the options, as a mapping."""
-        return {name: getattr(self, name) for name in names}
-
-
 @dataclass(frozen=True)
 class Parts:
-    """A domain, split into a part for training and a part for test episodes."""
+    """A domain, split into parts for training, for validation episodes (or None) and for test episodes."""
 
     train: Domain
+    validation: Domain | None
     test: Domain
 
 
@@ -138,63 +69,103 @@ def open_domains(arguments: FewShotArguments) -> dict[str, Parts]:
             raise ValueError(f"two domains are called {short!r}: {arguments.domains}.")
         domain = Domain(short, domain.dataset, domain.labels, domain.class_names, domain.column, domain.licence)
         train, test = domain.limit(arguments.examples_per_class, arguments.seed).split(arguments.held_out)
-        parts[short] = Parts(train, test)
+        parts[short] = part = split_validation(train, test, arguments)
         shared = np.intersect1d(train.labels, test.labels).size
         classes = f"the same {shared} classes" if shared else f"{len(np.unique(test.labels))} other classes"
         print(
-            f"{short} ({domain.licence}): {len(train):,} training images; test episodes from {len(test):,} other "
-            f"images of {classes}"
+            f"{short} ({domain.licence}): {len(part.train):,} training images"
+            f"{f', {len(part.validation):,} for validation' if part.validation else ''}; test episodes from "
+            f"{len(test):,} other images of {classes}"
         )
     if not parts:
         raise ValueError(f"none of the domains {', '.join(arguments.domains)} is installed.")
     return parts
 
 
+def split_validation(train: Domain, test: Domain, arguments: FewShotArguments) -> Parts:
+    """Set part of the training examples aside for validation episodes."""
+    if not arguments.validation_fraction:
+        return Parts(train, None, test)
+    train, validation = train.split(arguments.validation_fraction, arguments.seed)
+    try:
+        EpisodeSampler(validation.labels, arguments.ways, arguments.shots)
+    except ValueError as error:
+        raise ValueError(
+            f"{train.name}: too little data for validation: {error} Raise --validation_fraction, or set it to 0 to "
+            "keep the last checkpoint."
+        ) from error
+    return Parts(train, validation, test)
+
+
 def train_all(plan: Plan, parts: Mapping[str, Parts], arguments: FewShotArguments) -> dict[str, Path]:
     """Train every backbone of the plan that has not been trained yet, and return their folders."""
     folders = {name: Path(arguments.output_dir) / "backbones" / name for name in plan.backbones}
+    keys = [*parts, *(f"{method}/{domain}" for method in arguments.sharpness for domain in parts)]
+    rho = values_by_key("rho", arguments.rho, keys)
+    pretrained = values_by_key("pretrained", arguments.pretrained, keys)
+    stages = {name: training_options(planned, rho, pretrained, arguments) for name, planned in plan.backbones.items()}
+    args = {name: training_arguments(folders[name], options, arguments) for name, options in stages.items()}
     for name, planned in plan.backbones.items():
-        options = training_options(planned, arguments)
-        source = folders[planned.source.name] if planned.source else None
-        run = partial(train_one, folders[name], source, options, parts, arguments)
-        resume_stage(folders[name] / "stage.json", options, run)
+        source = str(folders[planned.source.name]) if planned.source else stages[name]["pretrained"]
+        run = partial(train_one, source, stages[name], args[name], parts, arguments)
+        resume_stage(folders[name] / "stage.json", stages[name], run)
     return folders
 
 
-def train_one(
-    folder: Path,
-    source: Path | None,
-    options: Mapping[str, Any],
-    parts: Mapping[str, Parts],
-    arguments: FewShotArguments,
-) -> dict[str, float]:
-    """Train one backbone, from scratch or from the backbone in another folder."""
-    print(f"training {folder.parent.name}/{folder.name}")
-    start = {"model_name_or_path": str(source)} if source else {"model_config": vit_config(arguments)}
-    model_arguments = ModelArguments(**start)
-    processor = load_image_processor(model_arguments)
-    images = DomainImages([parts[domain].train for domain in options["domains"]], processor)
-    set_seed(arguments.seed)
-    model = load_model(AutoModelForImageClassification, model_arguments, images.class_names)
-    args = training_arguments(folder, options, arguments)
-    return train_backbone(model, images, processor, args, options.get("lora_rank", 0))
-
-
-def training_options(planned: PlannedBackbone, arguments: FewShotArguments) -> dict[str, Any]:
+def training_options(
+    planned: PlannedBackbone, rho: Mapping[str, str], pretrained: Mapping[str, str], arguments: FewShotArguments
+) -> dict[str, Any]:
     """Return the options that a backbone's weights depend on."""
-    fused = planned.source is not None
+    fused, domain = planned.source is not None, planned.domains[0] if len(planned.domains) == 1 else ""
+    places = (f"{planned.sharpness}/{domain}", domain, "")
     sharpness = planned.sharpness if not fused or arguments.fuse_with_sharpness else "none"
-    names = ("seed", "image_size", "patch_size", "hidden_size", "layers", "heads", "examples_per_class", "held_out")
+    radius = next((float(rho[place]) for place in places if place in rho), None)
+    model = None if fused else next((pretrained[place] for place in places if place in pretrained), None)
+    steps = arguments.fuse_steps if fused else arguments.train_steps
+    if not steps and not model:
+        raise ValueError(f"train_steps=0, and --pretrained has no model for {planned.name}.")
+    vit = ("image_size", "patch_size", "hidden_size", "layers", "heads")
+    validation = ("validation_fraction", "validation_episodes", "validations", "features", "ways", "shots")
     return {
         "domains": list(planned.domains),
         "source": planned.source.domains[0] if planned.source else None,
+        "pretrained": model,
         "sharpness": sharpness,
-        "rho": None if sharpness == "none" else arguments.rho,
-        "steps": arguments.fuse_steps if fused else arguments.train_steps,
+        "rho": None if sharpness == "none" else radius,
+        "steps": steps,
         "learning_rate": arguments.fuse_learning_rate if fused else arguments.learning_rate,
-        **arguments.pick(*names, "batch_size", "weight_decay"),
+        **arguments.pick("seed", "examples_per_class", "held_out", "batch_size", "weight_decay", *vit),
+        **(arguments.pick(*validation) if arguments.validation_fraction else {}),
         **({"lora_rank": arguments.fuse_lora_rank} if fused and arguments.fuse_lora_rank else {}),
     }
+
+
+def train_one(
+    source: str | None,
+    options: Mapping[str, Any],
+    args: SharpTrainingArguments,
+    parts: Mapping[str, Parts],
+    arguments: FewShotArguments,
+) -> dict[str, Any]:
+    """Train one backbone, from scratch or from a pretrained one."""
+    folder = Path(args.output_dir)
+    print(f"training {folder.parent.name}/{folder.name}")
+    model_arguments = ModelArguments(source, None if source else vit_config(arguments))
+    processor = load_image_processor(model_arguments)
+    trained_on = [parts[domain] for domain in options["domains"]]
+    images = DomainImages([part.train for part in trained_on], processor)
+    set_seed(arguments.seed)
+    model = load_model(AutoModelForImageClassification, model_arguments, images.class_names)
+    if not options["steps"]:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return {}
+    validation = None
+    if sets := [part.validation for part in trained_on if part.validation]:
+        every = options["steps"] // arguments.validations
+        chosen = arguments.pick("seed", "ways", "shots", "features")
+        validation = EpisodeValidation(sets, processor, every, arguments.validation_episodes, **chosen)
+    return train_backbone(model, images, processor, args, validation, options.get("lora_rank", 0))
 
 
 def training_arguments(folder: Path, options: Mapping[str, Any], arguments: FewShotArguments) -> SharpTrainingArguments:
@@ -232,87 +203,80 @@ def vit_config(arguments: FewShotArguments) -> dict[str, Any]:
 
 
 def evaluate_all(
-    folders: Mapping[str, Path], parts: Mapping[str, Parts], arguments: FewShotArguments
-) -> dict[str, Rows]:
-    """Evaluate every backbone on the same episodes of every domain: adaptation to backbone to domain to result."""
-    options = arguments.pick("episodes", "ways", "shots", "seed", "features", "examples_per_class", "held_out")
-    results: dict[str, Rows] = {adaptation: {name: {} for name in folders} for adaptation in arguments.adaptations}
-    for name, folder in folders.items():
-        load = cache(partial(load_backbone, folder, features=arguments.features))
-        for domain, part in parts.items():
-            features = cache(partial(load_and_embed, load, part.test))
-            for adaptation in arguments.adaptations:
-                run = partial(evaluate_one, name, load, features, part.test, adaptation, arguments)
-                file = Path(arguments.output_dir) / "results" / name / f"{domain}-{adaptation}.json"
-                results[adaptation][name][domain] = FewShotResult.from_dict(resume_stage(file, options, run))
-    return results
-
-
-def load_and_embed(load: Callable[[], Backbone], domain: Domain) -> Tensor:
-    """Embed a domain by a backbone that is loaded when it is needed."""
-    return embed(load(), domain, progress_bar=True)
-
-
-def evaluate_one(
-    name: str,
-    load: Callable[[], Backbone],
-    features: Callable[[], Tensor],
-    domain: Domain,
-    adaptation: str,
-    arguments: FewShotArguments,
-) -> dict[str, Any]:
-    """Evaluate one backbone with one adaptation on one domain."""
-    options = arguments.pick("episodes", "seed", "ways", "shots")
-    result = evaluate(load(), domain, adaptation, **options, features=features(), progress_bar=True)
-    print(f"{name} on {domain.name}, {adaptation}: {result.accuracy:.1%} ± {result.interval:.1%}")
-    return result.as_dict()
-
-
-def choose_all(
     plan: Plan, folders: Mapping[str, Path], parts: Mapping[str, Parts], arguments: FewShotArguments
-) -> dict[str, dict[str, Any]]:
-    """Choose a backbone by PARC for every unseen cell with several candidates: row to domain to name and scores."""
-    options = arguments.pick("parc_examples", "seed", "features", "examples_per_class", "held_out")
-    chosen: dict[str, dict[str, Any]] = {row: {} for row in plan.unseen}
-    for row, cells in plan.unseen.items():
+) -> tuple[dict[str, Rows], dict[str, dict[str, Any]]]:
+    """Evaluate every backbone on the same episodes of every domain, and score those that PARC chooses among.
+
+    Returns:
+        Adaptation to backbone to domain to result, and backbone to domain to the PARC score of every episode.
+    """
+    results: dict[str, Rows] = {adaptation: {name: {} for name in folders} for adaptation in arguments.adaptations}
+    scores: dict[str, dict[str, Any]] = {name: {} for name in folders}
+    data = arguments.pick("examples_per_class", "held_out")
+    episodes = arguments.pick("episodes", "seed", "ways", "shots")
+    benchmark = EpisodeBenchmark(Path(arguments.output_dir) / "results", **episodes, options=data)
+    for name, folder in folders.items():
+        stored = StoredBackbone(name, folder, arguments.features)
+        for domain, part in parts.items():
+            for adaptation in arguments.adaptations:
+                seen = domain in plan.backbones[name].seen
+                results[adaptation][name][domain] = benchmark.evaluate(stored, part.test, adaptation, seen)
+            if any(name in cells[domain] and len(cells[domain]) > 1 for cells in plan.unseen.values()):
+                probe = part.train if arguments.parc_on == "domain" else None
+                components = arguments.parc_components or None
+                chosen_on = (components, probe, arguments.parc_examples)
+                scores[name][domain] = benchmark.parc_scores(stored, part.test, *chosen_on)
+    return results, scores
+
+
+def choose(
+    rows: Candidates, results: Rows, scores: Mapping[str, Mapping[str, Any]], episodes: int
+) -> dict[str, dict[str, EpisodeSelection]]:
+    """Choose among the candidates of every cell of a table: row to domain to selection."""
+    equal = np.zeros(episodes)
+    return {
+        row: {
+            domain: select_per_episode(
+                {name: results[name][domain] for name in names},
+                {name: scores[name].get(domain, equal) for name in names},
+            )
+            for domain, names in cells.items()
+        }
+        for row, cells in rows.items()
+    }
+
+
+def describe_choices(
+    selections: Mapping[str, Mapping[str, EpisodeSelection]], rows: Candidates, scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the mean PARC scores and the shares of episodes of every candidate, for the JSON file."""
+    choices: dict[str, Any] = {row: {} for row in rows}
+    for row, cells in rows.items():
         for domain, candidates in cells.items():
             if len(candidates) > 1:
-                file = Path(arguments.output_dir) / "results" / "parc" / row / f"{domain}.json"
-                run = partial(choose_one, [folders[name] for name in candidates], candidates, parts[domain], arguments)
-                choice = resume_stage(file, options | {"candidates": candidates}, run)
-                chosen[row][domain] = {"name": choice["name"], "scores": choice["scores"]}
-            else:
-                chosen[row][domain] = {"name": candidates[0], "scores": {}}
-    return chosen
+                chosen = selections[row][domain].names
+                choices[row][domain] = {
+                    "scores": {name: mean_score(scores[name][domain]) for name in candidates},
+                    "shares": {name: chosen.count(name) / len(chosen) for name in candidates},
+                }
+    return choices
 
 
-def choose_one(
-    folders: Sequence[Path], names: Sequence[str], part: Parts, arguments: FewShotArguments
-) -> dict[str, Any]:
-    """Choose a backbone by PARC on a domain's training part."""
-    backbones = {
-        name: load_backbone(folder, features=arguments.features) for name, folder in zip(names, folders, strict=True)
-    }
-    return select_backbone(backbones, part.train, arguments.parc_examples, arguments.seed)._asdict()
+def mean_score(scores: np.ndarray) -> float | None:
+    """Return the mean of the scores that are defined."""
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if len(defined) else None
 
 
-def gather(plan: Plan, chosen: Mapping[str, Mapping[str, Any]], results: Rows) -> dict[str, Rows]:
-    """Return the rows of the tables of seen and unseen domains."""
-    tables = {
-        "seen": {row: {d: results[c[0]][d] for d, c in cells.items()} for row, cells in plan.seen.items()},
-        "unseen": {
-            row: {d: results[choice["name"]][d] for d, choice in cells.items()} for row, cells in chosen.items()
-        },
-    }
-    return {name: rows for name, rows in tables.items() if rows}
-
-
-def report(adaptation: str, results: Rows, tables: Mapping[str, Rows], arguments: FewShotArguments) -> dict[str, Any]:
+def report(adaptation: str, results: Rows, tables: Mapping[str, Any], arguments: FewShotArguments) -> dict[str, Any]:
     """Show the tables and pictures of one adaptation, and return its figures for the JSON file."""
     console = Console()
     console.print(few_shot_table(results, f"{adaptation}: every backbone on every domain"))
     figures: dict[str, Any] = {"backbones": summary(results)}
-    for which, rows in tables.items():
+    for which, selections in tables.items():
+        rows = {row: {domain: chosen.result for domain, chosen in cells.items()} for row, cells in selections.items()}
+        if not rows:
+            continue
         console.print(few_shot_table(rows, f"{adaptation}: {which} domains, {arguments.episodes} episodes each"))
         compared = differences(rows)
         if compared:
@@ -333,21 +297,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (arguments,) = read_flags(HfArgumentParser(classes), argv)
     parts = open_domains(arguments)
     sizes = {name: len(part.train) for name, part in parts.items()}
-    fusion = ("joint",) if arguments.fuse_steps else ()
+    fusion = arguments.fusion if arguments.fuse_steps else ()
     plan = plan_backbones(sizes, arguments.sharpness, fusion, arguments.source, arguments.fuse_with_source)
     folders = train_all(plan, parts, arguments)
-    chosen = choose_all(plan, folders, parts, arguments)
-    results = evaluate_all(folders, parts, arguments)
+    results, scores = evaluate_all(plan, folders, parts, arguments)
+    tables = {
+        adaptation: {
+            which: choose(rows, of_adaptation, scores, arguments.episodes)
+            for which, rows in (("seen", plan.seen), ("unseen", plan.unseen))
+        }
+        for adaptation, of_adaptation in results.items()
+    }
     figures = {
         "command": shlex.join(["python", "recipes/few_shot.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": machine_class(),
         "arguments": asdict(arguments),
         "licences": {name: part.test.licence for name, part in parts.items()},
-        "chosen_by_parc": chosen,
-        "adaptations": {
-            adaptation: report(adaptation, rows, gather(plan, chosen, rows), arguments)
-            for adaptation, rows in results.items()
-        },
+        "chosen_by_parc": describe_choices(next(iter(tables.values()))["unseen"], plan.unseen, scores),
+        "adaptations": {name: report(name, of_it, tables[name], arguments) for name, of_it in results.items()},
     }
     file = Path(arguments.output_dir) / "few_shot.json"
     file.write_text(json.dumps(figures, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.naive import RANGES, derivative, exact
+from tests.naive import RANGES, defaults_of, derivative, exact
 
 FEATURE_DIM = 3
 
@@ -21,9 +21,15 @@ def draw_options(name, options, rng):
     return drawn
 
 
+def assert_away_from_defaults(reference, draws):
+    """Check that every option of a reference takes other values than its default in some of the drawn options."""
+    for option, default in defaults_of(reference).items():
+        assert any(options.get(option, default) != default for options in draws), f"{option} is always {default}"
+
+
 def draw_counts(rng):
     """The training examples of 2 to 6 classes: rare, frequent and absent ones, at least 2 of them present."""
-    present = [rng.choice([1, rng.randint(2, 20), rng.randint(20, 2000)]) for _ in range(rng.randint(2, 4))]
+    present = [rng.choice([1, 20, rng.randint(2, 100), rng.randint(100, 2000)]) for _ in range(rng.randint(2, 4))]
     counts = present + [0] * rng.randint(0, 2)
     rng.shuffle(counts)
     return counts

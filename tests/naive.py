@@ -323,12 +323,18 @@ def reference(kind, name, options):
         f"{name!r} has no naive reference. Write naive_{kind}_{name}({parameters}) in tests/naive.py: one {result}, "
         "straight from the formula of the paper. The docstring there says how."
     )
-    taken = set(inspect.signature(function).parameters) - {*inputs, "features", "weight", "bias", "earlier"}
-    assert taken == set(options), (
-        f"naive_{kind}_{name} in tests/naive.py takes the options {sorted(taken)}, but {name!r} takes "
+    assert defaults_of(function).keys() == set(options), (
+        f"naive_{kind}_{name} in tests/naive.py takes the options {sorted(defaults_of(function))}, but {name!r} takes "
         f"{sorted(options)}. Its signature should be ({parameters}), with the paper's values as defaults."
     )
     return function
+
+
+def defaults_of(reference):
+    """The options of a reference, with their defaults."""
+    inputs = {"logits", "labels", "counts", "features", "weight", "bias", "earlier"}
+    parameters = inspect.signature(reference).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in inputs}
 
 
 def names(kind):
@@ -369,7 +375,9 @@ def gradient(function, vector):
 # ---- the gradient of a step ------------------------------------------------------------------------------------------
 
 
-def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0, groups=None, **coefficient_options):
+def naive_gradient(
+    model, micro_batches, counts, method, rho, eta=None, tau=0.0, groups=None, scope="all", **coefficient_options
+):
     """The gradient of one accumulation window, as a flat float64 vector: a model in torch, the formula as it stands.
 
     g_c  = ∇ mean(c_y · ℓ)(w)
@@ -410,7 +418,7 @@ def naive_gradient(model, micro_batches, counts, method, rho, eta=None, tau=0.0,
         else:
             t = torch.cat(
                 [
-                    (piece.abs() + eta) if len(shape) >= 2 else torch.ones_like(piece)
+                    (piece.abs() + eta) if scope == "all" or len(shape) >= 2 else torch.ones_like(piece)
                     for piece, shape in zip(torch.split(w, [int(np.prod(s)) for s in shapes]), shapes, strict=True)
                 ]
             )

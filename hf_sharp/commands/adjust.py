@@ -12,14 +12,18 @@ from transformers import HfArgumentParser
 
 from hf_sharp.losses import LOSSES
 from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
-from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 
 
 @dataclass
 class AdjustArguments:
     """What is done to the head."""
 
-    output: str = field(metadata={"help": "The folder that the adjusted model is saved to."})
+    output_dir: str = field(
+        metadata={"help": "A new folder for the adjusted model.", "aliases": ["--output"]},
+    )
     method: str = field(
         default="logit_adjustment", metadata={"help": f"The correction: {', '.join(METHODS)}.", "choices": [*METHODS]}
     )
@@ -52,10 +56,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data, argv)
-    output = Path(what.output)
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
+    choose_data(what, data, names.model, names.data, argv)
+    output = new_folder(what.output_dir)
     automatic = what.strength == "auto"
     if automatic and data.validation_split is None and data.validation_fraction is None:
         raise ValueError(
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
         )
     splits = load_splits(data, what.label_column)
     splits.pop("test")  # what is chosen here must not see it
-    saved = open_saved(names.model, splits, data, what.label_column)
+    saved = open_saved(names.model, splits, data, what.label_column, subset=False)
     options = {name: getattr(what, name) for name in ("loss", "loss_gamma") if getattr(what, name) is not None}
     counts, console = saved.frequencies.counts, Console()
     if automatic:

@@ -15,8 +15,10 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
-from hf_sharp.recipe import LookArguments, ModelArguments, RecipeParser, RunArguments
+from hf_sharp.recipe.arguments import ModelArguments, RunArguments
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import check_finished
+from hf_sharp.recipe.saved import LookArguments
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS
 from hf_sharp.training_args import SharpTrainingArguments

@@ -22,7 +22,9 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.model.curvature import measure_curvature
 from hf_sharp.model.group_batches import GROUPS, stratified_sample
-from hf_sharp.recipe import LookArguments, SavedModel, load_splits, name_dataset, open_saved, read_flags
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class
 
@@ -31,7 +33,9 @@ from hf_sharp.reports.results import machine_class
 class SharpnessArguments:
     """What is measured, and on what."""
 
-    output: str = field(metadata={"help": "The folder for sharpness.json and sharpness.png."})
+    output_dir: str = field(
+        metadata={"help": "A new folder for sharpness.json and sharpness.png.", "aliases": ["--output"]}
+    )
     compare_with: str | None = field(default=None, metadata={"help": "Another model to put beside the first."})
     split: str = field(
         default="train",
@@ -73,10 +77,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data, argv)
-    output = Path(what.output)
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
+    choose_data(what, data, names.model, names.data, argv)
+    output = new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
         raise ValueError(f"there is no {what.split} split; name it with --{what.split}_split. There are {[*splits]}.")

@@ -1,4 +1,4 @@
-"""How many training examples each class has: read once, from the label column, without decoding an image."""
+"""How many training examples each class has, read from the label column without decoding an image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ClassFrequencies:
     Args:
         counts: (K,) integers >= 0, the training examples of each class.
         names: K class names, or None.
-        rare_threshold: "few" are the classes with n_c < rare_threshold (the long-tail literature: 20).
-        common_threshold: "many" are the classes with n_c > common_threshold (the long-tail literature: 100).
+        rare_threshold: classes with n_c < rare_threshold are "few" (20 in the long-tail literature).
+        common_threshold: classes with n_c > common_threshold are "many" (100 in the long-tail literature).
 
     Raises:
-        ValueError: counts that are negative, fractional, not a vector or all zero; fewer than 2 classes; names
-            that are not one per class; thresholds that overlap.
+        ValueError: counts that are negative, fractional, not a vector or all zero; fewer than 2 classes with examples;
+            a number of names other than K; or thresholds that overlap.
 
     Example:
         >>> frequencies = ClassFrequencies.from_counts([300, 60, 6])
@@ -51,7 +51,7 @@ class ClassFrequencies:
             raise ValueError(f"class counts must be integers >= 0; class {bad} has {counts[bad]}.")
         if len(counts) < 2 or np.count_nonzero(counts) < 2:
             raise ValueError(
-                f"classification needs training examples of at least 2 classes; the counts are {counts.tolist()}."
+                f"classification needs training examples in at least 2 classes; the counts are {counts.tolist()}."
             )
         if self.names is not None and len(self.names) != len(counts):
             raise ValueError(f"got {len(self.names)} class names for {len(counts)} class counts.")
@@ -65,7 +65,7 @@ class ClassFrequencies:
 
     @classmethod
     def from_counts(cls, counts: Sequence[int] | np.ndarray, **options: Any) -> ClassFrequencies:
-        """Make frequencies of counts known beforehand.
+        """Make frequencies from known counts.
 
         Args:
             counts: (K,) integers >= 0.
@@ -86,22 +86,23 @@ class ClassFrequencies:
         label2id: Mapping[str, int] | None = None,
         **options: Any,
     ) -> ClassFrequencies:
-        """Count the labels of a training set. Of a `datasets.Dataset` only the label column is read.
+        """Count the labels of a training set. Only the label column of a `datasets.Dataset` is read.
 
         Args:
-            dataset: a `datasets.Dataset`; or any iterable of examples, which costs one pass over all of them.
-            label_column: the column that holds one label per example: integers, or names found in `label2id`.
-            num_classes: K, so that absent classes count 0. Default: the ClassLabel feature's, `label2id`'s, or the
-                largest label + 1.
+            dataset: a `datasets.Dataset`; or any iterable of examples, which takes one pass over all of them.
+            label_column: the column with one label per example: integers, or names in `label2id`.
+            num_classes: K, so that absent classes count 0. Default: that of the ClassLabel or of `label2id`, else the
+                number of labels, if they are dense from 0.
             label2id: class name to class index, for labels that are names.
             **options: `names`, `rare_threshold`, `common_threshold`.
 
         Returns:
-            The frequencies; `names` are the ClassLabel feature's unless given.
+            The frequencies; the default of `names` are the ClassLabel's.
 
         Raises:
-            ValueError: no such column; labels that are missing, negative, fractional, several per example, unknown
-                names, or >= num_classes (the first offending row is named); an empty dataset.
+            ValueError: no such column; an empty dataset; labels that are missing, negative, fractional, several per
+                example, unknown names, or >= num_classes (the first row is named); or integers with gaps, such as
+                codes, without `num_classes`.
 
         Example:
             >>> import datasets
@@ -117,8 +118,16 @@ class ClassFrequencies:
             num_classes = num_classes or feature.num_classes
             if num_classes == feature.num_classes:
                 options.setdefault("names", tuple(feature.names))
-        if num_classes is None:
-            num_classes = max(label2id.values()) + 1 if label2id else int(labels.max()) + 1
+        if num_classes is None and label2id:
+            num_classes = max(label2id.values()) + 1
+        elif num_classes is None:
+            num_classes = int(labels.max()) + 1
+            if num_classes > len(labels) or not np.bincount(labels).all():
+                raise ValueError(
+                    f"column {label_column!r} has {len(np.unique(labels))} distinct labels up to {labels.max()}: are "
+                    "they codes, or do classes lack examples? Turn codes into classes with "
+                    f"dataset.class_encode_column({label_column!r}); for absent classes pass num_classes."
+                )
         return cls(np.bincount(labels, minlength=num_classes), **options)
 
     @property
@@ -133,15 +142,15 @@ class ClassFrequencies:
 
     @cached_property
     def groups(self) -> dict[str, np.ndarray]:
-        """Class indices of the groups `many`, `medium` and `few`, in this order."""
+        """Class indices of the groups `many`, `medium` and `few`, in that order."""
         many, few = self.counts > self.common_threshold, self.counts < self.rare_threshold
         return {name: np.flatnonzero(mask) for name, mask in (("many", many), ("medium", ~many & ~few), ("few", few))}
 
     @property
     def imbalance_factor(self) -> float:
-        """The largest count over the smallest count that is not zero."""
+        """The largest count divided by the smallest nonzero count."""
         return float(self.counts.max() / self.counts[self.counts > 0].min())
 
     def name(self, index: int) -> str:
-        """The class's name, or its index as text where the classes have no names."""
+        """Return the name of a class, or its index as text where classes have no names."""
         return self.names[index] if self.names else str(index)

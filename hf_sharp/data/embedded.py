@@ -1,20 +1,18 @@
-"""Data that comes with a dependency: no download."""
+"""Datasets that ship with a dependency and need no download."""
 
 from __future__ import annotations
 
 import datasets
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 
 def digits(test_fraction: float = 0.3, seed: int = 0) -> datasets.DatasetDict:
     """Load scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, split by class into train and test.
 
     Args:
-        test_fraction: the share of every class that goes to the test split.
-        seed: of the split.
+        test_fraction: share of every class that goes to the test split, in (0, 1).
+        seed: seed of the split.
 
     Returns:
         Splits `train` and `test` with the columns `image` and `label`.
@@ -26,6 +24,9 @@ def digits(test_fraction: float = 0.3, seed: int = 0) -> datasets.DatasetDict:
     Reference:
         UCI "Optical Recognition of Handwritten Digits", CC BY 4.0, as scikit-learn ships it.
     """
+    from sklearn.datasets import load_digits  # takes longer to import than all other data takes to load
+    from sklearn.model_selection import train_test_split
+
     source = load_digits()
     train, test = train_test_split(
         np.arange(len(source.target)), test_size=test_fraction, stratify=source.target, random_state=seed
@@ -40,7 +41,7 @@ def digits(test_fraction: float = 0.3, seed: int = 0) -> datasets.DatasetDict:
 
 
 def image_dataset(pixels: np.ndarray, labels: np.ndarray, class_names: list[str]) -> datasets.Dataset:
-    """Make a dataset of arrays of pixels.
+    """Make a dataset from pixel arrays.
 
     Args:
         pixels: (N, height, width) or (N, height, width, 3), uint8.

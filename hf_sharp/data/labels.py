@@ -1,4 +1,4 @@
-"""Labels, one class index per example: read from a dataset at once, and made ready for the model in every batch."""
+"""Labels, one class index per example: read from a dataset in one go, and given to the model in every batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 
 IGNORED_LABEL = -100
 HOST_LABELS = "host_labels"
@@ -33,14 +32,14 @@ def read_labels(
         (N,) int64.
 
     Raises:
-        ValueError: as `ClassFrequencies.from_dataset` says.
+        ValueError: see `ClassFrequencies.from_dataset`.
     """
     if isinstance(dataset, Mapping):  # a DatasetDict
         raise ValueError(f"got a dict of datasets ({', '.join(map(str, dataset))}); expected one of them.")
     if isinstance(dataset, datasets.Dataset):
         if label_column not in dataset.column_names:
             raise ValueError(no_label_column(label_column, dataset.column_names))
-        column = _arrow_column(dataset, label_column)
+        column = arrow_column(dataset, label_column)
     else:
         column = pa.chunked_array([pa.array(_labels_of(dataset, label_column))])
     labels = _as_integers(column, label_column, label2id)
@@ -62,7 +61,7 @@ def check_same_names(which: str, names: Sequence[str], expected: Sequence[str] |
 
 
 def holds_text(kind: pa.DataType) -> bool:
-    """Say whether an Arrow type is one of those for text."""
+    """Tell whether an Arrow type is one of the text types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
@@ -89,48 +88,51 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
                 "model's config, or encode the column with `dataset.class_encode_column(...)`."
             )
         return label2id[label]
-    if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim:
+    if getattr(label, "ndim", 0):  # a tensor or an array
         raise ValueError(
             f"column {label_column!r} holds several labels per example: multi-label and token classification are not "
             "supported; expected one class index or one class name per example."
         )
-    value = label.item() if isinstance(label, (torch.Tensor, np.generic, np.ndarray)) else label
+    value = label.item() if hasattr(label, "item") else label
     if not isinstance(value, (int, float)) or value != int(value):
         raise ValueError(f"column {label_column!r} holds {label!r}; expected one class index or one class name.")
     return int(value)
 
 
 def no_label_column(label_column: str, columns: Sequence[str]) -> str:
-    """Say that there is no such column, and which there are."""
+    """Describe a missing label column, with the columns that exist."""
     return (
         f"there is no label column {label_column!r}; the columns are {', '.join(map(repr, columns))}. "
-        "Say which one holds the labels with label_column=."
+        "Name the one that holds the labels with label_column."
     )
 
 
 def _labels_of(dataset: Any, label_column: str) -> list[Any]:
     targets = getattr(dataset, "targets", None)  # torchvision's name for the labels, readable without decoding
     if targets is not None:
-        return list(targets.tolist() if isinstance(targets, (torch.Tensor, np.ndarray)) else targets)
-    streamed = isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__")
-    examples = dataset if streamed else (dataset[i] for i in range(len(dataset)))
+        return list(targets.tolist() if hasattr(targets, "tolist") else targets)
+    # A map-style dataset of torch has no __iter__, and no IndexError at its end.
+    examples = dataset if hasattr(dataset, "__iter__") else (dataset[i] for i in range(len(dataset)))
     labels = []
     for example in examples:
-        if not isinstance(example, Mapping) or label_column not in example:
-            found = list(example) if isinstance(example, Mapping) else [type(example).__name__]
-            raise ValueError(no_label_column(label_column, found))
+        if not isinstance(example, Mapping):
+            raise ValueError(
+                f"the examples are of type {type(example).__name__}, which has no column {label_column!r}; expected "
+                "mappings. Pass the class counts yourself: class_frequencies=ClassFrequencies.from_counts([...])."
+            )
+        if label_column not in example:
+            raise ValueError(no_label_column(label_column, list(example)))
         label = example[label_column]
-        given = isinstance(label, (torch.Tensor, np.ndarray))
-        labels.append(encode_label(label, None, label_column) if given else label)
+        labels.append(encode_label(label, None, label_column) if hasattr(label, "item") else label)
     return labels
 
 
-def _arrow_column(dataset: datasets.Dataset, label_column: str) -> pa.ChunkedArray:
+def arrow_column(dataset: datasets.Dataset, label_column: str) -> pa.ChunkedArray:
+    """Read one column of a dataset, in the order of its rows, without decoding any other."""
     column = dataset.data.column(label_column)
     if dataset._indices is None:
         return column
-    # Row by row through the indices of a shuffled or selected dataset takes a minute for ten million rows; numbers
-    # are gathered at once.
+    # Arrow takes a minute to gather ten million rows of a shuffled or selected dataset; NumPy gathers numbers at once.
     rows = dataset._indices.column(0).to_numpy()
     if pa.types.is_integer(column.type) and column.null_count == 0:
         return pa.chunked_array([pa.array(column.to_numpy()[rows])])
@@ -173,12 +175,12 @@ def _as_integers(
 class LabelCollator:
     """Gives every example's label the name and type that models expect: `labels`, a class index.
 
-    The label stays in its own column too, for a collator that reads it there; other columns that collators take for
-    the label are removed, as they would win over it.
+    The label also stays in its own column, for collators that read it there. Other columns that collators take for the
+    label are removed, because they would replace it.
 
     Args:
-        collator: makes a batch of examples.
-        label_column: where an example's label is.
+        collator: turns examples into a batch.
+        label_column: the column with an example's label.
         label2id: class name to class index.
     """
 
@@ -188,7 +190,7 @@ class LabelCollator:
         self.label2id = label2id
 
     def __call__(self, examples: list[Any]) -> Any:
-        """Make a batch with `labels` of examples with a label column."""
+        """Turn examples with a label column into a batch with `labels`."""
         batch = self.collator([self._with_labels(example) for example in examples])
         for name in {"label", "label_ids", self.label_column} - {"labels"}:
             if isinstance(batch, Mapping) and "labels" in batch and name in batch:
@@ -200,26 +202,26 @@ class LabelCollator:
             return example
         names = ("label", "label_ids", "labels", self.label_column)
         rest = {name: value for name, value in example.items() if name not in names}
-        if example[self.label_column] is None:  # as a test set has it, whose labels nobody tells
+        if example[self.label_column] is None:  # an unlabelled test set
             return rest
         label = encode_label(example[self.label_column], self.label2id, self.label_column)
         return rest | {self.label_column: label, "labels": label}
 
 
 class HostLabelCollator:
-    """Lets a batch carry its labels as an array, which stays on the host when the batch moves to the device.
+    """Adds a copy of the labels to every batch as an array, which stays on the host when the batch moves to the device.
 
     Args:
-        collator: makes a batch, with `labels`, of examples.
+        collator: turns examples into a batch with `labels`.
     """
 
     def __init__(self, collator: Callable) -> None:
         self.collator = collator
 
     def __call__(self, examples: list[Any]) -> Any:
-        """Make a batch, and add its labels as an array that no device ever gets."""
+        """Make a batch and add its labels as an array that stays on the host."""
         batch = self.collator(examples)
         if "labels" in batch:
-            # A copy: what a worker process sends moves into shared memory, and a view of it would show what is left.
+            # A copy: worker processes move the batch's tensors into shared memory, and a view would follow them.
             batch[HOST_LABELS] = np.asarray(batch["labels"]).copy()
         return batch

@@ -1,4 +1,4 @@
-"""Make a balanced dataset long-tailed, by the published CIFAR-LT protocol."""
+"""Make a balanced dataset long-tailed, following the published CIFAR-LT protocol."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 
 PROFILES = ("exponential", "step")
 ORDERS = ("label", "frequency", "shuffled")
-_ROUNDING = 1e-6  # 500 · 100^(−4/4) is 5 and must not become 4
+_ROUNDING = 1e-6  # 500 · 100^(−4/4) is 5, not 4
 
 
 def long_tail_counts(n_max: int, num_classes: int, imbalance_factor: float, profile: str = "exponential") -> np.ndarray:
-    """Give the class counts of a long tail, from the largest class to the smallest.
+    """Compute the class counts of a long tail, from the largest class to the smallest.
 
         exponential: n_c = ⌊n_max · IF^(−c / (K − 1))⌋        step: n_max for the first half, ⌊n_max / IF⌋ for the rest
 
     Args:
-        n_max: examples of the largest class.
+        n_max: examples in the largest class.
         num_classes: K >= 2.
         imbalance_factor: IF >= 1, the largest count over the smallest.
         profile: `exponential` or `step`.
@@ -31,7 +31,7 @@ def long_tail_counts(n_max: int, num_classes: int, imbalance_factor: float, prof
         (K,) int64, not increasing.
 
     Raises:
-        ValueError: an unknown profile, K < 2, IF < 1, or a tail that would end with no examples.
+        ValueError: an unknown profile, K < 2, IF < 1, or a rarest class without examples.
 
     Example:
         >>> long_tail_counts(500, 5, 100).tolist()
@@ -42,8 +42,8 @@ def long_tail_counts(n_max: int, num_classes: int, imbalance_factor: float, prof
     counts = np.floor(n_max * _tail(num_classes, imbalance_factor, profile) + _ROUNDING).astype(np.int64)
     if counts[-1] < 1:
         raise ValueError(
-            f"imbalance_factor={imbalance_factor} leaves the rarest class without examples: the largest has only "
-            f"{n_max}. Use a factor of at most {n_max}."
+            f"imbalance_factor={imbalance_factor} leaves the rarest class without examples, as the largest has "
+            f"only {n_max}. Use a factor of at most {n_max}."
         )
     return counts
 
@@ -57,23 +57,23 @@ def long_tail(
     label_column: str = "label",
     order: str = "label",
 ) -> datasets.Dataset:
-    """Subsample a training set so that its classes follow a long tail. Leave the test split as it is.
+    """Subsample a training set so that its classes follow a long tail. The test split should stay balanced.
 
     Args:
-        dataset: the training split; ClassLabel or integer labels.
-        imbalance_factor: IF >= 1, the largest class count over the smallest.
-        profile: `exponential`, or `step` (the second half of the classes have n_max / IF).
-        seed: of the choice of examples (and of the order, when shuffled).
-        label_column: the column that holds the labels.
-        order: which class is the largest: `label` (class 0, the published protocol), `frequency` (the one that is
-            largest already), or `shuffled`.
+        dataset: the training split, with ClassLabel or integer labels.
+        imbalance_factor: IF >= 1, the largest class count over the smallest (the paper uses 10 to 200).
+        profile: `exponential`, or `step` (the second half of the classes have n_max / IF examples).
+        seed: seed of the choice of examples (and of the order, when shuffled).
+        label_column: the column with the labels.
+        order: which class is the largest: `label` (class 0, the published protocol), `frequency` (the largest one in
+            the dataset), or `shuffled`.
 
     Returns:
-        The chosen examples, in the order that they had. Examples are never invented: where the dataset is not
-        balanced, the tail is as high as the scarcest class allows (the published sets are balanced).
+        The chosen examples in their original order. None is repeated: if the dataset is not balanced, n_max is lowered
+        until every class has enough examples (the published datasets are balanced).
 
     Raises:
-        ValueError: an unknown profile or order, a bad factor, or a tail that would leave a class without examples.
+        ValueError: an unknown profile or order, a factor below 1, or a class that would have no examples.
 
     Example:
         >>> balanced = datasets.Dataset.from_dict({"label": [0, 1, 2] * 100})
@@ -87,7 +87,7 @@ def long_tail(
         raise ValueError(f"unknown order {order!r}; the orders are {', '.join(ORDERS)}.")
     labels = read_labels(dataset, label_column)
     if len(labels) == 0:
-        raise ValueError("the dataset is empty: there is nothing to make long-tailed.")
+        raise ValueError("the dataset is empty and cannot be made long-tailed.")
     feature = dataset.features[label_column]
     num_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(labels.max()) + 1
     available = np.bincount(labels, minlength=num_classes)
@@ -100,11 +100,11 @@ def long_tail(
     if (available == 0).any():
         empty = int(np.argmin(available))
         name = feature.int2str(empty) if isinstance(feature, datasets.ClassLabel) else str(empty)
-        raise ValueError(f"class {name!r} has no examples: no tail can be made that contains it.")
+        raise ValueError(f"class {name!r} has no examples, so the long tail cannot include it.")
     height = _tail(num_classes, imbalance_factor, profile)
     n_max = int(np.min(np.ceil((available[ranking] + 1 - 2 * _ROUNDING) / height) - 1))
     if n_max < available.max():
-        logger.info("The largest class gets %d examples: with more, a smaller class would not have enough.", n_max)
+        logger.info("The largest class gets %d examples, because smaller classes do not have enough for more.", n_max)
     counts = long_tail_counts(max(n_max, 0), num_classes, imbalance_factor, profile)
     keep = [
         rng.choice(np.flatnonzero(labels == label), size=count, replace=False)

@@ -1,7 +1,7 @@
-"""Samplers that draw classes with other shares than the data has.
+"""Samplers that change the share of each class in an epoch.
 
 p(class c) ∝ n_c^q      instance: q = 1      square_root: q = ½      class_balanced: q = 0
-progressive:            (1 − t) p_instance + t p_class_balanced, with t the fraction of training done
+progressive:            (1 − t) p_instance + t p_class_balanced, t is the fraction of training done
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from hf_sharp.registry import Choice, Citation
 
-# The exponent q at the start of training and at its end; in between, the two distributions are mixed.
+# The exponent q at the start and at the end of training; in between, the two distributions are mixed.
 SAMPLERS: dict[str, tuple[float, float]] = {
     "instance": (1.0, 1.0),
     "square_root": (0.5, 0.5),
@@ -26,7 +26,7 @@ SAMPLERS: dict[str, tuple[float, float]] = {
 CHOICES = (
     Choice(
         "sampler",
-        lambda value: value not in (None, "instance"),
+        lambda values: values.get("sampler", "instance") != "instance",
         citations=(
             Citation(
                 "Bingyi Kang and Saining Xie and Marcus Rohrbach and Zhicheng Yan and Albert Gordo and Jiashi Feng and "
@@ -41,7 +41,7 @@ CHOICES = (
 
 
 def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0.0) -> np.ndarray:
-    """Give the share of each class in what a sampler draws.
+    """Compute the share of each class in what a sampler draws.
 
         p_c = (1 − t) n_c^q₀ / Σ n^q₀  +  t n_c^q₁ / Σ n^q₁
 
@@ -51,7 +51,7 @@ def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0
         progress: t in [0, 1], the fraction of training done.
 
     Returns:
-        (K,) float64, of sum 1.
+        (K,) float64; they sum to 1.
 
     Raises:
         ValueError: an unknown sampler.
@@ -64,7 +64,7 @@ def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0
 
     Reference:
         Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", arXiv 1910.09217,
-        equations 1 and 2. There t moves once per epoch; here with every example.
+        equations 1 and 2. In the paper t changes once per epoch; here it changes with every example.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; the samplers are {', '.join(SAMPLERS)}.")
@@ -74,19 +74,19 @@ def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0
 
 
 class ClassSampler(Sampler[int]):
-    """Draws as many examples per epoch as there are, class by class with the shares of `class_probabilities`.
+    """Draws N examples per epoch, with the class shares of `class_probabilities`.
 
-    Within a class, no example comes a second time before all of the class have come once in the epoch. The draws
-    depend on the seed and the epoch alone, so every process draws the same and takes its part of it, and a resumed run
-    goes on with the examples that it would have seen.
+    Within a class and an epoch, no example is repeated before all have been drawn once. The draws depend only on the
+    seed and the epoch, so all processes draw the same examples and share them out, and a resumed run continues with
+    the examples it would have seen.
 
     Args:
         labels: (N,) the label of every training example.
         name: one of `SAMPLERS`.
-        seed: of the draws.
-        epochs: gives the epoch that begins, from 0, and how many there are, which may be a fraction; asked when an
-            epoch begins. (Not `set_epoch`: accelerate does not pass it on to the sampler of a resumed epoch on several
-            processes.)
+        seed: seed of the draws.
+        epochs: returns the current epoch, from 0, and the number of epochs, which may be fractional. Called at the
+            start of every epoch. (`set_epoch` would not do: accelerate does not pass it on to the sampler when several
+            processes resume in the middle of an epoch.)
 
     Raises:
         ValueError: an unknown sampler.
@@ -103,7 +103,7 @@ class ClassSampler(Sampler[int]):
     ) -> None:
         counts = np.bincount(labels)
         self._start, self._end = class_probabilities(name, counts, 0.0), class_probabilities(name, counts, 1.0)
-        # The examples of each class, one after the other: those of class c begin at _first[c].
+        # The examples sorted by class; those of class c start at _first[c].
         self._by_class, self._first = np.argsort(labels, kind="stable"), np.cumsum(counts) - counts
         self._counts, self._seed, self._epochs = counts, seed, epochs
 
@@ -125,14 +125,14 @@ class ClassSampler(Sampler[int]):
 
 
 class EpochCounter(TrainerCallback):
-    """Counts the epochs that begin, from 0; one that was left early counts as one too."""
+    """Counts the epochs that were started, from 0, including those that ended early."""
 
     epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin where the training begins or goes on."""
+        """Start at 0, or at the epoch that a resumed training continues."""
         self.epoch = int(state.epoch or 0) - 1
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count."""
+        """Count the epoch."""
         self.epoch += 1

@@ -1,4 +1,4 @@
-"""Hold out validation examples of every class, without taking a rare class's last one."""
+"""Hold out validation examples from every class, leaving each at least one training example."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def split_validation(
     label_column: str = "label",
     label2id: Mapping[str, int] | None = None,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split a training set by class into what is trained on and what choices are made on.
+    """Split a training set by class into training and validation examples.
 
         validation examples of class c = min(⌊fraction · n_c + ½⌋, n_c − 1)
 
     Args:
         dataset: the training set.
-        fraction: in (0, 0.5], the share of every class that is held out.
-        seed: of the choice of examples.
-        label_column: the column that holds the labels.
-        label2id: class name to index, where labels are names; None: in the order in which they come.
+        fraction: share of every class to hold out, in (0, 0.5].
+        seed: seed of the choice of examples.
+        label_column: the column with the labels.
+        label2id: class name to class index, for labels that are names. Default: any numbering.
 
     Returns:
-        The training and the validation examples, each in the order that they had. Every class keeps at least one
-        training example; classes without a validation example are named in a warning.
+        The training and the validation examples, each in their original order. Every class keeps at least one training
+        example; a warning names the classes without a validation example.
 
     Raises:
-        ValueError: a fraction outside (0, 0.5], an empty dataset, or one that no validation example is left of.
+        ValueError: a fraction outside (0, 0.5], an empty dataset, or no validation example in any class.
 
     Example:
         >>> data = datasets.Dataset.from_dict({"label": [0] * 20 + [1] * 10 + [2]})
@@ -48,11 +48,11 @@ def split_validation(
     if not 0 < fraction <= 0.5:
         raise ValueError(f"the validation fraction must be in (0, 0.5], got {fraction}.")
     if label2id is None and label_column in dataset.column_names:
-        found = [name for name in dataset.unique(label_column) if isinstance(name, str)]
-        label2id = {name: index for index, name in enumerate(found)}  # any will do
+        names = [name for name in dataset.unique(label_column) if isinstance(name, str)]
+        label2id = {name: index for index, name in enumerate(names)}
     labels = read_labels(dataset, label_column, label2id=label2id)
     if len(labels) == 0:
-        raise ValueError("the dataset is empty: there is nothing to split.")
+        raise ValueError("the dataset is empty and cannot be split.")
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), dtype=bool)
     without = []
@@ -64,12 +64,13 @@ def split_validation(
             without.append(int(label))
     if not held_out.any():
         raise ValueError(
-            f"a validation fraction of {fraction} leaves no validation example: the largest class has "
-            f"{np.bincount(labels).max()}. Raise the fraction."
+            f"a validation fraction of {fraction} holds out no example: the largest class has "
+            f"{np.bincount(labels).max()}. Use a larger fraction."
         )
     if without:
         feature = dataset.features[label_column]
-        names = feature.int2str(without) if isinstance(feature, datasets.ClassLabel) else without
-        shown = ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        logger.warning("%d classes are too small for a validation example: %s.", len(without), shown)
+        absent = feature.int2str(without) if isinstance(feature, datasets.ClassLabel) else without
+        shown = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
+        logger.warning("%s too small for a validation example: %s.", classes_are, shown)
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import TrainerCallback
@@ -13,9 +13,6 @@ from hf_sharp.data.labels import read_labels
 from hf_sharp.geometry.measure import MeasuredGeometry, measure
 from hf_sharp.model.group_batches import stratified_sample
 from hf_sharp.model.predicted_geometry import Geometry, predict_for_loss
-
-if TYPE_CHECKING:
-    from hf_sharp.trainer.sharp_trainer import SharpTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +25,7 @@ class GeometryCallback(TrainerCallback):
     class's row divided by that of the rarest) and `geometry_minimum_angle` (degrees between the two nearest rows).
 
     Args:
-        trainer: the trainer that the callback is added to.
+        trainer: the SharpTrainer that the callback is added to.
         dataset: the examples to measure the features on; None for the training set.
         max_examples: the maximum number of examples; if there are more, a stratified sample is drawn once.
 
@@ -36,7 +33,7 @@ class GeometryCallback(TrainerCallback):
         >>> trainer.add_callback(GeometryCallback(trainer))  # doctest: +SKIP
     """
 
-    def __init__(self, trainer: SharpTrainer, dataset: Any = None, max_examples: int = 2000) -> None:
+    def __init__(self, trainer: Any, dataset: Any = None, max_examples: int = 2000) -> None:
         self.trainer = trainer
         self.dataset: Any = trainer.train_dataset if dataset is None else dataset
         if len(cast(Sized, self.dataset)) > max_examples:

@@ -19,7 +19,7 @@ from hf_sharp.registry import Choice
 CHOICES = (
     Choice(
         "reweight_after",
-        lambda value: value is not None,
+        lambda values: values.get("reweight_after") is not None,
         ("loss_beta",),
         (*ClassBalancedLoss.citations, *LDAMLoss.citations),
     ),

@@ -164,6 +164,15 @@ def features_in_batches(
             yield features, labels, head.module
 
 
+def check_is_linear(layer: nn.Linear) -> None:
+    """Raise a ValueError for a head that does not compute W f + b."""
+    if type(layer).forward is not nn.Linear.forward:
+        raise ValueError(
+            f"the head is a {type(layer).__name__}, which does not compute W f + b, so that changing W or b would not "
+            "have the intended effect."
+        )
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for the duration of the block, then restore the mode of each module."""

@@ -25,7 +25,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses import build_loss
 from hf_sharp.losses.base import log_priors
-from hf_sharp.model.head import ClassifierHead, features_in_batches
+from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_batches
 from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
 
 logger = logging.getLogger(__name__)
@@ -224,11 +224,7 @@ def _head_of(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
 
 
 def _head_in_float64(layer: nn.Linear) -> Head:
-    if type(layer).forward is not nn.Linear.forward:
-        raise ValueError(
-            f"the head is a {type(layer).__name__}, which does not compute W f + b, so that changing W or b would not "
-            "have the intended effect."
-        )
+    check_is_linear(layer)
     bias = None if layer.bias is None else layer.bias.detach().cpu().double()
     return Head(layer.weight.detach().cpu().double(), bias)
 

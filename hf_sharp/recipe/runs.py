@@ -9,21 +9,19 @@ import re
 import shlex
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.losses import LOSSES
-from hf_sharp.recipe.arguments import RecipeParser
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
@@ -44,22 +42,6 @@ _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
 }
-
-
-def run_recipe(main: Callable[[], Any]) -> str | None:
-    """Run a recipe's `main`; an error of this package's own comes back as one line instead of a traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        main()
-        if torch.distributed.is_initialized():  # a process that leaves without a word can abort the others
-            torch.distributed.destroy_process_group()
-    except ValueError as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
-        if not any(raised_in.is_relative_to(folder) for folder in ours):
-            raise
-        return f"error: {error}"
-    return None
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from hf_sharp.recipe.arguments import (
     DataArguments,
     ModelArguments,
-    RecipeParser,
     RunArguments,
-    load_model,
     load_splits,
 )
+from hf_sharp.recipe.models import load_model
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments

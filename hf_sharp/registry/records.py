@@ -118,13 +118,13 @@ class Choice:
 
     Args:
         field: the field of `SharpTrainingArguments`.
-        applies: whether a value of the field is one of them; None is the value of a field that is not known.
+        applies: whether it is chosen, from the values of all options by name; some may be missing.
         options: the fields that have an effect with these values only.
         citations: what to cite for them.
     """
 
     field: str
-    applies: Callable[[Any], bool]
+    applies: Callable[[Mapping[str, Any]], bool]
     options: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
 

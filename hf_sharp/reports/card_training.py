@@ -12,6 +12,7 @@ from hf_sharp.data.sampling import CHOICES as SAMPLER_CHOICES
 from hf_sharp.losses import LOSSES, build_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.losses.training_loss import CHOICES as LOSS_CHOICES
+from hf_sharp.model.head_init import CHOICES as HEAD_CHOICES
 from hf_sharp.registry import Citation, Registry
 from hf_sharp.reports.figures import duration, is_finite_number
 from hf_sharp.reports.markdown import code, escaped, one_line, published, without_paths
@@ -184,8 +185,8 @@ def shown_command(command: str) -> str:
 def citations(method: Mapping[str, Any]) -> list[Citation]:
     """List the papers of the methods in effect, as their records cite them."""
     papers = [*(own_record("sharpness", method["sharpness"]).get("citations") or ())]
-    for choice in (*SHARPNESS_CHOICES, *LOSS_CHOICES, *SAMPLER_CHOICES):
-        if choice.applies(method.get(choice.field)):
+    for choice in (*SHARPNESS_CHOICES, *LOSS_CHOICES, *SAMPLER_CHOICES, *HEAD_CHOICES):
+        if choice.applies(method):
             papers += choice.citations
     papers += own_record("loss", method["loss"]).get("citations") or ()
     return list(dict.fromkeys(papers))

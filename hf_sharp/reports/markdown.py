@@ -48,7 +48,7 @@ def without_paths(text: str) -> str:
         The text.
 
     Example:
-        >>> without_paths("train.py --dataset /home/ann/photos --output_dir=C:\\runs\\a"), without_paths("user/model")
+        >>> without_paths("train.py --dataset /srv/ann/photos --output_dir=C:\\runs\\a"), without_paths("user/model")
         ('train.py --dataset photos --output_dir=a', 'user/model')
     """
     if _WHOLE_PATH.fullmatch(text):
@@ -67,7 +67,7 @@ def published(value: Any, name: str = "") -> Any:
         The copy; every text is one printable line.
 
     Example:
-        >>> published({"dataset": "/home/ann/photos", "hub_token": "secret", "seed": 1})
+        >>> published({"dataset": "/srv/ann/photos", "hub_token": "secret", "seed": 1})
         {'dataset': 'photos', 'seed': 1}
     """
     if isinstance(value, Mapping):

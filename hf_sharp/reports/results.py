@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses import LOSSES
+from hf_sharp.registry import Registry
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.sharpness.methods import METHODS
 
@@ -201,11 +202,14 @@ def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:
     Returns:
         sharpness and loss to `summary` and `formula`, as far as they define them; empty for built-in ones.
     """
-    records = {"sharpness": (METHODS, METHODS[args.sharpness]), "loss": (LOSSES, type(class_loss))}
+    records: dict[str, tuple[Registry, Any]] = {
+        "sharpness": (METHODS, METHODS[args.sharpness]),
+        "loss": (LOSSES, type(class_loss)),
+    }
     return {
         part: {name: str(vars(record)[name]) for name in ("summary", "formula") if vars(record).get(name)}
         for part, (registry, record) in records.items()
-        if registry.get(getattr(record, "name", "")) is not record or record.name not in registry.builtin
+        if registry.get(name := getattr(record, "name", "")) is not record or name not in registry.builtin
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from hf_sharp.reports.plots import plot_recall_by_count
 
 
 def takes_pictures(callback: Any) -> bool:
@@ -34,6 +37,22 @@ def send_picture(callbacks: Iterable[Any], name: str, file: str | Path, step: in
         else:
             callback.tb_writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
             callback.tb_writer.flush()
+
+
+def send_recall(callbacks: Sequence[Any], report: Mapping[str, Any], prefix: str, step: int) -> None:
+    """Draw recall against class count, and log it to the trackers that take pictures.
+
+    Args:
+        callbacks: the Trainer's callbacks.
+        report: a long-tail report.
+        prefix: of the picture's name there, such as `eval`.
+        step: the training step.
+    """
+    if any(map(takes_pictures, callbacks)):
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder, "recall_by_count.png")
+            plot_recall_by_count({"this model": report}, picture)
+            send_picture(callbacks, f"{prefix}/recall_by_count", picture, step)
 
 
 def finish_runs(callbacks: Iterable[Any]) -> None:

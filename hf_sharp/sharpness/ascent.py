@@ -1,6 +1,6 @@
 """The ascent: from a gradient to a perturbation, and from the perturbed weights back to the very same weights.
 
-ε = ρ · T² g / (‖T g‖ + 1e-12)        T = 1, or |w| + η on tensors of two or more dimensions (ASAM)
+ε = ρ · T² g / (‖T g‖ + 1e-12)        T = 1, or |w| + η on all tensors or on matrices (ASAM)
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+ADAPTIVE_SCOPES = ("all", "matrices")
 
 
 @contextmanager
@@ -39,7 +41,11 @@ def gradients_in(gradients: list[Tensor | None], parameters: Sequence[Tensor]) -
 
 @torch.no_grad()
 def gradient_to_perturbation(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], rho: Tensor | float, adaptive_eta: float | None = None
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    rho: Tensor | float,
+    adaptive_eta: float | None = None,
+    adaptive_scope: str = "matrices",
 ) -> Tensor:
     """Turn gradients into the perturbation ε, in place.
 
@@ -49,8 +55,9 @@ def gradient_to_perturbation(
         parameters: the tensors w that the gradients belong to; of sharded ones (DTensor), every process has its part.
         gradients: g, of the same shapes; they are overwritten by ε.
         rho: ρ >= 0, the length of T⁻¹ε over all tensors together, on all processes.
-        adaptive_eta: None for T = 1; else η of ASAM's T = |w| + η on tensors of two or more dimensions (1 on
-            biases and norms).
+        adaptive_eta: None for T = 1; else η of ASAM's T = |w| + η.
+        adaptive_scope: where T = |w| + η: on "all" tensors, or on "matrices", those of two or more dimensions, with
+            T = 1 on biases and norms.
 
     Returns:
         ‖T g‖ before the scaling, a 0-dimensional tensor of at least float32 on the device of the first gradient.
@@ -63,21 +70,23 @@ def gradient_to_perturbation(
     Reference:
         SAM arXiv 2010.01412, equation 2; ASAM arXiv 2102.11600, equation 3.
     """
-    matrices = [i for i, w in enumerate(parameters) if w.ndim >= 2] if adaptive_eta is not None else []
-    matrix_gradients = local_parts([gradients[i] for i in matrices])
+    scaled: list[int] = []
+    if adaptive_eta is not None:
+        scaled = [i for i, w in enumerate(parameters) if adaptive_scope == "all" or w.ndim >= 2]
+    scaled_gradients = local_parts([gradients[i] for i in scaled])
     metric: list[Tensor] = []
-    if matrices and adaptive_eta is not None:
-        metric = list(torch._foreach_abs(local_parts([parameters[i] for i in matrices])))
+    if scaled and adaptive_eta is not None:
+        metric = list(torch._foreach_abs(local_parts([parameters[i] for i in scaled])))
         torch._foreach_add_(metric, adaptive_eta)
-        torch._foreach_mul_(matrix_gradients, metric)
+        torch._foreach_mul_(scaled_gradients, metric)
     norm = global_norm(gradients)
     # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
     scale = (norm + 1e-12).reciprocal() * (rho.to(norm) if isinstance(rho, Tensor) else rho)
     for device_scale, group in _by_device(local_parts(gradients), scale):
         # In float16 a scale beyond its range would make NaN of a gradient of zeros.
         torch._foreach_mul_(group, device_scale.clamp(max=torch.finfo(group[0].dtype).max))
-    if matrices:
-        torch._foreach_mul_(matrix_gradients, metric)
+    if scaled:
+        torch._foreach_mul_(scaled_gradients, metric)
     return norm
 
 

@@ -2,12 +2,13 @@
 
 gradient   ε follows the gradient of the perturbed examples (SAM and its kin)
 momentum   ε follows the optimizer's first moment, which costs no pass (Momentum-SAM)
+class_momentum  in class_momentum.py
 reused     every k-th step is sharpness-aware; the steps in between reuse what it added (LookSAM)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -24,7 +25,8 @@ from hf_sharp.sharpness.ascent import (
     trainable_parameters,
     with_gradients,
 )
-from hf_sharp.sharpness.passes import Division
+from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
+from hf_sharp.sharpness.passes import Division, rows_of
 from hf_sharp.sharpness.reuse import ReusedSharpness
 from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, SharpnessStep, sharpness_aware_backward
 
@@ -44,6 +46,11 @@ class Ascent(Protocol):
     """A kind of ascent."""
 
     needs_first_moment: bool
+    needs_same_passes: bool  # on every process
+    state: Any  # what a checkpoint holds: an object with a `state_dict`, or None
+
+    def restart(self) -> None:
+        """Forget what is left over from a window that an error cut short."""
 
     def step(
         self,
@@ -64,11 +71,18 @@ class GradientAscent:
     """
 
     needs_first_moment = False
+    needs_same_passes = False
+    state = None
 
     def __init__(self, engine: SharpnessEngine) -> None:
         self.engine, self.loop = engine, engine.loop
         self.one_window = engine.options.ascent_scope == "window"
         self.observer: AscentObserver | None = engine.learned_radius
+        self.window: list[Waiting] = []  # micro-batches that wait for the rest of their accumulation window
+
+    def restart(self) -> None:
+        """Forget micro-batches left over from a window that an error cut short."""
+        self.window = []
 
     def step(
         self,
@@ -83,11 +97,11 @@ class GradientAscent:
         waiting = engine.divide(inputs, host_labels)
         if not (self.one_window or waiting.division.is_perturbed):
             return loop.plain_step(model, inputs, num_examples)
-        window = [*engine.window, waiting]
+        window = [*self.window, waiting]
         if self.one_window and not loop.window_ends:
-            engine.window = window
+            self.window = window
             return torch.zeros((), device=loop.device)  # the loss comes with the window's last micro-batch
-        engine.window = []
+        self.window = []
         if not any(waiting.division.is_perturbed for waiting in window):
             return self._plain_steps(model, [waiting.inputs for waiting in window], num_examples)
         return self._sharp_step(model, window, rho, num_examples)
@@ -122,7 +136,7 @@ class GradientAscent:
             mean=lambda losses: losses.sum() / counted.to(losses.dtype),
             backward=loop.backward,
             grad_scale=loop.grad_scale,
-            adaptive_eta=engine.adaptive_eta,
+            **engine.metric,
             without_sync=lambda: loop.without_sync(model),
             average=engine.average,
             measure_vanishing=engine.measures_vanishing,
@@ -155,12 +169,7 @@ class GradientAscent:
         frozen: list[Any] = []  # the loss as the first pass found it, for the passes after it
 
         def losses(rows: Tensor | None) -> Tensor:
-            chosen = inputs
-            if rows is not None:
-                chosen = {
-                    name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == labels.shape else value
-                    for name, value in inputs.items()
-                }
+            chosen = rows_of(inputs, rows, len(labels))
             if frozen:
                 return loop.losses(model, chosen, frozen[0])
             frozen.append(loop.frozen_loss())
@@ -181,9 +190,14 @@ class MomentumAscent:
     """
 
     needs_first_moment = True
+    needs_same_passes = False
+    state = None
 
     def __init__(self, engine: SharpnessEngine) -> None:
         self.engine, self.loop = engine, engine.loop
+
+    def restart(self) -> None:
+        """Do nothing: a window leaves nothing over."""
 
     def step(
         self,
@@ -198,7 +212,7 @@ class MomentumAscent:
             parameters = trainable_parameters(model)
             moved, momentum = with_gradients(parameters, first_moments(self.loop.optimizer, parameters))
             if momentum:  # there is none before the first step
-                gradient_to_perturbation(moved, momentum, -rho, self.engine.adaptive_eta)
+                gradient_to_perturbation(moved, momentum, -rho, **self.engine.metric)
             with perturbed(moved, momentum) if momentum else nullcontext():
                 return self.loop.plain_step(model, inputs, num_examples)
 
@@ -212,9 +226,16 @@ class ReusedAscent:
     """
 
     needs_first_moment = False
+    needs_same_passes = True
 
     def __init__(self, ascent: Any, reused: ReusedSharpness) -> None:
         self.ascent, self.reused, self.every = ascent, reused, ascent.engine.options.sharpness_every
+        self.state = None  # of `reused`, which the engine owns
+
+    def restart(self) -> None:
+        """Forget what is left over from a window that an error cut short."""
+        self.ascent.restart()
+        self.reused.restart()
 
     def step(
         self,
@@ -238,4 +259,8 @@ class ReusedAscent:
 
 
 #: The kinds of ascent that `SharpTrainingArguments(ascent=...)` names.
-ASCENTS: dict[str, Callable[[SharpnessEngine], Ascent]] = {"gradient": GradientAscent, "momentum": MomentumAscent}
+ASCENTS: dict[str, Any] = {
+    "gradient": GradientAscent,
+    "momentum": MomentumAscent,
+    "class_momentum": ClassMomentumAscent,
+}

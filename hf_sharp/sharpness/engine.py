@@ -142,10 +142,12 @@ class SharpnessEngine:
             loop.device,
             torch.promote_types(widest_dtype(model), torch.float32),
             fraction=options.ascent_fraction,
-            stochastic=options.focal_sampling == "stochastic",
+            stochastic=options.draws_examples,
             separable=separable,
             # What is learned or reused needs an ascent on every process, or on none.
-            same_passes=self.shares_epsilon or (options.learns_rho and several) or options.sharpness_every > 1,
+            same_passes=self.shares_epsilon
+            or (several and (options.learns_rho or ASCENTS[options.ascent].needs_same_passes))
+            or options.sharpness_every > 1,
             seed=options.seed if options.data_seed is None else options.data_seed,
         )
         self.learned_radius = self._make_learned_radius() if options.learns_rho else None
@@ -155,8 +157,7 @@ class SharpnessEngine:
             self.reused = ReusedSharpness(options.looksam_alpha, loop.device, average)
         ascent = ASCENTS[options.ascent](self)
         self.ascent: Ascent = ascent if self.reused is None else ReusedAscent(ascent, self.reused)
-        self.last_rho: Tensor | float = options.rho
-        self.window: list[Waiting] = []  # micro-batches that wait for the rest of their accumulation window
+        self.last_rho: Tensor | float = options.radius
         self.position = 0  # of the micro-batch in its window
         # The share of ε that rounding takes in low-precision weights: measured in the first step, reported in the log.
         self.measures_vanishing = any(p.dtype.itemsize < 4 for p in trainable_parameters(model))
@@ -169,39 +170,42 @@ class SharpnessEngine:
     def _make_learned_radius(self) -> LearnedRadius:
         options = self.options
         return LearnedRadius(
-            options.rho,
+            options.radius,
             options.rho_learning_rate,
             hessian=options.rho_hessian,
             objective=options.rho_objective,
-            adaptive_eta=self.adaptive_eta,
+            update=options.rho_update,
+            **self.metric,
             device=self.loop.device,
             mean=lambda value: self.loop.over_processes(value, "mean"),
             average=self.average,
         )
 
     @property
-    def adaptive_eta(self) -> float | None:
-        """η of ASAM's metric, or None."""
-        return self.options.adaptive_eta if self.options.adaptive else None
+    def metric(self) -> dict[str, Any]:
+        """ASAM's metric, as `gradient_to_perturbation` takes it; empty for T = 1."""
+        options = self.options
+        adaptive = {"adaptive_eta": options.adaptive_eta, "adaptive_scope": options.adaptive_scope}
+        return adaptive if options.adaptive else {}
 
     @property
     def rho(self) -> Tensor | float:
         """The radius of the current step; a learned one is on the device."""
         if self.learned_radius is not None:
             return self.learned_radius.rho
-        return scheduled_rho(self.options.rho, self.options.rho_schedule, self.loop.progress)
+        options = self.options
+        steps = {float(start): radius for start, radius in (options.rho_steps or {}).items()}
+        return scheduled_rho(options.radius, options.rho_schedule, self.loop.progress, options.rho_end, steps)
 
     @property
     def stateful(self) -> dict[str, Any]:
         """The parts whose state belongs into a checkpoint, by name; None where there is no such part."""
-        return {"radius": self.learned_radius, "reused": self.reused}
+        return {"radius": self.learned_radius, "reused": self.reused, "ascent": self.ascent.state}
 
     def begin_window(self) -> None:
-        """Forget micro-batches left over from a window that an error cut short."""
-        self.window.clear()
+        """Forget what is left over from a window that an error cut short."""
         self.position = 0
-        if self.reused is not None:
-            self.reused.restart()
+        self.ascent.restart()
 
     def step(self, model: nn.Module, inputs: dict[str, Any], num_examples: Any = None) -> Tensor:
         """Add the gradient of one micro-batch to `.grad`.
@@ -218,8 +222,9 @@ class SharpnessEngine:
         inputs = dict(inputs)
         host_labels = inputs.pop(HOST_LABELS, None)
         self.position += 1
-        rho = self.last_rho = self.rho
-        if not self.planner.perturbs or (self.learned_radius is None and rho == 0):
+        begun = self.loop.progress >= self.options.sharpness_after
+        rho = self.last_rho = self.rho if begun else 0.0
+        if not begun or not self.planner.perturbs or (self.learned_radius is None and rho == 0):
             return self.loop.plain_step(model, inputs, num_examples)
         return self.ascent.step(model, inputs, host_labels, rho, num_examples)
 
@@ -295,7 +300,7 @@ class SharpnessEngine:
                 "model with dtype=torch.float32 and train with bf16=True, or choose a larger rho than %g.",
                 100 * vanishing.item(),
                 self.dtype_name,
-                self.options.rho,
+                self.options.radius,
             )
 
 

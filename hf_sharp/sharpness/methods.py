@@ -40,6 +40,7 @@ class Method:
         passes: the cost of a step, in forward and backward passes of a plain step.
         citations: the papers to cite.
         needs_radius: whether it perturbs all weights, within a radius.
+        radius: the default radius, for an ascent along a gradient.
         uniform: whether c is 1 for every class.
         wrap_loss: for a method that works on the loss instead: it takes the training loss and the method's options,
             and returns the loss to train with. That loss sees the head's input.
@@ -47,7 +48,7 @@ class Method:
     Example:
         >>> method = Method(name="rare_half", coefficients=lambda priors: (priors < 0.1) * 0.5)
         >>> method.options
-        ('rho', 'rho_schedule', 'adaptive', 'ascent')
+        ('rho', 'rho_schedule', 'sharpness_after', 'adaptive', 'ascent')
     """
 
     name: str
@@ -58,6 +59,7 @@ class Method:
     passes: str = ""
     citations: tuple[Citation, ...] | None = None
     needs_radius: bool = True
+    radius: float = 0.05
     uniform: bool = False
     wrap_loss: Callable[..., Any] | None = None
 
@@ -69,7 +71,7 @@ class Method:
     @property
     def options(self) -> tuple[str, ...]:
         """The fields of `SharpTrainingArguments` that have an effect with this method."""
-        of_radius = ("rho", "rho_schedule", "adaptive", "ascent") if self.needs_radius else ()
+        of_radius = ("rho", "rho_schedule", "sharpness_after", "adaptive", "ascent") if self.needs_radius else ()
         return (*of_radius, *self.coefficient_options)
 
     @property
@@ -234,62 +236,99 @@ METHODS.add_builtin(
     )
 )
 
-# What else can be chosen about an ascent.
+# The default radius of the other ascents and metrics. Momentum-SAM's authors take about 15 times SAM's (arXiv
+# 2401.12033: 3 against 0.2). ASAM's raise the loss as much as SAM does at 0.05 (benchmarks/asam_scope.py).
+MOMENTUM_RADIUS = 0.75
+ADAPTIVE_RADIUS = {"all": 1.0, "matrices": 0.15}
+
+
+def default_radius(sharpness: str, ascent: str, adaptive: bool, adaptive_scope: str) -> float:
+    """Look up the radius that `rho=None` stands for.
+
+    Args:
+        sharpness: one of `METHODS`.
+        ascent: the kind of ascent.
+        adaptive: whether the radius is relative to the size of each weight.
+        adaptive_scope: on which tensors it is.
+
+    Returns:
+        The radius.
+
+    Example:
+        >>> default_radius("sam", "gradient", False, "all"), default_radius("sam", "momentum", False, "all")
+        (0.05, 0.75)
+    """
+    if adaptive:
+        return ADAPTIVE_RADIUS[adaptive_scope]
+    return METHODS[sharpness].radius if ascent == "gradient" else MOMENTUM_RADIUS
+
+
+ASAM = Citation(
+    "Jungmin Kwon and Jeongseop Kim and Hyunseo Park and In Kwon Choi",
+    "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
+    2021,
+    arxiv="2102.11600",
+)
+LETS = Citation(
+    "Xuehao Wang and Weisen Jiang and Shuai Fu and Yu Zhang",
+    "Enhancing Sharpness-Aware Minimization by Learning Perturbation Radius",
+    2024,
+    arxiv="2408.08222",
+)
+LOOKSAM = Citation(
+    "Yong Liu and Siqi Mai and Xiangning Chen and Cho-Jui Hsieh and Yang You",
+    "Towards Efficient and Scalable Sharpness-Aware Minimization",
+    2022,
+    arxiv="2203.02714",
+)
+MOMENTUM_SAM = Citation(
+    "Marlon Becker and Frederick Altrock and Benjamin Risse",
+    "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead",
+    2024,
+    arxiv="2401.12033",
+)
+LATE_SAM = Citation(
+    "Zhanpeng Zhou and Mingze Wang and Yuchen Mao and Bingrui Li and Junchi Yan",
+    "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training",
+    2024,
+    arxiv="2410.10373",
+)
+
+# What else can be chosen about an ascent. A choice comes after the one that brings its field into effect.
 CHOICES = (
     Choice(
         "ascent",
-        lambda value: value == "gradient",
+        lambda values: values.get("ascent") == "gradient",
         ("ascent_scope", "ascent_sync", "ascent_fraction", "sharpness_every"),
     ),
-    Choice(
-        "adaptive",
-        bool,
-        ("adaptive_eta",),
-        (
-            Citation(
-                "Jungmin Kwon and Jeongseop Kim and Hyunseo Park and In Kwon Choi",
-                "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
-                2021,
-                arxiv="2102.11600",
-            ),
-        ),
-    ),
-    Choice(
-        "rho_schedule",
-        lambda value: value == "learned",
-        ("rho_learning_rate", "rho_update_every", "rho_validation_fraction", "rho_hessian", "rho_objective"),
-        (
-            Citation(
-                "Xuehao Wang and Weisen Jiang and Shuai Fu and Yu Zhang",
-                "Enhancing Sharpness-Aware Minimization by Learning Perturbation Radius",
-                2024,
-                arxiv="2408.08222",
-            ),
-        ),
-    ),
-    Choice(
-        "sharpness_every",
-        lambda value: (value or 1) > 1,
-        ("looksam_alpha",),
-        (
-            Citation(
-                "Yong Liu and Siqi Mai and Xiangning Chen and Cho-Jui Hsieh and Yang You",
-                "Towards Efficient and Scalable Sharpness-Aware Minimization",
-                2022,
-                arxiv="2203.02714",
-            ),
-        ),
-    ),
+    Choice("ascent", lambda values: values.get("ascent") == "momentum", citations=(MOMENTUM_SAM,)),
     Choice(
         "ascent",
-        lambda value: value == "momentum",
-        citations=(
-            Citation(
-                "Marlon Becker and Frederick Altrock and Benjamin Risse",
-                "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead",
-                2024,
-                arxiv="2401.12033",
-            ),
+        lambda values: values.get("ascent") == "class_momentum",
+        ("ascent_sync", "ascent_momentum"),
+        (MOMENTUM_SAM,),
+    ),
+    Choice("adaptive", lambda values: bool(values.get("adaptive")), ("adaptive_eta", "adaptive_scope"), (ASAM,)),
+    Choice("rho_schedule", lambda values: values.get("rho_schedule") in ("linear", "cosine"), ("rho_end",)),
+    Choice("rho_schedule", lambda values: values.get("rho_schedule") == "step", ("rho_steps",)),
+    Choice(
+        "rho_schedule",
+        lambda values: values.get("rho_schedule") == "learned",
+        (
+            *("rho_learning_rate", "rho_update", "rho_update_every", "rho_validation_fraction"),
+            *("rho_hessian", "rho_objective"),
         ),
     ),
+    # The published algorithm; the other objectives and updates are ours.
+    Choice(
+        "rho_schedule",
+        lambda values: (
+            values.get("rho_schedule") == "learned"
+            and values.get("rho_objective") == "gap"
+            and values.get("rho_update") == "adam"
+        ),
+        citations=(LETS,),
+    ),
+    Choice("sharpness_every", lambda values: values.get("sharpness_every", 1) > 1, ("looksam_alpha",), (LOOKSAM,)),
+    Choice("sharpness_after", lambda values: values.get("sharpness_after", 0) > 0, citations=(LATE_SAM,)),
 )

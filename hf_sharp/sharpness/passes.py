@@ -6,8 +6,8 @@ examples of the perturbed pass, or a share of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,6 +78,29 @@ def divide(
         perturbed, ascent_size = rng.permutation(perturbed), max(round(fraction * ascent_size), min(ascent_size, 1))
     size = len(coefficients)
     return Division(None if ascent_size == size else perturbed, None if len(clean) == size else clean, ascent_size)
+
+
+def rows_of(inputs: Mapping[str, Any], rows: Tensor | None, size: int) -> Mapping[str, Any]:
+    """Pick examples of a micro-batch.
+
+    Args:
+        inputs: the micro-batch; tensors whose first dimension is N have one row per example.
+        rows: (n,) int64, or None for all examples.
+        size: N.
+
+    Returns:
+        The micro-batch of these examples.
+
+    Example:
+        >>> rows_of({"x": torch.arange(3), "scale": 2.0}, torch.tensor([2, 0]), size=3)
+        {'x': tensor([2, 0]), 'scale': 2.0}
+    """
+    if rows is None:
+        return inputs
+    return {
+        name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in inputs.items()
+    }
 
 
 class PassPlanner:

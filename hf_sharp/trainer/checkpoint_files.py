@@ -30,6 +30,17 @@ logger = logging.getLogger(__name__)
 _WEIGHTS = ("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapter_model.*")
 
 
+# Options that are newer than some checkpoints, and the values that those were trained with.
+NEW_OPTIONS = {
+    "adaptive_scope": "matrices",
+    "cosine_head": False,
+    "head_init": "none",
+    "rho_end": 0.0,
+    "rho_update": "sign",
+    "sharpness_after": 0.0,
+}
+
+
 def is_whole_model(model: Any, folder: str | os.PathLike[str]) -> TypeGuard[PreTrainedModel]:
     """Tell whether a folder holds all weights of a transformers model, rather than an adapter's or another module's."""
     adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
@@ -109,6 +120,7 @@ def check_same_method(folder: str | os.PathLike[str], method: Mapping[str, Any])
         logger.warning("%s holds only weights (save_only_model): the optimizer's state starts from scratch.", folder)
     # A plain Trainer records neither method nor class counts.
     saved = {**PLAIN_METHOD, "class_counts": method["class_counts"]} if written is None else written["method"]
+    saved = {name: value for name, value in NEW_OPTIONS.items() if name in method} | saved
     differ = [
         f"{name}: {_shown(name, saved, method)} there, {_shown(name, method, saved)} now"
         for name in sorted(saved.keys() | method.keys())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,14 +18,15 @@ from hf_sharp.data.sampling import ClassSampler, EpochCounter
 from hf_sharp.losses import ClassFrequencyLoss, build_loss
 from hf_sharp.losses.registry import set_class_importance
 from hf_sharp.losses.training_loss import TrainingLoss
+from hf_sharp.model.cosine_head import CosineHeadCallback
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.reports.model_card import write_card
-from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import ReportKeeper, results_of
-from hf_sharp.reports.tracking import send_picture, takes_pictures
+from hf_sharp.reports.tracking import send_recall
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.engine import StepMeans
 from hf_sharp.trainer import preflight
+from hf_sharp.trainer.head_start import make_cosine_head, start_head
 from hf_sharp.trainer.saving import SavingTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -67,7 +66,10 @@ class LongTailTrainer(SavingTrainer):
         self._given_loss = class_loss
         self._head: ClassifierHead | None = None
         self.step_means = StepMeans(args.device)
+        self._starts_fresh = False
         self._build_method(cast(nn.Module, self.model))
+        if args.cosine_head:
+            self.add_callback(CosineHeadCallback())
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
         if self.compute_metrics is None:
             if args.batch_eval_metrics:
@@ -89,6 +91,7 @@ class LongTailTrainer(SavingTrainer):
         if self._head is not None:
             self._head.close()
             self._head = None
+        cosine = make_cosine_head(model, len(counts), args)
         needs_features = self._given_loss.needs_features if self._given_loss else args.loss_needs_features
         if method.needs_features or needs_features:
             self._head = ClassifierHead(model, len(counts), args.head)
@@ -103,6 +106,11 @@ class LongTailTrainer(SavingTrainer):
         # In evaluation mode it takes logits alone; what features add is computed by the training loss.
         self.class_loss = loss.to(args.device).eval()
         preflight.check_head(model, self.class_loss)
+        self._logit_scale = 1.0
+        if cosine is not None and loss.needs_cosine_logits:
+            # The model's logits are what the loss makes of the cosines, without its margin.
+            self._logit_scale = float(loss.options["loss_scale"])
+            cosine.set_scale(self._logit_scale)
         self._late_weight = None
         if args.reweight_after is not None:
             balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
@@ -136,7 +144,14 @@ class LongTailTrainer(SavingTrainer):
         model = super().call_model_init(trial)
         if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
             self._build_method(model)
+            if self._starts_fresh:
+                start_head(self, model)
         return model
+
+    def _before_training(self, fresh: bool) -> None:
+        self._starts_fresh = fresh and self.state.global_step == 0
+        if self._starts_fresh and self.model_init is None:
+            start_head(self, cast(nn.Module, self.model))
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -206,6 +221,8 @@ class LongTailTrainer(SavingTrainer):
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        if self._logit_scale != 1.0:
+            logits = logits / self._logit_scale  # cosines
         if not model.training:  # evaluations use the same loss throughout training, and logits alone
             return self.class_loss(logits, labels), outputs
         return self.training_loss(logits, labels, frozen), outputs
@@ -238,17 +255,12 @@ class LongTailTrainer(SavingTrainer):
             The metrics.
         """
         metrics = super().evaluate(*args, **kwargs)
-        callbacks = self.callback_handler.callbacks
         report = getattr(getattr(self, "report_keeper", None), "report", None)  # None for a set without labels
         dataset = args[0] if args else kwargs.get("eval_dataset")
         several = isinstance(self.eval_dataset if dataset is None else dataset, dict)  # evaluated one by one, from here
-        if report is None or several or not self.is_world_process_zero() or not any(map(takes_pictures, callbacks)):
-            return metrics
-        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
-        with tempfile.TemporaryDirectory() as folder:
-            picture = Path(folder, "recall_by_count.png")
-            plot_recall_by_count({"this model": report}, picture)
-            send_picture(callbacks, f"{prefix}/recall_by_count", picture, self.state.global_step)
+        if report is not None and not several and self.is_world_process_zero():
+            prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+            send_recall(self.callback_handler.callbacks, report, prefix, self.state.global_step)
         return metrics
 
     # ---- the data and the card -----------------------------------------------------------------------------------

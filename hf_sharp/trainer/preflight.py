@@ -18,6 +18,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import check_same_names, read_labels
 from hf_sharp.data.split import split_validation
 from hf_sharp.losses import ClassFrequencyLoss
+from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.sharpness import METHODS
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -112,12 +113,13 @@ def check_class_loss(loss: Any, args: SharpTrainingArguments, frequencies: Class
 def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
     """Raise a ValueError for a loss that needs cosine logits, if the head does not compute cosines."""
     heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if any(isinstance(module, CosineHead) for module in model.modules()):
+        return
     if loss.needs_cosine_logits and heads and model.get_submodule(heads[-1]).out_features == len(loss.class_counts):
         raise ValueError(
-            f"loss={loss.name!r} needs cosine logits, and the head {heads[-1]!r} is an ordinary linear layer. Choose "
-            "logit_adjusted or vs, which also shift the decision in favour of rare classes and take any logits; or use "
-            "a model whose own head normalises features and class vectors. A normalised head cannot be folded into "
-            "this one: the checkpoint would not predict what was trained."
+            f"loss={loss.name!r} needs cosine logits, and the head {heads[-1]!r} is an ordinary linear layer. Set "
+            "cosine_head=True, or choose logit_adjusted or vs, which also shift the decision in favour of rare classes "
+            "and take any logits."
         )
 
 
@@ -141,11 +143,15 @@ def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequ
     reason = f"the BatchNorm {batch_norm!r}" if batch_norm is not None else None
     if loss.needs_features:
         reason = f"loss={loss.name!r}"
-    for name, whole in (("ascent_fraction", 1.0), ("focal_sampling", "exact")):
-        if reason is not None and getattr(args, name) != whole:
+    for name, asks, default in (
+        ("ascent_fraction", args.ascent_fraction < 1, 1.0),
+        ("focal_sampling", args.focal_sampling == "stochastic", "exact"),
+        ("ascent", args.ascent == "class_momentum", "gradient"),
+    ):
+        if reason is not None and asks:
             raise ValueError(
                 f"{name}={getattr(args, name)!r} lets passes take a part of the micro-batch's examples, but with "
-                f"{reason} an example's loss depends on the others. Leave {name} at {whole!r}."
+                f"{reason} an example's loss depends on the others. Leave {name} at {default!r}."
             )
     return reason is None
 

@@ -67,7 +67,11 @@ class SavingTrainer(Trainer):
             check_whole(resume_from_checkpoint, self.args.process_index)
         if isinstance(resume_from_checkpoint, str):
             check_same_method(resume_from_checkpoint, self.method_state.method)
+        self._before_training(fresh=not resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _before_training(self, fresh: bool) -> None:
+        """Do what comes before a training, which is fresh unless it resumes from a checkpoint."""
 
     def _remember(self, method: dict[str, Any] | None = None, **stateful: Any) -> None:
         """Record the method in checkpoints, and the state of its parts.

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import pipeline
 
 from hf_sharp import ClassFrequencies, cli
 from hf_sharp.commands.compare import compare, paired, verdict
@@ -48,7 +48,7 @@ def test_counts_of_many_classes_and_of_names_with_markup():
         ([50, 50, 49], "cross_entropy, and sharpness sam"),
         ([500, 100, 50], "class_balanced"),
         ([5000, 100, 5], "focal_sam"),
-        ([5000, 100, 0], "1 classes have no examples"),
+        ([5000, 100, 0], "1 class has no examples"),
         ([5000, 400, 100], "sharpness sam costs less"),
     ],
 )
@@ -91,17 +91,8 @@ def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa:
     assert report["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(test["label"], guessed))
 
     assert cli.main(["evaluate", str(tmp_path / "out"), "digits"]).startswith(
-        f"error: '{tmp_path / 'out'}' knows 3 classes, and the data has 10"
+        f"error: '{tmp_path / 'out'}' has 3 classes, and the data has 10"
     )
-
-
-def test_a_model_with_its_classes_in_another_order_is_refused(config, image_folder, tmp_path):  # noqa: F811
-    subprocess.run([COMMAND, "train", str(config), "--max_steps", "1"], capture_output=True, timeout=200, check=True)
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
-    model.config.id2label = {0: "dog", 1: "cat", 2: "emu"}
-    model.config.label2id = {"dog": 0, "cat": 1, "emu": 2}
-    model.save_pretrained(tmp_path / "out")
-    assert "in another order" in cli.main(["evaluate", str(tmp_path / "out"), image_folder])
 
 
 def test_an_error_of_the_training_is_shown_and_is_the_status(config):

@@ -34,10 +34,10 @@ def test_pixels_and_labels_survive(folder):
     assert all(np.array_equal(np.array(image), pixels[i]) for i, image in enumerate(data["train"]["image"]))
 
 
-def test_a_file_that_is_cut_short(folder):
+def test_a_truncated_file(folder):
     file = folder / "t10k-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(ValueError, match="is cut short: its header promises 60 bytes, it has 57"):
+    with pytest.raises(ValueError, match="is truncated: its header announces 60 bytes, it has 57"):
         load_idx(folder)
 
 

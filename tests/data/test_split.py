@@ -39,7 +39,7 @@ def test_bad_fractions(fraction):
 
 
 def test_nothing_left_to_validate_on():
-    with pytest.raises(ValueError, match=r"0.1 leaves no validation example: the largest class has 3"):
+    with pytest.raises(ValueError, match=r"0.1 holds out no example: the largest class has 3"):
         split_validation(data([3, 2]), 0.1)
 
 

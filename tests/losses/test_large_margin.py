@@ -40,7 +40,7 @@ def naive_centroids(f, y, running, momentum=0.99):
 
 
 def naive_gradients(f, w, b, y, running, **options):
-    """Of the sum of the values, by central differences of the naive values."""
+    """Gradients of the sum of the naive values, by central differences."""
     gradients = []
     for tensor in (f, w, b):
         gradient = np.zeros_like(tensor)
@@ -87,7 +87,7 @@ LABELS = [None, [2] * N, [0] * 11 + [3], [1, -100, 1, 0, -100, 0, 3, 3, 3, 2, 1,
 
 @pytest.mark.parametrize("labels", LABELS, ids=["random", "one class", "one example of a class", "ignored"])
 @pytest.mark.parametrize("options", CASES)
-def test_values_gradients_and_centroids_are_those_of_the_naive_loops(options, labels):
+def test_values_gradients_and_centroids_equal_the_naive_reference(options, labels):
     f, w, b, y, running = example(labels=labels)
     loss = built(running, **options)
     features, weight, bias, classes = tensors(f, w, b, y)
@@ -97,18 +97,18 @@ def test_values_gradients_and_centroids_are_those_of_the_naive_loops(options, la
     assert (expected[y < 0] == 0).all()
     after = naive_centroids(f, y, running, options.get("lm_momentum", 0.99))
     np.testing.assert_allclose(loss.centroids, after, rtol=1e-12)
-    found = torch.autograd.grad(values.sum(), [features, weight, bias], materialize_grads=True)
-    for gradient, by_differences in zip(found, naive_gradients(f, w, b, y, running, **options), strict=True):
+    gradients = torch.autograd.grad(values.sum(), [features, weight, bias], materialize_grads=True)
+    for gradient, by_differences in zip(gradients, naive_gradients(f, w, b, y, running, **options), strict=True):
         np.testing.assert_allclose(gradient, by_differences, rtol=1e-6, atol=1e-7)
 
 
 def test_gradients_to_ten_digits_by_the_chain_rule():
-    """What differences cannot show: the analytic gradient of compactness and size with respect to the features."""
+    """Compactness and size with respect to the features, more accurately than differences are."""
     f, w, b, y, running = example(seed=3)
     mu = 0.6
     features, weight, bias, classes = tensors(f, w, b, y)
     values = built(running, lm_momentum=mu, lm_beta=0.0, lm_gamma=0.2).discriminative(classes, features, weight, bias)
-    (found,) = torch.autograd.grad(values.sum(), features)
+    (gradient,) = torch.autograd.grad(values.sum(), features)
     expected = np.zeros_like(f)
     present = sorted(set(y.tolist()))
     for c in present:
@@ -124,7 +124,7 @@ def test_gradients_to_ten_digits_by_the_chain_rule():
             expected[i] += pull
             expected[rows] -= through * pull
         expected[rows] += part * len(rows) * 0.2 * through * centre / np.linalg.norm(centre)
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_mean_over_the_batch_is_the_mean_over_its_classes():
@@ -165,7 +165,7 @@ def test_without_compactness_and_margin_loss_classes_are_further_apart_than_wide
     loss = LargeMarginLoss(K, 8, lm_gamma=0.0, lm_delta_v=delta_v, lm_delta_d=delta_d).double()
     scale = 1.0
     features, weight, bias, classes = tensors(f, w, b, y)
-    while True:  # move the classes apart until nothing is lost
+    while True:  # move the classes apart until the loss is 0
         moved = features + (scale - 1) * torch.tensor(centres.T[y])
         loss.centroids = scale * torch.tensor(centres.T)
         if loss.discriminative(classes, moved, weight, bias).max() == 0:
@@ -188,7 +188,7 @@ def test_frequency_aware_margins_keep_their_mean_and_are_wider_for_rare_classes(
     np.testing.assert_allclose(values.detach(), naive_terms(f, w, b, y, running, margins=margins), rtol=1e-10)
 
 
-def test_it_is_cross_entropy_plus_the_rest_and_importance_multiplies_both():
+def test_the_loss_is_cross_entropy_plus_the_margin_terms_and_importance_multiplies_both():
     f, w, b, y, running = example()
     importance = [1.0, 2.0, 3.0, 4.0]
     loss = build_loss("large_margin", [9, 5, 3, 1], feature_dim=D, class_importance=importance)
@@ -220,12 +220,12 @@ def test_equal_class_vectors_and_features_on_their_centroid_have_finite_gradient
     loss = LargeMarginLoss(K, D)
     features, weight = torch.zeros(6, D, requires_grad=True), torch.zeros(K, D, requires_grad=True)
     values = loss(features @ weight.T, torch.tensor([0, 0, 1, 2, 3, 3]), features=features, weight=weight)
-    found = torch.autograd.grad(values.sum(), [features, weight])
+    gradients = torch.autograd.grad(values.sum(), [features, weight])
     assert values.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in found)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_evaluation_moves_nothing_and_needs_no_features():
+def test_evaluation_moves_no_centroids_and_needs_no_features():
     f, w, b, y, running = example()
     loss = built(running).eval()
     features, weight, bias, classes = tensors(f, w, b, y)
@@ -234,8 +234,8 @@ def test_evaluation_moves_nothing_and_needs_no_features():
     assert torch.equal(loss(logits, classes), expected)
     loss(logits, classes, features=features, weight=weight, bias=bias)
     np.testing.assert_array_equal(loss.centroids, running)
-    given = torch.tensor(running)
-    loss.train()(logits, classes, features=features, weight=weight, bias=bias, centroids=given)
+    frozen = torch.tensor(running)
+    loss.train()(logits, classes, features=features, weight=weight, bias=bias, centroids=frozen)
     np.testing.assert_array_equal(loss.centroids, running)
 
 
@@ -255,7 +255,7 @@ def test_bfloat16_features_are_computed_in_float32(autocast):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"lm_weight": -1.0}, "lm_weight must be >= 0, got -1.0"),
         ({"lm_delta_d": float("nan")}, "lm_delta_d must be a finite number"),
@@ -264,8 +264,8 @@ def test_bfloat16_features_are_computed_in_float32(autocast):
         ({"lm_frequency_margins": True}, "lm_frequency_margins needs class_counts"),
     ],
 )
-def test_bad_options(options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         LargeMarginLoss(K, D, **options)
 
 
@@ -273,9 +273,9 @@ def test_bad_shapes():
     f, w, b, y, _ = example()
     features, weight, _, classes = tensors(f, w, b, y)
     loss, logits = built(), features @ weight.T
-    for given in ({}, {"features": features}, {"features": features[:, :2], "weight": weight}):
+    for inputs in ({}, {"features": features}, {"features": features[:, :2], "weight": weight}):
         with pytest.raises(ValueError, match=r"expected features= of shape \(12, 5\)"):
-            loss(logits, classes, **given)
+            loss(logits, classes, **inputs)
     with pytest.raises(ValueError, match="needs feature_dim"):
         build_loss("large_margin", [3, 2])
 
@@ -299,24 +299,27 @@ def batch_of(trainer, size=8, start=0):
     return trainer.data_collator(rows)
 
 
+def features_of(trainer, batch):
+    trainer.model.eval()
+    with torch.no_grad():
+        return trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
+
+
 @pytest.mark.parametrize("options", METHODS, ids=lambda o: "asam" if o.get("adaptive") else o["sharpness"])
-def test_centroids_move_once_per_micro_batch_whatever_the_method(make_trainer, options):
+def test_centroids_move_once_per_micro_batch_with_every_method(make_trainer, options):
     rho = {} if options["sharpness"] in ("none", "cc_sam") else {"rho": 0.3}
     trainer = make_trainer(**options, **LARGE, **rho)
     trainer.create_optimizer()
     expected = np.full((K, 16), np.nan)
     for start in (0, 8, 16):
         batch = batch_of(trainer, start=start)
-        trainer.model.eval()
-        with torch.no_grad():
-            features = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
-        expected = naive_centroids(features, batch["labels"].numpy(), expected, momentum=0.5)
+        expected = naive_centroids(features_of(trainer, batch), batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
         np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_of_sam_is_that_of_the_whole_loss_at_the_perturbed_weights(make_trainer):
-    """Both passes are about the centroids that the first one found."""
+    """Both passes use the centroids that the first one computed."""
     model = make_vit(dtype=torch.float64)
     trainer = make_trainer(model, sharpness="sam", rho=0.2, **LARGE)
     trainer.create_optimizer()
@@ -324,15 +327,15 @@ def test_the_gradient_of_sam_is_that_of_the_whole_loss_at_the_perturbed_weights(
     for one in (first, batch):
         one["pixel_values"] = one["pixel_values"].double()
     trainer.training_step(model, first, torch.tensor(8))
-    found = trainer.class_loss.centroids.clone()
-    assert not found.isnan().all()
+    centroids = trainer.class_loss.centroids.clone()
+    assert not centroids.isnan().all()
     model.zero_grad()
 
     def gradient():
         hidden = model.vit(batch["pixel_values"]).last_hidden_state[:, 0]
         loss = LargeMarginLoss(K, 16, lm_delta_d=2.0, lm_momentum=0.5)
         head = {"features": hidden, "weight": model.classifier.weight, "bias": model.classifier.bias}
-        value = loss(model.classifier(hidden), batch["labels"], centroids=found, **head).mean()
+        value = loss(model.classifier(hidden), batch["labels"], centroids=centroids, **head).mean()
         return torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
 
     at_w = gradient()
@@ -351,7 +354,7 @@ def test_the_gradient_of_sam_is_that_of_the_whole_loss_at_the_perturbed_weights(
 
 
 @pytest.mark.parametrize("options", METHODS[::3], ids=["none", "imbsam"])
-def test_resume_has_the_centroids(make_trainer, tmp_path, options):
+def test_resuming_restores_the_centroids(make_trainer, tmp_path, options):
     def made(folder):
         out = {"output_dir": str(tmp_path / folder), "save_strategy": "steps", "save_steps": 3, "max_steps": 7}
         return make_trainer(make_vit(dropout=0.1), **options, **LARGE, **out)
@@ -366,7 +369,7 @@ def test_resume_has_the_centroids(make_trainer, tmp_path, options):
         made("again").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
 
 
-def test_the_centroids_survive_the_reweighting(make_trainer):
+def test_the_centroids_are_kept_when_reweighting_starts(make_trainer):
     trainer = make_trainer(reweight_after=0.5, max_steps=6, **LARGE)
     trainer.train()
     assert not trainer.class_loss.centroids[:2].isnan().any()
@@ -383,7 +386,7 @@ def _half_of_the_batch():
     return loss.centroids
 
 
-def test_the_centroids_are_of_all_processes(tmp_path):
+def test_the_centroids_are_averaged_over_processes(tmp_path):
     ranks = run_processes(_half_of_the_batch, folder=tmp_path)
     f, _, _, y, running = example(seed=5)
     expected = naive_centroids(f, y, running, momentum=0.5)
@@ -401,7 +404,7 @@ def _trained(options, folder):
 
 
 @pytest.mark.parametrize("options", METHODS[3:], ids=lambda o: o["sharpness"])
-def test_two_processes_keep_the_same_weights_and_centroids_also_where_one_makes_one_pass(tmp_path, options):
+def test_two_processes_keep_the_same_weights_and_centroids_even_if_one_makes_a_single_pass(tmp_path, options):
     ranks = run_processes(_trained, options | LARGE, tmp_path, folder=tmp_path)
     assert_same_bits(ranks[0][0], ranks[1][0])
     assert torch.equal(ranks[0][1], ranks[1][1])
@@ -427,16 +430,13 @@ def test_held_out_examples_of_a_learned_radius_move_no_centroids(make_trainer):
     for step in range(3):
         trainer.state.global_step = step
         batch = batch_of(trainer, start=8 * step)
-        trainer.model.eval()
-        with torch.no_grad():
-            features = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
-        expected = naive_centroids(features, batch["labels"].numpy(), expected, momentum=0.5)
+        expected = naive_centroids(features_of(trainer, batch), batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
     assert trainer.engine.learned_radius.draws == 2
     np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_classes_without_examples_take_nothing_from_the_margins_of_the_others():
+def test_absent_classes_do_not_change_the_margins_of_the_others():
     alone, among = (
         build_loss("large_margin", counts, feature_dim=2, lm_frequency_margins=True).margin
         for counts in ([90, 10], [90, 10, 0, 0])

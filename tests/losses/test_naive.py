@@ -1,6 +1,5 @@
 """Every loss against its reference in tests/naive.py, on random class counts, batches and options."""
 
-import inspect
 import random
 from functools import partial
 
@@ -28,13 +27,25 @@ def test_every_naive_reference_is_of_a_loss():
     assert not unknown, f"tests/naive.py has references of losses that do not exist: {sorted(unknown)}"
 
 
+def test_a_missing_reference_or_range_says_what_to_add():
+    with pytest.raises(
+        AssertionError, match=r"Write naive_loss_mine\(logits, labels, counts, epsilon\) in tests/naive"
+    ):
+        naive.reference("loss", "mine", {"epsilon"})
+    with pytest.raises(
+        AssertionError, match=r"naive_loss_cdt .* takes the options \['loss_gamma'\], but 'cdt' takes \['"
+    ):
+        naive.reference("loss", "cdt", {"loss_gamma", "epsilon"})
+    with pytest.raises(
+        AssertionError, match=r"option 'epsilon' of 'cdt' has no range. Add it to RANGES in tests/naive"
+    ):
+        draws.draw_options("cdt", {"epsilon"}, random.Random(0))
+
+
 @pytest.mark.parametrize("name", HOUSE)
 def test_every_option_of_a_loss_is_drawn_away_from_its_default(name):
-    parameters = inspect.signature(naive.reference("loss", name, loss_options(name))).parameters
-    drawn = [draw_options(name, seed) for seed in SEEDS]
-    for option in loss_options(name):
-        default = parameters[option].default
-        assert any(options.get(option, default) != default for options in drawn), f"{option} is always {default}"
+    reference = naive.reference("loss", name, loss_options(name))
+    draws.assert_away_from_defaults(reference, [draw_options(name, seed) for seed in SEEDS])
 
 
 @pytest.mark.parametrize("name", HOUSE)
@@ -46,7 +57,7 @@ def test_every_loss_equals_its_naive_reference(name):
         counts = draws.draw_counts(rng)
         size = {"feature_dim": draws.FEATURE_DIM} if needs_features else {}
         loss, earlier = build_loss(name, counts, **size, **options).double(), []
-        for batch in (1, 2):  # a loss with a state has none in the first
+        for batch in (1, 2, 3):  # a loss with state sets it in the first and updates it in the second
             labels, inputs = draws.draw_batch(rng, len(counts))
             known = {"counts": counts, **options}
             if needs_features:

@@ -87,7 +87,7 @@ def test_nan_epsilon_is_undone():
     assert torch.equal(weight, before)
 
 
-def test_the_memory_of_epsilon_is_free_in_the_second_pass():
+def test_epsilon_is_freed_before_the_second_pass():
     epsilon = [torch.ones(10)]
     with perturbed([nn.Parameter(torch.zeros(10))], epsilon):
         assert epsilon == []
@@ -105,7 +105,7 @@ def test_autocast_uses_the_perturbed_weights_in_an_outer_region():
     assert torch.equal(before, after)
 
 
-def test_grad_comes_back_as_the_same_tensors_and_the_blocks_gradients_add_up():
+def test_grad_is_restored_and_the_gradients_of_the_block_add_up():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
     weights[0].grad = kept = torch.full((2,), 7.0)
     gradients = [None, None, None]
@@ -118,7 +118,7 @@ def test_grad_comes_back_as_the_same_tensors_and_the_blocks_gradients_add_up():
     assert [w.grad for w in weights[1:]] == [None, None]
 
 
-def test_grad_comes_back_when_the_block_raises():
+def test_grad_is_restored_when_the_block_raises():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
     weights[0].grad = kept = torch.ones(2)
 
@@ -134,7 +134,7 @@ def test_grad_comes_back_when_the_block_raises():
     assert weights[1].grad is None
 
 
-def test_an_interrupt_while_the_weights_are_put_back(monkeypatch):
+def test_an_interrupt_while_the_weights_are_restored(monkeypatch):
     weight = nn.Parameter(torch.tensor([1.1, 2.2]))
     before, copy, calls = weight.detach().clone(), torch._foreach_copy_, []
 
@@ -151,10 +151,10 @@ def test_an_interrupt_while_the_weights_are_put_back(monkeypatch):
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 24, 2**25])
-def test_an_average_over_processes_keeps_shapes_and_types_whatever_the_buckets(monkeypatch, bucket_bytes):
+def test_an_average_over_processes_keeps_shapes_and_types_with_any_bucket_size(monkeypatch, bucket_bytes):
     sent = []
 
-    def all_reduce(flat):  # three processes with the same tensors but for a factor 1, 2, 3
+    def all_reduce(flat):  # three processes, whose tensors are these times 1, 2 and 3
         sent.append(flat.numel())
         flat *= 6
 
@@ -169,7 +169,7 @@ def test_an_average_over_processes_keeps_shapes_and_types_whatever_the_buckets(m
     assert len(sent) == {1: 4, 24: 3, 2**25: 2}[bucket_bytes]
 
 
-def test_running_statistics_are_undone_also_when_they_became_nan():
+def test_running_statistics_are_restored_even_from_nan():
     norm = nn.BatchNorm1d(3).train()
     norm(torch.randn(8, 3))
     before = [buffer.clone() for buffer in norm.buffers()]

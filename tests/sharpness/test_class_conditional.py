@@ -45,7 +45,7 @@ def naive_ce(z, y):
 
 @pytest.mark.parametrize(("r", "phi"), [(1e-6, 0.5), (0.05, 0.5), (1.0, 0.3), (1.0, 1.0)])
 @pytest.mark.parametrize("seed", range(4))
-def test_losses_of_a_loop_over_classes(r, phi, seed):
+def test_losses_equal_a_loop_over_classes(r, phi, seed):
     arrays, (weight, bias, features, labels) = setting(seed=seed)
     w, b, f, y = (array.tolist() for array in arrays)
     perturbations = naive.naive_head_perturbations(naive_ce, y, COUNTS.tolist(), f, w, b, r)
@@ -88,13 +88,13 @@ def test_any_loss_equals_the_naive_reference_on_random_draws(name, seed):
     draws.assert_equal(losses, naive_losses, labels, inputs, rng)
 
 
-def test_autocast_takes_nothing_of_the_precision():
+def test_autocast_does_not_reduce_the_precision():
     _, (weight, bias, features, labels) = setting(dtype=torch.float32)
     logits = features @ weight.T + bias
-    given = (ce, logits, labels, features, [weight, bias], COUNTS)
-    expected, _ = class_conditional_losses(*given, cc_radius=1.0)
+    inputs = (ce, logits, labels, features, [weight, bias], COUNTS)
+    expected, _ = class_conditional_losses(*inputs, cc_radius=1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = class_conditional_losses(*given, cc_radius=1.0)
+        losses, _ = class_conditional_losses(*inputs, cc_radius=1.0)
     assert torch.equal(losses, expected)
 
 
@@ -120,9 +120,11 @@ def test_gradients_take_delta_as_a_constant():
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_an_absent_class_one_example_of_a_class_and_ignored_labels():
+def test_absent_classes_single_examples_and_ignored_labels():
     _, (weight, bias, features, _) = setting(n=5)
-    labels = torch.tensor([0, 0, 3, -100, 0])  # classes 1 and 2 absent; class 3 once, and it has one example at all
+    labels = torch.tensor(
+        [0, 0, 3, -100, 0]
+    )  # classes 1 and 2 are absent; class 3 has one example, here and in training
     logits = features @ weight.T + bias
     losses, _ = class_conditional_losses(ce, logits, labels, features, [weight, bias], COUNTS, cc_radius=0.1)
     assert torch.isfinite(losses).all()
@@ -146,7 +148,7 @@ def test_a_zero_gradient_moves_nothing(dtype):
     assert torch.isfinite(certain.grad).all()
 
 
-def test_without_a_radius_or_a_share_it_is_the_loss():
+def test_with_radius_0_or_phi_0_it_is_the_plain_loss():
     _, (weight, bias, features, labels) = setting()
     logits = features @ weight.T + bias
     for options in ({"cc_radius": 0.0}, {"cc_phi": 0.0, "cc_radius": 1.0}):
@@ -197,20 +199,20 @@ def test_the_head_is_the_last_layer_that_ran_and_its_output_the_logits():
         head.features_of(model(x))
 
 
-def test_logits_that_no_layer_gave():
+def test_logits_that_are_no_output_of_a_linear_layer():
     model = Two()
     head = ClassifierHead(model, 4)
     with pytest.raises(ValueError, match=r"not the output of a linear layer .* looked at 'first', 'head'.*head="):
         head.features_of(model(torch.ones(2, 3), scale=2.0))
 
 
-@pytest.mark.parametrize(("name", "said"), [(None, "no linear layer of the model with 7"), ("nope", "head='nope'")])
-def test_no_such_head(name, said):
-    with pytest.raises(ValueError, match=said + r".*first \(4\), head \(4\)"):
+@pytest.mark.parametrize(("name", "message"), [(None, "no linear layer of the model with 7"), ("nope", "head='nope'")])
+def test_an_unknown_head(name, message):
+    with pytest.raises(ValueError, match=message + r".*first \(4\), head \(4\)"):
         ClassifierHead(Two(), 7 if name is None else 4, name)
 
 
-def test_with_another_loss_its_own_gradient_is_climbed():
+def test_with_another_loss_the_ascent_follows_its_gradient():
     loss = build_loss("logit_adjusted", COUNTS)
     _, (weight, bias, features, labels) = setting()
     logits = features @ weight.T + bias
@@ -223,7 +225,7 @@ def test_with_another_loss_its_own_gradient_is_climbed():
 CC_SAM = {"sharpness": "cc_sam", "cc_radius": 1e-2}
 
 
-def test_the_trainers_gradient_is_that_of_the_formula(make_trainer):
+def test_the_gradient_in_the_trainer_equals_the_formula(make_trainer):
     trainer = make_trainer(
         make_vit(dtype=torch.float64), make_images(dtype=np.float64), max_steps=1, max_grad_norm=0.0, **CC_SAM
     )
@@ -277,7 +279,7 @@ def test_two_processes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rho": 0.1}, "rho=0.1 has no effect with sharpness='cc_sam'"),
         ({"ascent_scope": "window"}, "ascent_scope='window' has no effect"),
@@ -287,8 +289,8 @@ def test_two_processes(tmp_path):
         ({"torch_compile_backend": "aot_eager"}, "which torch.compile does not allow"),
     ],
 )
-def test_bad_options(make_trainer, options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_bad_options(make_trainer, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make_trainer(**(CC_SAM | options))
 
 
@@ -300,8 +302,8 @@ def test_its_options_are_refused_with_other_methods(make_trainer, name):
 
 @pytest.mark.parametrize("gap", [5.0, 25.0, 30.0, 35.0, 40.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_class_that_the_model_is_sure_of_is_not_thrown_about(gap, dtype):
-    # δ is as ‖g‖^(−1/2): of what rounding leaves of a gradient it would be longer than the head.
+def test_a_class_with_certain_predictions_is_hardly_perturbed(gap, dtype):
+    # ‖δ‖ grows as ‖g‖^(−1/2): for a gradient that is only rounding error, δ would be longer than the head.
     features = torch.tensor([[gap, 0.0], [0.0, gap]], dtype=dtype)
     head = [torch.eye(2, dtype=dtype), torch.zeros(2, dtype=dtype)]
     labels, counts = torch.tensor([0, 1]), torch.tensor([90, 10])

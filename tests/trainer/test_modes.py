@@ -224,7 +224,7 @@ def test_auto_find_batch_size_starts_again_with_less(make_trainer, options, scop
 @pytest.mark.parametrize("options", SHARP, ids=method_id)
 def test_the_cache_is_emptied_as_often_as_asked(make_trainer, options, monkeypatch):
     emptied = []
-    monkeypatch.setattr("hf_sharp.trainer.sharp_trainer.clear_device_cache", lambda *_: emptied.append(1))
+    monkeypatch.setattr("hf_sharp.trainer.training_loop.clear_device_cache", lambda *_: emptied.append(1))
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(1))
     if options["sharpness"] == "imbsam":
         options = options | {"rare_threshold": 50}
