@@ -30,7 +30,7 @@ from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
-from hf_sharp.recipe.texts import TextArguments, prepare_texts
+from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,8 @@ def open_saved(
             processor = AutoImageProcessor.from_pretrained(name)
         else:
             processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
+    if not images:
+        fit_tokenizer(processor, model.config, name, data)
     splits = _aligned(name, model.config, splits, label_column, subset)
     names: Sequence[str] = splits["train"].features[label_column].names
     frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))
