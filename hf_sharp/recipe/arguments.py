@@ -139,8 +139,8 @@ class RunArguments:
         default=None,
         metadata={
             "help": "Other runs to compare with, on the same data, model and seed: 'baseline' (no sharpness, "
-            "cross-entropy), options such as loss=vs,loss_gamma=0.2, or a YAML file of the ones that differ; 'none': no "
-            "other run."
+            "cross-entropy), options such as loss=vs,loss_gamma=0.2, or a YAML file of those that differ; 'none': "
+            "no other run."
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Overwrite existing results."})

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import datasets
 import pytest
@@ -172,7 +173,7 @@ def broken(folder, kind):
     elif kind == "no config":
         os.unlink(f"{folder}/config.json")
     elif kind == "broken config":
-        open(f"{folder}/config.json", "w").write("{")
+        Path(folder, "config.json").write_text("{")
     elif kind == "no such folder":
         shutil.rmtree(folder)
     elif kind == "a misspelt name":
