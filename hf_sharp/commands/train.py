@@ -53,9 +53,7 @@ def launch(config: str | None, flags: Sequence[str], accelerate: str = "single_g
     Raises:
         SystemExit: the training failed or was stopped; it has reported why.
     """
-    command = [sys.executable, "-m", "hf_sharp.commands.launcher"]
-    command += ["--config_file", str(accelerate_config(accelerate)), "--quiet", "-m", "hf_sharp.recipe"]
-    command += [*(["--config", config] if config else []), *flags]
+    command = _command(config, flags, accelerate)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
         signal.signal(number, _raise_stopped)
@@ -69,6 +67,12 @@ def launch(config: str | None, flags: Sequence[str], accelerate: str = "single_g
             signal.signal(number, handler)
     if code:
         raise SystemExit(code)
+
+
+def _command(config: str | None, flags: Sequence[str], accelerate: str) -> list[str]:
+    launcher = [sys.executable, "-m", "hf_sharp.commands.launcher"]
+    launcher += ["--config_file", str(accelerate_config(accelerate)), "--quiet", "-m", "hf_sharp.recipe"]
+    return [*launcher, *(["--config", config] if config else []), *flags]
 
 
 def _raise_stopped(number: int, frame: Any) -> None:
