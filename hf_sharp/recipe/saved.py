@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.class_names import align_dataset, match_names, real_names, shown
+from hf_sharp.data.class_names import match_names, real_names, shown
+from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images
