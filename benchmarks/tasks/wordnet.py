@@ -1,4 +1,4 @@
-"""WordNet supersenses: a gloss in, the lexicographer file (noun.food, verb.motion, …) that its synset is filed under out.
+"""WordNet supersenses: a gloss in, the lexicographer file of its synset (noun.food, verb.motion, …) out.
 
 Source: Debian package `wordnet-base` (WordNet 3.0, Princeton; its own permissive licence, in the package's copyright
 file). data.noun and data.verb are read: the second field of a line is the number of the lexicographer file, and the
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+
 from tasks.common import cached, debian_files, divide, unambiguous
 
 NAME, VERSION, KIND, BACKBONE = "wordnet", 1, "text", "paraphrase-MiniLM-L3-v2"
-EPOCHS = 10
+EPOCHS = 8
 RATES = {"full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 
 # The lexicographer files by their numbers in WordNet 3.0 (its manual page lexnames): 4 to 28 nouns, 29 to 43 verbs.
