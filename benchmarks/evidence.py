@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -30,7 +31,9 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +44,6 @@ import tasks
 import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
-
-from hf_sharp.results import machine_class, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE, BACKBONES, OUTPUTS = ROOT / "data/evidence", ROOT / "data/backbones", ROOT / "outputs/evidence"
@@ -255,11 +256,18 @@ def is_available(options: Mapping[str, Any]) -> bool:
     Returns:
         Whether a run with them can be started. Rows that wait for an option are planned once it is there.
     """
-    from hf_sharp import SharpTrainingArguments
-    from hf_sharp.training_args import ASCENTS
+    return _is_accepted(json.dumps(dict(options)))
 
-    known = {item.name for item in fields(SharpTrainingArguments)}
-    return set(options) <= known and options.get("ascent", "gradient") in ASCENTS
+
+@cache
+def _is_accepted(options: str) -> bool:
+    from hf_sharp import SharpTrainingArguments
+
+    try:
+        SharpTrainingArguments("unused", use_cpu=True, **json.loads(options))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def best_of(scores: Sequence[float | None]) -> int:
@@ -553,24 +561,28 @@ def build_model(module: ModuleType, tuning: str, num_classes: int) -> nn.Module:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, examples: Examples, head: Any = None) -> np.ndarray:
+def predict(model: nn.Module, examples: Examples, head: nn.Module | None = None) -> np.ndarray:
     """Run a model over examples.
 
     Args:
         model: the model; it is in evaluation mode afterwards.
         examples: N of them.
-        head: a `ClassifierHead` whose features are wanted instead.
+        head: a layer whose inputs are wanted instead.
 
     Returns:
-        (N, K) logits, or (N, d) features of the head.
+        (N, K) logits, or (N, d) inputs of the layer.
     """
     model.eval()
-    parts = []
+    parts: list[np.ndarray] = []
+    seen: list[Tensor] = []
+    hook = None if head is None else head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for start in range(0, len(examples), 100):
         batch = collate([examples[row] for row in range(start, min(start + 100, len(examples)))])
         batch.pop("labels")
         logits = model(**batch).logits
-        parts.append((logits if head is None else head.features_of(logits)).float().numpy())
+        parts.append((logits if head is None else seen.pop()).float().numpy())
+    if hook is not None:
+        hook.remove()
     return np.concatenate(parts)
 
 
@@ -633,7 +645,7 @@ def start_from_class_means(model: nn.Module, examples: Examples, num_classes: in
     """Let a model's head begin at the class means.
 
     Args:
-        model: its head is changed.
+        model: its `classifier`, a linear layer, is changed.
         examples: the training set.
         num_classes: K.
         seed: of the folds that the scale is chosen with.
@@ -641,15 +653,13 @@ def start_from_class_means(model: nn.Module, examples: Examples, num_classes: in
     Returns:
         The scale.
     """
-    from hf_sharp.head import ClassifierHead
-
-    with ClassifierHead(model, num_classes) as head:
-        features = predict(model, examples, head).astype(np.float64)
-        scale = choose_scale(features, examples.labels, num_classes, seed)
-        weight, bias = class_mean_head(features, examples.labels, num_classes, scale)
-        with torch.no_grad():
-            head.module.weight.copy_(weight)
-            head.module.bias.copy_(bias)
+    head = cast(nn.Linear, model.classifier)
+    features = predict(model, examples, head).astype(np.float64)
+    scale = choose_scale(features, examples.labels, num_classes, seed)
+    weight, bias = class_mean_head(features, examples.labels, num_classes, scale)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
     return scale
 
 
@@ -974,8 +984,10 @@ def collect(task: str, command: str) -> dict[str, Any]:
     return {
         "task": task,
         "command": command,
-        "machine": f"{machine_class()}, CPU only, one thread per run",
-        "versions": versions(),
+        "machine": machine_class(),
+        "versions": {
+            name: version(name) for name in ("hf-sharp", "torch", "transformers", "peft", "datasets", "numpy")
+        },
         "protocol": "benchmarks/protocol.md",
         "tuning_seeds": list(TUNING_SEEDS),
         "final_seeds": list(FINAL_SEEDS),
@@ -996,6 +1008,12 @@ def collect(task: str, command: str) -> dict[str, Any]:
         "rows": rows,
         "runs": [left | {"key": key} for key, left in finished.items()],
     }
+
+
+def machine_class() -> str:
+    """Say what the runs ran on, without its name: cores, kind, memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GB, CPU only, one thread per run"
 
 
 def _percent(values: Sequence[float | None]) -> str:
