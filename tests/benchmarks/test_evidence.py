@@ -1,3 +1,4 @@
+import doctest
 import importlib
 import json
 import math
@@ -167,8 +168,8 @@ def made_up(run):
     value += (
         0.1 * (options["loss"] == "logit_adjusted") + 0.1 * (run.head == "class_mean") - 0.05 * (run.tuning == "full")
     )
-    if options["sharpness"] == "sam" and options.get("ascent") != "momentum":
-        value += 0.02 if options.get("rho") == 0.02 else -0.3
+    if options["sharpness"] == "sam" and set(options) == {"sharpness", "loss", "rho"}:
+        value += 0.02 if options["rho"] == 0.02 else -0.3
     if options["sharpness"] == "imbsam":
         value -= 0.2
     return value
@@ -304,6 +305,20 @@ def test_a_tuning_run_never_loads_the_test_set(evidence, monkeypatch, head):
     assert evidence.figures(arrays["test_logits"], arrays["test_labels"], arrays["class_counts"]) == left["test"]
     with pytest.raises(ValueError, match="seed 5 is neither"):
         evidence.execute(run._replace(seed=5))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evidence",
+        "backbones.convert",
+        *(f"tasks.{name}" for name in ("common", "images", "wordnet", "foldoc", "solar_cells")),
+    ],
+)
+def test_the_examples_of_the_docstrings_hold(evidence, name):
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert found.attempted
+    assert not found.failed
 
 
 # ---- figures, head, tables -----------------------------------------------------------------------------------------
