@@ -645,7 +645,7 @@ def test_the_title_is_the_name_of_folder_or_repository_and_not_of_the_loss(tmp_p
     assert card.data.model_name == name
 
 
-@pytest.mark.parametrize("root", ["/home/ann/", "/data/", "C:\\Users\\ann\\", "~/"])
+@pytest.mark.parametrize("root", ["/srv/ann/", "/data/", "C:\\Users\\ann\\", "~/"])
 def test_no_absolute_path_is_published(root):
     dataset, base = f"{root}photos", f"{root}bert"
     results = make_results(dataset=dataset, model_name_or_path=base, run_name=f"at {root}x/y", dataset_config=dataset)
