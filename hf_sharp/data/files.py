@@ -90,6 +90,8 @@ def _columns(file: str, separator: str) -> list[str]:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
             rows = csv.reader(text, delimiter=separator)
             header, first = next(rows, None), next(rows, None)
+            if header and "\0" in "".join(header):
+                raise csv.Error("NUL")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(_unreadable({"": [file]}, error)) from error
     if not header or not first:

@@ -167,6 +167,17 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
     return long_tail_report(probabilities.argmax(-1), labels[counted], frequencies, probabilities)
 
 
+def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:
+    """Restore the class frequencies of a report, with the names if it has them."""
+    names = report.get("class_names")
+    return ClassFrequencies.from_counts(
+        report["class_counts"],
+        names=None if names is None else tuple(names),
+        rare_threshold=report["rare_threshold"],
+        common_threshold=report["common_threshold"],
+    )
+
+
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 

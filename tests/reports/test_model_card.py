@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from hf_sharp import ClassFrequencies
 from hf_sharp.losses import LOSSES, ClassFrequencyLoss, register_loss
 from hf_sharp.metrics import long_tail_report
-from hf_sharp.reports import long_tail_report as long_tail
+from hf_sharp.reports import calibration
 from hf_sharp.reports.figures import half_width
 from hf_sharp.reports.markdown import escaped, one_line, without_paths
 from hf_sharp.reports.model_card import build_card, method_of, write_card
@@ -271,8 +271,8 @@ def test_the_tables_are_the_report():
     assert page.table("true class")[1:] == [
         [c["true"], c["predicted"], str(c["count"])] for c in report["confusions"][:5]
     ]
-    calibration = rounded(report["calibration_error"], [(report["accuracy"], sum(support))])[0]
-    assert f"error ({long_tail._CALIBRATION_BINS} bins) is {calibration} %" in page.seen
+    error = rounded(report["calibration_error"], [(report["accuracy"], sum(support))])[0]
+    assert f"error ({calibration.BINS} bins) is {error} %" in page.seen
 
 
 def test_figures_are_rounded_by_the_number_of_test_examples():

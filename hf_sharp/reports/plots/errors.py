@@ -11,6 +11,7 @@ import numpy as np
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports.calibration import calibration_bins
 from hf_sharp.reports.figures import group_limits, half_width
+from hf_sharp.reports.long_tail_report import frequencies_of
 from hf_sharp.reports.plots.by_count import NAMED_CLASSES
 from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.layout import label_points, legend_below
@@ -159,17 +160,6 @@ def _draw_scatter(axes: Any, recall: np.ndarray, precision: np.ndarray, frequenc
             axes.plot(recall[classes], precision[classes], label=f"{group} ({limits[group]})", **style)
     axes.set(xlim=(-3, 103), ylim=(-3, 103), xlabel="recall (%)", ylabel="precision (%)")
     axes.grid()
-
-
-def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:
-    """Restore the class frequencies that a report was made with, names included where the report has them."""
-    names = report.get("class_names")
-    return ClassFrequencies.from_counts(
-        report["class_counts"],
-        names=None if names is None else tuple(names),
-        rare_threshold=report["rare_threshold"],
-        common_threshold=report["common_threshold"],
-    )
 
 
 def plot_reliability(probabilities: Any, references: Any, file: str | Path, title: str = "") -> None:
