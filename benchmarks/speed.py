@@ -21,7 +21,7 @@ from hf_sharp.commands.sharpness import SharpnessArguments
 from hf_sharp.datasets import long_tail
 from hf_sharp.few_shot import Domain, evaluate, load_backbone
 from hf_sharp.model.curvature import measure_curvature
-from hf_sharp.model.loss_surface import stratified_sample
+from hf_sharp.model.group_batches import stratified_sample
 from hf_sharp.reports.results import machine_class
 
 ROOT = Path(__file__).resolve().parent.parent

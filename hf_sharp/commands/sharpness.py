@@ -22,7 +22,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.data.loading import no_split
 from hf_sharp.model.curvature import measure_curvature
-from hf_sharp.model.loss_surface import GROUPS, stratified_sample
+from hf_sharp.model.group_batches import GROUPS, stratified_sample
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.parser import read_flags
 from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved

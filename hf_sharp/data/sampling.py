@@ -13,6 +13,8 @@ import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
+from hf_sharp.registry import Choice, Citation
+
 # The exponent q at the start and at the end of training; in between, the two distributions are mixed.
 SAMPLERS: dict[str, tuple[float, float]] = {
     "instance": (1.0, 1.0),
@@ -20,6 +22,22 @@ SAMPLERS: dict[str, tuple[float, float]] = {
     "class_balanced": (0.0, 0.0),
     "progressive": (1.0, 0.0),
 }
+# What to cite where examples are drawn by class.
+CHOICES = (
+    Choice(
+        "sampler",
+        lambda values: values.get("sampler", "instance") != "instance",
+        citations=(
+            Citation(
+                "Bingyi Kang and Saining Xie and Marcus Rohrbach and Zhicheng Yan and Albert Gordo and Jiashi Feng and "
+                "Yannis Kalantidis",
+                "Decoupling Representation and Classifier for Long-Tailed Recognition",
+                2019,
+                arxiv="1910.09217",
+            ),
+        ),
+    ),
+)
 
 
 def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0.0) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What is read from, or changed in, a trained model: its head, its curvature, its loss surface."""
+"""Inspecting and changing a model: its head, its geometry in theory, its loss surface and curvature."""

@@ -1,150 +1,47 @@
-"""How flat a trained model lies: curvature and sharpness of its mean loss, over all classes and per group of classes.
+"""How flat a trained model's loss is: its curvature and sharpness, over all classes and per group of classes.
 
 With L_g(w) the mean loss over the examples of group g (all, many, medium, few), and w the trainable parameters:
 
-    top eigenvalue   λ_max of H_g = ∇² L_g(w)              scipy's eigsh on Hessian-vector products
-    trace            tr H_g, the sum of all eigenvalues     Hutchinson's estimate, the mean of zᵀ H_g z, z random signs
-    worst case       L_g(w + ρ ∇L_g / ‖∇L_g‖) − L_g(w)      one ascent step, as SAM takes it
-    average          mean over d of L_g(w + ρ d) − L_g(w)   d and −d for random directions d of length 1
-
-A product H v is ∇ (vᵀ ∇L), by two backward passes. Not by forward over reverse differentiation (torch.func, on which
-curvlinops 3.0.1 stands): with torch 2.13 LayerNorm's weight gets wrong second derivatives there, and no error. A test
-watches for the day when this is mended.
+    worst case       L_g(w + ρ ∇L_g / ‖∇L_g‖) − L_g(w)      one ascent step, as in SAM
+    average          mean over d of L_g(w + ρ d) − L_g(w)   random directions d of length 1, each with its opposite
+    curvature        top eigenvalues and trace of ∇² L_g(w)  see `hf_sharp.model.hessian`
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 from torch import nn
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.model.loss_surface import GROUPS, Losses, LossSurface, cross_entropy
+from hf_sharp.model.group_batches import GROUPS
+from hf_sharp.model.hessian import hessian_traces, standard_error, top_eigenvalues
+from hf_sharp.model.loss_surface import Losses, LossSurface, cross_entropy
 from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, perturbed
 
-# A Hessian of no more parameters is computed whole: its eigenvalues and trace are then exact.
-_WHOLE = 32
-# Lanczos vectors that are kept, each as long as the parameters.
-_LANCZOS_VECTORS = 6
-_LANCZOS_RESTARTS = 60
-
-
-def top_eigenvalues(
-    surface: LossSurface, group: str = "all", count: int = 1, tolerance: float = 0.05, seed: int = 0
-) -> list[float]:
-    """Find the largest eigenvalues of the Hessian of a group's mean loss.
-
-    Args:
-        surface: the loss.
-        group: one of `GROUPS` that has examples.
-        count: how many eigenvalues, >= 1.
-        tolerance: what remains, ‖H v − λ v‖ <= tolerance · |λ|; an eigenvalue is no farther from λ than that. Where it
-            stands apart from the others, as it does in trained networks, the error is of the order of tolerance² · λ.
-        seed: of the vector to start from.
-
-    Returns:
-        The eigenvalues, the largest first; exact where there are no more than 32 parameters.
-
-    Raises:
-        ValueError: more eigenvalues than parameters, or none are found to that tolerance.
-
-    Example:
-        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
-        >>> counts = ClassFrequencies.from_counts([300, 3])
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
-        >>> top_eigenvalues(surface, count=2), top_eigenvalues(surface, "few")
-        ([2.0, 0.5], [1.0])
-
-    Reference:
-        ARPACK through `scipy.sparse.linalg.eigsh`: implicitly restarted Lanczos.
-    """
-    operator = surface.hessian(group)
-    size = operator.shape[0]
-    if not 1 <= count <= size:
-        raise ValueError(f"the number of eigenvalues must be from 1 to {size}, the number of parameters; got {count}.")
-    if size <= _WHOLE:
-        return np.linalg.eigvalsh(operator @ np.eye(size))[::-1][:count].tolist()
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"the tolerance must be in [0, 1), got {tolerance}.")
-    start = np.random.default_rng(seed).standard_normal(size).astype(operator.dtype)
-    vectors = min(size, max(_LANCZOS_VECTORS, 2 * count + 2))
-    options: dict[str, Any] = {"which": "LA", "v0": start, "ncv": vectors, "tol": tolerance}
-    try:
-        found = eigsh(operator, count, maxiter=_LANCZOS_RESTARTS, return_eigenvectors=False, **options)
-    except ArpackNoConvergence as error:
-        raise ValueError(
-            f"the top eigenvalues were not found to a tolerance of {tolerance} in {_LANCZOS_RESTARTS} restarts. Raise "
-            "the tolerance, or ask for fewer."
-        ) from error
-    except ArpackError as error:
-        if "-9" not in str(error):
-            raise
-        return [0.0] * count  # the product with a random vector is zero: the loss is linear
-    return np.sort(found.astype(float))[::-1].tolist()
-
-
-def hessian_traces(surface: LossSurface, probes: int = 8, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Estimate the traces of the Hessians of all groups, in one pass with `probes` + 1 backward passes.
-
-        tr H_g ≈ mean of zᵀ H_g z over random signs z
-
-    Args:
-        surface: the loss.
-        probes: how many z, >= 2, the same ones for every group.
-        seed: of the z.
-
-    Returns:
-        The trace of each group that has examples, and its standard error over the probes; 0 where it is exact: where
-        there are no more than 32 parameters. Also exact, with an error of 0, where a Hessian is diagonal.
-
-    Raises:
-        ValueError: fewer than 2 probes.
-
-    Example:
-        >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
-        >>> counts = ClassFrequencies.from_counts([300, 3])
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> surface = LossSurface(model, data, counts, losses=lambda logits, labels: logits[:, 0] ** 2 / 2)
-        >>> hessian_traces(surface)
-        {'all': (2.5, 0.0), 'many': (4.0, 0.0), 'few': (1.0, 0.0)}
-
-    Reference:
-        Hutchinson, Communications in Statistics 19(2), 1990.
-    """
-    if probes < 2:
-        raise ValueError(f"the trace needs at least 2 probes, for its error; got {probes}.")
-    if surface.size <= _WHOLE:
-        return {group: (float(forms.sum()), 0.0) for group, forms in surface.quadratic_forms(surface.units).items()}
-    found = surface.quadratic_forms(lambda: islice(surface.signs(seed), probes))
-    return {group: (float(forms.mean()), _standard_error(forms)) for group, forms in found.items()}
-
-
-# What `LossSurface.loss_and_gradients` gives.
+# The result of `LossSurface.loss_and_gradients`.
 Start = tuple[dict[str, float], dict[str, list[torch.Tensor]]]
 
 
 def worst_case_sharpness(surface: LossSurface, rho: float = 0.05, start: Start | None = None) -> dict[str, float]:
-    """Measure how much the loss rises after one step of length ρ along its own gradient.
+    """Measure how much the loss of each group rises after one step of length ρ along its gradient.
 
         L_g(w + ρ ∇L_g / (‖∇L_g‖ + 1e-12)) − L_g(w)
 
     Args:
         surface: the loss.
         rho: ρ > 0.
-        start: what `surface.loss_and_gradients()` gives, where it is known already.
+        start: the result of `surface.loss_and_gradients()`, if already computed.
 
     Returns:
-        The rise for each group that has examples, each along the gradient of its own mean loss.
+        The rise for each group that has examples, each along the gradient of that group's mean loss.
 
     Raises:
-        ValueError: a radius that is not above 0 and finite.
+        ValueError: the radius is not positive and finite.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -176,25 +73,26 @@ def average_sharpness(
     seed: int = 0,
     here: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Measure how much the loss rises on average after a step of length ρ in a random direction.
+    """Measure the average rise of the loss after a step of length ρ in a random direction.
 
         mean over directions d of (L_g(w + ρ d) + L_g(w − ρ d)) / 2 − L_g(w)
 
-    Taking d and −d together leaves the slope out, which would hide the rest: on a quadratic, the mean over all d is
-    ρ² tr H_g / 2P exactly, with P parameters.
+    Averaging d and −d removes the slope, which would otherwise dominate. On a quadratic with P parameters, the mean
+    over all d is exactly ρ² tr H_g / 2P.
 
     Args:
         surface: the loss.
         rho: ρ > 0.
-        directions: how many d, >= 2, uniform on the sphere; each costs two forward passes, for all groups.
-        seed: of the directions.
-        here: what `surface.loss()` gives, where it is known already.
+        directions: the number of directions d, >= 2, uniform on the sphere. Each costs two forward passes, which serve
+            all groups.
+        seed: the seed of the draw.
+        here: the result of `surface.loss()`, if already computed.
 
     Returns:
-        The rise for each group that has examples, and its standard error over the directions.
+        For each group that has examples, the rise and its standard error over the directions.
 
     Raises:
-        ValueError: a radius that is not above 0 and finite, or fewer than 2 directions.
+        ValueError: the radius is not positive and finite, or there are fewer than 2 directions.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -207,14 +105,14 @@ def average_sharpness(
     """
     _check_radius(rho)
     if directions < 2:
-        raise ValueError(f"the average needs at least 2 directions, for its error; got {directions}.")
+        raise ValueError(f"the average needs at least 2 directions, to estimate its error; got {directions}.")
     here = here or surface.loss()
     rises: dict[str, list[float]] = {group: [] for group in surface.groups}
     for _, direction in zip(range(directions), surface.directions(seed), strict=False):
         there, back = surface.moved(direction, rho), surface.moved(direction, -rho)
         for group, values in rises.items():
             values.append((there[group] - here[group]) / 2 + (back[group] - here[group]) / 2)
-    return {group: (float(np.mean(values)), _standard_error(values)) for group, values in rises.items()}
+    return {group: (float(np.mean(values)), standard_error(values)) for group, values in rises.items()}
 
 
 def losses_along(
@@ -223,13 +121,13 @@ def losses_along(
     radii: Sequence[float],
     here: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
-    """Compute the loss on a line through the weights, for a picture; one forward pass per radius.
+    """Compute the loss on a line through the weights, for plotting; one forward pass per radius.
 
     Args:
         surface: the loss.
         direction: one tensor per trainable parameter, of length 1 over all together.
-        radii: how far along it; below 0 the other way.
-        here: what `surface.loss()` gives, the loss at radius 0, where it is known already.
+        radii: the distances along it; negative for the opposite direction.
+        here: the result of `surface.loss()`, the loss at radius 0, if already computed.
 
     Returns:
         L_g(w + r · direction) for each group that has examples, one value per radius.
@@ -262,32 +160,32 @@ def measure_curvature(
     seed: int = 0,
     progress: str | None = None,
 ) -> dict[str, Any]:
-    """Measure everything in this module, over all examples and per group of classes.
+    """Measure sharpness and curvature over all examples and per group of classes.
 
     Args:
-        model: as for `LossSurface`. Its weights are afterwards the same, bit for bit.
-        batches: what the model takes, with `labels`: a DataLoader.
+        model: as for `LossSurface`. Its weights are restored bit for bit.
+        batches: model inputs with `labels`, such as a DataLoader.
         class_counts: (K,) *training* examples of each class, or a `ClassFrequencies` with its thresholds.
-        rho: ρ > 0, the radius of the sharpness; the picture reaches from −2ρ to 2ρ.
-        eigenvalues: how many of the largest eigenvalues, >= 1.
-        tolerance: of the eigenvalues.
-        probes: random vectors for the trace, >= 2.
-        directions: random directions for the average, >= 2.
-        hessian_examples: the eigenvalues and traces are those of the loss on so many of the examples, every class with
-            its share; None: on all of them. A product with the Hessian costs about ten forward passes.
-        losses: logits (N, K) and labels (N,) to losses (N,); default: cross-entropy.
-        seed: of all random choices. On a CPU, the same seed gives the same numbers.
-        progress: what the progress bar says; None: no bar.
+        rho: ρ > 0, the radius of both sharpness measures; the plot covers −2ρ to 2ρ.
+        eigenvalues: the number of top eigenvalues, >= 1.
+        tolerance: the tolerance of the eigenvalues, as for `top_eigenvalues`.
+        probes: the number of random vectors for the trace, >= 2.
+        directions: the number of random directions for the average, >= 2.
+        hessian_examples: the size of a stratified sample of the examples, on which eigenvalues and traces are computed;
+            None for all examples. One product with the Hessian costs about ten forward passes.
+        losses: maps logits (N, K) and labels (N,) to losses (N,); default: cross-entropy.
+        seed: the seed of all random draws. On a CPU, the same seed gives the same numbers.
+        progress: the label of the progress bar; None for no bar.
 
     Returns:
-        `all`, `many`, `medium` and `few`, each None where the group has no examples, else with `examples`, `loss`,
+        `all`, `many`, `medium` and `few`: None if the group has no examples, else `examples`, `loss`,
         `gradient_norm`, `worst_case`, `average` and `average_error`, and from the Hessian `hessian_examples`,
-        `top_eigenvalues`, `trace` and `trace_error` (None where none of the chosen examples are of the group).
-        `along`: `radii`, and for `ascent` and `random` the losses of each group, None as above. `rho`, `parameters`,
-        `seed`, `rare_threshold`, `common_threshold`.
+        `top_eigenvalues`, `trace` and `trace_error` (the last three None if the sample has none of its examples).
+        `along`: `radii`, and under `ascent` and `random` the losses of each group, None as above.
+        Also `rho`, `parameters`, `seed`, `rare_threshold` and `common_threshold`.
 
     Raises:
-        ValueError: as the functions above.
+        ValueError: as for the functions above.
 
     Example:
         >>> data = [{"input": torch.eye(3)[[0, 1, 2, 0]], "labels": torch.tensor([0, 1, 2, 0])}]
@@ -350,7 +248,7 @@ def _hessian_figures(
     for group in surface.groups:
         top = None
         if part.examples[group]:
-            if figures and part.examples[group] == part.examples["all"]:  # the only group there is
+            if figures and part.examples[group] == part.examples["all"]:  # the only group
                 top = figures["all"]["top_eigenvalues"]
             else:
                 top = top_eigenvalues(part, group, eigenvalues, tolerance, seed)
@@ -358,10 +256,6 @@ def _hessian_figures(
         figures[group] = {"hessian_examples": part.examples[group], "top_eigenvalues": top}
         figures[group] |= {"trace": trace, "trace_error": error}
     return figures
-
-
-def _standard_error(values: Any) -> float:
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def _check_radius(rho: float) -> None:

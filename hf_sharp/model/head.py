@@ -1,4 +1,4 @@
-"""The classifier head: the linear layer that makes the logits, and the features that go into it."""
+"""The classifier head: the linear layer that computes the logits, and the features it receives."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hf_sharp.data.labels import IGNORED_LABEL
 
 
 class ClassifierHead:
-    """Watches a model for the features that its last linear layer turned into the logits.
+    """Finds a model's classifier head, and records the features that the head receives.
 
     Args:
-        model: the model; every `nn.Linear` with as many outputs as there are classes is looked at.
+        model: the model; every `nn.Linear` with K outputs is a candidate.
         num_classes: K.
-        name: the module's name, where it is not to be found.
+        name: the name of the head's module, if it cannot be found automatically.
 
     Raises:
-        ValueError: there is no such module, or none with K outputs.
+        ValueError: there is no module of that name, or none with K outputs.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -41,35 +41,35 @@ class ClassifierHead:
         }
         if not self.candidates:
             wanted = f"head={name!r} is not a linear layer" if name else "no linear layer of the model"
-            found = [f"{path} ({module.out_features})" for path, module in layers.items()][-8:]
+            last = [f"{path} ({module.out_features})" for path, module in layers.items()][-8:]
             raise ValueError(
-                f"{wanted} with {num_classes} outputs, one per class. The last linear layers are {', '.join(found)}. "
-                "Name the one that makes the logits with head=."
+                f"{wanted} with {num_classes} outputs, one per class. The last linear layers are {', '.join(last)}. "
+                "Name the one that computes the logits with head=."
             )
         self._module: nn.Linear | None = None
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._hooks = [module.register_forward_hook(self._watch) for module in self.candidates.values()]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what the last pass left, which a copy of the model has no use for and cannot copy."""
+        """Leave out the activations of the last pass, which cannot be copied together with the model."""
         return vars(self) | {"_seen": None}
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def __enter__(self) -> ClassifierHead:
-        """Watch for the time of a block."""
+        """Keep the hooks for the duration of a block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         self.close()
 
     @property
     def module(self) -> nn.Linear:
-        """The layer, known after the first forward pass."""
+        """The layer; known after the first call of `features_of`."""
         if self._module is None:
             raise ValueError("the head is known after the first forward pass.")
         return self._module
@@ -86,22 +86,22 @@ class ClassifierHead:
         return list(self.module.parameters(recurse=False))
 
     def features_of(self, logits: Tensor) -> Tensor:
-        """Give what went into the layer that made the logits of the pass just run.
+        """Return the features from which the last forward pass computed its logits.
 
         Args:
-            logits: (N, K), what the model returned.
+            logits: (N, K), as returned by the model.
 
         Returns:
-            (N, d), with its graph.
+            (N, d), part of the autograd graph.
 
         Raises:
-            ValueError: the logits are not what the layer gave: something is done to them afterwards.
+            ValueError: the logits are not the output of a candidate layer; the model changes them afterwards.
         """
-        seen, self._seen = self._seen, None  # nothing of the pass is kept
+        seen, self._seen = self._seen, None  # frees the activations
         if seen is None:
             raise ValueError(self._not_found())
         module, features, output = seen
-        if self._module is not module:  # compared once, as it reads from the device
+        if self._module is not module:  # compared only once, as this waits for the device
             same = output.shape == logits.shape and torch.equal(
                 output.float().nan_to_num(), logits.float().nan_to_num()
             )
@@ -116,8 +116,8 @@ class ClassifierHead:
     def _not_found(self) -> str:
         return (
             "the logits are not the output of a linear layer of (N, d) features; looked at "
-            f"{', '.join(map(repr, self.candidates))}. Name the layer that makes them with head=, or choose a method "
-            "that does not need it."
+            f"{', '.join(map(repr, self.candidates))}. Name the layer that computes them with head=, or choose a "
+            "method that does not need it."
         )
 
 
@@ -128,21 +128,20 @@ def features_in_batches(
     name: str | None = None,
     progress: str | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, nn.Linear]]:
-    """Run a model over data, and give the features that its head turned into logits, batch by batch.
+    """Run a model over data, and yield the features that its head receives, batch by batch.
 
     Args:
-        model: an image or sequence classification model; it is in evaluation mode for the time, and its hooks are
-            afterwards what they were.
-        batches: what the model takes, with `labels`: a DataLoader.
+        model: an image or sequence classification model. It runs in evaluation mode; modes and hooks are restored.
+        batches: model inputs with `labels`, such as a DataLoader.
         num_classes: K.
-        name: the name of the head, where it is not found.
-        progress: what the progress bar says; None: no bar.
+        name: the name of the head, if it cannot be found automatically.
+        progress: the label of the progress bar; None for no bar.
 
     Yields:
-        Features (N, d) on the model's device, labels (N,) there too, and the head.
+        Features (N, d) and labels (N,), both on the model's device, and the head.
 
     Raises:
-        ValueError: there is no linear head, or a batch has no labels, or others than 0 to K − 1 and -100.
+        ValueError: there is no linear head, or a batch has no labels, or labels other than 0 to K − 1 and -100.
 
     Example:
         >>> data = [{"input": torch.ones(3, 2), "labels": torch.tensor([0, 1, 0])}]
@@ -165,9 +164,18 @@ def features_in_batches(
             yield features, labels, head.module
 
 
+def check_is_linear(layer: nn.Linear) -> None:
+    """Raise a ValueError for a head that does not compute W f + b."""
+    if type(layer).forward is not nn.Linear.forward:
+        raise ValueError(
+            f"the head is a {type(layer).__name__}, which does not compute W f + b, so that changing W or b would not "
+            "have the intended effect."
+        )
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for the time of the block; parts that were frozen in it stay in it."""
+    """Put a model into evaluation mode for the duration of the block, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

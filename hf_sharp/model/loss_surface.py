@@ -1,4 +1,4 @@
-"""The mean loss of a model over fixed examples, of all classes and per group of classes, around its weights."""
+"""A model's mean loss over fixed examples as a function of its weights, over all classes and per group of classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.model.group_batches import GROUPS, GroupBatch, count_by_group, sample_batches, split_by_group
 from hf_sharp.model.head import evaluation_mode
 from hf_sharp.sharpness.ascent import perturbed
-
-GROUPS = ("all", "many", "medium", "few")
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,34 +29,26 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
-class _Batch(NamedTuple):
-    """Examples of one group."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    group: str
-
-
 class LossSurface:
-    """The mean loss of a model over fixed examples, as a function of its trainable parameters.
+    """A model's mean loss over fixed examples, as a function of its trainable parameters.
 
-    Every pass runs in evaluation mode; those with the Hessian with attention that can be differentiated twice.
-    Afterwards the model's weights, `.grad` and modes are what they were, also when a pass raises.
+    Every pass runs in evaluation mode. Passes that need the Hessian use attention kernels that can be differentiated
+    twice. The model's weights, `.grad` and training modes are restored, also when a pass raises.
 
     Args:
-        model: an image or sequence classification model, or any that gives logits (N, K); in float32 or float64.
-        batches: what the model takes, with `labels`: a DataLoader. They are kept in the memory of the host. A batch of
-            one group costs less than one of several, as it is split.
-        frequencies: of the training set; its thresholds make the groups.
-        losses: logits (N, K) and labels (N,) to one loss per example, (N,); default: cross-entropy.
-        progress: what the progress bar says; None: no bar.
+        model: an image or sequence classification model, or any that returns logits (N, K); in float32 or float64.
+        batches: model inputs with `labels`, such as a DataLoader. They are kept in CPU memory. A batch with several
+            groups is split, so a batch with a single group costs less.
+        frequencies: the class frequencies of the training set; its thresholds define the groups.
+        losses: maps logits (N, K) and labels (N,) to one loss per example, (N,); default: cross-entropy.
+        progress: the label of the progress bar; None for no bar.
 
     Attributes:
-        examples: how many examples each group has, of `GROUPS`.
+        examples: the number of examples in each of `GROUPS`.
 
     Raises:
-        ValueError: no trainable parameters, a model in half precision, no examples, batches without labels, or labels
-            that are not classes.
+        ValueError: the model has no trainable parameters or is in half precision, there are no examples, or batches
+            have no labels or labels outside the classes.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -84,10 +74,10 @@ class LossSurface:
             raise ValueError("the model has no trainable parameters: every requires_grad is False.")
         if low := {p.dtype for p in self.parameters} - {torch.float32, torch.float64}:
             raise ValueError(
-                f"the model is in {low.pop()}, whose rounding is larger than what is measured. Use model.float()."
+                f"the model is in {low.pop()}, whose rounding errors exceed what is measured. Use model.float()."
             )
-        self._batches = list(_by_group(batches, frequencies))
-        self.examples = _examples(self._batches)
+        self._batches = list(split_by_group(batches, frequencies))
+        self.examples = count_by_group(self._batches)
         if not self.examples["all"]:
             raise ValueError("there are no examples to measure the loss on.")
         self.bar = tqdm(desc=progress, unit="pass", disable=progress is None, leave=False)
@@ -103,35 +93,30 @@ class LossSurface:
         return sum(parameter.numel() for parameter in self.parameters)
 
     def subset(self, size: int, seed: int = 0) -> LossSurface:
-        """Keep a part of the examples, of every class its share.
+        """Keep a stratified sample of the examples.
 
         Args:
-            size: how many, at most.
-            seed: of the choice.
+            size: the number of examples, at most.
+            seed: the seed of the draw.
 
         Returns:
-            Another surface, of the same model; this one where it has no more examples.
+            Another surface of the same model; this one if it has no more than `size` examples.
         """
         if size >= self.examples["all"]:
             return self
-        labels = torch.cat([batch.labels for batch in self._batches])
-        keep = torch.zeros(len(labels), dtype=torch.bool)
-        keep[stratified_sample(labels.numpy(), size, seed)] = True
-        other = copy.copy(self)
-        parts = keep.split([len(batch.labels) for batch in self._batches])
-        chosen = [_select(b, rows) for b, rows in zip(self._batches, parts, strict=True) if rows.any()]
-        other._batches = _merged(chosen, max(len(batch.labels) for batch in self._batches))
-        other.examples = _examples(other._batches)
-        return other
+        subset = copy.copy(self)
+        subset._batches = sample_batches(self._batches, size, seed)
+        subset.examples = count_by_group(subset._batches)
+        return subset
 
     def loss(self, group: str = "all") -> dict[str, float]:
         """Compute the mean loss, in one forward pass.
 
         Args:
-            group: whose examples are looked at, one of `GROUPS`.
+            group: one of `GROUPS`; only its examples are evaluated.
 
         Returns:
-            The mean loss L_g of each group looked at that has examples, summed in float64.
+            The mean loss L_g of each evaluated group that has examples, summed in float64.
 
         Raises:
             ValueError: the loss is not finite.
@@ -146,7 +131,7 @@ class LossSurface:
         """Compute the mean loss and its gradient for every group, in one forward and backward pass.
 
         Returns:
-            L_g as `loss` gives it, and ∇L_g with one tensor per trainable parameter, of each group that has examples.
+            For each group that has examples: L_g as in `loss`, and ∇L_g with one tensor per trainable parameter.
 
         Raises:
             ValueError: the loss is not finite.
@@ -164,7 +149,7 @@ class LossSurface:
         return self._means(sums, self.groups), gradients
 
     def hessian_product(self, vector: Sequence[Tensor], group: str = "all") -> list[Tensor]:
-        """Multiply the Hessian with a vector: H_g v = ∇ (vᵀ ∇L_g), in one pass with two backward passes.
+        """Multiply the Hessian by a vector: H_g v = ∇ (vᵀ ∇L_g), in one pass with two backward passes.
 
         Args:
             vector: v, one tensor per trainable parameter.
@@ -183,14 +168,14 @@ class LossSurface:
         return product
 
     def quadratic_forms(self, vectors: Callable[[], Iterable[Sequence[Tensor]]]) -> dict[str, np.ndarray]:
-        """Compute vᵀ H_g v of several vectors for every group, in one pass: a backward pass, and one more for each v.
+        """Compute vᵀ H_g v of several vectors for every group, in one pass: one backward pass, and one more per v.
 
         Args:
-            vectors: gives the vectors v, each one tensor per trainable parameter. It is called for every batch, so that
-                there need not be memory for all of them.
+            vectors: returns an iterator over the vectors v, each with one tensor per trainable parameter. It is called
+                once per batch, so that the vectors need not all fit into memory.
 
         Returns:
-            For each group that has examples, a value per vector, summed in float64.
+            For each group that has examples, one value per vector, summed in float64.
 
         Raises:
             ValueError: an operation of the model cannot be differentiated twice.
@@ -206,18 +191,18 @@ class LossSurface:
         sums: dict[str, Any] = dict.fromkeys(self.groups, 0.0)
         for group, slopes in self._slopes("all"):
             sums[group] += np.array([_inner(vector, self._slopes_of(slopes, vector, True)) for vector in vectors()])
-            del slopes  # and with them the graph, before the next one
+            del slopes  # frees the graph before the next batch
         sums["all"] = sum(sums[group] for group in self.groups[1:])
         return {group: value / self.examples[group] for group, value in sums.items()}
 
     def hessian(self, group: str = "all") -> LinearOperator:
-        """Give the Hessian of a group's mean loss as scipy's algorithms take it.
+        """Wrap the Hessian of a group's mean loss for scipy's algorithms.
 
         Args:
             group: one of `GROUPS` that has examples.
 
         Returns:
-            H_g, a (P, P) operator of the parameters' precision; the parameters in their order, each flattened.
+            H_g, a (P, P) operator in the parameters' precision, over the flattened parameters in their order.
 
         Example:
             >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
@@ -239,10 +224,10 @@ class LossSurface:
         return LinearOperator((self.size, self.size), matvec=multiply, rmatvec=multiply, dtype=dtype)
 
     def directions(self, seed: int = 0) -> Iterator[list[Tensor]]:
-        """Draw random directions, each of length 1 over all parameters together; the same on every device.
+        """Draw random directions of length 1 over all parameters together; the same on every device.
 
         Args:
-            seed: of the draw.
+            seed: the seed of the draw.
 
         Yields:
             One tensor per trainable parameter.
@@ -252,10 +237,10 @@ class LossSurface:
             yield [(part / norm).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
 
     def signs(self, seed: int = 0) -> Iterator[list[Tensor]]:
-        """Draw random signs, a +1 or −1 for every parameter; the same on every device.
+        """Draw random signs, +1 or −1 for every parameter; the same on every device.
 
         Args:
-            seed: of the draw.
+            seed: the seed of the draw.
 
         Yields:
             One tensor per trainable parameter.
@@ -264,21 +249,21 @@ class LossSurface:
             yield [part.mul_(2).sub_(1).to(p.device) for part, p in zip(drawn, self.parameters, strict=True)]
 
     def units(self) -> Iterator[list[Tensor]]:
-        """Give the unit vectors: 1 for one of the parameters, in their order, and 0 for the others.
+        """Iterate over the P unit vectors: 1 for one parameter, 0 for all others.
 
         Yields:
-            One tensor per trainable parameter, P times.
+            One tensor per trainable parameter.
         """
         for row in torch.eye(self.size, dtype=self.parameters[0].dtype, device=self.parameters[0].device):
             yield self._in_shapes(row)
 
     def moved(self, direction: Sequence[Tensor], distance: float, group: str = "all") -> dict[str, float]:
-        """Compute the mean loss somewhere else: L_g(w + distance · direction).
+        """Compute the mean loss at other weights: L_g(w + distance · direction).
 
         Args:
             direction: one tensor per trainable parameter.
-            distance: how far; below 0 the other way.
-            group: whose examples are looked at.
+            distance: the step along it; negative for the opposite direction.
+            group: one of `GROUPS`; only its examples are evaluated.
 
         Returns:
             As `loss`.
@@ -289,11 +274,11 @@ class LossSurface:
     def _means(self, sums: dict[str, float], groups: Sequence[str]) -> dict[str, float]:
         sums["all"] = math.fsum(sums.values())
         if not math.isfinite(sums["all"]):
-            raise ValueError(f"the loss is {sums['all']}: the model, moved or not, gives no finite loss.")
+            raise ValueError(f"the loss is {sums['all']}, at the model's weights or at perturbed ones.")
         return {group: sums[group] / self.examples[group] for group in groups}
 
     def _drawn(self, draw: Callable[..., Tensor], seed: int) -> Iterator[list[Tensor]]:
-        generator = torch.Generator().manual_seed(seed)  # of the host, whatever the device
+        generator = torch.Generator().manual_seed(seed)  # on the CPU, whatever the device
         while True:
             yield [draw(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
 
@@ -302,7 +287,7 @@ class LossSurface:
         return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
 
     def _slopes(self, group: str) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
-        """Give each batch's group, and the gradient of its summed loss, to be differentiated again."""
+        """Yield each batch's group and the gradient of its summed loss, which can be differentiated again."""
         for batch, losses in self._pass(group, SDPBackend.MATH):
             with _twice_differentiable():
                 slopes = torch.autograd.grad(losses.sum(), self.parameters, create_graph=True, materialize_grads=True)
@@ -323,7 +308,7 @@ class LossSurface:
                 outputs, self.parameters, grad_outputs, retain_graph=retain_graph, materialize_grads=True
             )
 
-    def _pass(self, group: str, attention: SDPBackend | None = None) -> Iterator[tuple[_Batch, Tensor]]:
+    def _pass(self, group: str, attention: SDPBackend | None = None) -> Iterator[tuple[GroupBatch, Tensor]]:
         for batch in self._batches:
             if group in ("all", batch.group):
                 device = self.parameters[0].device
@@ -334,7 +319,7 @@ class LossSurface:
                     losses = self.losses(logits, batch.labels.to(device))
                 if losses.shape != batch.labels.shape:
                     raise ValueError(
-                        f"losses must give one loss per example, {tuple(batch.labels.shape)}; got shape "
+                        f"losses must return one loss per example, {tuple(batch.labels.shape)}; got shape "
                         f"{tuple(losses.shape)}."
                     )
                 yield batch, losses
@@ -342,94 +327,8 @@ class LossSurface:
         self.bar.update()
 
 
-def stratified_sample(labels: Any, size: int, seed: int = 0) -> np.ndarray:
-    """Choose examples so that every class keeps its share, and at least one example where there is room.
-
-    Args:
-        labels: (N,) class indices.
-        size: how many examples, >= 1; all of them where there are no more.
-        seed: of the choice.
-
-    Returns:
-        Indices in [0, N), ascending: min(size, N) of them.
-
-    Raises:
-        ValueError: a size below 1.
-
-    Example:
-        >>> labels = np.repeat([0, 1, 2], [80, 19, 1])
-        >>> np.bincount(labels[stratified_sample(labels, 20)]).tolist()
-        [15, 4, 1]
-    """
-    labels = np.asarray(labels)
-    if size < 1:
-        raise ValueError(f"the sample must have at least 1 example, got {size}.")
-    if size >= len(labels):
-        return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    classes, inverse, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
-    ordered = np.argsort(inverse, kind="stable")
-    place = np.empty(len(labels), int)  # of an example in the order of its class
-    place[ordered] = np.concatenate([np.arange(count) for count in counts])
-    # Where a class is in its own order, from 0 to 1: the first of every class come first, then all in step.
-    priority = np.where(place == 0, -1.0 / counts[inverse], (place + 0.5) / counts[inverse])
-    if size < len(classes):
-        priority = np.where(place == 0, -counts[inverse].astype(float), 1.0)
-    return np.sort(order[np.argsort(priority, kind="stable")[:size]])
-
-
-def _by_group(batches: Iterable[Mapping[str, Tensor]], frequencies: ClassFrequencies) -> Iterator[_Batch]:
-    group_of = torch.empty(frequencies.num_classes, dtype=torch.int64)
-    for number, classes in enumerate(frequencies.groups.values()):
-        group_of[torch.as_tensor(classes)] = number
-    for batch in batches:
-        if "labels" not in batch:
-            raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
-        labels = batch["labels"].cpu()
-        counted = labels != IGNORED_LABEL
-        if bool(((labels < 0) | (labels >= frequencies.num_classes))[counted].any()):
-            raise ValueError(
-                f"a batch has labels from {int(labels[counted].min())} to {int(labels[counted].max())}; expected class "
-                f"indices from 0 to {frequencies.num_classes - 1}."
-            )
-        inputs = {name: value.cpu() for name, value in batch.items() if name != "labels"}
-        groups = group_of[labels.clamp(min=0)]
-        for number, name in enumerate(frequencies.groups):
-            if bool((rows := counted & (groups == number)).any()):
-                yield _select(_Batch(inputs, labels, name), rows)
-
-
-def _examples(batches: Sequence[_Batch]) -> dict[str, int]:
-    sizes = {group: sum(len(batch.labels) for batch in batches if batch.group == group) for group in GROUPS[1:]}
-    return {"all": sum(sizes.values())} | sizes
-
-
-def _select(batch: _Batch, rows: Tensor) -> _Batch:
-    if bool(rows.all()):
-        return batch
-    return _Batch({name: value[rows] for name, value in batch.inputs.items()}, batch.labels[rows], batch.group)
-
-
-def _merged(batches: Iterable[_Batch], size: int) -> list[_Batch]:
-    """Put small batches of one group and shape together, `size` examples at most."""
-    merged: list[_Batch] = []
-    for batch in sorted(batches, key=_kind):
-        last = merged[-1] if merged else None
-        if last and _kind(last) == _kind(batch) and len(last.labels) + len(batch.labels) <= size:
-            inputs = {name: torch.cat([last.inputs[name], value]) for name, value in batch.inputs.items()}
-            merged[-1] = _Batch(inputs, torch.cat([last.labels, batch.labels]), batch.group)
-        else:
-            merged.append(batch)
-    return merged
-
-
-def _kind(batch: _Batch) -> tuple[int, list[tuple[str, tuple[int, ...]]]]:
-    return GROUPS.index(batch.group), sorted((name, tuple(x.shape[1:])) for name, x in batch.inputs.items())
-
-
-def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    return torch.stack([(a.double() * b).sum() for a, b in zip(one, other, strict=True)]).sum().item()
+def _inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    return torch.stack([(a.double() * b).sum() for a, b in zip(first, second, strict=True)]).sum().item()
 
 
 @contextmanager

@@ -26,11 +26,11 @@ from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
-from hf_sharp.reports.results import RESULTS, local_names, machine_class, versions
+from hf_sharp.reports.results import RESULTS, local_names, machine_class, records_of, versions
 from hf_sharp.reports.table import comparison_table
 from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.sharpness import METHODS
-from hf_sharp.trainer.resuming import whole_checkpoint
+from hf_sharp.trainer.checkpoint_files import whole_checkpoint
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
@@ -260,6 +260,7 @@ def _train_and_evaluate(
         "command": _command(),
         "machine": machine_class(),
         "versions": versions(),
+        **records_of(trainer),
         **({"data": dict(data)} if data else {}),
     }
     if args.learns_rho:

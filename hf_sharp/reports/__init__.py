@@ -1,1 +1,1 @@
-"""What a run reports: metrics per class, tables, plots and the model card."""
+"""Reports of a run: figures by class, tables, pictures and the model card."""

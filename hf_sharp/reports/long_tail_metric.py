@@ -1,4 +1,4 @@
-"""The long-tail report as an `evaluate.Metric`: imported, or loaded by `evaluate.load` from this file's path."""
+"""The long-tail report as an `evaluate.Metric`, to import, or to load with `evaluate.load(METRIC_FILE)`."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import evaluate
 
 from hf_sharp.reports.long_tail_report import long_tail_report
 
-#: What `evaluate.load` loads the long-tail report from.
+#: The path that `evaluate.load` loads the long-tail report from.
 METRIC_FILE = str(Path(__file__))
 
 _DESCRIPTION = """\
-What a classifier does on the classes it saw often in training, and on those it saw rarely: accuracy, balanced accuracy,
+How a classifier does on the classes that are frequent in training, and how on rare ones: accuracy, balanced accuracy,
 mean recall of the many, medium and few classes, worst class, macro F1, means of the recalls, calibration error, and
 recall and precision of every class.
 """
@@ -20,14 +20,14 @@ Args:
     predictions: predicted class indices, (N,).
     references: true class indices, (N,).
     class_counts: the training examples of each class, (K,), or a `hf_sharp.ClassFrequencies`.
-    **options: what else `hf_sharp.metrics.long_tail_report` takes (probabilities, cost_matrix, class_names, ...).
+    **options: further arguments of `hf_sharp.metrics.long_tail_report` (probabilities, cost_matrix, class_names, ...).
 Returns:
     The report, a dict.
 """
 
 
 class LongTailMetric(evaluate.Metric):
-    """`hf_sharp.metrics.long_tail_report` with `evaluate`'s manners: batches are added, then computed.
+    """`hf_sharp.metrics.long_tail_report` as a metric of `evaluate`: add batches, then compute.
 
     Example:
         >>> metric = LongTailMetric()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,19 +15,24 @@ from transformers import PreTrainedModel
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL, LabelCollator, read_labels
 from hf_sharp.data.sampling import ClassSampler, EpochCounter
-from hf_sharp.losses import LargeMarginLoss, build_loss
+from hf_sharp.losses import ClassFrequencyLoss, build_loss
+from hf_sharp.losses.registry import set_class_importance
+from hf_sharp.losses.training_loss import TrainingLoss
+from hf_sharp.model.cosine_head import CosineHeadCallback
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.reports.model_card import write_card
-from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import ReportKeeper, results_of
-from hf_sharp.reports.tracking import send_picture, takes_pictures
+from hf_sharp.reports.tracking import send_recall
+from hf_sharp.sharpness import METHODS
+from hf_sharp.sharpness.engine import StepMeans
 from hf_sharp.trainer import preflight
-from hf_sharp.trainer.resuming import ResumableTrainer
+from hf_sharp.trainer.head_start import make_cosine_head, start_head
+from hf_sharp.trainer.saving import SavingTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
 
-class LongTailTrainer(ResumableTrainer):
-    """What `SharpTrainer` does beside sharpness, with the arguments that it tells of."""
+class LongTailTrainer(SavingTrainer):
+    """What `SharpTrainer` does besides sharpness: the loss, the sampler, the long-tail report and the card."""
 
     def __init__(
         self,
@@ -40,14 +44,16 @@ class LongTailTrainer(ResumableTrainer):
         processing_class: Any,
         *trainer_args: Any,
         class_frequencies: ClassFrequencies | None,
+        class_loss: ClassFrequencyLoss | None,
         **trainer_kwargs: Any,
     ) -> None:
-        given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
-        super().__init__(*given, **trainer_kwargs)
+        super().__init__(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args, **trainer_kwargs
+        )
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func is not supported: SharpTrainer needs one loss per example, to weight it by class. "
-                "Choose a loss with SharpTrainingArguments(loss=...)."
+                "Choose a loss with SharpTrainingArguments(loss=...), or pass your own as class_loss=."
             )
         self.args: SharpTrainingArguments = args
         args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
@@ -56,8 +62,14 @@ class LongTailTrainer(ResumableTrainer):
         label2id = getattr(config, "label2id", None)
         self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
         preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
+        preflight.check_class_loss(class_loss, args, self.class_frequencies)
+        self._given_loss = class_loss
         self._head: ClassifierHead | None = None
+        self.step_means = StepMeans(args.device)
+        self._starts_fresh = False
         self._build_method(cast(nn.Module, self.model))
+        if args.cosine_head:
+            self.add_callback(CosineHeadCallback())
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
         if self.compute_metrics is None:
             if args.batch_eval_metrics:
@@ -73,37 +85,58 @@ class LongTailTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
 
     def _build_method(self, model: nn.Module) -> None:
-        counts, args = self.class_frequencies.counts, self.args
-        importance = preflight.class_importance_of(args.class_importance, self.class_frequencies)
+        frequencies, args = self.class_frequencies, self.args
+        counts, method = frequencies.counts, METHODS[args.sharpness]
+        importance = preflight.class_importance_of(args.class_importance, frequencies)
         if self._head is not None:
             self._head.close()
             self._head = None
-        if args.needs_head:
+        cosine = make_cosine_head(model, len(counts), args)
+        needs_features = self._given_loss.needs_features if self._given_loss else args.loss_needs_features
+        if method.needs_features or needs_features:
             self._head = ClassifierHead(model, len(counts), args.head)
-        feature_dim = None if self._head is None else self._head.feature_dim
-        loss = build_loss(args.loss, counts, class_importance=importance, feature_dim=feature_dim, **args.loss_options)
+        if self._given_loss is None:
+            feature_dim = None if self._head is None else self._head.feature_dim
+            loss = build_loss(args.loss, counts, feature_dim=feature_dim, **args.loss_arguments)
+        else:
+            loss = self._given_loss
+        set_class_importance(loss, importance)
         if args.device.type == "mps":  # which has no float64
             loss.float()
-        # In evaluation mode it takes logits alone; what features add is asked for beside it.
+        # In evaluation mode it takes logits alone; what features add is computed by the training loss.
         self.class_loss = loss.to(args.device).eval()
         preflight.check_head(model, self.class_loss)
+        self._logit_scale = 1.0
+        if cosine is not None and loss.needs_cosine_logits:
+            # The model's logits are what the loss makes of the cosines, without its margin.
+            self._logit_scale = float(loss.options["loss_scale"])
+            cosine.set_scale(self._logit_scale)
         self._late_weight = None
         if args.reweight_after is not None:
             balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
             self._late_weight = cast(Tensor, balanced.weight).to(args.device, torch.float32)
-        method = {
+        self.step_means = StepMeans(args.device)
+        wrap = method.wrap_loss and functools.partial(
+            method.wrap_loss,
+            class_counts=self.class_loss.class_counts,
+            observe=self.step_means.add_sharpness,
+            **args.method_arguments,
+        )
+        self.training_loss = TrainingLoss(self.class_loss, self._head, self._weight_in_force, wrap)
+        options = {
             **args.method,
+            **({} if self._given_loss is None else {"loss": self.class_loss.name}),
             **self.class_loss.options,
             "class_importance": None if importance is None else importance.tolist(),
             "class_counts": counts.tolist(),
         }
-        self._remember(method, loss=self.class_loss if self.class_loss.state_dict() else None)
+        self._remember(options, loss=self.class_loss if self.class_loss.state_dict() else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make the model anew as `Trainer` does, and the method with it, whose options a trial may have changed.
+        """Make a new model as `Trainer` does, and rebuild the method, whose options a trial may have changed.
 
         Args:
-            trial: of a hyperparameter search, or None.
+            trial: the trial of a hyperparameter search, or None.
 
         Returns:
             The model.
@@ -111,38 +144,45 @@ class LongTailTrainer(ResumableTrainer):
         model = super().call_model_init(trial)
         if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
             self._build_method(model)
+            if self._starts_fresh:
+                start_head(self, model)
         return model
+
+    def _before_training(self, fresh: bool) -> None:
+        self._starts_fresh = fresh and self.state.global_step == 0
+        if self._starts_fresh and self.model_init is None:
+            start_head(self, cast(nn.Module, self.model))
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
-        if trial is not None and self.model_init is not None:  # the model was made before the trial's options came
+        if trial is not None and self.model_init is not None:  # the model was made before the trial set the options
             self._build_method(cast(nn.Module, self.model))
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Search as `Trainer` does; without an objective or metrics of your own, for the highest balanced accuracy.
+        """Search as `Trainer` does. Without your own objective or metrics, it maximizes the balanced accuracy.
 
         Args:
             *args: as for `Trainer`.
             **kwargs: as for `Trainer`.
 
         Returns:
-            The best run. Of several evaluation sets, the mean of their balanced accuracies counts.
+            The best run. With several evaluation sets, the mean of their balanced accuracies counts.
 
         Raises:
-            ValueError: `direction` is not "maximize", and there is no objective of your own.
+            ValueError: `direction` is not "maximize", and `compute_objective` is not set.
         """
         if len(args) < 2 and kwargs.get("compute_objective") is None and hasattr(self, "report_keeper"):
             if kwargs.setdefault("direction", "maximize") != "maximize":
                 raise ValueError(
                     f"direction={kwargs['direction']!r} would look for the lowest balanced accuracy. Leave it out, or "
-                    "give compute_objective too."
+                    "pass compute_objective as well."
                 )
             kwargs["compute_objective"] = _mean_balanced_accuracy
         return super().hyperparameter_search(*args, **kwargs)
 
     @property
     def progress(self) -> float:
-        """The fraction of the training steps that are done."""
+        """The fraction of the training steps that is done."""
         return self.state.global_step / max(self.state.max_steps, 1)
 
     # ---- the loss ------------------------------------------------------------------------------------------------
@@ -160,7 +200,7 @@ class LongTailTrainer(ResumableTrainer):
             model: the model.
             inputs: a batch with `labels`.
             return_outputs: also return the model's outputs.
-            num_items_in_batch: what the sum of the losses is divided by; None: the examples of this batch.
+            num_items_in_batch: the divisor of the summed losses; None uses the number of examples in this batch.
 
         Returns:
             The loss, or the loss and the outputs.
@@ -170,41 +210,26 @@ class LongTailTrainer(ResumableTrainer):
             num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
         loss = self._reduce(losses, num_items_in_batch)
         if isinstance(outputs, tuple):
-            outputs = (loss, *outputs)  # where the Trainer expects a model that was given labels to put its loss
+            outputs = (loss, *outputs)  # where the Trainer expects the loss of a model that got labels
         return (loss, outputs) if return_outputs else loss
 
     def _losses(
-        self, model: nn.Module, inputs: Mapping[str, Any], centroids: Tensor | None = None
+        self, model: nn.Module, inputs: Mapping[str, Any], frozen: ClassFrequencyLoss | None = None
     ) -> tuple[Tensor, Any]:
         labels = self._labels(inputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if not model.training:  # what is evaluated is one loss from beginning to end, and of logits alone
+        if self._logit_scale != 1.0:
+            logits = logits / self._logit_scale  # cosines
+        if not model.training:  # evaluations use the same loss throughout training, and logits alone
             return self.class_loss(logits, labels), outputs
-        losses = self._losses_of_logits(logits, labels)
-        if self._head is not None:
-            features = self._head.features_of(logits)
-            losses = self._with_features(losses, logits, labels, features, centroids)
-        return losses, outputs
+        return self.training_loss(logits, labels, frozen), outputs
 
-    def _with_features(
-        self, losses: Tensor, logits: Tensor, labels: Tensor, features: Tensor, centroids: Tensor | None
-    ) -> Tensor:
-        if not isinstance(self.class_loss, LargeMarginLoss):
-            return losses
-        layer = cast(ClassifierHead, self._head).module
-        more = self.class_loss.discriminative(labels, features, layer.weight, layer.bias, centroids)
-        return losses + self._reweighted(more, labels)
-
-    def _losses_of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._reweighted(self.class_loss(logits, labels), labels)
-
-    def _reweighted(self, losses: Tensor, labels: Tensor) -> Tensor:
-        if self._late_weight is None or self.progress < cast(float, self.args.reweight_after):
-            return losses
-        return losses * self._late_weight.to(losses.dtype)[labels.clamp(min=0)]
+    def _weight_in_force(self) -> Tensor | None:
+        begun = self._late_weight is not None and self.progress >= cast(float, self.args.reweight_after)
+        return self._late_weight if begun else None
 
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
         if "labels" not in inputs:
@@ -220,7 +245,7 @@ class LongTailTrainer(ResumableTrainer):
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as `Trainer` does, and show recall against class count in the trackers that take pictures.
+        """Evaluate as `Trainer` does, and send a picture of recall against class count to trackers that take pictures.
 
         Args:
             *args: as for `Trainer`.
@@ -230,17 +255,12 @@ class LongTailTrainer(ResumableTrainer):
             The metrics.
         """
         metrics = super().evaluate(*args, **kwargs)
-        callbacks = self.callback_handler.callbacks
-        report = getattr(getattr(self, "report_keeper", None), "report", None)  # None of a set without labels, too
-        given = args[0] if args else kwargs.get("eval_dataset")
-        several = isinstance(self.eval_dataset if given is None else given, dict)  # each of which comes here by itself
-        if report is None or several or not self.is_world_process_zero() or not any(map(takes_pictures, callbacks)):
-            return metrics
-        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
-        with tempfile.TemporaryDirectory() as folder:
-            picture = Path(folder, "recall_by_count.png")
-            plot_recall_by_count({"this model": report}, picture)
-            send_picture(callbacks, f"{prefix}/recall_by_count", picture, self.state.global_step)
+        report = getattr(getattr(self, "report_keeper", None), "report", None)  # None for a set without labels
+        dataset = args[0] if args else kwargs.get("eval_dataset")
+        several = isinstance(self.eval_dataset if dataset is None else dataset, dict)  # evaluated one by one, from here
+        if report is not None and not several and self.is_world_process_zero():
+            prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+            send_recall(self.callback_handler.callbacks, report, prefix, self.state.global_step)
         return metrics
 
     # ---- the data and the card -----------------------------------------------------------------------------------
@@ -283,7 +303,7 @@ class LongTailTrainer(ResumableTrainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write the model card: method, class counts, the last evaluation's report of every class, and how to use it.
+        """Write the model card: method, class counts, the last evaluation's report on every class, and how to use it.
 
         Args:
             language: as for `Trainer`.
@@ -291,14 +311,14 @@ class LongTailTrainer(ResumableTrainer):
             tags: as for `Trainer`.
             model_name: as for `Trainer`.
             finetuned_from: as for `Trainer`.
-            tasks: the pipeline's name, where the model's class does not tell it.
+            tasks: the pipeline's name, where it does not follow from the model's class.
             dataset_tags: the dataset's name on the Hub.
             dataset: the dataset's name.
             dataset_args: not used.
         """
         if not self.is_world_process_zero():
             return
-        given: dict[str, Any] = {"model_name": model_name, "pipeline_tag": _first(tasks)}
+        names: dict[str, Any] = {"model_name": model_name, "pipeline_tag": _first(tasks)}
         keeper = getattr(self, "report_keeper", None)
         write_card(
             str(self.args.output_dir),
@@ -309,13 +329,13 @@ class LongTailTrainer(ResumableTrainer):
             base_model=finetuned_from,
             dataset=_first(dataset) or _first(dataset_tags),
             repo_id=self.hub_model_id,
-            **{name: value for name, value in given.items() if value},
+            **{name: value for name, value in names.items() if value},
         )
 
 
 def _mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
-    found = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
-    return sum(found) / len(found)
+    accuracies = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
+    return sum(accuracies) / len(accuracies)
 
 
 def _first(names: str | list[str] | None) -> str | None:

@@ -17,7 +17,9 @@ from torch.utils.data import IterableDataset
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import check_same_names, read_labels
 from hf_sharp.data.split import split_validation
-from hf_sharp.losses import LOSSES, ClassFrequencyLoss
+from hf_sharp.losses import ClassFrequencyLoss
+from hf_sharp.model.cosine_head import CosineHead
+from hf_sharp.sharpness import METHODS
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ _STREAMS = (IterableDataset, datasets.IterableDataset)
 
 
 def check_arguments(args: Any, train_dataset: Any) -> None:
-    """Raise a ValueError for arguments of another class, and for modes that do not work with what was given."""
+    """Raise a ValueError for arguments of another class, and for modes that do not work with the data at hand."""
     if not isinstance(args, SharpTrainingArguments):
         raise ValueError(
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
@@ -46,8 +48,8 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
         raise ValueError("parallelism_config is not supported: use data parallelism, with `accelerate launch` alone.")
 
 
-def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
-    """Raise a ValueError for FSDP1, and say that under FSDP2 all processes share one perturbation."""
+def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLoss) -> None:
+    """Raise a ValueError for FSDP1 and what FSDP2 does not support; log that all processes share one perturbation."""
     if plugin.fsdp_version != 2:
         raise ValueError(
             "FSDP1 is not supported: it flattens weights, and their shapes, which the ascent needs, are gone. Set "
@@ -63,9 +65,9 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
             "rho_schedule='learned' is not supported with FSDP2, which gives one gradient per pass, not two. Use "
             "recipes/accelerate/ddp.yaml, or another schedule."
         )
-    if LOSSES[args.loss].needs_features:
+    if loss.needs_features:
         raise ValueError(
-            f"loss={args.loss!r} is not supported with FSDP2: it needs the whole head, which is sharded outside of the "
+            f"loss={loss.name!r} is not supported with FSDP2: it needs the whole head, which is sharded outside of the "
             "model's forward pass. Use recipes/accelerate/ddp.yaml, or another loss."
         )
     if args.sharpness_every > 1:
@@ -73,12 +75,12 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments) -> None:
             "sharpness_every is not supported with FSDP2: what is reused is a direction of all weights, and "
             "checkpoints hold no shards of it. Use recipes/accelerate/ddp.yaml, or ascent_fraction."
         )
-    if args.sharpness != "none" and args.ascent_sync == "local":
+    if METHODS[args.sharpness].needs_radius and args.ascent_sync == "local":
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise a ValueError for a head that is not for one label of several per example, and for nothing to train."""
+    """Raise a ValueError for a head that is not for single-label classification, or if nothing can be trained."""
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     if problem in ("multi_label_classification", "regression") or getattr(config, "num_labels", 2) == 1:
@@ -90,72 +92,85 @@ def check_model(model: nn.Module) -> None:
         raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
 
 
-def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
-    """Raise a ValueError for a loss of cosine logits on a head that gives no cosines."""
-    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if loss.needs_cosine_logits and heads and model.get_submodule(heads[-1]).out_features == len(loss.class_counts):
+def check_class_loss(loss: Any, args: SharpTrainingArguments, frequencies: ClassFrequencies) -> None:
+    """Raise a ValueError for a loss of the user's own that cannot take the place of the built-in ones."""
+    if loss is None:
+        return
+    if not isinstance(loss, ClassFrequencyLoss):
         raise ValueError(
-            f"loss={loss.name!r} needs cosine logits, and the head {heads[-1]!r} is an ordinary linear layer. Choose "
-            "logit_adjusted or vs, which shift the decision in favour of rare classes too and take any logits; or give "
-            "a model whose own head normalises features and class vectors. A normalised head cannot be folded into "
-            "this one, so the checkpoint would predict something else than what was trained."
+            f"class_loss is {type(loss).__name__}; SharpTrainer needs one loss per example. Derive it from "
+            "hf_sharp.losses.ClassFrequencyLoss, and pass an instance: class_loss=MyLoss(class_counts)."
+        )
+    if args.loss != SharpTrainingArguments.loss or args.loss_options:
+        raise ValueError(f"class_loss and loss={args.loss!r} both name the loss. Leave loss and loss_options out.")
+    if loss.class_counts.tolist() != frequencies.counts.tolist():
+        raise ValueError(
+            f"class_loss was made for the class counts {loss.class_counts.tolist()}, and the training set has "
+            f"{frequencies.counts.tolist()}. Make it with ClassFrequencies.from_dataset(train_dataset).counts."
         )
 
 
-def check_parts(model: nn.Module, args: SharpTrainingArguments) -> bool:
-    """Say whether a pass may take some of a micro-batch's examples, because they do not see one another.
+def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
+    """Raise a ValueError for a loss that needs cosine logits, if the head does not compute cosines."""
+    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if any(isinstance(module, CosineHead) for module in model.modules()):
+        return
+    if loss.needs_cosine_logits and heads and model.get_submodule(heads[-1]).out_features == len(loss.class_counts):
+        raise ValueError(
+            f"loss={loss.name!r} needs cosine logits, and the head {heads[-1]!r} is an ordinary linear layer. Set "
+            "cosine_head=True, or choose logit_adjusted or vs, which also shift the decision in favour of rare classes "
+            "and take any logits."
+        )
+
+
+def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequencyLoss) -> bool:
+    """Tell whether a pass may take a part of a micro-batch, because each example's loss is independent of the others.
 
     Args:
-        model: BatchNorm lets examples see one another.
-        args: so does the large-margin loss.
+        model: with BatchNorm, outputs depend on the other examples.
+        args: options that need passes over a part of the examples.
+        loss: a loss of features depends on the other examples too.
 
     Returns:
         Whether it may.
 
     Raises:
-        ValueError: it may not, and options ask for it.
+        ValueError: it may not, and options require it.
     """
     batch_norm = next(
         (name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None
     )
     reason = f"the BatchNorm {batch_norm!r}" if batch_norm is not None else None
-    if LOSSES[args.loss].needs_features:
-        reason = f"loss={args.loss!r}"
-    for name, whole in (("ascent_fraction", 1.0), ("focal_sampling", "exact")):
-        if reason is not None and getattr(args, name) != whole:
+    if loss.needs_features:
+        reason = f"loss={loss.name!r}"
+    for name, asks, default in (
+        ("ascent_fraction", args.ascent_fraction < 1, 1.0),
+        ("focal_sampling", args.focal_sampling == "stochastic", "exact"),
+        ("ascent", args.ascent == "class_momentum", "gradient"),
+    ):
+        if reason is not None and asks:
             raise ValueError(
-                f"{name}={getattr(args, name)!r} lets passes take a part of the micro-batch's examples, and with "
-                f"{reason} an example's loss depends on the others. Leave {name} at {whole!r}."
+                f"{name}={getattr(args, name)!r} lets passes take a part of the micro-batch's examples, but with "
+                f"{reason} an example's loss depends on the others. Leave {name} at {default!r}."
             )
     return reason is None
 
 
-def check_first_moment(optimizer: Any) -> None:
-    """Raise a ValueError for an optimizer that keeps no first moment of the gradients."""
-    for group in optimizer.param_groups:
-        decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
-        if not decay or "weight_sum" in group:  # which schedule-free optimizers have in place of one
-            raise ValueError(
-                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
-                "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
-            )
-
-
 def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments, trains: bool) -> None:
-    """Raise a ValueError for what a learned radius cannot be learned with."""
+    """Raise a ValueError for data and modes that a learned radius cannot work with."""
     if not args.learns_rho:
         return
-    if rho_dataset is None and trains:  # a trial of a hyperparameter search has switched it on
+    if rho_dataset is None and trains:  # switched on by a trial of a hyperparameter search
         raise ValueError(
-            "rho_schedule='learned' needs validation examples, which are held out when the trainer is made. Make it "
-            "with rho_schedule='learned'."
+            "rho_schedule='learned' needs validation examples, which are held out when the trainer is created. Create "
+            "it with rho_schedule='learned'."
         )
     if isinstance(rho_dataset, _STREAMS):
         raise ValueError("rho_dataset is a stream; batches are drawn from all of its examples. Load it as a Dataset.")
     kwargs = args.gradient_checkpointing_kwargs
     if args.gradient_checkpointing and isinstance(kwargs, Mapping) and kwargs.get("use_reentrant"):
         raise ValueError(
-            "rho_schedule='learned' takes gradients in the middle of a pass, which reentrant gradient checkpointing "
+            "rho_schedule='learned' computes gradients in the middle of a pass, which reentrant gradient checkpointing "
             "does not allow. Set gradient_checkpointing_kwargs={'use_reentrant': False}."
         )
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -169,19 +184,19 @@ def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArgument
 def hold_out(
     train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments, label2id: Mapping[str, int] | None = None
 ) -> tuple[Any, Any]:
-    """Hold validation examples for the learned radius out of the training set, unless they were given.
+    """Hold validation examples for the learned radius out of the training set, unless `rho_dataset` is set.
 
     Args:
         train_dataset: the training set, or None.
         rho_dataset: the examples that the radius is learned on, or None.
         args: whether the radius is learned, and the fraction.
-        label2id: what the model's config knows of class names.
+        label2id: class name to index, from the model's config.
 
     Returns:
-        What is trained on, and what the radius is learned on.
+        The examples to train on, and those that the radius is learned on.
 
     Raises:
-        ValueError: a `rho_dataset` that nothing uses, or a training set that cannot be split.
+        ValueError: a `rho_dataset` that has no effect, or a training set that cannot be split.
     """
     if not args.learns_rho:
         if rho_dataset is not None:
@@ -195,22 +210,23 @@ def hold_out(
             f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
         )
     seed = args.seed if args.data_seed is None else args.data_seed
-    fraction, column = args.rho_validation_fraction, args.label_column
-    return split_validation(train_dataset, fraction, seed, label_column=column, label2id=label2id)
+    return split_validation(
+        train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column, label2id=label2id
+    )
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
-    """Bring the class importance that the user gave into the order of the classes.
+    """Put the user's class importance into the order of the classes.
 
     Args:
         importance: K numbers, a mapping from class name (or index) to number, or None.
         frequencies: of the training set, with the names of the classes.
 
     Returns:
-        (K,) float64; 1 for a class that a mapping does not name. Or None.
+        (K,) float64, with 1 for a class that the mapping does not contain. Or None.
 
     Raises:
-        ValueError: a class that there is not.
+        ValueError: an unknown class.
     """
     if not isinstance(importance, Mapping):
         return None if importance is None else np.asarray(importance, dtype=np.float64)
@@ -221,7 +237,7 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.nd
         if str(name) not in index_of:
             near = difflib.get_close_matches(str(name), index_of, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"class_importance has the class {name!r}, which there is not among the labels.{hint}")
+            raise ValueError(f"class_importance has the class {name!r}, which is not a label.{hint}")
         values[index_of[str(name)]] = value
     return values
 
@@ -229,36 +245,35 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.nd
 def class_frequencies_of(
     train_dataset: Any, given: ClassFrequencies | None, args: SharpTrainingArguments, config: Any
 ) -> ClassFrequencies:
-    """Take the class frequencies that were given, or read them from the training set.
+    """Use the class frequencies that the user passed, or read them from the training set.
 
     Args:
         train_dataset: the training set, or None.
-        given: the frequencies that the user gave, or None.
+        given: the user's frequencies, or None.
         args: the label column, and the thresholds of the groups.
         config: the model's config: the number of classes, their names and `label2id`.
 
     Returns:
-        The frequencies, with the arguments' thresholds, and names where there are any.
+        The frequencies, with the arguments' thresholds, and class names if known.
 
     Raises:
-        ValueError: they can be read from nowhere, or have other thresholds than the arguments.
+        ValueError: there is nothing to read them from, or their thresholds differ from the arguments'.
     """
     if given is None:
         if train_dataset is None:
             raise ValueError(
                 "without a train_dataset the class counts are unknown: pass class_frequencies=ClassFrequencies."
-                "from_counts([...]), the counts of the set that the model was trained on."
+                "from_counts([...]), with the counts of the model's training set."
             )
         if isinstance(train_dataset, _STREAMS):
             raise ValueError(
-                "the class counts of an iterable train_dataset are not known before it is read: pass class_frequencies="
+                "the class counts of an iterable train_dataset are unknown before it is read: pass class_frequencies="
                 "ClassFrequencies.from_counts([...]), or ClassFrequencies.from_dataset(dataset) for one pass over it."
             )
         num_classes, label2id = getattr(config, "num_labels", None), getattr(config, "label2id", None)
         given = ClassFrequencies.from_dataset(train_dataset, args.label_column, num_classes, label2id=label2id)
-    defaults = {field.name: field.default for field in dataclasses.fields(ClassFrequencies)}
     for name in ("rare_threshold", "common_threshold"):
-        if getattr(given, name) not in (defaults[name], getattr(args, name)):
+        if getattr(given, name) not in (getattr(ClassFrequencies, name), getattr(args, name)):
             raise ValueError(
                 f"class_frequencies has {name}={getattr(given, name)}, the arguments have {getattr(args, name)}: set "
                 "it in SharpTrainingArguments."
@@ -274,7 +289,7 @@ def class_frequencies_of(
 def check_labels(
     train_dataset: Any, eval_dataset: Any, frequencies: ClassFrequencies, label_column: str, config: Any
 ) -> None:
-    """Check that head, class counts and the labels of every dataset at hand are of the same classes.
+    """Check that the head, the class counts and the labels of every dataset agree on the classes.
 
     Args:
         train_dataset: the training set, or None.
@@ -284,7 +299,7 @@ def check_labels(
         config: the model's config.
 
     Raises:
-        ValueError: another number of classes, classes in another order, or a label outside the classes.
+        ValueError: the number of classes or their order differs, or a label is outside the classes.
     """
     outputs = getattr(config, "num_labels", None)
     if outputs not in (None, frequencies.num_classes):
@@ -305,7 +320,8 @@ def check_labels(
     if len(absent):
         names = ", ".join(repr(frequencies.name(index)) for index in absent[:10])
         more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        logger.warning("%d classes have no training examples: %s%s.", len(absent), names, more)
+        noun = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+        logger.warning("%s no training examples: %s%s.", noun, names, more)
 
 
 def _names(config: Any, num_classes: int) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Curvature and sharpness: closed forms on quadratics, naive references on real models, and nothing left behind."""
+"""Curvature and sharpness: closed forms on quadratics, naive references on real models, and restored model state."""
 
 import json
 import shutil
@@ -15,14 +15,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 
 from hf_sharp.commands import sharpness as command
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.model.curvature import (
-    average_sharpness,
-    hessian_traces,
-    measure_curvature,
-    top_eigenvalues,
-    worst_case_sharpness,
-)
-from hf_sharp.model.loss_surface import GROUPS, LossSurface, stratified_sample
+from hf_sharp.model.curvature import average_sharpness, measure_curvature, worst_case_sharpness
+from hf_sharp.model.group_batches import GROUPS, stratified_sample
+from hf_sharp.model.hessian import hessian_traces, top_eigenvalues
+from hf_sharp.model.loss_surface import LossSurface
 from hf_sharp.reports.plots import plot_loss_along
 from tests.conftest import assert_same_bits, make_bert, make_vit, weights_of
 from tests.recipes.conftest import bert_folder, image_folder, texts, vit_folder  # noqa: F401
@@ -94,10 +90,10 @@ def test_eigenvalues_of_a_quadratic(size):
         assert rough[0] <= expected[0] * (1 + 1e-12)
 
 
-def test_the_top_eigenvalue_is_the_largest_and_not_the_largest_in_size():
+def test_the_top_eigenvalue_is_the_largest_not_the_largest_in_magnitude():
     scale = torch.linspace(1, 3, 50, dtype=torch.float64)
     batches = [{"a": torch.diag(scale), "labels": torch.arange(50) % 2}]
-    signs = torch.tensor([1.0, -5.0], dtype=torch.float64)  # odd directions bend down, and more so
+    signs = torch.tensor([1.0, -5.0], dtype=torch.float64)  # odd directions have larger, negative curvature
     surface = LossSurface(
         Quadratic(50), batches, COUNTS, lambda logits, labels: signs[labels] * quadratic_losses(logits, labels)
     )
@@ -180,7 +176,7 @@ def test_loss_and_lines_of_a_quadratic():
             np.testing.assert_allclose(report["along"][kind][group], expected, rtol=1e-9)
     rise = report["along"]["ascent"]["all"][6] - report["all"]["loss"]
     assert rise == pytest.approx(report["all"]["worst_case"], rel=1e-9)
-    assert report["parameters"] == 60, "frozen ones do not count"
+    assert report["parameters"] == 60, "frozen parameters are not counted"
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
@@ -196,7 +192,7 @@ def vit_batches(number=24, batch_size=12, seed=0):
     ]
 
 
-def test_a_groups_figures_are_those_of_its_examples_alone():
+def test_a_groups_figures_are_those_of_its_examples_only():
     model, batches = make_vit(dtype=torch.float64), vit_batches()
     options = {"rho": 0.1, "tolerance": 0.1, "probes": 2, "directions": 2, "seed": 1}
     report = measure_curvature(model, batches, COUNTS, **options)
@@ -207,9 +203,9 @@ def test_a_groups_figures_are_those_of_its_examples_alone():
         assert report[group]["examples"] == int(rows.sum())
         for name, value in alone["all"].items():
             assert report[group][name] == pytest.approx(value, rel=1e-6, abs=1e-11), name
-        assert alone[group] == alone["all"], "the only group there is"
+        assert alone[group] == alone["all"], "the only group"
     many, few = report["many"]["worst_case"], report["few"]["worst_case"]
-    assert many != pytest.approx(few, rel=0.01), "or this test says nothing"
+    assert many != pytest.approx(few, rel=0.01), "otherwise this test proves nothing"
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1], [3, 3, 3]])
@@ -232,7 +228,7 @@ def test_ignored_labels_do_not_count():
     assert LossSurface(model, batches, COUNTS).examples["all"] == 22
 
 
-def test_the_hessian_of_some_of_the_examples():
+def test_the_hessian_of_a_sample_of_the_examples():
     model, batches = make_vit(dtype=torch.float64), vit_batches(40, 15)
     report = measure_curvature(model, batches, COUNTS, hessian_examples=12, seed=2, probes=2, tolerance=0.2)
     surface = LossSurface(model, batches, COUNTS)
@@ -253,7 +249,7 @@ def test_the_hessian_of_some_of_the_examples():
         assert report[group]["worst_case"] == pytest.approx(rise, rel=1e-9)
 
 
-def test_a_subset_is_put_into_few_batches():
+def test_a_subset_is_merged_into_few_batches():
     model, batches = make_vit(dtype=torch.float64), vit_batches(120, 6)
     surface = LossSurface(model, batches, COUNTS)
     part = surface.subset(30, seed=1)
@@ -309,9 +305,9 @@ def test_products_with_the_hessian_are_differences_of_gradients(kind, attention)
         tokens = torch.randint(0, 50, (6, 7), generator=torch.Generator().manual_seed(0))
         batches = [{"input_ids": tokens, "attention_mask": mask, "labels": torch.arange(6) % 4}]
     model.set_attn_implementation(attention)
-    surface = LossSurface(model.train(), batches, COUNTS)  # dropout must be off all the same
+    surface = LossSurface(model.train(), batches, COUNTS)  # dropout must be off nevertheless
     vector = next(surface.directions(0))
-    # transformers' eager attention of ViT has a softmax in float32, which the differences feel.
+    # The eager attention of transformers' ViT computes its softmax in float32, which limits the differences.
     step, tolerance = (1e-3, 1e-3) if attention == "eager" else (1e-5, 1e-6)
     found, expected = surface.hessian_product(vector), product_by_differences(surface, vector, step)
     length = np.linalg.norm(flat(expected))
@@ -340,7 +336,7 @@ def test_products_are_symmetric_for_every_family(family):
     assert abs(one - other) < 1e-7 * (np.linalg.norm(hu) + np.linalg.norm(hv))
 
 
-@pytest.mark.xfail(strict=True, reason="pytorch: LayerNorm's weight. Once this passes, look at curvlinops again")
+@pytest.mark.xfail(strict=True, reason="pytorch: LayerNorm's weight. Once this passes, reconsider curvlinops")
 def test_forward_over_reverse_is_still_wrong():
     generator = torch.Generator().manual_seed(0)
     x, t, w, v = (torch.randn(shape, generator=generator).double() for shape in ((6, 8), (6, 8), (8,), (8,)))
@@ -362,7 +358,7 @@ def test_a_linear_loss_is_flat():
 
 
 class Kept:
-    """What a graph keeps for its backward pass, and of which batch."""
+    """A tensor that a graph saves for its backward pass, with the number of its batch."""
 
     def __init__(self, tensor, batch):
         self.tensor, self.batch = tensor.detach(), batch
@@ -393,7 +389,7 @@ def test_there_is_one_graph_at_a_time():
     assert batches > 20
 
 
-# ---- nothing is left behind ------------------------------------------------------------------------------------------
+# ---- the model is restored ------------------------------------------------------------------------------------------
 
 
 class Fails(Exception):
@@ -421,7 +417,7 @@ def test_weights_modes_gradients_and_random_states_are_as_they_were(fails_at):
     np.random.seed(7)
     if fails_at is None:
         measure_curvature(model, batches, COUNTS, losses=losses, probes=2)
-        assert calls > 90, "or the failures above were not tried"
+        assert calls > 90, "otherwise the failures above were not reached"
     else:
         with pytest.raises(Fails):
             measure_curvature(model, batches, COUNTS, losses=losses, probes=2)
@@ -456,7 +452,7 @@ def test_a_gpu_gives_the_same_figures():
         assert there[group] == pytest.approx(here[group], rel=1e-6, abs=1e-10)
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- bad input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -479,9 +475,9 @@ def test_a_gpu_gives_the_same_figures():
     ],
 )
 def test_bad_input(options, said):
-    given = {"model": make_vit(dtype=torch.float64), "batches": vit_batches(), "class_counts": COUNTS} | options
+    arguments = {"model": make_vit(dtype=torch.float64), "batches": vit_batches(), "class_counts": COUNTS} | options
     with pytest.raises(ValueError, match=said):
-        measure_curvature(**given)
+        measure_curvature(**arguments)
 
 
 class OnceOnly(torch.autograd.Function):
@@ -494,7 +490,7 @@ class OnceOnly(torch.autograd.Function):
         raise RuntimeError("derivative for aten::_fused_backward is not implemented")
 
 
-def test_what_cannot_be_differentiated_twice_is_said():
+def test_a_model_that_cannot_be_differentiated_twice_is_refused():
     class Fused(nn.Linear):
         def forward(self, input):  # noqa: A002
             return OnceOnly.apply(super().forward(input))
@@ -574,7 +570,7 @@ def test_two_models_from_the_command_line(image_models, image_folder, tmp_path, 
     assert "few n < 4" in shown
     assert f"{one['few']['worst_case']:.3g}" in shown
 
-    # The same by hand, from the library.
+    # The same with the library functions.
     model = AutoModelForImageClassification.from_pretrained(sam).float()
     rows = datasets.load_dataset("imagefolder", data_dir=image_folder)["train"]
     chosen = stratified_sample(rows["label"], 15)
@@ -610,13 +606,13 @@ def test_texts_from_the_command_line(bert_folder, tmp_path):  # noqa: F811
         (["--examples", "0"], "the sample must have at least 1 example"),
     ],
 )
-def test_bad_words_on_the_command_line(image_models, image_folder, tmp_path, more, said):  # noqa: F811
+def test_bad_command_line_options(image_models, image_folder, tmp_path, more, said):  # noqa: F811
     with pytest.raises(ValueError, match=said):
         command.main([image_models[0], image_folder, "--output", str(tmp_path / "out"), *more])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_is_not_compared_with_itself_nor_written_over(image_models, image_folder, tmp_path):  # noqa: F811
+def test_a_model_is_neither_compared_with_itself_nor_overwritten(image_models, image_folder, tmp_path):  # noqa: F811
     sam, _ = image_models
     with pytest.raises(ValueError, match="the model is compared with itself"):
         command.main([sam, image_folder, "--compare_with", sam, "--output", str(tmp_path / "out")])
@@ -624,7 +620,7 @@ def test_a_model_is_not_compared_with_itself_nor_written_over(image_models, imag
         command.main([sam, image_folder, "--output", sam])
 
 
-def test_the_table_marks_what_is_lower_beyond_its_error():
+def test_the_table_marks_figures_that_are_lower_by_more_than_their_error():
     batches = vit_batches()
     report = measure_curvature(make_vit(dtype=torch.float64), batches, COUNTS, **ROUGH)
     sharper = json.loads(json.dumps(report))

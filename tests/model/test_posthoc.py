@@ -1,4 +1,4 @@
-"""Corrections folded into the head: the formulas, what is refused, and models that open without this package."""
+"""Corrections folded into the head: the formulas, refused input, and models that open without this package."""
 
 import json
 import subprocess
@@ -71,20 +71,20 @@ def test_logits_of_the_saved_and_opened_model_are_those_of_the_formula(method, s
     assert record == {"method": method, "strength": strength, **options, "class_counts": CLASS_COUNTS}
 
 
-def test_least_shift_is_symmetric_and_the_nearest_that_is():
+def test_least_shift_gives_the_nearest_symmetric_classifier():
     model = make_vit()
     w = model.classifier.weight.detach().double().numpy()
     moved = adjust_head(model, CLASS_COUNTS, "least_shift").classifier.weight.detach().double().numpy()
     gram, frame = moved @ moved.T, np.eye(4) - 1 / 4
     np.testing.assert_allclose(gram / np.linalg.norm(gram), frame / np.linalg.norm(frame), atol=1e-6)
     distance = np.linalg.norm(moved - w)
-    # What the specification's formula gives: the orthonormal rows nearest to W, then made a frame.
+    # The specification's formula: the orthonormal rows nearest to W, projected onto the frame.
     polar = np.real(np.linalg.pinv(sqrtm(w @ w.T))) @ w
     other = frame @ polar
     other *= (other * w).sum() / (other**2).sum()
     assert distance < np.linalg.norm(other - w) - 1e-4
     rng = np.random.default_rng(0)
-    for _ in range(200):  # nor is any other frame nearer
+    for _ in range(200):  # no other frame is nearer
         rotation = np.linalg.qr(np.eye(16) + 0.05 * rng.normal(size=(16, 16)))[0]
         turned = moved @ rotation * (1 + 0.05 * rng.normal())
         assert distance <= np.linalg.norm(turned - w) + 1e-9
@@ -145,7 +145,7 @@ def test_bad_input(options, said):
 
 def test_a_head_without_bias_and_several_heads():
     model = nn.Sequential(nn.Linear(3, 4, bias=False))
-    with pytest.raises(ValueError, match="this head has none"):
+    with pytest.raises(ValueError, match="but this head has none"):
         adjust_head(model, CLASS_COUNTS)
     assert adjust_head(model, CLASS_COUNTS, "tau_norm")[0].bias is None
     two = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -251,17 +251,17 @@ def test_the_automatic_strength_does_not_depend_on_the_test_split(text_model, tm
         (["--validation_split", "test"], "error: validation_split and test_split are both 'test'"),
     ],
 )
-def test_bad_words_on_the_command_line(text_model, tmp_path, more, said):
+def test_bad_command_line_options(text_model, tmp_path, more, said):
     folder, data = text_model
-    given = cli.main(["adjust", str(folder), "--dataset", data, "--output", str(tmp_path / "out"), *more])
-    assert given.startswith(said)
+    message = cli.main(["adjust", str(folder), "--dataset", data, "--output", str(tmp_path / "out"), *more])
+    assert message.startswith(said)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_output_folder_must_be_empty(text_model, tmp_path):
     folder, data = text_model
-    given = cli.main(["adjust", str(folder), "--dataset", data, "--strength", "1", "--output", str(folder)])
-    assert given.startswith("error: the output folder")
+    message = cli.main(["adjust", str(folder), "--dataset", data, "--strength", "1", "--output", str(folder)])
+    assert message.startswith("error: the output folder")
 
 
 def test_a_pipeline_predicts_the_adjusted_classes(image_folder, tmp_path, vit_folder):  # noqa: F811
@@ -291,19 +291,21 @@ class Cosine(nn.Linear):
         return 30 * nn.functional.linear(nn.functional.normalize(features), nn.functional.normalize(self.weight))
 
 
-def test_heads_that_the_formulas_are_not_about():
+def test_heads_that_cannot_be_corrected():
     data = [{"input": torch.randn(4, 3), "labels": torch.tensor([0, 1, 1, 0])}]
     for refused in (lambda m: adjust_head(m, [9, 1]), lambda m: choose_strength(m, data, [9, 1])):
-        with pytest.raises(ValueError, match="the head is a Cosine, which does not give W f"):
+        with pytest.raises(ValueError, match="the head is a Cosine, which does not compute W f"):
             refused(nn.Sequential(Cosine(3, 2)))
-    with pytest.raises(ValueError, match="10 rows of 3 entries make no equiangular frame, which needs 9"):
+    with pytest.raises(
+        ValueError, match="an equiangular frame of 10 rows needs at least 9 features, and the head has 3"
+    ):
         adjust_head(nn.Sequential(nn.Linear(3, 10)), [10] * 10, "least_shift")
     with pytest.raises(ValueError, match="Merge them first"):
         adjust_head(lora(make_bert()), CLASS_COUNTS)
 
 
 @pytest.mark.parametrize(("strengths", "said"), [([], "no strengths"), ([0.0, np.inf], "finite number")])
-def test_strengths_that_are_none(strengths, said):
+def test_bad_strengths(strengths, said):
     data = [{"input": torch.randn(4, 3), "labels": torch.tensor([0, 1, 1, 0])}]
     with pytest.raises(ValueError, match=said):
         choose_strength(nn.Sequential(nn.Linear(3, 2)), data, [9, 1], strengths=strengths)

@@ -12,6 +12,7 @@ from transformers import EvalPrediction
 from hf_sharp import ClassFrequencies
 from hf_sharp.metrics import comparison_table, compute_metrics_for, long_tail_report
 from hf_sharp.reports.plots import plot_geometry, plot_recall_by_count
+from hf_sharp.reports.table import per_class_table
 
 
 @given(st.data())
@@ -210,3 +211,30 @@ def test_a_dollar_in_a_name_is_one_in_the_pictures(tmp_path):
     plot_recall_by_count({"a$_{x$": report, "$5-$9": report}, tmp_path / "recall.png")
     plot_geometry((np.eye(2), np.eye(2)), [200, 3], tmp_path / "geometry.png", names=["$0", "x^$_{$"])
     assert (tmp_path / "recall.png").stat().st_size > 5000
+
+
+def test_the_table_of_classes_shows_the_rarest_first():
+    counts = [300, 5, 50, 4, *[200] * 9]
+    references = np.repeat(np.arange(13), 4)
+    predictions = np.where(references == 3, 0, references)
+    names = ["[red]", "b", "c", "d", *map(str, range(9))]
+    report = long_tail_report(predictions, references, counts, class_names=names)
+    console = Console(record=True, width=80)
+    console.print(per_class_table(report))
+    lines = console.export_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows[0] == ["d", "4", "few", "4", "0", "–"]
+    assert rows[1] == ["b", "5", "few", "4", "100", "100"]
+    assert rows[2] == ["c", "50", "medium", "4", "100", "100"]
+    assert len(rows) == 10
+    assert "the 10 rarest of 13 classes" in lines[-1]
+    console.print(per_class_table(report, rows=None))
+    assert "[red]" in (text := console.export_text())
+    assert "rarest" not in text
+    with pytest.raises(ValueError, match="rows must be at least 1"):
+        per_class_table(report, rows=0)
+
+
+def test_the_report_has_the_names_that_the_classes_have():
+    assert long_tail_report([0], [0], [9, 3], class_names=["a", "b"])["class_names"] == ["a", "b"]
+    assert "class_names" not in long_tail_report([0], [0], [9, 3])

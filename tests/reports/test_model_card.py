@@ -5,6 +5,7 @@ import copy
 import json
 import random
 import re
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,14 +16,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_sharp import ClassFrequencies
-from hf_sharp.losses import LOSSES
+from hf_sharp.losses import LOSSES, ClassFrequencyLoss, register_loss
 from hf_sharp.metrics import long_tail_report
-from hf_sharp.reports import long_tail_report as long_tail
-from hf_sharp.reports.citations import CITATIONS, SHARPNESS
-from hf_sharp.reports.markdown import escaped, one_line
+from hf_sharp.reports import calibration
+from hf_sharp.reports.figures import half_width
+from hf_sharp.reports.markdown import escaped, one_line, without_paths
 from hf_sharp.reports.model_card import build_card, method_of, write_card
-from hf_sharp.reports.results import ReportKeeper, local_names, read_results, results_of
-from hf_sharp.sharpness import METHODS
+from hf_sharp.reports.results import ReportKeeper, local_names, model_record, read_results, results_of
+from hf_sharp.sharpness.methods import METHODS, Method, register_method
 from tests.conftest import make_images, make_vit
 
 ATTACKS = [
@@ -85,6 +86,7 @@ def make_results(counts=(140, 60, 31, 8, 4), names=None, seed=0, **options):
         "report": json.loads(json.dumps(report)),
         "training": {"train_runtime": 1287.4321, "train_steps_per_second": 3.217, "train_loss": 0.98765},
         "options": OPTIONS | options,
+        "model": {"task": "image-classification"},
         "command": "recipes/image_classification.py --config x.yaml",
         "machine": "3 CPU cores, x86_64",
         "versions": {"hf-sharp": "0.1.0", "torch": "2.13.0"},
@@ -123,8 +125,15 @@ class Page(HTMLParser):
         return next(table for table in self.tables if table[0][0] == heading)
 
 
-def percent(value):
-    return "–" if value is None else f"{100 * value:.1f}"
+def rounded(value, supports):
+    """Percent and half width, both as a card rounds them: a naive reference of the interval."""
+    variance = 0.0
+    for recall, n in supports:
+        p = (recall * n + 2) / (n + 4)
+        variance += p * (1 - p) / (n + 4)
+    width = 100 * 1.96 * variance**0.5 / len(supports)
+    decimals = 0 if width >= 1 else 1
+    return f"{100 * value:.{decimals}f}", f"{width:.{decimals}f}"
 
 
 def saved(card, tmp_path):
@@ -202,7 +211,7 @@ def test_licences(licence, expected):
 
 
 def test_a_language_that_the_hub_refuses_is_an_error():
-    with pytest.raises(ValueError, match="English"):
+    with pytest.raises(ValueError, match="does not accept language 'English'"):
         build_card(make_results(), model_name="m", language="English")
 
 
@@ -238,17 +247,22 @@ def test_the_tables_are_the_report():
     report = results["report"]
     page = Page(build_card(results, model_name="m", class_names=names))
     rows = {row[0].split(" (")[0]: row[1] for row in page.table("in %")[1:]}
-    assert rows == {
-        "accuracy": percent(report["accuracy"]),
-        "balanced accuracy": percent(report["balanced_accuracy"]),
-        **{group: percent(report[f"{group}_accuracy"]) for group in ("many", "medium", "few")},
-        "worst class": f"{percent(report['worst_class_recall'])} ({report['worst_class']})",
-        "macro F1": percent(report["macro_f1"]),
+    recall, support = report["per_class_recall"], report["per_class_support"]
+    groups = {"balanced": range(5), "many": [0], "medium": [1, 2], "few": [3, 4]}
+    expected = {}
+    for group, classes in groups.items():
+        cell = rounded(report[f"{group}_accuracy"], [(recall[c], support[c]) for c in classes])
+        expected["balanced accuracy" if group == "balanced" else group] = " ± ".join(cell)
+    worst = recall.index(report["worst_class_recall"])
+    assert rows == expected | {
+        "accuracy": " ± ".join(rounded(report["accuracy"], [(report["accuracy"], sum(support))])),
+        "worst class": f"{rounded(recall[worst], [(recall[worst], support[worst])])[0]} ({report['worst_class']})",
+        "macro F1": rounded(report["macro_f1"], list(zip(recall, support, strict=True)))[0],
     }
     groups = ["many", "medium", "medium", "few", "few"]
     assert page.table("class")[1:] == [
-        [name, str(count), group, str(support), percent(recall), percent(precision)]
-        for name, count, group, support, recall, precision in zip(
+        [name, str(count), group, str(n), rounded(recall, [(recall, n)])[0], rounded(precision, [(precision, n)])[0]]
+        for name, count, group, n, recall, precision in zip(
             *(names, report["class_counts"], groups),
             *(report[f"per_class_{what}"] for what in ("support", "recall", "precision")),
             strict=True,
@@ -257,7 +271,18 @@ def test_the_tables_are_the_report():
     assert page.table("true class")[1:] == [
         [c["true"], c["predicted"], str(c["count"])] for c in report["confusions"][:5]
     ]
-    assert f"error ({long_tail._CALIBRATION_BINS} bins) is {percent(report['calibration_error'])} %" in page.seen
+    error = rounded(report["calibration_error"], [(report["accuracy"], sum(support))])[0]
+    assert f"error ({calibration.BINS} bins) is {error} %" in page.seen
+
+
+def test_figures_are_rounded_by_the_number_of_test_examples():
+    assert half_width([0.0], [10]) > 0.1, "a recall of 0 of 10 examples is not certain"
+    assert half_width([0.5, None], [96, 0]) == pytest.approx(0.098, abs=1e-3)
+    assert half_width([None], [0]) is None
+    results = make_results()
+    results["report"] |= {"accuracy": 0.81684, "per_class_support": [20000] * 5}
+    table = Page(build_card(results, model_name="m")).table("in %")
+    assert table[1][:2] == ["accuracy", "81.7 ± 0.2"]
 
 
 def test_the_class_table_begins_with_the_most_frequent_class():
@@ -274,7 +299,7 @@ def test_every_number_in_the_card_is_one_of_the_results(tmp_path):
     plain["training"]["train_steps_per_second"] = 8.001
     results["radius"] = {"step": [1, 9], "rho": [0.31, 0.173]}
     card = build_card(results, model_name="model", plain=plain, class_names=["ape", "bee", "cat", "dog", "eel"])
-    known = {"15", "20", "50", "100", f"{8.001 / 3.217:.2f}"}  # bins, thresholds, half, the cost
+    known = {"15", "20", "95", "100", f"{8.001 / 3.217:.1f}", "21"}  # bins, thresholds, interval, cost, minutes
     counts = results["report"]["class_counts"]
     known |= {str(sum(counts)), str(len(counts))}
 
@@ -284,17 +309,16 @@ def test_every_number_in_the_card_is_one_of_the_results(tmp_path):
         elif isinstance(value, list):
             [collect(item) for item in value]
         elif isinstance(value, (int, float)):
-            known.update({str(value), f"{value:g}", f"{value:.1f}", f"{value:.4f}", f"{100 * value:.1f}"})
+            known.update({str(value), f"{value:g}", f"{value:.3g}", f"{value:.4f}", f"{100 * value:.0f}"})
         elif isinstance(value, str):
             known.update(re.findall(r"\d+(?:\.\d+)*", value))
 
-    collect(
-        [results, plain["report"], plain["training"], [f"{results['training']['train_runtime']:,.1f}".replace(",", "")]]
-    )
+    collect([results, plain["report"], plain["training"]])
     body = card.text.split("## Method")[0] + card.text.split("## Training")[1].split("<details>")[0]
     body = body.replace(",", "").replace("F1", "")
     groups = {str(results["report"][f"{group}_classes"]) for group in ("many", "medium", "few")}
     low = sum(value < 0.5 for value in results["report"]["per_class_recall"])
+    body = re.sub(r" ± [\d.]+", "", body)  # the intervals have a test of their own
     unknown = set(re.findall(r"\d+(?:\.\d+)*", body)) - known - groups - {str(low)}
     assert not unknown
 
@@ -321,32 +345,45 @@ def test_training_cost_and_the_learned_radius():
     results["radius"] = {"step": [5, 10], "rho": [0.05, 0.125]}
     rows = {row[0]: row[1] for row in Page(build_card(results, model_name="m", plain=plain)).table("")}
     assert rows["seed"] == "41"
-    assert rows["training time"] == "1,287.4 s"
+    assert rows["training time"] == "21 min"
+    assert rows["optimizer steps per second"] == "3.22"
     assert rows["hardware"] == results["machine"]
     assert rows["versions"] == "hf-sharp 0.1.0, torch 2.13.0"
-    assert rows["a step's time against plain training"].startswith("2.00 times")
-    assert rows["radius ρ, learned"] == "from 0.05 to 0.125"
+    assert rows["time per step against plain training"].startswith("2.0 times")
+    assert rows["learned radius ρ"] == "from 0.05 to 0.125"
     table = Page(build_card(results, model_name="m", plain=plain)).table("in %")
-    assert table[1] == ["accuracy", percent(results["report"]["accuracy"]), percent(plain["report"]["accuracy"])]
+    shown = [" ± ".join(rounded(a, [(a, 185)])) for a in (r["report"]["accuracy"] for r in (results, plain))]
+    assert table[1] == ["accuracy", *shown]
     plain["machine"] = "another"
     assert "times" not in str(Page(build_card(results, model_name="m", plain=plain)).table(""))
 
 
+def test_a_run_of_seconds_has_no_speed():
+    results, plain = make_results(), make_results(sharpness="none", seed=3)
+    plain["training"]["train_runtime"] = 3.1
+    rows = {row[0]: row[1] for row in Page(build_card(results, model_name="m", plain=plain)).table("")}
+    assert "time per step against plain training" not in rows
+    assert "optimizer steps per second" in rows
+    rows = {row[0]: row[1] for row in Page(build_card(plain, model_name="m")).table("")}
+    assert rows["training time"] == "3 s"
+    assert "optimizer steps per second" not in rows
+
+
+def limitations_of(results, **options):
+    return build_card(results, model_name="m", **options).text.split("## Limitations")[1].split("##")[0]
+
+
 def test_limitations_name_the_classes_below_half_and_what_was_not_measured():
-    results = make_results((150, 50, 30, 10, 0), ["ape", "bee", "cat", "dog", "eel"])
-    results["report"] |= {"per_class_recall": [0.9, 0.5, 0.4999, 0.125, None], "per_class_support": [99, 99, 99, 8, 0]}
+    names = ["ape", "bee", "cat", "dog", "eel"]
+    results = make_results((150, 50, 30, 10, 0), names)
+    results["report"] |= {"per_class_recall": [0.9, 0.5, 0.42, 0.125, None], "per_class_support": [99, 99, 99, 8, 0]}
     results["report"] |= {"many_accuracy": 0.9, "few_accuracy": 0.125}
-    text = build_card(results, model_name="m", class_names=["ape", "bee", "cat", "dog", "eel"]).text
-    limitations = text.split("## Limitations")[1].split("##")[0]
-    assert (
-        "2 classes are recognised less than half of the time (recall below 50 %): dog (12.5 %), cat (50.0 %)."
-        in limitations
-    )
-    assert "1 class were not in the training data: eel." not in limitations
-    assert "Not in the training data: eel." in limitations
-    assert "Not in the test data, so that the recall is unknown: eel." in limitations
-    assert "Fewer than 20 test examples, so that the recall is a rough estimate: dog." in limitations
-    assert "12.5 % against 90.0 %" in limitations
+    limitations = limitations_of(results, class_names=names)
+    assert "2 classes are recognised less than half of the time: dog (12 %), cat (42 %)." in limitations
+    assert "No training examples: eel." in limitations
+    assert "No test examples, so the recall is unknown: eel." in limitations
+    assert "Fewer than 20 test examples, so the recall is a rough estimate: dog." in limitations
+    assert "The mean recall of the few classes is 12 %, that of the many classes 90 %." in limitations
     assert "treat all classes alike" in limitations
     assert "(seed `41`)" in limitations
     results["options"] |= {"loss": "cross_entropy"}
@@ -355,6 +392,36 @@ def test_limitations_name_the_classes_below_half_and_what_was_not_measured():
     plain = build_card(results, model_name="m").text
     assert "treat all classes alike" not in plain
     assert "less than half" not in plain
+
+
+def test_limitations_name_the_ten_worst_classes_and_count_the_others():
+    results = make_results([50] * 14)
+    results["report"] |= {"per_class_recall": [0.01 * i for i in range(14)], "per_class_support": [9] * 14}
+    limitations = limitations_of(results)
+    assert "14 classes are recognised less than half of the time: 0 (0 %), 1 (1 %)," in limitations
+    assert "9 (9 %), and 4 more." in limitations
+    assert "rough estimate: every class." in limitations
+
+
+def test_a_gap_between_groups_is_named_only_beyond_its_interval():
+    results = make_results((300, 4))
+    shares = {"many_accuracy": 0.6, "few_accuracy": 0.5, "per_class_recall": [0.6, 0.5]}
+    for support, named in ((20, False), (2000, True)):
+        results["report"] |= shares | {"per_class_support": [support] * 2}
+        assert ("The mean recall of the few classes" in limitations_of(results)) == named
+
+
+@pytest.mark.parametrize(
+    ("recall", "precision", "said"), [(0.0, None, None), (0.0, 0.0, None), (0.5, 0.5, None), (0.5, 0.25, "2.0 times")]
+)
+def test_rare_classes_are_overpredicted_only_where_the_figures_say_so(recall, precision, said):
+    results = make_results((300, 4))
+    shares = {"per_class_recall": [0.9, recall], "per_class_precision": [0.7, precision]}
+    results["report"] |= shares | {"per_class_support": [100, 100], "few_accuracy": recall}
+    limitations = limitations_of(results)
+    assert "treat all classes alike" in limitations
+    assert ("as often as they occur" in limitations) == (said is not None)
+    assert said is None or f"predicts the few classes {said} as often as they occur" in limitations
 
 
 @pytest.mark.parametrize(("classes", "folded"), [(20, False), (21, True)])
@@ -368,7 +435,8 @@ def test_a_long_class_table_is_folded(classes, folded):
 def test_citations_are_those_of_the_methods_used_and_no_others():
     def cited(**options):
         text = build_card(make_results() | {"options": options}, model_name="m").text
-        assert ("## Citations" in text) == ("arxiv.org" in text or "CVPR" in text)
+        assert ("## Citation" in text) == ("```bibtex" in text) == ("arxiv.org" in text or "CVPR" in text)
+        assert set(re.findall(r"arXiv:([\d.]+)", text)) == set(re.findall(r"arxiv\.org/abs/([\d.]+)", text))
         return set(re.findall(r"arxiv\.org/abs/([\d.]+)", text))
 
     assert cited(sharpness="none", loss="cross_entropy") == set()
@@ -382,16 +450,59 @@ def test_citations_are_those_of_the_methods_used_and_no_others():
 
 
 def test_every_method_and_loss_is_described_and_cited():
-    assert set(SHARPNESS) == set(METHODS)
-    without = {"none", "cross_entropy", "weighted"}  # nobody's in particular
-    assert {*METHODS, *LOSSES} - without <= set(CITATIONS)
-    for sharpness in METHODS:
-        assert (
-            SHARPNESS[sharpness]
-            in build_card(make_results() | {"options": {"sharpness": sharpness}}, model_name="m").text
-        )
-    for loss in LOSSES:
-        build_card(make_results() | {"options": {"loss": loss}}, model_name="m")
+    for part, records in (("sharpness", METHODS), ("loss", LOSSES)):
+        for name in records.builtin:
+            text = build_card(make_results() | {"options": {part: name}}, model_name="m").text
+            record = records[name]
+            assert record.summary in Page(ModelCard(text)).seen
+            assert f"Formula: `{record.formula}`." in text
+            assert all(paper.bibtex in text for paper in record.citations)
+
+
+class OwnLoss(ClassFrequencyLoss):
+    name = "own_loss_of_a_card"
+    formula = "CE + ε(1 − p)"
+
+    def __init__(self, class_counts, epsilon=1.0):
+        super().__init__(class_counts, epsilon=epsilon)
+
+
+@pytest.fixture
+def own_method():
+    method = register_method(Method(name="own_method_of_a_card", coefficients=lambda priors: (1 - priors) ** 0.5))
+    yield method
+    METHODS.unregister(method.name)
+
+
+def test_a_method_of_the_users_own_has_a_card(own_method):
+    text = build_card(make_results() | {"options": {"sharpness": own_method.name}}, model_name="m").text
+    assert f"**Sharpness.** `{own_method.name}`, defined by the authors of this model." in text
+    assert "## Citation" not in text.split("## Training")[0]
+
+
+def test_a_loss_of_the_users_own_has_a_card_and_does_not_inherit_a_description():
+    register_loss(OwnLoss)
+    try:
+        text = build_card(make_results() | {"options": {"sharpness": "none"}} | own_loss(), model_name="m").text
+    finally:
+        LOSSES.unregister(OwnLoss.name)
+    assert f"**Loss.** `{OwnLoss.name}`, defined by the authors of this model. Formula: `CE + ε(1 − p)`." in text
+    assert "Plain cross-entropy" not in text
+    assert "## Citation" not in text
+
+
+def own_loss():
+    return {"method": {"sharpness": "none", "loss": OwnLoss.name, "epsilon": 2.0}}
+
+
+@pytest.mark.parametrize("part", ["sharpness", "loss"])
+def test_what_is_not_registered_here_has_a_card_with_its_name(part):
+    results = make_results() | {"options": {"seed": 1, part: "of_another_process", "loss_tau": 2.0}}
+    text = build_card(results, model_name="m").text
+    assert "`of_another_process`, defined by the authors of this model." in text
+    assert "| `loss_tau` | `2.0` |" in text
+    results["described"] = {part: {"summary": "Mine: it | differs.", "formula": "c = 1"}}
+    assert "Mine: it &#124; differs. Formula: `c = 1`." in build_card(results, model_name="m").text
 
 
 @settings(max_examples=60, deadline=None)
@@ -512,6 +623,42 @@ def test_write_card_reads_the_folder_draws_and_its_lines_of_python_run(tmp_path,
     assert {answer["label"] for answer in answers[0]} <= {"ape", "bee", "cat", "dog"}
 
 
+@pytest.mark.parametrize(
+    ("folder", "repo_id", "name"),
+    [
+        ("birds", None, "birds"),
+        ("birds/focal_sam+vs", None, "birds"),
+        ("birds/vs", None, "birds"),
+        ("birds/focal_sam+vs", "ann/rare-birds", "rare-birds"),
+    ],
+)
+def test_the_title_is_the_name_of_folder_or_repository_and_not_of_the_loss(tmp_path, folder, repo_id, name):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "all_results.json").write_text(json.dumps(make_results()))
+    card = ModelCard.load(write_card(tmp_path / folder, draw=False, **({"repo_id": repo_id} if repo_id else {})))
+    assert f"\n# {name}\n" in card.text
+    assert f'pipeline("image-classification", "{repo_id or name}")' in card.text
+    assert card.data.model_name == name
+
+
+@pytest.mark.parametrize("root", ["/home/ann/", "/data/", "C:\\Users\\ann\\", "~/"])
+def test_no_absolute_path_is_published(root):
+    dataset, base = f"{root}photos", f"{root}bert"
+    results = make_results(dataset=dataset, model_name_or_path=base, run_name=f"at {root}x/y", dataset_config=dataset)
+    words = ["train.py", "--dataset", dataset, f"--output_dir={root}out", f"{root}my runs/run.yaml"]
+    results["command"] = shlex.join(words)
+    text = str(build_card(results, model_name="m"))
+    assert root not in text
+    assert root.replace("\\", "\\\\") not in text
+    assert "fine-tuned from bert on photos" in text
+    assert "train.py --dataset photos --output_dir=out run.yaml" in text
+
+
+@pytest.mark.parametrize("text", ["user/model", "https://a.b/c/d", "n/a", "data/birds", "km /h", "/", ""])
+def test_what_is_no_absolute_path_stays(text):
+    assert without_paths(text) == text
+
+
 @pytest.mark.parametrize("change", ["learning_rate", "class_counts"])
 def test_a_run_beside_it_of_other_data_or_options_is_not_compared_with(tmp_path, change):
     ours, other = make_results(), make_results(sharpness="none")
@@ -571,6 +718,7 @@ def test_the_report_of_a_trainer_is_that_of_its_weights_as_they_are(make_trainer
     assert results["training"]["train_runtime"] > 0
     card = build_card(results, model_name="m")
     assert {r.metric_type: r.metric_value for r in card.data.eval_results}["accuracy"] == metrics["eval_accuracy"]
+    assert card.data.pipeline_tag == "image-classification"
 
 
 def test_with_the_best_weights_loaded_the_report_is_theirs(make_trainer):
@@ -582,3 +730,43 @@ def test_with_the_best_weights_loaded_the_report_is_theirs(make_trainer):
     kept = keeper.report
     trainer.evaluate()
     assert kept == keeper.report
+
+
+def test_task_and_base_of_an_adapter_come_from_the_trainers_model(make_trainer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    bert = BertForSequenceClassification(config)
+    bert.config.id2label = dict(enumerate(["ham", "spam"]))
+    bert.config._name_or_path = str(tmp_path / "bert")
+    model = get_peft_model(bert, LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
+    record = model_record(model)
+    assert record == {
+        "library": "peft",
+        "task": "text-classification",
+        "base": str(tmp_path / "bert"),
+        "class_names": ["ham", "spam"],
+    }
+    card = build_card(make_results((30, 5)) | {"model": record, "options": {}}, model_name="mails")
+    assert "A text classifier for 2 classes, fine-tuned from bert" in card.text
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
+    assert str(tmp_path) not in str(card)
+    assert 'PeftModel.from_pretrained(base, "mails")' in card.text
+
+
+def test_a_model_of_no_known_task_has_no_lines_of_python():
+    card = build_card(make_results() | {"model": {}}, model_name="m")
+    assert card.text.strip().startswith("# m\n\nA classifier for 5 classes")
+    assert "## Use" not in card.text
+    assert "pipeline_tag" not in card.data.to_dict()
+
+
+def test_a_loss_of_the_users_own_is_described_in_the_results(make_trainer):
+    trainer = make_trainer(sharpness="sam")
+    assert results_of(trainer)["described"] == {}
+    trainer.class_loss = OwnLoss([40, 22, 9, 3], epsilon=2.0)
+    results = results_of(trainer)
+    assert results["described"] == {"loss": {"formula": "CE + ε(1 − p)"}}
+    assert (results["method"]["loss"], results["method"]["epsilon"]) == (OwnLoss.name, 2.0)
+    assert f"`{OwnLoss.name}`, defined by the authors" in build_card(results, model_name="m").text

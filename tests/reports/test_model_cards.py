@@ -20,8 +20,7 @@ def test_there_are_cards():
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.parent.name)
 def test_a_card_is_what_its_results_make(card, tmp_path):
-    shutil.copytree(card.parent.parent, tmp_path / "runs")
-    folder = tmp_path / "runs" / card.parent.name
+    folder = shutil.copytree(card.parent.parent, tmp_path / card.parent.parent.name) / card.parent.name
     (folder / "README.md").unlink()
     assert write_card(folder, draw=False).read_text() == card.read_text()
     results = json.loads((folder / RESULTS).read_text())

@@ -11,7 +11,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_sharp.trainer.resuming import load_weights
+from hf_sharp.trainer.checkpoint_files import load_weights
 from tests.conftest import assert_same_bits, make_bert, make_vit, weights_of
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}

@@ -9,7 +9,16 @@ import hf_sharp
 from tests.conftest import assert_same_bits, make_images, method_id, weights_of
 from tests.trainer.test_sharp_trainer import METHODS
 
-FILES = [f"{hf_sharp.__path__[0]}/{name}" for name in ("sharpness/step.py", "sharpness/ascent.py", "trainer.py")]
+FILES = [
+    f"{hf_sharp.__path__[0]}/{name}"
+    for name in (
+        "sharpness/step.py",
+        "sharpness/ascent.py",
+        "sharpness/ascents.py",
+        "sharpness/engine.py",
+        "trainer/sharp_trainer.py",
+    )
+]
 
 
 class AtLine:

@@ -21,13 +21,13 @@ STEPWISE = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps",
 )
 def test_worker_processes_send_the_labels_that_the_examples_have(make_trainer, options):
     trainer = make_trainer(dataloader_num_workers=2, max_steps=9, **options)
-    divide, seen = trainer._divide, []
+    divide, seen = trainer.engine.divide, []
 
     def watched(inputs, host_labels):
         seen.append((inputs["labels"].tolist(), host_labels.tolist()))
         return divide(inputs, host_labels)
 
-    trainer._divide = watched
+    trainer.engine.divide = watched
     trainer.train()
     assert len(seen) == 9
     assert all(labels == host_labels for labels, host_labels in seen)
@@ -52,11 +52,11 @@ def test_a_trial_trains_with_its_own_options(make_trainer, monkeypatch):
         trainer.train(trial=SimpleNamespace(params={"loss_tau": tau, "focal_gamma": tau}, number=number))
         assert trainer.class_loss.options["loss_tau"] == tau
         expected = 0.8 * (1 - np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)) ** tau
-        np.testing.assert_allclose(trainer._host_coefficients, expected)
+        np.testing.assert_allclose(trainer.engine.planner.host_coefficients, expected)
 
 
 def test_a_trial_cannot_switch_on_a_learned_radius_without_validation_examples(make_trainer):
-    with pytest.raises(ValueError, match="held out when the trainer is made"):
+    with pytest.raises(ValueError, match="held out when the trainer is created"):
         searching(make_trainer).train(trial=SimpleNamespace(params={"rho_schedule": "learned"}, number=0))
 
 

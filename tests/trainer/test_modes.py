@@ -59,8 +59,8 @@ def assert_the_rare_examples_see_the_same_noise_twice(make_trainer, options, mod
     passes = []
     model.classifier.register_forward_hook(lambda module, args, output: passes.append(output.detach()))
     trainer = make_trainer(model, data, max_steps=2, learning_rate=0.0, **more, **options)
-    divided, divide = [], trainer._divide
-    trainer._divide = lambda *args: divided.append(divide(*args)) or divided[-1]
+    divided, divide = [], trainer.engine.divide
+    trainer.engine.divide = lambda *args: divided.append(divide(*args)) or divided[-1]
     trainer.train()
     sizes = [(len(part.division.perturbed), len(part.division.clean)) for part in divided]
     assert any(rare and common for rare, common in sizes)
@@ -173,7 +173,7 @@ def test_parameter_groups_with_rates_of_their_own(make_trainer, options):
     watch = Watch().attach(trainer)
     trainer.train()
     adaptive = {"eta": 0.01} if options.get("adaptive") else {}
-    coefficients = {"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {"rare": 25}
+    coefficients = {name: value for name, value in options.items() if name.startswith(("focal_", "rare_"))}
     expected = naive_gradient(
         copy, watch.windows[0], CLASS_COUNTS, options["sharpness"], options["rho"], **adaptive, **coefficients
     )
@@ -224,7 +224,7 @@ def test_auto_find_batch_size_starts_again_with_less(make_trainer, options, scop
 @pytest.mark.parametrize("options", SHARP, ids=method_id)
 def test_the_cache_is_emptied_as_often_as_asked(make_trainer, options, monkeypatch):
     emptied = []
-    monkeypatch.setattr("hf_sharp.trainer.sharp_trainer.clear_device_cache", lambda *_: emptied.append(1))
+    monkeypatch.setattr("hf_sharp.trainer.training_loop.clear_device_cache", lambda *_: emptied.append(1))
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(1))
     if options["sharpness"] == "imbsam":
         options = options | {"rare_threshold": 50}

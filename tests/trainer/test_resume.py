@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
-from hf_sharp.trainer.resuming import whole_checkpoint, why_torn
+from hf_sharp.trainer.checkpoint_files import whole_checkpoint, why_torn
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 
 STEPS = 20
@@ -33,7 +33,8 @@ RUNS = [
         "gradient_accumulation_steps": 2,
     },
     {"sharpness": "focal_sam", "focal_sampling": "stochastic", "ascent_fraction": 0.5, "sharpness_every": 3},
-    {"sharpness": "sam", "ascent": "momentum"},
+    {"sharpness": "sam", "ascent": "momentum", "sharpness_after": 0.3},
+    {"sharpness": "imbsam", "ascent": "class_momentum", "rho_schedule": "step", "rho_steps": {"0.5": 1.0}},
 ]
 
 
@@ -158,10 +159,12 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_taken(two_checkpoints,
         with torn.open("r+b") as opened:
             opened.truncate(torn.stat().st_size - 10 if how == "cut" else 0)
     trainer = make(out, RUNS[1], max_steps=4)
-    with pytest.raises(ValueError, match=rf"is torn: {file}.*; the last whole one is '.*checkpoint-2'"):
+    with pytest.raises(ValueError, match=rf"is incomplete: {file}.*; the last complete one is '.*checkpoint-2'"):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-4"))
     trainer.train(resume_from_checkpoint=True)
-    told = [record.getMessage() for record in caplog.records if "put aside as torn-checkpoint-4" in record.getMessage()]
+    told = [
+        record.getMessage() for record in caplog.records if "renaming it to torn-checkpoint-4" in record.getMessage()
+    ]
     assert len(told) == 1
     assert file in told[0]
     assert (out / "torn-checkpoint-4").is_dir()
@@ -184,7 +187,7 @@ def test_where_every_checkpoint_is_torn(two_checkpoints, tmp_path, caplog):
     for file in out.rglob("optimizer.pt"):
         file.unlink()
     assert whole_checkpoint(out) is None
-    assert sum("is torn" in record.getMessage() for record in caplog.records) == 2
+    assert sum("is incomplete" in record.getMessage() for record in caplog.records) == 2
     with pytest.raises(ValueError, match="No valid checkpoint"):
         make(out, RUNS[1]).train(resume_from_checkpoint=True)
 
@@ -258,7 +261,7 @@ def test_weights_alone_are_whole_and_it_is_said_what_starts_anew(tmp_path, caplo
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert why_torn(checkpoint) is None
     make(tmp_path / "out", options).train(resume_from_checkpoint=str(checkpoint))
-    assert "holds weights alone (save_only_model)" in caplog.text
+    assert "holds only weights (save_only_model)" in caplog.text
 
 
 def test_callback_states_are_restored_beside_the_method(tmp_path):

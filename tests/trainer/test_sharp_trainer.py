@@ -24,6 +24,7 @@ METHODS = [
 
 
 ADAPTIVE = [options | {"adaptive": True} for options in METHODS[1:]]
+ADAPTIVE += [METHODS[1] | {"adaptive": True, "adaptive_scope": "matrices"}]
 
 
 class Watch(TrainerCallback):
@@ -75,9 +76,10 @@ def test_gradient_equals_the_naive_reference_in_float64(make_trainer, options, l
         options["sharpness"],
         options.get("rho", 0.0),
         eta=0.01 if "adaptive" in options else None,
+        scope=options.get("adaptive_scope", "all"),
         tau=1.0 if loss == "logit_adjusted" else 0.0,
         groups=[[0, 1, 2]] if scope == "window" else None,
-        **({"gamma": 1.5, "lam": 0.7} if options["sharpness"] == "focal_sam" else {}),
+        **({"focal_gamma": 1.5, "focal_lambda": 0.7} if options["sharpness"] == "focal_sam" else {}),
     )
     assert len(watch.windows[0]) == accumulation
     torch.testing.assert_close(watch.gradients[0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
@@ -277,7 +279,9 @@ def test_a_step_reads_nothing_back_from_the_device(make_trainer, options, monkey
     trainer = make_trainer(max_steps=1, **options)
     # On the CPU, where it costs nothing, the loss looks at the labels.
     monkeypatch.setattr(
-        trainer, "class_loss", lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none")
+        type(trainer.class_loss),
+        "forward",
+        lambda self, logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none"),
     )
     step, counted = trainer.training_step, []
 
@@ -468,10 +472,10 @@ def test_hyperparameter_search_looks_for_the_highest_balanced_accuracy(make_trai
 def test_a_trial_changes_the_method(make_trainer):
     args = make_trainer(sharpness="focal_sam", focal_gamma=1.0).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
-    before = trainer._coefficients.clone()
+    before = trainer.engine.planner.coefficients.clone()
     trainer.args.focal_gamma = 3.0  # as _hp_search_setup does
     trainer.call_model_init(None)
-    assert not torch.equal(trainer._coefficients, before)
+    assert not torch.equal(trainer.engine.planner.coefficients, before)
 
 
 @pytest.mark.parametrize("options", [{}, {"eval_do_concat_batches": False}], ids=method_id)
@@ -916,14 +920,14 @@ def test_a_collator_that_drops_the_labels(make_trainer):
 
 def test_an_absent_class_is_named_and_trains(make_trainer, caplog):
     trainer = make_trainer(train_dataset=make_images([20, 10, 0, 3]), loss="logit_adjusted", sharpness="focal_sam")
-    assert "1 classes have no training examples: 'class 2'" in caplog.text
+    assert "1 class has no training examples: 'class 2'" in caplog.text
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
 def test_a_coefficient_above_one_is_logged(make_trainer, caplog):
     make_trainer(sharpness="focal_sam", focal_lambda=1.2, focal_gamma=0.1)
-    assert "above 1" in caplog.text
+    assert "Above 1" in caplog.text
 
 
 def test_the_signature_is_that_of_trainer_plus_class_frequencies():

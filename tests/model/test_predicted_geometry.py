@@ -1,4 +1,4 @@
-"""The predicted geometry: reference values, closed forms, and the counts that have none."""
+"""The predicted geometry: reference values, closed forms, and refused input."""
 
 import json
 import re
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from hf_sharp.geometry import balancing_gamma, gram_distance, predict, predict_for_loss
-from hf_sharp.geometry.predict import cosines, tight_frame
 from hf_sharp.losses import build_loss
+from hf_sharp.model.predicted_geometry import cosines, tight_frame
 
 CASES = json.loads((Path(__file__).parent / "reference.json").read_text())["cases"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['loss']}-{case['gamma']}-{case['class_counts']}")
-def test_it_is_the_reference(case):
+def test_predictions_match_the_reference(case):
     options = {} if case["loss"] == "cross_entropy" else {"loss_gamma": case["gamma"]}
     classifier, embedding = predict_for_loss(build_loss(case["loss"], case["class_counts"], **options))
     np.testing.assert_allclose(classifier, case["classifier_gram_normalised"], atol=2e-6)
@@ -63,13 +63,13 @@ def test_equal_counts_give_the_tight_frame(num_classes, loss):
 
 
 @pytest.mark.parametrize("counts", [[100, 3], [1000, 100, 10], [5, 5, 5, 4000, 17]])
-def test_ldt_with_gamma_one_half_is_the_tight_frame_whatever_the_counts(counts):
+def test_ldt_with_gamma_one_half_is_the_tight_frame_for_any_counts(counts):
     assert balancing_gamma(counts) == 0.5
     classifier, _ = predict_for_loss(build_loss("ldt", counts, loss_gamma=0.5))
     assert gram_distance(classifier, tight_frame(len(counts))) < 1e-10
 
 
-def test_what_is_added_and_weights_do_not_move_it_and_scales_do():
+def test_only_scales_change_the_geometry_not_offsets_or_weights():
     counts = [300, 40, 5]
     plain = predict(counts)
     for name in ("weighted", "class_balanced", "logit_adjusted", "balanced_softmax"):
@@ -94,8 +94,8 @@ def test_the_balancing_gamma_is_no_worse_than_its_neighbours(counts, loss):
 
 
 @pytest.mark.parametrize("scale", [{}, {"label_scale": [1.0, 0.8, 0.5, 0.3]}, {"class_scale": [1.0, 0.8, 0.5, 0.3]}])
-def test_classifier_and_embeddings_make_the_logits_of_the_svm(scale):
-    """With W = (W Wᵀ)^½ and H = W⁺ Z, HᵀH is the embeddings' Gram matrix: the two belong to one and the same Z."""
+def test_classifier_and_embeddings_reproduce_the_logits_of_the_svm(scale):
+    """With W = (W Wᵀ)^½ and H = W⁺ Z, HᵀH is the embeddings' Gram matrix: both follow from the same Z."""
     classifier, embedding = predict([100, 40, 10, 3], **scale)
     if "class_scale" in scale:
         v = 1 / np.array(scale["class_scale"])
@@ -112,7 +112,10 @@ def test_classifier_and_embeddings_make_the_logits_of_the_svm(scale):
     [
         (lambda: predict([5, 0, 2]), "classes without examples have no embedding"),
         (lambda: balancing_gamma([5, 0, 2]), "classes without examples have no embedding"),
-        (lambda: predict([5, 2], [1.0, 1.0], [1.0, 1.0]), "class_scale and label_scale together"),
+        (
+            lambda: predict([5, 2], [1.0, 1.0], [1.0, 1.0]),
+            "the geometry of class_scale and label_scale together is not known",
+        ),
         (lambda: predict([5, 2], class_scale=[1.0, 0.0]), "class_scale must be 2 finite numbers > 0"),
         (lambda: predict([5, 2], label_scale=[1.0]), "label_scale must be 2 finite numbers > 0"),
         (lambda: predict_for_loss(build_loss("focal", [5, 2])), "the geometry of loss='focal' is not known"),

@@ -1,7 +1,7 @@
-"""The geometry that a loss leads to, for any class counts.
+"""The geometry of classifier and embeddings that theory predicts for a loss and class counts.
 
-Of the unconstrained features model (UFM), Σ_i ℓ(W h_i, y_i) + ridge (‖W‖² + ‖H‖²) / 2, as the ridge vanishes: W and H
-turn to the solution of a cost-sensitive SVM, which is known. With the class c's column z_c of Z (K, K):
+In the unconstrained features model (UFM), the minimiser of Σ_i ℓ(W h_i, y_i) + ridge (‖W‖² + ‖H‖²) / 2 converges in
+direction to the solution of a cost-sensitive SVM as the ridge vanishes. With z_c the column of Z (K, K) of class c:
 
     no scale (CE, weighted, logit-adjusted, balanced softmax)   Z = I − 1 1ᵀ/K
     class scale Δ (CDT, VS)                                     Z = (I − v vᵀ/‖v‖²) diag(1/Δ),   v = 1/Δ
@@ -9,7 +9,7 @@ turn to the solution of a cost-sensitive SVM, which is known. With the class c's
 
     S = Σ_c n_c z_c z_cᵀ      W Wᵀ ∝ S^½      HᵀH ∝ Zᵀ S^†½ Z      logits W H ∝ Z
 
-What is added to logits, and weights of the loss, do not move the geometry; scales do.
+Offsets added to the logits and weights of the loss do not change the geometry; scales do.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.registry import LOSSES
 
-# What is not cross-entropy of affinely mapped logits goes elsewhere, or where nobody has computed.
+# These are not cross-entropy of affinely mapped logits; their geometry is not known.
 _WITHOUT_PREDICTION = ("focal", "ldam", "large_margin")
 
 
 class Geometry(NamedTuple):
-    """Gram matrices of the classifier's rows and of the mean embeddings; only their proportions mean anything."""
+    """Gram matrices of the classifier's rows and of the mean embeddings; only their proportions are meaningful."""
 
     classifier_gram: np.ndarray
     embedding_gram: np.ndarray
@@ -46,7 +46,7 @@ def predict(class_counts: Any, class_scale: Any = None, label_scale: Any = None)
         W Wᵀ (K, K) and HᵀH (K, K), float64, each divided by its Frobenius norm.
 
     Raises:
-        ValueError: a class without examples, both scales at once, or scales that are not K positive numbers.
+        ValueError: a class has no examples, both scales are given, or scales are not K positive numbers.
 
     Example:
         >>> classifier, embedding = predict([10, 10, 10])  # equal counts: an equiangular tight frame
@@ -59,18 +59,18 @@ def predict(class_counts: Any, class_scale: Any = None, label_scale: Any = None)
         Behnia et al., "On the Implicit Geometry of Cross-Entropy Parameterizations for Label-Imbalanced Data", arXiv
         2303.07608; Thrampoulidis et al., "Imbalance Trouble: Revisiting Neural-Collapse Geometry", arXiv 2208.05512.
 
-    Differs from the authors' code: the label scale is in W's geometry too, which goes with n_c/δ_c². Training the UFM
-    confirms it (`recipes/geometry.py`).
+    Differs from the authors' code: here the label scale also affects W's geometry, which depends on n_c/δ_c². Training
+    the UFM confirms this (`recipes/geometry.py`).
     """
     counts = ClassFrequencies.from_counts(class_counts).counts.astype(float)
     if (counts == 0).any():
         absent = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
         raise ValueError(
-            f"classes without examples have no embedding, so that there is no geometry to predict: {absent}. Leave "
-            "them out of the counts."
+            f"classes without examples have no embedding, so no geometry can be predicted: {absent}. Leave them out of "
+            "the counts."
         )
     if class_scale is not None and label_scale is not None:
-        raise ValueError("class_scale and label_scale together have no known geometry. Give one of them.")
+        raise ValueError("the geometry of class_scale and label_scale together is not known. Give only one of them.")
     identity = np.eye(len(counts))
     if class_scale is not None:
         v = 1 / _positive("class_scale", class_scale, len(counts))
@@ -79,7 +79,7 @@ def predict(class_counts: Any, class_scale: Any = None, label_scale: Any = None)
         delta = np.ones(len(counts)) if label_scale is None else _positive("label_scale", label_scale, len(counts))
         z = (identity - 1 / len(counts)) / delta
     values, vectors = np.linalg.eigh((z * counts) @ z.T)
-    values[0] = 0  # Z has rank K − 1, and rounding may say otherwise
+    values[0] = 0  # Z has rank K − 1; remove the rounding error
     root = np.sqrt(values.clip(0))
     inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
     classifier = (vectors * root) @ vectors.T
@@ -88,16 +88,16 @@ def predict(class_counts: Any, class_scale: Any = None, label_scale: Any = None)
 
 
 def predict_for_loss(loss: ClassFrequencyLoss) -> Geometry:
-    """Predict the geometry that training with a loss leads to.
+    """Predict the geometry that training with a loss converges to.
 
     Args:
-        loss: as `build_loss` makes it, with its class counts.
+        loss: a loss from `build_loss`, with its class counts.
 
     Returns:
         As `predict`.
 
     Raises:
-        ValueError: as `predict`; or a loss whose geometry is not known.
+        ValueError: as `predict`; also if the loss's geometry is not known.
 
     Example:
         >>> from hf_sharp.losses import build_loss
@@ -107,47 +107,47 @@ def predict_for_loss(loss: ClassFrequencyLoss) -> Geometry:
     """
     if loss.name in _WITHOUT_PREDICTION:
         known = [name for name in LOSSES if name not in _WITHOUT_PREDICTION]
-        raise ValueError(f"the geometry of loss={loss.name!r} is not known. It is of {', '.join(known)}.")
+        raise ValueError(f"the geometry of loss={loss.name!r} is not known. It is known for {', '.join(known)}.")
     scales = (None if scale is None else scale.cpu().numpy() for scale in (loss.class_scale, loss.label_scale))
     return predict(loss.class_counts.cpu().numpy(), *scales)
 
 
 def gram_distance(first: Any, second: Any) -> float:
-    """Measure how far two Gram matrices are apart in their proportions: ‖G/‖G‖_F − G'/‖G'‖_F‖_F.
+    """Measure the distance between two Gram matrices up to scale: ‖G/‖G‖_F − G'/‖G'‖_F‖_F.
 
     Args:
         first: G (K, K).
         second: G' (K, K).
 
     Returns:
-        From 0, the same, to 2, the opposite.
+        From 0 (equal up to scale) to 2 (opposite).
 
     Example:
         >>> gram_distance(np.eye(2), 5 * np.eye(2))
         0.0
     """
-    one, other = (np.asarray(gram, dtype=float) for gram in (first, second))
-    return float(np.linalg.norm(one / np.linalg.norm(one) - other / np.linalg.norm(other)))
+    unit = [np.asarray(gram, dtype=float) / np.linalg.norm(gram) for gram in (first, second)]
+    return float(np.linalg.norm(unit[0] - unit[1]))
 
 
 def tight_frame(num_classes: int) -> np.ndarray:
-    """Give the Gram matrix of the equiangular tight frame, I − 1 1ᵀ/K: (K, K)."""
+    """Return the Gram matrix of the equiangular tight frame, I − 1 1ᵀ/K: (K, K)."""
     return np.eye(num_classes) - 1 / num_classes
 
 
 def balancing_gamma(class_counts: Any, loss: str = "ldt") -> float:
-    """Find the γ that makes the classifier's geometry as symmetric as it can be, for given class counts.
+    """Find the γ that makes the predicted classifier as symmetric as possible.
 
     Args:
         class_counts: (K,) integers >= 1.
-        loss: "ldt", for which γ = ½ makes it an equiangular tight frame whatever the counts; or "cdt" (or "vs"), for
-            which the nearest to one is searched for.
+        loss: "ldt", for which γ = ½ gives an equiangular tight frame for any counts; or "cdt" or "vs", for which a
+            search finds the γ whose classifier is nearest to that frame.
 
     Returns:
-        γ of Δ_c = (n_c / n_max)^γ, that is `loss_gamma`; 0 where all counts are equal.
+        γ of Δ_c = (n_c / n_max)^γ, which is `loss_gamma`; 0 if all counts are equal.
 
     Raises:
-        ValueError: another loss, or a class without examples.
+        ValueError: another loss, or a class has no examples.
 
     Example:
         >>> balancing_gamma([1000, 100, 10])
@@ -156,7 +156,7 @@ def balancing_gamma(class_counts: Any, loss: str = "ldt") -> float:
     counts = ClassFrequencies.from_counts(class_counts).counts
     predict(counts)  # raises for a class without examples
     if loss not in ("ldt", "cdt", "vs"):
-        raise ValueError(f"loss={loss!r} has no γ that moves the geometry; expected ldt, cdt or vs.")
+        raise ValueError(f"loss={loss!r} has no γ that changes the geometry; expected ldt, cdt or vs.")
     if len(np.unique(counts)) == 1:
         return 0.0
     if loss == "ldt":
