@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -135,3 +135,30 @@ def _broken_pictures(data: datasets.Dataset, image_column: str, split: str, full
             f"{len(pictures):,}",
         )
     return faults
+
+
+def check_transform(data: object, kept_columns: Collection[str], which: str) -> None:
+    """Check that a transform still finds its columns after the Trainer has removed those that the model does not take.
+
+    Args:
+        data: a dataset; only a `datasets.Dataset` with a transform is looked at.
+        kept_columns: the columns that stay: those that the model's forward names, and the label column.
+        which: what the dataset is, as in "the training set", for the error.
+
+    Raises:
+        ValueError: the transform reads a column that is removed.
+
+    Example:
+        >>> data = datasets.Dataset.from_dict({"x": [1]}).with_transform(lambda batch: {"y": batch["x"]})
+        >>> check_transform(data, ["x"], "the training set")
+    """
+    if not isinstance(data, datasets.Dataset) or data.format["type"] != "custom" or len(data) == 0:
+        return
+    removed = [name for name in data.column_names if name not in kept_columns]
+    try:
+        data.select([0]).remove_columns(removed)[0]
+    except KeyError as error:
+        raise ValueError(
+            f"the transform of {which} reads the column {error}, which the Trainer removes because the model does not "
+            "take it. Set remove_unused_columns=False."
+        ) from error

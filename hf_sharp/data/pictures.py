@@ -114,6 +114,7 @@ def to_rgb(picture: Image.Image, limits: tuple[float, float] | None) -> Image.Im
     """
     if picture.mode in WIDE_MODES and limits is not None:
         low, high = limits
-        scaled = (np.nan_to_num(np.asarray(picture, dtype=np.float64)) - low) * (255 / max(high - low, 1e-12))
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=low, posinf=high, neginf=low)
+        scaled = (values - low) * (255 / max(high - low, 1e-12))
         picture = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
     return picture.convert("RGB")

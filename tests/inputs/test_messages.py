@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from hf_sharp import ClassFrequencies
+from hf_sharp.data.checking import check_transform
 from hf_sharp.data.loading import load, prepare_splits
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 from tests.recipes.conftest import image_folder  # noqa: F401
@@ -98,6 +99,16 @@ def test_one_row_without_a_label_is_named_as_a_person_counts_it():
 def test_examples_without_columns_point_to_class_frequencies(data):
     with pytest.raises(ValueError, match=r"of type tuple.*class_frequencies=ClassFrequencies.from_counts"):
         ClassFrequencies.from_dataset(data)
+
+
+def test_a_transform_that_reads_a_removed_column_is_told_what_to_set():
+    data = datasets.Dataset.from_dict({"image": [1, 2], "label": [0, 1]})
+    with_pixels = data.with_transform(lambda batch: {"pixel_values": batch["image"], "label": batch["label"]})
+    with pytest.raises(ValueError, match=r"the training set reads the column 'image'.*remove_unused_columns=False"):
+        check_transform(with_pixels, ["pixel_values", "label"], "the training set")
+    check_transform(with_pixels, ["image", "label"], "the training set")
+    check_transform(data.with_transform(lambda batch: {"label": batch["label"]}), ["label"], "the training set")
+    check_transform(data, ["label"], "the training set")
 
 
 def test_a_subset_of_examples_with_columns_is_read():
