@@ -332,11 +332,29 @@ def curvature_speed() -> str:
     )
 
 
+def asam_table() -> str:
+    """Show where ASAM's perturbation lies, and the radius that makes it as strong as SAM's."""
+    result = results("asam_scope")
+    lines = ["| model | metric | share of ‖ε‖² in matrices | radius as strong as SAM's 0.05 |", "|---|---|---|---|"]
+    for model, metrics in result["models"].items():
+        for metric, row in metrics.items():
+            lines.append(f"| {model} | {metric} | {100 * row['matrix_share']:.3g} % | {row['rho']:.2g} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of {result['batches']} batches, seed {result['seeds'][0]}: `{result['command']}` on "
+            f"{result['machine']}. Data: `benchmarks/results/asam_scope.json`.",
+        ]
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **REFERENCE_TABLES,
     "cost_full": cost_table,
     "budget": budget_table,
     "radius_signal": signal_table,
+    "asam_scope": asam_table,
     "geometry": geometry_table,
     "few_shot": few_shot_table,
     "few_shot_speed": speed_table,

@@ -8,16 +8,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_sharp.data import sampling
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model import head_init
 from hf_sharp.sharpness import METHODS, methods
-
-if TYPE_CHECKING:
-    from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +88,11 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
     return {option: reason(option) for option in without_effect}
 
 
-def check_options(args: SharpTrainingArguments, choices: Mapping[str, Iterable[str]]) -> None:
+def check_options(args: Any, choices: Mapping[str, Iterable[str]]) -> None:
     """Raise a ValueError for options that are unknown, out of range, useless or in conflict.
 
     Args:
-        args: the arguments.
+        args: `SharpTrainingArguments`.
         choices: the possible values of fields, by name.
     """
     for name, known in choices.items():
@@ -119,7 +116,7 @@ def _json(name: str, text: str) -> Any:
         raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.") from error
 
 
-def _check_unused(args: SharpTrainingArguments) -> None:
+def _check_unused(args: Any) -> None:
     defaults = {item.name: item.default for item in fields(args)}
     for name, reason in unused_options(vars(args)).items():
         if getattr(args, name) != defaults[name]:
@@ -134,7 +131,7 @@ def _check_unused(args: SharpTrainingArguments) -> None:
             )
 
 
-def _check_numbers(args: SharpTrainingArguments) -> None:
+def _check_numbers(args: Any) -> None:
     for name in (
         *("rho", "rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"),
     ):
@@ -181,7 +178,7 @@ def _checked_steps(steps: Any) -> dict[str, float]:
     return numbers
 
 
-def _check_loss(args: SharpTrainingArguments) -> None:
+def _check_loss(args: Any) -> None:
     if args.reweight_after is not None:
         build_loss("class_balanced", [2, 1], loss_beta=args.loss_beta)
         if not 0 < args.reweight_after < 1:
@@ -208,7 +205,7 @@ def _check_loss(args: SharpTrainingArguments) -> None:
         )
 
 
-def _check_sampler(args: SharpTrainingArguments) -> None:
+def _check_sampler(args: Any) -> None:
     strategy = getattr(args, "train_sampling_strategy", "random")
     if args.sampler != "instance" and strategy != "random":
         raise ValueError(
@@ -217,7 +214,7 @@ def _check_sampler(args: SharpTrainingArguments) -> None:
         )
 
 
-def _check_modes(args: SharpTrainingArguments) -> None:
+def _check_modes(args: Any) -> None:
     if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes"):
         raise ValueError(
             "DeepSpeed is not supported: it keeps gradients where the ascent cannot see them. Use "
@@ -241,7 +238,7 @@ def _check_modes(args: SharpTrainingArguments) -> None:
         )
 
 
-def _check_ascent(args: SharpTrainingArguments) -> None:
+def _check_ascent(args: Any) -> None:
     uniform = METHODS[args.sharpness].uniform
     if args.ascent == "momentum" and not uniform:
         raise ValueError(

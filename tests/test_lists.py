@@ -136,6 +136,12 @@ def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
     parser.build(bf16=False)
 
 
+def test_every_page_is_in_the_index_of_the_readme_and_of_the_site():
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[2:]}
+    assert pages <= set(re.findall(r"\]\(docs/([\w/]+\.md)", README))
+    assert pages <= set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+
+
 def anchors(page):
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.class_names import name_classes
+from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.loading import load, no_split
 from hf_sharp.data.long_tail import long_tail

@@ -20,20 +20,20 @@ from hf_sharp.reports.table import comparison_table
 
 @dataclass
 class EvaluateArguments:
-    """What is evaluated, and where it goes."""
+    """What to evaluate, and where to write the report."""
 
-    split: str = field(default="test", metadata={"help": "test, or validation."})
+    split: str = field(default="test", metadata={"help": "The split to evaluate: test or validation."})
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    rare_threshold: int = field(default=20, metadata={"help": "few: classes with fewer training examples."})
-    common_threshold: int = field(default=100, metadata={"help": "many: classes with more training examples."})
-    batch_size: int = field(default=64, metadata={"help": "Examples in a batch."})
+    rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
+    common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
     output_dir: str | None = field(
         default=None, metadata={"help": "A new folder for report.json and the picture.", "aliases": ["--output"]}
     )
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate, show, and write down.
+    """Evaluate a model, and show and save its report.
 
     Args:
         argv: the words after `hf-sharp evaluate`.
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     output = None if what.output_dir is None else new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
-        raise ValueError(f"there is no split {what.split!r} here; the splits are {', '.join(map(repr, splits))}.")
+        raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
     logits, labels = saved.predict(what.split, what.batch_size)
     probabilities = logits.softmax(1).numpy()

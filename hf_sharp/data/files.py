@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
         raise ValueError(f"cannot read {str(path)!r}: expected one of {', '.join(LOADERS)}. Save it in such a format.")
     if LOADERS[suffix] == "csv":
         return _load_csv({"train": [str(path)]}, separator or ("\t" if suffix == ".tsv" else ","))
-    return datasets.load_dataset(LOADERS[suffix], data_files={"train": str(path)})
+    loaded = datasets.load_dataset(LOADERS[suffix], data_files={"train": str(path)})
+    return _with_dates_as_written(loaded, {"train": [str(path)]}) if LOADERS[suffix] == "json" else loaded
 
 
 def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDict:
@@ -57,6 +59,8 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     loaded = datasets.load_dataset(str(path))
     if type(builder.config).__name__ == "ImageFolderConfig":
         return _image_folder(path, loaded, files)
+    if type(builder.config).__name__ == "JsonConfig":
+        return _with_dates_as_written(loaded, files)
     return loaded
 
 
@@ -90,6 +94,8 @@ def _columns(file: str, separator: str) -> list[str]:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
             rows = csv.reader(text, delimiter=separator)
             header, first = next(rows, None), next(rows, None)
+            if header and "\0" in "".join(header):
+                raise csv.Error("NUL")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(_unreadable({"": [file]}, error)) from error
     if not header or not first:
@@ -121,6 +127,27 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
             "'CSV UTF-8'."
         )
     return f"{where} cannot be read: {' '.join(str(error).split())} Texts with separators or line ends need quotes."
+
+
+def _with_dates_as_written(loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
+    # Arrow reads a JSON string that looks like a date as a time.
+    for split, data in loaded.items():
+        dates = [
+            name for name, kind in data.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")
+        ]
+        if dates:
+            rows = [row for file in files[str(split)] for row in _json_rows(Path(file))]
+            for name in dates:
+                data = data.remove_columns(name).add_column(name, [row.get(name) for row in rows])
+            loaded[split] = data
+    return loaded
+
+
+def _json_rows(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _image_folder(path: Path, loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:

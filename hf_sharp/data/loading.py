@@ -6,10 +6,10 @@ from pathlib import Path
 
 import datasets
 
-from hf_sharp.data.class_names import name_classes
 from hf_sharp.data.embedded import digits
 from hf_sharp.data.files import load_file, load_folder
 from hf_sharp.data.idx import is_idx_folder, load_idx
+from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.split import split_validation
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ def class_axes(model: PreTrainedModel) -> dict[str, int]:
     shapes = []
     for more in (0, 1):
         config = copy.deepcopy(model.config)
-        config.num_labels = cast(int, model.config.num_labels) + more
+        config.num_labels = int(model.config.num_labels or 0) + more
         with torch.device("meta"):
             shapes.append({name: value.shape for name, value in type(model)(config).state_dict().items()})
     axes = {}

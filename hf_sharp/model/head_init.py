@@ -161,7 +161,6 @@ def init_head_from_class_means(
     if scale is None:
         scale, loss = _choose_scale(means, examples, centre, sums.kept_features(), sums.kept_labels(), reduce)
     rows = scale * nn.functional.normalize(torch.where((examples > 0)[:, None], means - centre, 0.0))
-    rows = rows.to(layer.weight.dtype).to(means)  # so that the bias fits the rounded rows
     bias = torch.where(examples > 0, -rows @ centre, -math.log(float(examples.sum()) + 1))
     with torch.no_grad():
         layer.weight.copy_(rows)

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.loading import load, prepare_splits
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import split_validation
@@ -47,16 +48,30 @@ class DataArguments:
     )
     imbalance_factor: float | None = field(
         default=None,
-        metadata={"help": "Make the training split long-tailed: largest over smallest class count."},
+        metadata={"help": "Make the training split long-tailed: largest over smallest class count"},
     )
     imbalance_profile: str = field(default="exponential", metadata={"help": "Shape of the tail: exponential or step."})
     imbalance_seed: int = field(default=0, metadata={"help": "Seed for choosing the examples of the tail."})
 
+    check_data: str = field(
+        default="fast",
+        metadata={
+            "help": "Check every row of every split before training. full: decode all pictures; fast: decode small "
+            "pictures, and check header and end of the others; off: labels only."
+        },
+    )
+    skip_broken: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows with a broken picture, an empty text or no label, instead of stopping."},
+    )
+    left_out: dict[str, int] = field(default_factory=dict, init=False)  # rows by split, once the data is loaded
+
     def __post_init__(self) -> None:
+        Checks(self.check_data)
         if self.validation_split == self.test_split:
             raise ValueError(
-                f"validation_split and test_split are both {self.test_split!r}: choosing a checkpoint on the test split "
-                "would invalidate its report. Choose another validation_split."
+                f"validation_split and test_split are both {self.test_split!r}: a checkpoint chosen on the test "
+                "split would invalidate its report. Choose another validation_split."
             )
 
 
@@ -124,7 +139,7 @@ class RunArguments:
         default=None,
         metadata={
             "help": "Other runs to compare with, on the same data, model and seed: 'baseline' (no sharpness, "
-            "cross-entropy), options such as loss=vs,loss_gamma=0.2, or a YAML file of the options that differ; 'none': "
+            "cross-entropy), options such as loss=vs,loss_gamma=0.2, or a YAML file of those that differ; 'none': "
             "no other run."
         },
     )
@@ -132,11 +147,19 @@ class RunArguments:
 
 
 def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
-    """Load the splits `train`, `test` and perhaps `validation`, with named classes and a long-tailed training split."""
+    """Load and check the splits `train`, `test` and perhaps `validation`, with named classes."""
     with stage(f"the dataset {data.dataset!r} cannot be loaded"):
         loaded = load(data.dataset, data.dataset_config, data.separator)
+    used = [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]
+    checked, data.left_out = check_splits(
+        {split: rows for split, rows in loaded.items() if split in used},
+        label_column,
+        Checks(data.check_data, data.skip_broken),
+        image_column=getattr(data, "image_column", None),
+        text_column=getattr(data, "text_column", None),
+    )
     splits = prepare_splits(
-        loaded,
+        datasets.DatasetDict({**loaded, **checked}),
         label_column,
         train_split=data.train_split,
         test_split=data.test_split,

@@ -106,7 +106,8 @@ def _is_ours(error: BaseException) -> bool:
         return False
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
     ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
-    return any(raised_in.is_relative_to(folder) for folder in ours)
+    # Frames of compiled libraries have relative names, and no file.
+    return raised_in.is_file() and any(raised_in.is_relative_to(folder) for folder in ours)
 
 
 def _in_short(error: BaseException) -> str:

@@ -14,8 +14,19 @@ from hf_sharp.reports.results import RESULTS
 logger = logging.getLogger(__name__)
 
 # Options of the model's inputs, whatever the data; all others are taken over for the same data only.
-_OF_INPUTS = {"max_length", "tokenizer_name"}
-_NOT_TAKEN = {"output_dir", "dataset", "split", "seed", "batch_size", "head", "loss", "loss_gamma", "check_data"}
+_OF_INPUTS = {"max_length", "tokenizer_name", "picture_range"}
+_NOT_TAKEN = {
+    "output_dir",
+    "dataset",
+    "split",
+    "seed",
+    "batch_size",
+    "head",
+    "loss",
+    "loss_gamma",
+    "check_data",
+    "left_out",
+}
 # A held-out share that differs from the training's puts training examples into it.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
 
@@ -55,7 +66,7 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
     """
     if not record:
         return
-    options, flags = record["options"], set_flags(argv)
+    options, flags = record["options"] | record.get("data", {}), set_flags(argv)
     same = _same(str(options.get("dataset", "digits")), dataset)
     taken, contradicted = {}, {}
     for group in groups:

@@ -25,12 +25,13 @@ from transformers import (
 )
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.class_names import align_dataset, match_names, real_names, shown
+from hf_sharp.data.class_names import match_names, real_names, shown
+from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
-from hf_sharp.recipe.texts import TextArguments, prepare_texts
+from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,8 @@ def open_saved(
             processor = AutoImageProcessor.from_pretrained(name)
         else:
             processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
+    if not images:
+        fit_tokenizer(processor, model.config, name, data)
     splits = _aligned(name, model.config, splits, label_column, subset)
     names: Sequence[str] = splits["train"].features[label_column].names
     frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))

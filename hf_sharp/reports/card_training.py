@@ -68,7 +68,7 @@ def treats_classes_alike(method: Mapping[str, Any]) -> bool:
 
 
 def _built_loss(method: Mapping[str, Any]) -> Any:
-    options = {name: method[name] for name in loss_options(method["loss"])}
+    options = {name: method[name] for name in loss_options(method["loss"]) if name in method}
     return build_loss(method["loss"], [2, 1], feature_dim=1, **options)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,10 +28,7 @@ from hf_sharp.sharpness.ascent import (
 from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
 from hf_sharp.sharpness.passes import Division, rows_of
 from hf_sharp.sharpness.reuse import ReusedSharpness
-from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, SharpnessStep, sharpness_aware_backward
-
-if TYPE_CHECKING:
-    from hf_sharp.sharpness.engine import SharpnessEngine
+from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpness_aware_backward
 
 
 class Waiting(NamedTuple):
@@ -67,14 +64,14 @@ class GradientAscent:
     """ε follows a gradient: that of the micro-batch's perturbed examples, or of its whole accumulation window's.
 
     Args:
-        engine: divides micro-batches, and provides radius and loop.
+        engine: the `SharpnessEngine`: it divides micro-batches, and provides radius and loop.
     """
 
     needs_first_moment = False
     needs_same_passes = False
     state = None
 
-    def __init__(self, engine: SharpnessEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
         self.one_window = engine.options.ascent_scope == "window"
         self.observer: AscentObserver | None = engine.learned_radius
@@ -142,17 +139,17 @@ class GradientAscent:
             measure_vanishing=engine.measures_vanishing,
             observer=self.observer,
         )
-        self._report(step)
+        self.engine.means.add(step.ascent_grad_norm, step.sharpness)
+        self.engine.report_vanishing(step.vanishing)
+        if engine.effect.is_due(loop.step):
+            losses, (rows, weights) = micro_batches[-1].losses, micro_batches[-1].ascent
+            engine.effect.measure(model, lambda: weights * losses(rows), step.sharpness)
         return step.loss
 
     def _before_passes(self, model: nn.Module, scale: Tensor) -> None:
         if self.engine.reused is not None:
             self.observer = self.engine.reused
             self.engine.reused.begin(trainable_parameters(model), scale)
-
-    def _report(self, step: SharpnessStep) -> None:
-        self.engine.means.add(step.ascent_grad_norm, step.sharpness)
-        self.engine.report_vanishing(step.vanishing)
 
     def _micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], waiting: Waiting) -> MicroBatch:
         engine, loop = self.engine, self.loop
@@ -183,7 +180,7 @@ class MomentumAscent:
     """ε follows the optimizer's first moment m: ε = −ρ m / ‖m‖, the direction in which training moves. One pass.
 
     Args:
-        engine: provides the loop.
+        engine: the `SharpnessEngine`, which provides the loop.
 
     Reference:
         Momentum-SAM arXiv 2401.12033, algorithm 1.
@@ -193,7 +190,7 @@ class MomentumAscent:
     needs_same_passes = False
     state = None
 
-    def __init__(self, engine: SharpnessEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
 
     def restart(self) -> None:
@@ -213,6 +210,13 @@ class MomentumAscent:
             moved, momentum = with_gradients(parameters, first_moments(self.loop.optimizer, parameters))
             if momentum:  # there is none before the first step
                 gradient_to_perturbation(moved, momentum, -rho, **self.engine.metric)
+            if momentum and self.engine.effect.is_due(self.loop.step):
+                prepared, frozen = self.loop.prepare(inputs), self.loop.frozen_loss()
+                self.engine.effect.measure(
+                    model,
+                    lambda: self.loop.losses(model, prepared, frozen),
+                    moved=lambda: perturbed(moved, [change.clone() for change in momentum]),
+                )
             with perturbed(moved, momentum) if momentum else nullcontext():
                 return self.loop.plain_step(model, inputs, num_examples)
 

@@ -14,7 +14,7 @@ ahead, in the direction in which training goes; with the opposite sign training 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from hf_sharp.sharpness.ascent import (
     trainable_parameters,
 )
 from hf_sharp.sharpness.passes import rows_of
-
-if TYPE_CHECKING:
-    from hf_sharp.sharpness.engine import SharpnessEngine
 
 
 class ClassMomentum:
@@ -111,13 +108,13 @@ class ClassMomentumAscent:
     plain training. `ascent_sync="global"` averages m too, for one more all-reduce per step.
 
     Args:
-        engine: divides micro-batches, and provides the loop.
+        engine: the `SharpnessEngine`: it divides micro-batches, and provides the loop.
     """
 
     needs_first_moment = False
     needs_same_passes = True  # exactly one backward pass of every process averages the gradients: the clean one
 
-    def __init__(self, engine: SharpnessEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
         if (engine.planner.host_coefficients > 1).any():
             raise ValueError(
@@ -169,6 +166,11 @@ class ClassMomentumAscent:
                 self._keep(parameters, gradients)
             if clean_rows is None or len(clean_rows):
                 loss = loss + run(clean_rows, 1 - weights)
+        if self.momentum.of(parameters) and engine.effect.is_due(loop.step):
+            frozen = loop.frozen_loss()
+            engine.effect.measure(
+                model, lambda: loop.losses(model, inputs, frozen), moved=lambda: self._moved(parameters, rho)
+            )
         if loop.window_ends:
             self.momentum.update(engine.average)
         return loss

@@ -17,19 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_sharp.data.labels import HOST_LABELS
-from hf_sharp.sharpness.ascent import (
-    average_over_processes,
-    gradients_in,
-    random_state_kept,
-    running_statistics_kept,
-    trainable_parameters,
-    widest_dtype,
-)
+from hf_sharp.sharpness.ascent import average_over_processes, gradients_in, trainable_parameters, widest_dtype
 from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, Waiting
 from hf_sharp.sharpness.coefficients import class_coefficients
+from hf_sharp.sharpness.effect import AscentEffect
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.sharpness.passes import PassPlanner
 from hf_sharp.sharpness.radius import LearnedRadius, scheduled_rho
+from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
 from hf_sharp.sharpness.reuse import ReusedSharpness
 
 logger = logging.getLogger(__name__)
@@ -162,6 +157,7 @@ class SharpnessEngine:
         # The share of ε that rounding takes in low-precision weights: measured in the first step, reported in the log.
         self.measures_vanishing = any(p.dtype.itemsize < 4 for p in trainable_parameters(model))
         self._vanishing: Tensor | None = None
+        self.effect = AscentEffect()
         self.dtype_name = str(widest_dtype(model)).removeprefix("torch.")
         if options.torch_compile and (options.learns_rho or not self.planner.uniform):
             # A graph that serves two backward passes must keep its buffers after the first.
@@ -287,6 +283,8 @@ class SharpnessEngine:
         if not self.method.needs_radius:
             return {"sharpness": means["sharpness"]} if means else {}
         self._warn_of_vanishing()
+        if hint := self.effect.pop_hint(float(self.last_rho)):
+            logger.warning(hint)
         derivative = {}
         if self.learned_radius is not None:
             derivative["rho_derivative"] = self.learned_radius.derivative.item()

@@ -23,14 +23,11 @@ from hf_sharp.sharpness.ascent import (
     gradient_to_perturbation,
     gradients_in,
     perturbed,
-    random_state,
-    random_state_kept,
-    running_statistics_kept,
-    set_random_state,
     shards_only,
     vanishing_share,
     with_gradients,
 )
+from hf_sharp.sharpness.replay import random_state, random_state_kept, running_statistics_kept, set_random_state
 
 
 class Backward(Protocol):

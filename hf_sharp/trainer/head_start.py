@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -14,9 +14,6 @@ from hf_sharp.model.class_names import init_head_from_class_names
 from hf_sharp.model.cosine_head import CosineHead, use_cosine_head
 from hf_sharp.model.head_init import init_head_from_class_means
 from hf_sharp.training_args import SharpTrainingArguments
-
-if TYPE_CHECKING:
-    from hf_sharp.trainer.long_tail_trainer import LongTailTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +52,11 @@ def make_cosine_head(model: nn.Module, num_classes: int, args: SharpTrainingArgu
     )
 
 
-def start_head(trainer: LongTailTrainer, model: nn.Module) -> None:
+def start_head(trainer: Any, model: nn.Module) -> None:
     """Set the starting values of the head, as `head_init` says. One pass over the training set at most.
 
     Args:
-        trainer: its arguments, training set and class frequencies.
+        trainer: the `LongTailTrainer`, with arguments, training set and class frequencies.
         model: the model, changed in place.
 
     Raises:
@@ -92,8 +89,8 @@ def start_head(trainer: LongTailTrainer, model: nn.Module) -> None:
     logger.info("The head starts from the class means of %d examples, with scale %.3g.", examples, start.scale)
 
 
-def _batches(trainer: LongTailTrainer) -> DataLoader:
-    args, data = trainer.args, cast(Any, trainer.train_dataset)
+def _batches(trainer: Any) -> DataLoader:
+    args, data = trainer.args, trainer.train_dataset
     rows = np.arange(args.process_index, len(data), args.world_size)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "class means")
     return DataLoader(
@@ -104,7 +101,7 @@ def _batches(trainer: LongTailTrainer) -> DataLoader:
     )
 
 
-def _start_from_names(trainer: LongTailTrainer, model: nn.Module) -> None:
+def _start_from_names(trainer: Any, model: nn.Module) -> None:
     args, names = trainer.args, trainer.class_frequencies.names
     source = getattr(getattr(model, "config", None), "_name_or_path", None)
     if names is None or not source:

@@ -156,17 +156,6 @@ def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequ
     return reason is None
 
 
-def check_first_moment(optimizer: Any) -> None:
-    """Raise a ValueError if an optimizer keeps no first moment of the gradients."""
-    for group in optimizer.param_groups:
-        decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
-        if not decay or "weight_sum" in group:  # schedule-free optimizers keep that instead
-            raise ValueError(
-                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
-                "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
-            )
-
-
 def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments, trains: bool) -> None:
     """Raise a ValueError for data and modes that a learned radius cannot work with."""
     if not args.learns_rho:
@@ -221,8 +210,9 @@ def hold_out(
             f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
         )
     seed = args.seed if args.data_seed is None else args.data_seed
-    fraction, column = args.rho_validation_fraction, args.label_column
-    return split_validation(train_dataset, fraction, seed, label_column=column, label2id=label2id)
+    return split_validation(
+        train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column, label2id=label2id
+    )
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
@@ -282,9 +272,8 @@ def class_frequencies_of(
             )
         num_classes, label2id = getattr(config, "num_labels", None), getattr(config, "label2id", None)
         given = ClassFrequencies.from_dataset(train_dataset, args.label_column, num_classes, label2id=label2id)
-    defaults = {field.name: field.default for field in dataclasses.fields(ClassFrequencies)}
     for name in ("rare_threshold", "common_threshold"):
-        if getattr(given, name) not in (defaults[name], getattr(args, name)):
+        if getattr(given, name) not in (getattr(ClassFrequencies, name), getattr(args, name)):
             raise ValueError(
                 f"class_frequencies has {name}={getattr(given, name)}, the arguments have {getattr(args, name)}: set "
                 "it in SharpTrainingArguments."

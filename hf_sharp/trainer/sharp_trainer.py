@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import HostLabelCollator
 from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.engine import SharpnessEngine
 from hf_sharp.trainer import preflight
 from hf_sharp.trainer.long_tail_trainer import LongTailTrainer
@@ -136,7 +137,7 @@ class SharpTrainer(LongTailTrainer):
         """
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.engine.ascent.needs_first_moment:
-            preflight.check_first_moment(optimizer)
+            check_first_moment(optimizer)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

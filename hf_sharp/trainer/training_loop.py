@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -13,19 +13,16 @@ from torch import Tensor, nn
 
 from hf_sharp.sharpness.radius import drawn_rows
 
-if TYPE_CHECKING:
-    from hf_sharp.trainer.sharp_trainer import SharpTrainer
-
 
 class TrainerLoop:
     """A `hf_sharp.sharpness.engine.TrainingLoop` on top of a `SharpTrainer`.
 
     Args:
-        trainer: the trainer.
+        trainer: the `SharpTrainer`.
         plain_step: its training step without sharpness: model, inputs and number of examples to the loss.
     """
 
-    def __init__(self, trainer: SharpTrainer, plain_step: Callable[..., Tensor]) -> None:
+    def __init__(self, trainer: Any, plain_step: Callable[..., Tensor]) -> None:
         self.trainer, self.plain_step = trainer, plain_step
         args = trainer.args
         self.device, self.num_processes, self.process_index = args.device, args.world_size, args.process_index

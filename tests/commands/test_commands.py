@@ -156,7 +156,7 @@ def test_paired_intervals_are_students():
         ),
         (-0.021, 0.006, "a is ahead by 2.1 ± 0.6 points"),
         (0.004, 0.006, "no difference beyond chance: b is +0.4 ± 0.6 points"),
-        (0.004, None, "b is ahead by 0.4 points of balanced accuracy, of one seed: no interval"),
+        (0.004, None, "b is ahead by 0.4 points of balanced accuracy, but one seed cannot tell from chance"),
     ],
 )
 def test_the_verdict_in_words(difference, interval, said):
@@ -168,7 +168,7 @@ def test_the_verdict_in_words(difference, interval, said):
 def test_runs_of_other_data_are_not_compared():
     result = {"report": {"class_counts": [3, 2], "per_class_support": [1, 1]}}
     other = {"report": {"class_counts": [3, 1], "per_class_support": [1, 1]}}
-    with pytest.raises(ValueError, match="other class counts"):
+    with pytest.raises(ValueError, match="class counts of the two differ"):
         compare(("a", "b"), {"a": [result], "b": [other]})
 
 

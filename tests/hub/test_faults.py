@@ -215,7 +215,7 @@ def test_failed_pushes_during_training_are_logged(hub, as_user, client, tmp_path
     hub.fails("POST .*/commit/", 500, times=2)
     as_user(tasks.train, str(tmp_path / "model"), SAVES)
     assert hub.repos[REPO].titles() == ["initial commit"]
-    logged = [line for line in client.log.read_text().splitlines() if "not pushed" in line]
+    logged = [line for line in client.log.read_text().splitlines() if "Pushing a checkpoint" in line]
     assert len(logged) == 2
     assert all("500" in line and REPO in line for line in logged)
 

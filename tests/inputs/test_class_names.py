@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from hf_sharp import cli
-from hf_sharp.data.class_names import align_dataset, align_names, match_names, real_names
+from hf_sharp.data.class_names import align_names, match_names, real_names
+from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.model.class_rows import class_axes, permute_classes, renew_head
 from hf_sharp.recipe.arguments import ModelArguments
 from hf_sharp.recipe.models import load_model

@@ -1,5 +1,7 @@
 """Values keep their type: labels and texts in files are text, and names in YAML are text."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -90,6 +92,20 @@ def test_truth_values_are_names_in_parquet_and_json(tmp_path):
 def test_texts_that_look_like_numbers_or_like_nothing_stay_texts(tmp_path):
     (tmp_path / "data.csv").write_text("text,label\n007,a\nNA,b\n1e5,a\ntrue,b\n")
     assert load(str(tmp_path / "data.csv"))["train"]["text"][:] == ["007", "NA", "1e5", "true"]
+
+
+@pytest.mark.parametrize(
+    "names", [["2024-01-01", "2024-02-01"], ["2024-01-01T00:00:00", "2024-01-01 10:00:00"]], ids=str
+)
+@pytest.mark.parametrize("lines", [True, False], ids=["lines", "array"])
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "file"])
+def test_labels_in_json_that_look_like_dates_stay_what_is_written(names, lines, folder, tmp_path):
+    rows = [{"text": f"text {i}", "label": name} for i, name in enumerate(names * 4)]
+    text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
+    (tmp_path / "train.json").write_text(text)
+    found, labels = classes(load(str(tmp_path if folder else tmp_path / "train.json")))
+    assert found == sorted(names)
+    assert labels == sorted(names * 4)
 
 
 def test_every_split_of_a_folder_is_read_alike(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from torch import nn
 from torch.nn.functional import cosine_similarity
 from transformers import (
@@ -94,54 +96,37 @@ def test_a_head_without_a_layer_norm_is_refused_unless_code_may_be_saved(family)
 # ---- pipelines -------------------------------------------------------------------------------------------------------
 
 
-def scores_without_hf_sharp(task, folder, example, cache, trust):
+def test_pipelines_without_hf_sharp_give_the_probabilities_of_the_cosines(
+    vit_folder,  # noqa: F811
+    bert_folder,  # noqa: F811
+    tmp_path,
+):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    processor, tokenizer = AutoImageProcessor.from_pretrained(vit_folder), AutoTokenizer.from_pretrained(bert_folder)
+    models = {"images": make_vit(num_channels=3).eval(), "texts": make_bert().eval()}
+    for name, part in (("images", processor), ("texts", tokenizer)):
+        use_cosine_head(models[name], 4, scale=5.0, allow_custom_code=name == "texts")
+        models[name].save_pretrained(tmp_path / name)
+        part.save_pretrained(tmp_path / name)
     code = (
         "import sys, json; sys.modules['hf_sharp'] = None\n"
         "from transformers import pipeline\n"
-        f"run = pipeline({task!r}, {str(folder)!r}, trust_remote_code={trust})\n"
-        f"print(json.dumps([run({example!r}, top_k=4)]))"
+        "images = pipeline('image-classification', 'images')('image.png', top_k=4)\n"
+        "texts = pipeline('text-classification', 'texts', trust_remote_code=True)('w1 w5', top_k=4)\n"
+        "print(json.dumps([images, texts]))"
     )
+    env = {"HF_MODULES_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-        cwd=folder,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    answers = json.loads(done.stdout.strip().splitlines()[-1])[0]
-    return {answer["label"]: answer["score"] for answer in answers}
-
-
-def test_an_image_pipeline_gives_the_probabilities_of_the_cosines(vit_folder, tmp_path):  # noqa: F811
-    from PIL import Image
-
-    model = make_vit(num_channels=3).eval()
-    use_cosine_head(model, 4, scale=5.0)
-    model.save_pretrained(tmp_path / "model")
-    processor = AutoImageProcessor.from_pretrained(vit_folder)
-    processor.save_pretrained(tmp_path / "model")
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
-    image.save(tmp_path / "image.png")
-    example = str(tmp_path / "image.png")
-    scores = scores_without_hf_sharp("image-classification", tmp_path / "model", example, tmp_path, trust=False)
-    with torch.no_grad():
-        expected = model(**processor(image, return_tensors="pt")).logits.softmax(1)[0]
-    assert [scores[f"LABEL_{c}"] for c in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def test_a_text_pipeline_gives_the_probabilities_of_the_cosines(bert_folder, tmp_path):  # noqa: F811
-    model = make_bert().eval()
-    use_cosine_head(model, 4, scale=5.0, allow_custom_code=True)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(bert_folder)
-    tokenizer.save_pretrained(tmp_path / "model")
-    scores = scores_without_hf_sharp("text-classification", tmp_path / "model", "w1 w5", tmp_path / "c", trust=True)
-    with torch.no_grad():
-        expected = model(**tokenizer("w1 w5", return_tensors="pt")).logits.softmax(1)[0]
-    assert [scores[f"LABEL_{c}"] for c in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
+    inputs = processor(image, return_tensors="pt"), tokenizer("w1 w5", return_tensors="pt")
+    for answers, model, batch in zip(json.loads(done.stdout.splitlines()[-1]), models.values(), inputs, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in answers}
+        with torch.no_grad():
+            expected = model(**batch).logits.softmax(1)[0]
+        assert [scores[f"LABEL_{c}"] for c in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

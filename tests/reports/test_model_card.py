@@ -441,7 +441,11 @@ def test_citations_are_those_of_the_methods_used_and_no_others():
 
     assert cited(sharpness="none", loss="cross_entropy") == set()
     assert cited(sharpness="focal_sam", loss="vs") == {"2010.01412", "2505.01660", "2103.01550"}
-    assert cited(sharpness="sam", adaptive=True, rho_schedule="learned") == {"2010.01412", "2102.11600", "2408.08222"}
+    learned = {"sharpness": "sam", "adaptive": True, "rho_schedule": "learned"}
+    assert cited(**learned) == {"2010.01412", "2102.11600"}  # with an objective and an update of our own
+    published = {"rho_objective": "gap", "rho_update": "adam"}
+    assert cited(**learned, **published) == {"2010.01412", "2102.11600", "2408.08222"}
+    assert cited(sharpness="none", head_init="class_mean") == {"2309.10019"}
     assert cited(sharpness="none", sampler="progressive") == {"1910.09217"}
     assert cited(sharpness="sam", sharpness_every=5) == {"2010.01412", "2203.02714"}
     assert cited(sharpness="sam", ascent="momentum") == {"2010.01412", "2401.12033"}
@@ -641,7 +645,7 @@ def test_the_title_is_the_name_of_folder_or_repository_and_not_of_the_loss(tmp_p
     assert card.data.model_name == name
 
 
-@pytest.mark.parametrize("root", ["/home/ann/", "/data/", "C:\\Users\\ann\\", "~/"])
+@pytest.mark.parametrize("root", ["/srv/ann/", "/data/", "C:\\Users\\ann\\", "~/"])
 def test_no_absolute_path_is_published(root):
     dataset, base = f"{root}photos", f"{root}bert"
     results = make_results(dataset=dataset, model_name_or_path=base, run_name=f"at {root}x/y", dataset_config=dataset)

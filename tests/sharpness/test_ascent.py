@@ -1,14 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from hf_sharp.sharpness.ascent import (
     average_over_processes,
+    check_first_moment,
+    first_moments,
     gradient_to_perturbation,
     gradients_in,
     perturbed,
-    running_statistics_kept,
 )
+from hf_sharp.sharpness.replay import running_statistics_kept
 
 
 def test_sam_epsilon_has_length_rho_along_the_gradient():
@@ -177,3 +181,33 @@ def test_running_statistics_are_restored_even_from_nan():
         norm(torch.full((8, 3), float("nan")))
         assert norm.running_mean.isnan().any()
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
+
+
+def test_first_moments_of_8_bits_are_read_block_by_block():
+    """As bitsandbytes keeps them: a code per entry, a value per code, the largest absolute value of each block."""
+    rng = torch.Generator().manual_seed(0)
+    parameter = torch.zeros(100, 70)
+    codes = torch.randint(0, 256, (100, 70), dtype=torch.uint8, generator=rng)
+    values, absmax = torch.linspace(-1, 1, 256), torch.rand(28, generator=rng)  # 7000 entries in blocks of 256
+    state = {parameter: {"state1": codes, "qmap1": values, "absmax1": absmax, "step": 3}}
+    (moment,) = first_moments(SimpleNamespace(state=state), [parameter])
+    expected = [values[code].item() * absmax[i // 256].item() for i, code in enumerate(codes.flatten().tolist())]
+    torch.testing.assert_close(moment.flatten(), torch.tensor(expected))
+
+
+def test_small_tensors_keep_whole_moments_beside_8_bit_ones():
+    parameter, moment = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
+    (found,) = first_moments(SimpleNamespace(state={parameter: {"state1": moment, "step": 1}}), [parameter])
+    assert torch.equal(found, moment)
+    assert found is not moment
+
+
+@pytest.mark.parametrize("how", ["fused", "foreach", "plain"])
+def test_every_implementation_of_adamw_keeps_first_moments(how):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), **{name: name == how for name in ("fused", "foreach")})
+    check_first_moment(optimizer)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    moments = first_moments(optimizer, list(model.parameters()))
+    torch.testing.assert_close(moments[1], 0.1 * torch.ones(2))

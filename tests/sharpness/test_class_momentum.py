@@ -1,4 +1,4 @@
-"""Class-aware momentum: against a loop in float64, and in the modes where a running mean of its own can go wrong."""
+"""Class-aware momentum: against a loop in float64, and in the modes where its running mean can go wrong."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def divisions_of(trainer):
 
 @pytest.mark.parametrize("options", [FOCAL, IMBSAM], ids=["focal_sam", "imbsam"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_gradient_and_the_running_mean_are_those_of_a_loop(make_trainer, options, accumulation):
+def test_the_gradient_and_the_running_mean_equal_a_loop(make_trainer, options, accumulation):
     trainer = ready(make_trainer, ascent_momentum=0.6, gradient_accumulation_steps=accumulation, **options)
     model, divided = trainer.model, divisions_of(trainer)
     mean, loss_gradient = None, torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_the_gradient_and_the_running_mean_are_those_of_a_loop(make_trainer, opt
         torch.testing.assert_close(found, mean, rtol=1e-9, atol=1e-12)
 
 
-def test_given_epsilon_the_mean_over_the_draws_is_focal_sams_gradient(make_trainer):
+def test_for_a_fixed_epsilon_the_expected_gradient_is_that_of_focal_sam(make_trainer):
     trainer = ready(make_trainer, **FOCAL)
     model, batch = trainer.model, batch_of(trainer)
     rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def test_the_weights_are_restored_to_the_last_bit(make_trainer):
     assert_same_bits(before, weights_of(trainer.model))
 
 
-def test_with_the_radius_it_goes_elsewhere_than_plain_training(make_trainer):
+def test_with_a_radius_it_differs_from_plain_training(make_trainer):
     def trained(**options):
         trainer = make_trainer(make_vit(), max_steps=6, **options)
         trainer.train()
@@ -123,7 +123,7 @@ def test_an_overflow_leaves_the_mean_unchanged():
         assert momentum.mean[0].tolist() == expected
 
 
-def test_loss_scaling_is_taken_out_of_the_mean(make_trainer):
+def test_loss_scaling_is_removed_from_the_mean(make_trainer):
     def mean(scale):
         trainer = in_float16(make_trainer(make_vit(), max_steps=3, learning_rate=0.0, **FOCAL), scale)
         trainer.train()
@@ -132,7 +132,7 @@ def test_loss_scaling_is_taken_out_of_the_mean(make_trainer):
     torch.testing.assert_close(mean(2.0**6), mean(2.0**9), rtol=1e-2, atol=1e-5)
 
 
-def test_what_an_error_left_of_a_window_is_forgotten(make_trainer):
+def test_gradients_left_over_from_a_failed_window_are_discarded(make_trainer):
     trainer = ready(make_trainer, **FOCAL)
     momentum = trainer.engine.ascent.momentum
     momentum.add(list(trainer.model.parameters()), [torch.ones_like(p) for p in trainer.model.parameters()])
@@ -141,7 +141,7 @@ def test_what_an_error_left_of_a_window_is_forgotten(make_trainer):
     assert momentum.mean is None
 
 
-def test_resumed_it_ends_where_it_would_have_ended(make_trainer, tmp_path):
+def test_resuming_is_exact(make_trainer, tmp_path):
     options = {"max_steps": 8, "save_steps": 4, "save_strategy": "steps", "lr_scheduler_type": "constant", **FOCAL}
     whole = make_trainer(make_vit(dropout=0.1), output_dir=str(tmp_path / "whole"), **options)
     whole.train()
@@ -161,7 +161,7 @@ def test_resumed_it_ends_where_it_would_have_ended(make_trainer, tmp_path):
         ({"sharpness": "focal_sam", "loss": "large_margin"}, "Leave ascent at 'gradient'"),
     ],
 )
-def test_what_does_not_go_together_is_refused(make_trainer, options, message):
+def test_incompatible_options_are_refused(make_trainer, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(ascent="class_momentum", **options)
 

@@ -114,7 +114,6 @@ def test_an_option_that_does_not_exist_is_refused_before_training(options, messa
         make_trainer(**options)
 
 
-@pytest.mark.xfail(reason="until cards read the records")
 def test_the_card_names_them(registered, trained, tmp_path):
     data = make_images(seed=5)
     trainer = trained(loss="poly", loss_options={"epsilon": 0.5}, sharpness="root", eval_dataset=data)

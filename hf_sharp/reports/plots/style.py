@@ -78,7 +78,7 @@ def shown_title(title: str) -> str:
         One line.
 
     Example:
-        >>> shown_title("/home/ann/photos, split test: 540 examples")
+        >>> shown_title("/srv/ann/photos, split test: 540 examples")
         'photos, split test: 540 examples'
     """
     subject, comma, rest = title.partition(",")

@@ -1,0 +1,1 @@
+"""Pretrained models that packages ship, as transformers models: see README.md."""

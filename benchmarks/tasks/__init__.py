@@ -1,0 +1,35 @@
+"""The tasks of the evidence: one module each, all with the same interface.
+
+    NAME          what the results call it
+    VERSION       raised whenever a split changes, so that finished runs of another split do not count
+    KIND          "text" or "image"
+    BACKBONE      the folder that benchmarks/backbones writes, or None: a small ViT from scratch
+    EPOCHS        how long a run trains
+    RATES         learning rates by base, five in rising order, of which the middle three are tried first
+    prepare(folder)    download, read and cache everything; returns a datasets.Dataset
+    split(data, seed)  returns (train, validation, test): rows of the dataset, as integers
+
+Data is downloaded by whoever runs this, into a folder that git ignores. Nothing of it is in the repository.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+NAMES = ("wordnet", "foldoc", "clipart", "solar_cells", "fashion_mnist")
+
+
+def load(name: str) -> ModuleType:
+    """Import a task's module.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        The module, with the interface above.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown task {name!r}; expected one of {', '.join(NAMES)}.")
+    return import_module(f"tasks.{name}")
