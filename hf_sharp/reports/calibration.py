@@ -13,13 +13,13 @@ class CalibrationBins(NamedTuple):
     """Predictions in bins of equal width by confidence: (0, 1/15], (1/15, 2/15], ...; 0 belongs to the first bin.
 
     Attributes:
-        count: (15,) predictions.
+        counts: (15,) predictions.
         confidence: (15,) mean confidence; NaN in an empty bin.
         accuracy: (15,) share of right predictions; NaN in an empty bin.
-        error: the expected calibration error, Σ_b count_b |accuracy_b − confidence_b| / N.
+        error: the expected calibration error, Σ_b n_b |accuracy_b − confidence_b| / N.
     """
 
-    count: np.ndarray
+    counts: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
     error: float

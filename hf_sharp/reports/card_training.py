@@ -30,7 +30,6 @@ DEFAULTS: dict[str, Any] = {
     if not (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING)
 }
 _OWN_FIELDS = vars(SharpTrainingArguments)["__annotations__"].keys()
-_HELP = {item.name: str(item.metadata.get("help", "")) for item in dataclasses.fields(SharpTrainingArguments)}
 
 
 def method_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def training_section(
     papers = citations(method)
     return {
         "descriptions": {part: description(part, method, recorded.get(part, {})) for part in DESCRIBED},
-        "method": [(option, _value(value), _help(option)) for option, value in method.items()],
+        "method": [(option, _value(value)) for option, value in method.items()],
         "training": training_rows(results, plain),
         "options": json.dumps(published(results["options"]), indent=2, ensure_ascii=False),
         "command": shown_command(results["command"]) if results.get("command") else None,
@@ -103,10 +102,6 @@ def _value(value: Any) -> str:
     if value is None:
         return "not set"
     return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 2000)
-
-
-def _help(option: str) -> str:
-    return escaped(_HELP[option].split(" One of:")[0]) if _HELP.get(option) else ""
 
 
 def description(part: str, method: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:

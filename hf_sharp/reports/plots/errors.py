@@ -173,8 +173,8 @@ def plot_reliability(probabilities: Any, references: Any, file: str | Path, titl
     """
     probabilities = np.asarray(probabilities)
     bins = calibration_bins(probabilities.argmax(1), np.asarray(references), probabilities)
-    occupied = bins.count > 0
-    confidence, accuracy, count = (values[occupied] for values in (bins.confidence, bins.accuracy, bins.count))
+    occupied = bins.counts > 0
+    confidence, accuracy, count = (values[occupied] for values in (bins.confidence, bins.accuracy, bins.counts))
     width = np.array([half_width([value], [number]) for value, number in zip(accuracy, count, strict=True)])
     spread = 100 * np.stack([np.minimum(width, accuracy), np.minimum(width, 1 - accuracy)])
     with picture(file, (5.5, 5.5), title) as figure:
@@ -184,8 +184,8 @@ def plot_reliability(probabilities: Any, references: Any, file: str | Path, titl
         upper.errorbar(100 * confidence, 100 * accuracy, spread, label="this model, 95 % interval", **style)
         upper.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(-3, 103))
         upper.set_title(f"expected calibration error {100 * bins.error:.1f} %")
-        edges = np.linspace(0, 100, len(bins.count) + 1)
-        lower.bar(edges[:-1], 100 * bins.count / bins.count.sum(), np.diff(edges), align="edge", color=PALETTE[1])
+        edges = np.linspace(0, 100, len(bins.counts) + 1)
+        lower.bar(edges[:-1], 100 * bins.counts / bins.counts.sum(), np.diff(edges), align="edge", color=PALETTE[1])
         lower.set(xlabel="confidence (%)", ylabel="predictions (%)")
         for axes in (upper, lower):
             axes.grid()

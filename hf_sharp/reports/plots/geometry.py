@@ -84,7 +84,8 @@ def plot_step_geometry(curves: Mapping[str, Mapping[str, Any]], file: str | Path
             axes.set_title(f"{('classifier', 'embeddings')[row]}: {headings[column]}", fontsize=9)
             if column == 0:
                 axes.set_yscale("log")
-                log_ticks(axes.yaxis, *axes.get_ylim(), inches=2.2)
+                low, high = axes.get_ylim()
+                log_ticks(axes.yaxis, low, high, inches=2.2)
             if row == 1:
                 axes.set_xlabel("γ")
             axes.axvline(0, color=LIGHT, linewidth=0.8, zorder=0)

@@ -57,8 +57,10 @@ def plain_ticks(low: float, high: float, inches: float, along_text: bool = True)
     for choice in choices:
         ticks = [int(tick) if tick >= 1 else tick for tick in choice if start <= tick <= high]
         if len(ticks) > 1 and _fit(ticks, inches_per_decade, along_text):
-            return zero + ticks
-    return zero + _linear_ticks(start, high, inches)
+            break
+    linear = _linear_ticks(start, high, inches)
+    narrow = high < 5 * start and len(linear) > len(ticks)  # too few round numbers within the limits
+    return zero + (linear if narrow or len(ticks) < 2 else ticks)
 
 
 def _fit(ticks: Sequence[float], inches_per_decade: float, along_text: bool) -> bool:
@@ -145,13 +147,14 @@ def label_points(
 
 
 def _free_place(point: np.ndarray, size: tuple[float, float], bounds: Any, taken: Sequence[tuple]) -> np.ndarray:
-    places = [np.array(place) for place in _places(*point, *size)]
+    places = [np.array(place) for place in _places(point, size)]
     inside = [place for place in places if _inside(_box(place, *size), bounds)]
     free = [place for place in inside if not any(_overlap(_box(place, *size), other) for other in taken)]
     return (free or inside or places)[0]
 
 
-def _places(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
+def _places(point: np.ndarray, size: tuple[float, float]) -> list[tuple[float, float]]:
+    (x, y), (width, height) = point, size
     # Above the point, below it and beside it, in growing distance: lines run from side to side.
     beside = width / 2 + 8
     places = []

@@ -15,13 +15,13 @@ from hf_sharp.reports.plots.fonts import MAIN_FONT, drawable, fallback_fonts
 from hf_sharp.sharpness.methods import METHODS
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method's is that of its place in METHODS.
-PALETTE = ("#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#666666", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
 # Tol's muted colours.
 GROUP_COLOURS = {"many": "#332288", "medium": "#44AA99", "few": "#CC6677"}
 LIGHT = "#dddddd"  # grid and reference lines
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "figure.titlesize": 11,
@@ -58,7 +58,7 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
 
     title = shown_title(title)
     fonts = fallback_fonts([title, *texts])
-    with matplotlib.rc_context({**STYLE, "font.family": [MAIN_FONT, *fonts]}):
+    with matplotlib.rc_context(STYLE | {"font.family": [MAIN_FONT, *fonts]}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)  # its renderer measures texts
         if title:
@@ -99,19 +99,18 @@ def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) ->
 
     Example:
         >>> [style["color"] for style in run_styles(["baseline", "sam+vs", "sam+ldam"])]
-        ['#7f7f7f', '#0072B2', '#009E73']
+        ['#666666', '#0072B2', '#009E73']
     """
     methods = methods or {}
     wanted = [_place(methods.get(run, run)) for run in runs]
     taken: set[int] = set()
-    places = []
+    places: list[int] = []
     for place in wanted:
-        free = [i for i in range(len(PALETTE)) if i not in taken and i not in wanted] or [
-            i for i in range(len(PALETTE)) if i not in taken
-        ]
-        chosen = place if place is not None and place not in taken else (free or [len(places) % len(PALETTE)])[0]
-        taken.add(chosen)
-        places.append(chosen)
+        if place is None or place in taken:
+            free = sorted({*range(len(PALETTE))} - taken, key=lambda i: (i in wanted, i))
+            place = free[0] if free else len(places) % len(PALETTE)
+        taken.add(place)
+        places.append(place)
     return [{"color": PALETTE[place], "marker": MARKERS[place]} for place in places]
 
 
