@@ -21,6 +21,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.losses import LOSSES
+from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
@@ -180,6 +181,7 @@ def run_side_by_side(
     test_dataset: datasets.Dataset,
     title: str,
     output_dir: str,
+    merge: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Train, evaluate and save every run; show them in one table and one picture.
 
@@ -191,6 +193,7 @@ def run_side_by_side(
         test_dataset: what the reports are about; read once, after training.
         title: of table and picture.
         output_dir: where the picture and the comparison go.
+        merge: whether adapters are merged into the saved model.
 
     Returns:
         Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, and the `radius`
@@ -208,7 +211,7 @@ def run_side_by_side(
         if state.is_main_process:
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
-        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset)
+        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, merge)
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
@@ -226,12 +229,17 @@ def run_side_by_side(
 
 
 def _train_and_evaluate(
-    run: Run, make_trainer: Callable[[SharpTrainingArguments], SharpTrainer], test_dataset: datasets.Dataset
+    run: Run,
+    make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
+    test_dataset: datasets.Dataset,
+    merge: bool = True,
 ) -> dict[str, Any]:
     args = run.args
     set_seed(args.seed)  # every run starts from the same weights
     trainer = make_trainer(args)
+    check_merging(trainer, merge)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
+    adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
     report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
     trainer.save_model()
     result = {
@@ -243,6 +251,7 @@ def _train_and_evaluate(
         "machine": machine_class(),
         "versions": versions(),
         **records_of(trainer),
+        **adapter,
     }
     if args.learns_rho:
         logged = [entry for entry in trainer.state.log_history if "rho" in entry]

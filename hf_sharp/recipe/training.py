@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 
+from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
 from hf_sharp.recipe.arguments import (
     DataArguments,
     ModelArguments,
@@ -44,9 +45,9 @@ def train_classifier(
     Returns:
         Run name to its results, which are saved too.
     """
-    parser = RecipeParser((arguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
+    parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
-    data, model, _, args = parser.build()
+    data, model, _, adapters, args = parser.build()
     runs = plan_runs(parser)
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
         raise ValueError(
@@ -60,7 +61,7 @@ def train_classifier(
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
         return SharpTrainer(
-            model=load_model(auto, model, class_names),
+            model=add_adapters(load_model(auto, model, class_names), len(class_names), adapters, args),
             args=args,
             train_dataset=splits["train"],
             eval_dataset=splits.get("validation"),
@@ -68,4 +69,4 @@ def train_classifier(
         )
 
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir)
+    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, adapters.peft_merge)
