@@ -8,8 +8,18 @@ from typing import Any
 import datasets
 import torch
 
+<<<<<<< HEAD
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArguments, load_splits
 from hf_sharp.recipe.boundary import stage
+=======
+from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
+from hf_sharp.recipe.arguments import (
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    load_splits,
+)
+>>>>>>> recipes
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
@@ -43,9 +53,9 @@ def train_classifier(
     Raises:
         ValueError: options, data and model that do not fit each other.
     """
-    parser = RecipeParser((arguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
+    parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
-    data, model, _, args = parser.build()
+    data, model, _, adapters, args = parser.build()
     runs = plan_runs(parser)
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
         raise ValueError(
@@ -60,6 +70,7 @@ def train_classifier(
     class_names = splits["train"].features[args.label_column].names
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
+<<<<<<< HEAD
         classifier = load_model(auto, model, class_names)
         if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and its kin
             classifier.config.pad_token_id = getattr(processor, "pad_token_id", None)
@@ -73,8 +84,21 @@ def train_classifier(
             )
             trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
         return trainer
+=======
+        return SharpTrainer(
+            model=add_adapters(load_model(auto, model, class_names), len(class_names), adapters, args),
+            args=args,
+            train_dataset=splits["train"],
+            eval_dataset=splits.get("validation"),
+            processing_class=processor,
+        )
+>>>>>>> recipes
 
     prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
+<<<<<<< HEAD
     record = {name: value for name, value in prepared.items() if value}
     return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record)
+=======
+    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, adapters.peft_merge)
+>>>>>>> recipes

@@ -22,7 +22,9 @@ CLIP_SCALE = 25.0  # of cosines with text embeddings: LIFT, arXiv 2309.10019
 
 def cosine_head_of(model: nn.Module) -> CosineHead | None:
     """Find the cosine head of a model."""
-    return next((module for module in model.modules() if isinstance(module, CosineHead)), None)
+    heads = [module for module in model.modules() if isinstance(module, CosineHead)]
+    # PEFT keeps the frozen original beside the copy that is trained.
+    return next((head for head in heads if head.weight.requires_grad), heads[0] if heads else None)
 
 
 def make_cosine_head(model: nn.Module, num_classes: int, args: SharpTrainingArguments) -> CosineHead | None:
