@@ -21,11 +21,8 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.losses import LOSSES
-<<<<<<< HEAD
-from hf_sharp.recipe.boundary import stage
-=======
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
->>>>>>> recipes
+from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
@@ -190,11 +187,8 @@ def run_side_by_side(
     test_dataset: datasets.Dataset,
     title: str,
     output_dir: str,
-<<<<<<< HEAD
     data: Mapping[str, Any] | None = None,
-=======
     merge: bool = True,
->>>>>>> recipes
 ) -> dict[str, dict[str, Any]]:
     """Train, evaluate and save every run; show all of them in one table and one picture.
 
@@ -202,21 +196,13 @@ def run_side_by_side(
     resuming, finished runs are not trained again.
 
     Args:
-<<<<<<< HEAD
         runs: the runs.
         make_trainer: takes training arguments and makes a trainer with a fresh model.
         test_dataset: the data of the reports; read once, after training.
         title: title of table and picture.
         output_dir: the folder for the picture.
         data: what was found out about the data, recorded with the results.
-=======
-        runs: what to run.
-        make_trainer: makes a trainer, with a fresh model, of arguments.
-        test_dataset: what the reports are about; read once, after training.
-        title: of table and picture.
-        output_dir: where the picture and the comparison go.
         merge: whether adapters are merged into the saved model.
->>>>>>> recipes
 
     Returns:
         Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, `data` if there is
@@ -237,11 +223,7 @@ def run_side_by_side(
         if state.is_main_process:
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
-<<<<<<< HEAD
-        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, data or {})
-=======
-        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, merge)
->>>>>>> recipes
+        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, data or {}, merge)
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
@@ -262,28 +244,20 @@ def _train_and_evaluate(
     run: Run,
     make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
     test_dataset: datasets.Dataset,
-<<<<<<< HEAD
     data: Mapping[str, Any],
-=======
-    merge: bool = True,
->>>>>>> recipes
+    merge: bool,
 ) -> dict[str, Any]:
     args = run.args
     set_seed(args.seed)  # all runs start from the same weights
     trainer = make_trainer(args)
     check_merging(trainer, merge)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
-<<<<<<< HEAD
+    adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
     trainer.save_model()  # before the test data is read: what fails there must not lose the model
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
         report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
-=======
-    adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
-    report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
-    trainer.save_model()
->>>>>>> recipes
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
@@ -293,11 +267,8 @@ def _train_and_evaluate(
         "machine": machine_class(),
         "versions": versions(),
         **records_of(trainer),
-<<<<<<< HEAD
         **({"data": dict(data)} if data else {}),
-=======
         **adapter,
->>>>>>> recipes
     }
     if args.learns_rho:
         logged = [entry for entry in trainer.state.log_history if "rho" in entry]

@@ -8,18 +8,9 @@ from typing import Any
 import datasets
 import torch
 
-<<<<<<< HEAD
+from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArguments, load_splits
 from hf_sharp.recipe.boundary import stage
-=======
-from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
-from hf_sharp.recipe.arguments import (
-    DataArguments,
-    ModelArguments,
-    RunArguments,
-    load_splits,
-)
->>>>>>> recipes
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
@@ -70,10 +61,10 @@ def train_classifier(
     class_names = splits["train"].features[args.label_column].names
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
-<<<<<<< HEAD
         classifier = load_model(auto, model, class_names)
         if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and its kin
             classifier.config.pad_token_id = getattr(processor, "pad_token_id", None)
+        classifier = add_adapters(classifier, len(class_names), adapters, args)
         with stage("the trainer cannot be made"):
             trainer = SharpTrainer(
                 model=classifier,
@@ -84,21 +75,8 @@ def train_classifier(
             )
             trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
         return trainer
-=======
-        return SharpTrainer(
-            model=add_adapters(load_model(auto, model, class_names), len(class_names), adapters, args),
-            args=args,
-            train_dataset=splits["train"],
-            eval_dataset=splits.get("validation"),
-            processing_class=processor,
-        )
->>>>>>> recipes
 
     prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
-<<<<<<< HEAD
     record = {name: value for name, value in prepared.items() if value}
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record)
-=======
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, adapters.peft_merge)
->>>>>>> recipes
+    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record, adapters.peft_merge)
