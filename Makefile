@@ -1,10 +1,14 @@
-# Every target makes the environment it needs first, and does nothing twice.
+# Every target first makes the environment it needs. Finished steps are skipped.
 PYTHON ?= python3
 BIN := .venv/bin
 TEST_OPTIONS ?=
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# The rooms whose tests take seconds, without runs of several processes or of commands.
+FAST_TESTS := tests/data tests/losses tests/sharpness tests/geometry tests/model tests/reports tests/few_shot \
+  tests/trainer/test_sharp_trainer.py tests/test_training_args.py hf_sharp
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all quality format clean
+.PHONY: help install dev quickstart test test-all check quality format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,23 +26,32 @@ $(BIN)/python:
 
 install: .venv/installed  ## make .venv and install hf_sharp into it
 
-quickstart: .venv/installed  ## the main job: a plain Trainer and SharpTrainer on long-tailed digits, side by side
+dev: .venv/installed-test  ## the same, with what tests and checks need
+
+quickstart: .venv/installed  ## train a plain Trainer and SharpTrainer on long-tailed digits, and compare them
 	$(BIN)/accelerate launch --config_file recipes/accelerate/single_gpu.yaml recipes/image_classification.py --config recipes/configs/quickstart.yaml
 
-test: .venv/installed-test  ## the test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_OPTIONS)
+test: dev  ## run the tests
+	$(PYTEST) -m "not slow" $(TEST_OPTIONS)
 
-test-all: .venv/installed-test  ## the test suite, with the slow ones
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TEST_OPTIONS)
+test-all: dev  ## run the tests, including the slow ones
+	$(PYTEST) $(TEST_OPTIONS)
 
-quality: .venv/installed-test  ## format check, lint (docstrings included) and types
+check: quality  ## before every commit: quality and the fast tests, under 3 minutes
+	$(PYTEST) -m "not slow" -k "not processes and not command_line" $(TEST_OPTIONS) $(FAST_TESTS)
+
+quality: dev  ## check format, lint (docstrings included), types and generated tables
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/tables.py --check
 
-format: .venv/installed-test  ## format the code and mend what can be mended
+format: dev  ## format the code and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and what runs left in outputs/
+docs: dev  ## rewrite the generated tables in README.md and docs/
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/tables.py
+
+clean:  ## remove the environment and the outputs of runs
 	rm -rf .venv outputs

@@ -7,8 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-from hf_sharp.model_card import write_card
-from hf_sharp.results import RESULTS
+from hf_sharp.reports.model_card import write_card
+from hf_sharp.reports.results import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ("quickstart", "fashion_mnist_lt", "debian_sections_minilm")

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
-from hf_sharp.results import machine_class
+from hf_sharp.reports.results import machine_class
 from hf_sharp.sharpness import class_coefficients
 from hf_sharp.sharpness.ascent import gradient_to_perturbation, perturbed
 

@@ -16,9 +16,9 @@ import yaml
 from compare import METRICS, over_seeds, recipe_of, run_seed
 
 from hf_sharp.metrics import long_tail_report
-from hf_sharp.posthoc import METHODS, adjust_head, choose_strength, collect_features
+from hf_sharp.model.posthoc import METHODS, adjust_head, choose_strength, collect_features
 from hf_sharp.recipe import LookArguments, load_splits, open_saved
-from hf_sharp.results import machine_class
+from hf_sharp.reports.results import machine_class
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = set(LookArguments.__dataclass_fields__)

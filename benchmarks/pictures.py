@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tables import COSTS, results
 
-from hf_sharp.plots import plot_radius
+from hf_sharp.reports.plots import plot_radius
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_sharp.results import machine_class
+from hf_sharp.reports.results import machine_class
 from hf_sharp.sharpness.radius import RHO_OBJECTIVES, LearnedRadius, radius_derivative
 
 ROOT = Path(__file__).resolve().parent.parent

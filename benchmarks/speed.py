@@ -18,11 +18,11 @@ from timing import seconds_of
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTModel, set_seed
 
 from hf_sharp.commands.sharpness import SharpnessArguments
-from hf_sharp.curvature import measure_curvature
 from hf_sharp.datasets import long_tail
 from hf_sharp.few_shot import Domain, evaluate, load_backbone
-from hf_sharp.loss_surface import stratified_sample
-from hf_sharp.results import machine_class
+from hf_sharp.model.curvature import measure_curvature
+from hf_sharp.model.group_batches import stratified_sample
+from hf_sharp.reports.results import machine_class
 
 ROOT = Path(__file__).resolve().parent.parent
 VIT: dict[str, Any] = {"image_size": 28, "num_channels": 1, "patch_size": 4, "hidden_size": 256}

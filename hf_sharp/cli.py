@@ -1,4 +1,4 @@
-"""The `hf-sharp` command. Every command imports what it needs when it is called, so that `--help` is there at once."""
+"""The `hf-sharp` command. Every command imports what it needs when it is called, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import importlib
 import sys
 
 from hf_sharp import __version__
+from hf_sharp.recipe.boundary import run_recipe, take_traceback_flag
 
-# Name to what it does, in one line; how, is in the module of `hf_sharp.commands` of that name.
+# Each command is the `main` of the module of that name in `hf_sharp.commands`.
 COMMANDS = {
-    "counts": "how many examples each class of a dataset has, and what to begin with",
-    "train": "train as a config says, through accelerate",
-    "compare": "train two configs with the same seeds, and say by how much one is ahead",
+    "counts": "how many examples each class of a dataset has, and what to try first",
+    "train": "train from a config or from flags, through accelerate",
+    "compare": "train two configs with the same seeds, and report which one is ahead by how much",
     "evaluate": "the long-tail report of any checkpoint",
-    "sharpness": "how flat a trained model lies, per group of classes, alone or beside another one",
+    "sharpness": "how flat the loss is around a trained model, per group of classes",
     "card": "write the model card of a folder that a recipe trained",
     "adjust": "fold a correction for class imbalance into the head of a trained model",
 }
 
 
 def usage() -> str:
-    """Show the commands."""
+    """List the commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             f"hf-sharp {__version__}: fine-tuning on data where a few classes have most of the examples",
             "",
-            "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help",
+            "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help; --traceback shows where an error was raised",
             "",
             *lines,
         ]
@@ -35,8 +36,9 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int | str:
-    """Run a command; an error of this package's own is one line and exit status 1."""
-    words = sys.argv[1:] if argv is None else argv
+    """Run a command; a user's mistake is reported in one line, with exit status 1."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    take_traceback_flag(words)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -46,10 +48,7 @@ def main(argv: list[str] | None = None) -> int | str:
     name, *rest = words
     if name not in COMMANDS:
         return f"error: unknown command {name!r}; the commands are {', '.join(COMMANDS)}."
-    from hf_sharp.recipe.runs import run_recipe
-
-    command = importlib.import_module(f"hf_sharp.commands.{name}")
-    return run_recipe(lambda: command.main(rest)) or 0
+    return run_recipe(lambda: importlib.import_module(f"hf_sharp.commands.{name}").main(rest)) or 0
 
 
 if __name__ == "__main__":

@@ -1,56 +1,41 @@
-"""Every option of a run, with its help, and the checks that options pass together before anything starts."""
+"""Every option of a run, with its help."""
 
 from __future__ import annotations
 
 import copy
-import json
-import logging
-import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from hf_sharp.data.sampling import SAMPLERS
+from hf_sharp.losses import LOSSES
 from hf_sharp.losses.large_margin import AGGREGATIONS
-from hf_sharp.losses.registry import LOSSES, build_loss, loss_options
-from hf_sharp.sampling import SAMPLERS
-from hf_sharp.sharpness.coefficients import FOCAL_SAMPLINGS, METHODS, WITHOUT_RADIUS, method_options
-from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES
+from hf_sharp.losses.registry import loss_options
+from hf_sharp.model.head_init import HEAD_INITS
+from hf_sharp.option_checks import PLAIN_METHOD, check_options, options_in_effect, unused_options
+from hf_sharp.sharpness import METHODS
+from hf_sharp.sharpness.ascent import ADAPTIVE_SCOPES
+from hf_sharp.sharpness.ascents import ASCENTS
+from hf_sharp.sharpness.methods import FOCAL_SAMPLINGS, default_radius
+from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULES, RHO_UPDATES
 
-logger = logging.getLogger(__name__)
+__all__ = ["PLAIN_METHOD", "SharpTrainingArguments", "unused_options"]
 
-# Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
-_STEP_IN_BACKWARD = ("lomo", "adalomo")
-
-ASCENTS = ("gradient", "momentum")
-_SHARP_OPTIONS = ("rho", "rho_schedule", "adaptive", "ascent")
-# Of an ascent along a gradient; one along the momentum has no examples.
-_GRADIENT_OPTIONS = ("ascent_scope", "ascent_sync", "ascent_fraction", "sharpness_every")
-# What a plain Trainer does, in the words of `SharpTrainingArguments.method`.
-PLAIN_METHOD = {
-    "sharpness": "none",
-    "loss": "cross_entropy",
-    "class_importance": None,
-    "reweight_after": None,
-    "sampler": "instance",
-}
 SCOPES = ("micro_batch", "window")
 SYNCS = ("local", "global")
-# rare_threshold is used by every report.
-_METHOD_OPTIONS = sorted(
-    {*_SHARP_OPTIONS, *_GRADIENT_OPTIONS}.union(*map(method_options, METHODS)) - {"rare_threshold"}
-)
-_LEARNED_OPTIONS = (
-    *("rho_learning_rate", "rho_update_every", "rho_validation_fraction", "rho_hessian", "rho_objective"),
-)
-_LOSS_OPTIONS = sorted(set().union(*map(loss_options, LOSSES)))
+_CHOICES: dict[str, Iterable[str]] = {}  # the possible values of fields; registries, so that users' own count
 
 
-def _choice(default: str, choices: Iterable[str], text: str) -> Any:
-    return field(default=default, metadata={"help": f"{text} One of: {', '.join(choices)}."})
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _choice(name: str, default: str, choices: Iterable[str], text: str) -> Any:
+    _CHOICES[name] = choices
+    return _option(default, f"{text} One of: {', '.join(choices)}.")
 
 
 @dataclass
@@ -70,148 +55,149 @@ class SharpTrainingArguments(TrainingArguments):
         (1.0, 1.0)
     """
 
-    sharpness: str = _choice("sam", METHODS, "Sharpness method.")
-    rho: float = field(
-        default=0.05, metadata={"help": "Radius of the ascent, an L2 norm over all trainable parameters."}
+    sharpness: str = _choice("sharpness", "sam", METHODS, "Sharpness method.")
+    rho: float | None = _option(
+        None,
+        "Radius of the ascent, an L2 norm over all trainable parameters. The default depends on the ascent: 0.05 along "
+        "a gradient, 0.75 along the momentum, 1 with adaptive (0.15 on matrices alone).",
     )
-    rho_schedule: str = _choice("constant", RHO_SCHEDULES, "How rho changes over training; linear and cosine end at 0.")
-    rho_learning_rate: float = field(
-        default=0.05, metadata={"help": "LETS: the learning rate of Adam on log rho; 0 leaves rho as it is."}
+    sharpness_after: float = _option(
+        0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."
     )
-    rho_update_every: int = field(
-        default=5, metadata={"help": "LETS: the optimizer steps from one update to the next."}
+    rho_schedule: str = _choice(
+        "rho_schedule", "constant", RHO_SCHEDULES, "How rho changes during training; linear and cosine end at rho_end."
     )
-    rho_validation_fraction: float = field(
-        default=0.1,
-        metadata={
-            "help": "LETS: the share of every class held out of the training set, up to 0.5, unless rho_dataset."
-        },
+    rho_end: float = _option(0.0, "Linear and cosine schedules: the radius at the end of training.")
+    rho_steps: dict | str | None = _option(
+        None, 'Step schedule: fraction of training to radius, as JSON: {"0.8": 0.2}.'
     )
-    rho_hessian: str = _choice("secant", RHO_HESSIANS, "LETS: how the gradient's change with rho is computed.")
-    rho_objective: str = _choice("alignment", RHO_OBJECTIVES, "LETS: what rho is to make small.")
-    adaptive: bool = field(
-        default=False,
-        metadata={"help": "Measure the radius relative to each weight's size (ASAM); rho 0.5 to 2."},
+    rho_learning_rate: float = _option(0.05, "LETS: the learning rate of Adam on log rho; 0 keeps rho constant.")
+    rho_update: str = _choice(
+        "rho_update", "sign", RHO_UPDATES, "LETS: whether Adam sees the derivative's sign alone, or its size too."
     )
-    adaptive_eta: float = field(default=0.01, metadata={"help": "ASAM: added to |w|, so that zero weights move too."})
+    rho_update_every: int = _option(5, "LETS: the number of optimizer steps between two updates of rho.")
+    rho_validation_fraction: float = _option(
+        0.1, "LETS: the share of every class held out of the training set, up to 0.5, unless rho_dataset is passed."
+    )
+    rho_hessian: str = _choice(
+        "rho_hessian", "secant", RHO_HESSIANS, "LETS: how the change of the gradient with rho is computed."
+    )
+    rho_objective: str = _choice("rho_objective", "alignment", RHO_OBJECTIVES, "LETS: what rho minimizes.")
+    adaptive: bool = _option(False, "Measure the radius relative to each weight's size (ASAM); use a rho of 0.5 to 2.")
+    adaptive_scope: str = _choice(
+        "adaptive_scope", "all", ADAPTIVE_SCOPES, "ASAM: the tensors whose size counts; matrices leaves out biases."
+    )
+    adaptive_eta: float = _option(0.01, "ASAM: added to |w|, so that zero weights move too.")
     ascent: str = _choice(
+        "ascent",
         "gradient",
         ASCENTS,
-        "What the ascent follows: a gradient of its own, or the optimizer's first moment, which costs no pass (MSAM).",
+        "What the ascent follows: its own gradient; the optimizer's first moment, which costs no pass (MSAM); or a "
+        "running mean of the perturbed examples' gradients.",
     )
-    ascent_fraction: float = field(
-        default=1.0,
-        metadata={
-            "help": "The share of the perturbed examples that the ascent takes, in (0, 1]: SAM for 1 + f passes."
-        },
+    ascent_momentum: float = _option(0.9, "Class-aware momentum: the decay of the running mean, in [0, 1).")
+    ascent_fraction: float = _option(
+        1.0, "The share of the perturbed examples that the ascent uses, in (0, 1]. SAM then costs 1 + f passes."
     )
-    sharpness_every: int = field(
-        default=1,
-        metadata={
-            "help": "LookSAM: the optimizer steps from one ascent to the next; what it added is reused in between."
-        },
+    sharpness_every: int = _option(
+        1, "LookSAM: the number of optimizer steps between two ascents; the steps in between reuse the last one."
     )
-    looksam_alpha: float = field(
-        default=0.1, metadata={"help": "LookSAM: how strongly it is reused; the paper's 0.7 is for very large batches."}
+    looksam_alpha: float = _option(
+        0.1, "LookSAM: the weight of the reused part; the paper's 0.7 is for very large batches."
     )
     ascent_scope: str = _choice(
-        "micro_batch", SCOPES, "Which examples share one perturbation: a micro-batch, or its accumulation window."
+        "ascent_scope",
+        "micro_batch",
+        SCOPES,
+        "Which examples share one perturbation: those of a micro-batch, or of the whole accumulation window.",
     )
     ascent_sync: str = _choice(
-        "local", SYNCS, "Whether every process has a perturbation of its own, or all have one of their mean gradient."
+        "ascent_sync",
+        "local",
+        SYNCS,
+        "Whether every process has its own perturbation, or all share one, from their mean gradient.",
     )
-    focal_gamma: float = field(
-        default=1.0,
-        metadata={"help": "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma."},
-    )
-    focal_lambda: float = field(default=0.8, metadata={"help": "Focal-SAM: the weight of the sharpness term."})
+    focal_gamma: float = _option(1.0, "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma.")
+    focal_lambda: float = _option(0.8, "Focal-SAM: the weight of the sharpness term.")
     focal_sampling: str = _choice(
+        "focal_sampling",
         "exact",
         FOCAL_SAMPLINGS,
-        "Focal-SAM: both terms for every example, or each example in one of them, drawn with its coefficient.",
+        "Focal-SAM: compute both terms for every example, or draw one of them for each, with its coefficient.",
     )
-    cc_radius: float = field(default=1e-6, metadata={"help": "CC-SAM: the radius of every class's ascent on the head."})
-    cc_phi: float = field(default=0.5, metadata={"help": "CC-SAM: the share of the perturbed loss, from 0 to 1."})
-    head: str | None = field(
-        default=None,
-        metadata={
-            "help": "CC-SAM, large margin: the name of the linear layer that makes the logits, where it is not found "
-            "by itself."
-        },
+    cc_radius: float = _option(1e-6, "CC-SAM: the radius of every class's ascent on the head.")
+    cc_phi: float = _option(0.5, "CC-SAM: the share of the perturbed loss, from 0 to 1.")
+    head_init: str = _choice(
+        "head_init", "none", HEAD_INITS, "Starting values of the head: class means of the training set, or class names."
     )
-    rare_threshold: int = field(
-        default=20,
-        metadata={"help": "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM."},
+    head_scale: float | None = _option(
+        None,
+        "The length of the head's rows at the start. Class means choose it by cross-validation; class names take 25.",
     )
-    common_threshold: int = field(
-        default=100, metadata={"help": "Classes with more training examples are 'many' in reports."}
+    head_examples: int | None = _option(None, "Class means: use at most so many examples of each class.")
+    cosine_head: bool = _option(False, "Train a cosine head: normalised features and class vectors, with a scale.")
+    cosine_scale: float = _option(25.0, "Cosine head: the factor of the cosines; ldam uses loss_scale instead.")
+    cosine_learn_scale: bool = _option(False, "Cosine head: train the factor too.")
+    cosine_custom_code: bool = _option(
+        False, "Cosine head: accept a saved model that needs trust_remote_code=True, where no other is exact."
     )
-    loss: str = _choice("cross_entropy", LOSSES, "Class-frequency-aware loss.")
-    loss_tau: float = field(
-        default=1.0, metadata={"help": "Logit adjustment and VS: the strength of the prior; 1 is the papers'."}
+    head: str | None = _option(
+        None, "CC-SAM, large margin: the name of the linear layer that makes the logits, if it is not found."
     )
-    loss_gamma: float | None = field(
-        default=None,
-        metadata={"help": "Focal (2 if not given), CDT, LDT and VS (0.3): the exponent in their formulas."},
+    rare_threshold: int = _option(20, "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM.")
+    common_threshold: int = _option(100, "Classes with more training examples are 'many' in reports.")
+    loss: str = _choice("loss", "cross_entropy", LOSSES, "Class-frequency-aware loss.")
+    loss_tau: float = _option(1.0, "Logit adjustment and VS: the strength of the prior; the papers use 1.")
+    loss_gamma: float | None = _option(
+        None, "Focal (default 2), CDT, LDT and VS (default 0.3): the exponent in their formulas."
     )
-    loss_beta: float | None = field(
-        default=None, metadata={"help": "Class-balanced loss: beta of the effective number of examples (0.9999)."}
+    loss_beta: float | None = _option(
+        None, "Class-balanced loss: beta of the effective number of examples (default 0.9999)."
     )
-    loss_margin: float | None = field(
-        default=None, metadata={"help": "LDAM: the margin of the rarest class, in cosine (0.5)."}
+    loss_margin: float | None = _option(None, "LDAM: the margin of the rarest class, in cosine (default 0.5).")
+    loss_scale: float | None = _option(None, "LDAM: the factor of the cosines, an inverse temperature (default 30).")
+    lm_weight: float = _option(1.0, "Large margin: lambda, the weight of everything added to cross-entropy.")
+    lm_alpha: float = _option(1.0, "Large margin: the weight of compactness.")
+    lm_beta: float = _option(1.0, "Large margin: the weight of the margin.")
+    lm_gamma: float = _option(0.001, "Large margin: the weight of the centroids' norm.")
+    lm_delta_v: float = _option(0.5, "Large margin: the distance from the class centroid that costs nothing.")
+    lm_delta_d: float = _option(6.0, "Large margin: the distance from the boundary beyond which the margin is met.")
+    lm_momentum: float = _option(0.99, "Large margin: the momentum of the running centroids, from 0 to below 1.")
+    lm_aggregation: str = _choice(
+        "lm_aggregation", "max", AGGREGATIONS, "Large margin: how the margins to the other classes are combined."
     )
-    loss_scale: float | None = field(
-        default=None, metadata={"help": "LDAM: what the cosines are multiplied by, an inverse temperature (30)."}
+    lm_frequency_margins: bool = _option(
+        False, "Large margin: make lm_delta_d proportional to n_c ** -0.25, with the same mean."
     )
-    lm_weight: float = field(default=1.0, metadata={"help": "Large margin: lambda, of all that is added."})
-    lm_alpha: float = field(default=1.0, metadata={"help": "Large margin: the weight of compactness."})
-    lm_beta: float = field(default=1.0, metadata={"help": "Large margin: the weight of the margin."})
-    lm_gamma: float = field(default=0.001, metadata={"help": "Large margin: the weight of the centroids' norm."})
-    lm_delta_v: float = field(
-        default=0.5, metadata={"help": "Large margin: the distance from the class's centroid that costs nothing."}
+    class_importance: dict | str | None = _option(
+        None,
+        "What a mistake on a class costs: K numbers, or class name to number (others 1), as JSON. They multiply the "
+        "losses of the class's examples.",
     )
-    lm_delta_d: float = field(
-        default=6.0, metadata={"help": "Large margin: the distance from the boundary beyond which nothing is gained."}
+    loss_options: dict | str | None = _option(
+        None, "Options of a registered loss that have no field here: name to value, as JSON."
     )
-    lm_momentum: float = field(
-        default=0.99, metadata={"help": "Large margin: of the running centroids, from 0 to below 1."}
+    sharpness_options: dict | str | None = _option(
+        None, "Options of a registered sharpness method that have no field here: name to value, as JSON."
     )
-    lm_aggregation: str = _choice("max", AGGREGATIONS, "Large margin: over the other classes.")
-    lm_frequency_margins: bool = field(
-        default=False, metadata={"help": "Large margin: lm_delta_d in proportion to n_c ** -0.25, with the same mean."}
+    reweight_after: float | None = _option(
+        None,
+        "Fraction of the training steps after which class-balanced weights (loss_beta) multiply the loss: deferred "
+        "reweighting, DRW.",
     )
-    class_importance: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "What a mistake on a class costs: K numbers, or class name to number (others 1), as JSON. They "
-            "multiply the losses of the class's examples."
-        },
+    sampler: str = _choice(
+        "sampler", "instance", SAMPLERS, "How an epoch draws examples; progressive moves from instance to balanced."
     )
-    reweight_after: float | None = field(
-        default=None,
-        metadata={
-            "help": "Fraction of the training steps after which class-balanced weights (loss_beta) multiply the loss: "
-            "deferred reweighting, DRW."
-        },
-    )
-    sampler: str = _choice("instance", SAMPLERS, "Which examples an epoch draws; progressive: instance to balanced.")
-    label_column: str = field(
-        default="label",
-        metadata={"help": "The dataset column with one label per example (the model gets `labels`)."},
-    )
+    label_column: str = _option("label", "The dataset column with one label per example (the model gets `labels`).")
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        self._check_unused()
-        self._check_numbers()
-        self._check_loss()
-        self._check_modes()
+        check_options(self, _CHOICES)
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
         self.metric_is_default = self.metric_for_best_model is None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = "balanced_accuracy"
-        if self.hub_token is not None:  # with the end of its line, httpx refuses it in an error that shows it
+        if self.hub_token is not None:  # httpx refuses a token with a line end, in an error that shows it
             self.hub_token = self.hub_token.strip()
         super().__post_init__()
 
@@ -245,8 +231,13 @@ class SharpTrainingArguments(TrainingArguments):
 
     @property
     def needs_head(self) -> bool:
-        """Whether sharpness method or loss look at the features and the head that makes the logits of them."""
-        return self.sharpness == "cc_sam" or LOSSES[self.loss].needs_features
+        """Whether the sharpness method or the loss uses the head and its input."""
+        return METHODS[self.sharpness].needs_features or self.loss_needs_features
+
+    @property
+    def loss_needs_features(self) -> bool:
+        """Whether the loss uses the head and its input."""
+        return LOSSES[self.loss].needs_features
 
     @property
     def learns_rho(self) -> bool:
@@ -254,177 +245,35 @@ class SharpTrainingArguments(TrainingArguments):
         return self.rho_schedule == "learned"
 
     @property
-    def sharpness_options(self) -> dict[str, Any]:
+    def draws_examples(self) -> bool:
+        """Whether each example is drawn into the clean or the perturbed pass."""
+        return self.focal_sampling == "stochastic" or self.ascent == "class_momentum"
+
+    @property
+    def radius(self) -> float:
+        """The radius at the start of training: `rho`, or the default of the method, ascent and metric."""
+        if self.rho is not None:
+            return self.rho
+        return default_radius(self.sharpness, self.ascent, self.adaptive, self.adaptive_scope)
+
+    @property
+    def method_arguments(self) -> dict[str, Any]:
         """The options that the chosen sharpness method's coefficients take, with their values."""
-        return {name: getattr(self, name) for name in sorted(method_options(self.sharpness))}
+        return self._values(METHODS[self.sharpness].coefficient_options) | cast(dict, self.sharpness_options or {})
+
+    @property
+    def loss_arguments(self) -> dict[str, Any]:
+        """The options that the chosen loss takes, with their values."""
+        return self._values(loss_options(self.loss)) | cast(dict, self.loss_options or {})
 
     @property
     def method(self) -> dict[str, Any]:
         """The options of sharpness, loss and sampler that are in effect, with their values."""
-        names = [*PLAIN_METHOD]
-        if self.sharpness not in WITHOUT_RADIUS:
-            names += [*_SHARP_OPTIONS, *(["adaptive_eta"] if self.adaptive else [])]
-            names += _GRADIENT_OPTIONS if self.ascent == "gradient" else ()
-            names += ["looksam_alpha"] if self.sharpness_every > 1 else []
-            names += _LEARNED_OPTIONS if self.learns_rho else ()
-        values = {name: getattr(self, name) for name in names}
-        loss_beta = {} if self.reweight_after is None else {"loss_beta": self.loss_beta}
-        return values | self.sharpness_options | self.loss_options | loss_beta
+        values = self._values(options_in_effect(vars(self)) - {"head"})
+        if "rho" in values:
+            values["rho"] = self.radius
+        return values | self.method_arguments | self.loss_arguments
 
-    @property
-    def loss_options(self) -> dict[str, Any]:
-        """The options that the chosen loss takes, with their values."""
-        return {name: getattr(self, name) for name in sorted(loss_options(self.loss))}
-
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("sharpness", METHODS),
-            ("loss", LOSSES),
-            ("rho_schedule", RHO_SCHEDULES),
-            ("sampler", SAMPLERS),
-            ("ascent", ASCENTS),
-            ("focal_sampling", FOCAL_SAMPLINGS),
-            ("ascent_scope", SCOPES),
-            ("ascent_sync", SYNCS),
-            ("rho_hessian", RHO_HESSIANS),
-            ("rho_objective", RHO_OBJECTIVES),
-            ("lm_aggregation", AGGREGATIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
-
-    def _check_numbers(self) -> None:
-        for name in ("rho", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
-        if self.learns_rho and self.rho == 0:
-            raise ValueError("a learned radius begins at rho, which must be > 0; got 0.")
-        for name in ("rho_update_every", "sharpness_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.ascent_fraction <= 1:
-            raise ValueError(f"ascent_fraction must be in (0, 1], got {self.ascent_fraction}.")
-        if not 0 < self.rho_validation_fraction <= 0.5:
-            raise ValueError(f"rho_validation_fraction must be in (0, 0.5], got {self.rho_validation_fraction}.")
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the Trainer's smoother would "
-                "replace the class-frequency-aware loss. Leave it at 0."
-            )
-
-    def _check_loss(self) -> None:
-        # Whether options are in range does not need the data.
-        loss = build_loss(self.loss, [2, 1], feature_dim=1, **self.loss_options)
-        if self.reweight_after is not None:
-            build_loss("class_balanced", [2, 1], loss_beta=self.loss_beta)
-            if not 0 < self.reweight_after < 1:
-                raise ValueError(
-                    f"reweight_after is a fraction of the training steps, between 0 and 1; got {self.reweight_after}."
-                )
-            if loss.weight is not None:
-                raise ValueError(
-                    f"reweight_after={self.reweight_after} would weight the classes twice: loss={self.loss!r} does it "
-                    "from the start. Choose another loss, such as cross_entropy or logit_adjusted."
-                )
-        adjusts = (loss.weight, loss.offset, loss.class_scale, loss.label_scale)
-        if self.sampler != "instance" and (self.reweight_after or any(part is not None for part in adjusts)):
-            logger.warning(
-                "sampler=%r and loss=%r%s both make up for the class counts: rare classes may end up ahead of frequent "
-                "ones. One of the two is enough.",
-                self.sampler,
-                self.loss,
-                " with reweight_after" if self.reweight_after else "",
-            )
-        if isinstance(self.class_importance, str):
-            self.class_importance = _json("class_importance", self.class_importance)
-
-    def _check_unused(self) -> None:
-        defaults = {item.name: item.default for item in fields(self)}
-        for name, reason in unused_options(vars(self)).items():
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} has no effect with {reason}. Remove it, or choose a method that "
-                    "uses it."
-                )
-
-    def _check_modes(self) -> None:
-        strategy = getattr(self, "train_sampling_strategy", "random")
-        if self.sampler != "instance" and strategy != "random":
-            raise ValueError(
-                f"sampler={self.sampler!r} and train_sampling_strategy={strategy!r} both choose the examples. Leave "
-                "one of them at its default."
-            )
-        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in (
-            "1",
-            "true",
-            "yes",
-        ):
-            raise ValueError(
-                "DeepSpeed is not supported: it keeps gradients where the ascent cannot see them. Use "
-                "`accelerate launch --config_file recipes/accelerate/ddp.yaml` instead."
-            )
-        optimizer = getattr(self.optim, "value", self.optim)
-        if self.sharpness not in WITHOUT_RADIUS and (optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")):
-            raise ValueError(
-                f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for "
-                f"the second pass of sharpness={self.sharpness!r}. Use another optimizer, such as adamw_torch."
-            )
-        if self.ascent == "momentum" and self.sharpness != "sam":
-            raise ValueError(
-                f"ascent='momentum' is for sharpness='sam' alone: the momentum is that of all classes, and "
-                f"sharpness={self.sharpness!r} weights them. Choose ascent='gradient'; ascent_fraction makes it cheap."
-            )
-        for name, other in (("ascent", "gradient"), ("sharpness_every", 1)):
-            if self.learns_rho and getattr(self, name) != other:
-                raise ValueError(
-                    f"rho_schedule='learned' learns from ascents in two steps on end: leave {name} at {other!r}, got "
-                    f"{getattr(self, name)!r}, or choose another rho_schedule."
-                )
-        dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"  # `accelerate launch` sets it
-        compiled = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode or dynamo
-        if self.needs_head and compiled:
-            which = "sharpness='cc_sam'" if self.sharpness == "cc_sam" else f"loss={self.loss!r}"
-            raise ValueError(
-                f"{which} reads the head's features while the model runs, which torch.compile does not allow. Leave "
-                "out torch_compile, or choose another method."
-            )
-
-
-def _json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.") from error
-
-
-def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
-    """Find the options that have no effect beside the others.
-
-    Args:
-        values: of all options, by name; `sharpness` and `loss` are known ones.
-
-    Returns:
-        Name to the choice that makes it useless, as `option=value`.
-
-    Example:
-        >>> unused_options(vars(SharpTrainingArguments("out", sharpness="none")))["rho"]
-        "sharpness='none'"
-    """
-    sharpness, loss, schedule = values["sharpness"], values["loss"], values["rho_schedule"]
-    ascends, used = sharpness not in WITHOUT_RADIUS, method_options(sharpness) | loss_options(loss)
-    if ascends:
-        used |= {*_SHARP_OPTIONS, *(_GRADIENT_OPTIONS if values["ascent"] == "gradient" else ())}
-    if values["reweight_after"] is not None:
-        used.add("loss_beta")
-    by_momentum, needs_head = values["ascent"] == "momentum", sharpness == "cc_sam" or LOSSES[loss].needs_features
-    reused, adaptive, learned = values["sharpness_every"] > 1, values["adaptive"], schedule == "learned"
-    return {
-        **{name: f"sharpness={sharpness!r}" for name in _METHOD_OPTIONS if name not in used},
-        **(dict.fromkeys(_GRADIENT_OPTIONS, "ascent='momentum'") if by_momentum else {}),
-        **({} if ascends and reused else {"looksam_alpha": "sharpness_every=1"}),
-        **({} if ascends and adaptive else {"adaptive_eta": "adaptive=False"}),
-        **({} if ascends and learned else dict.fromkeys(_LEARNED_OPTIONS, f"rho_schedule={schedule!r}")),
-        **{name: f"loss={loss!r}" for name in _LOSS_OPTIONS if name not in used},
-        **({} if needs_head else {"head": f"sharpness={sharpness!r} and loss={loss!r}"}),
-    }
+    def _values(self, names: Iterable[str]) -> dict[str, Any]:
+        known = {item.name for item in fields(self)}
+        return {name: getattr(self, name) for name in sorted(names) if name in known}

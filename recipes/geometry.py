@@ -1,4 +1,4 @@
-"""Implicit geometry under step imbalance: theory, the unconstrained features model, and a small ViT, over γ.
+"""Implicit geometry under step imbalance, as a function of γ: theory, the unconstrained features model, a small ViT.
 
 python recipes/geometry.py --output_dir outputs/geometry
 """
@@ -18,11 +18,11 @@ from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification,
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.datasets import digits, long_tail
 from hf_sharp.geometry import Geometry, gram_distance, measure, predict_for_loss, train_ufm
-from hf_sharp.geometry.predict import cosines
 from hf_sharp.losses import build_loss
-from hf_sharp.plots import plot_geometry, plot_step_geometry
+from hf_sharp.model.predicted_geometry import cosines
 from hf_sharp.recipe import read_flags, run_recipe
-from hf_sharp.results import machine_class
+from hf_sharp.reports.plots import plot_geometry, plot_step_geometry
+from hf_sharp.reports.results import machine_class
 
 NAMES = {"cdt": "CDT", "ldt": "LDT"}
 COLOURS = {"cdt": "#0072B2", "ldt": "#D55E00"}
@@ -30,38 +30,38 @@ COLOURS = {"cdt": "#0072B2", "ldt": "#D55E00"}
 
 @dataclass
 class GeometryArguments:
-    """Which geometry."""
+    """Options of the geometry recipe."""
 
-    output_dir: str = field(default="outputs/geometry", metadata={"help": "Where pictures and figures go."})
-    ratio: int = field(default=10, metadata={"help": "Examples of a frequent class for one of a rare class."})
+    output_dir: str = field(default="outputs/geometry", metadata={"help": "Folder for pictures and figures."})
+    ratio: int = field(default=10, metadata={"help": "Examples of a frequent class per example of a rare class."})
     gammas: list[float] = field(
-        default_factory=lambda: [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], metadata={"help": "Where the UFM is trained."}
+        default_factory=lambda: [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], metadata={"help": "Values of γ for the UFM."}
     )
     ridges: list[float] = field(
-        default_factory=lambda: [1e-2, 1e-5, 1e-8], metadata={"help": "The UFM's ridges; the last one is drawn."}
+        default_factory=lambda: [1e-2, 1e-5, 1e-8], metadata={"help": "Ridges of the UFM; the last one is plotted."}
     )
     vit_gammas: list[float] = field(
-        default_factory=lambda: [-0.5, 0.0, 0.5], metadata={"help": "Where the ViT is trained; none: leave it out."}
+        default_factory=lambda: [-0.5, 0.0, 0.5], metadata={"help": "Values of γ for the ViT; none: no ViT is trained."}
     )
-    vit_steps: int = field(default=1500, metadata={"help": "The optimizer steps of the ViT."})
-    seed: int = field(default=0, metadata={"help": "Of the ViT."})
+    vit_steps: int = field(default=1500, metadata={"help": "Optimizer steps of the ViT."})
+    seed: int = field(default=0, metadata={"help": "Seed of the ViT."})
 
 
 def panels(geometry: Geometry, half: int) -> list[float]:
-    """Sum a geometry up: of classifier and embeddings, the ratio of squared norms, and three mean cosines."""
+    """Summarise classifier and embeddings, each by a ratio of squared norms and three mean cosines."""
     values = []
     for gram in geometry:
         squares, cosine = gram.diagonal(), cosines(gram)
-        inside = ~np.eye(half, dtype=bool)
+        pairs = ~np.eye(half, dtype=bool)
         values += [
             squares[:half].mean() / squares[half:].mean(),
-            *(cosine[:half, :half][inside].mean(), cosine[half:, half:][inside].mean(), cosine[:half, half:].mean()),
+            *(cosine[:half, :half][pairs].mean(), cosine[half:, half:][pairs].mean(), cosine[:half, half:].mean()),
         ]
     return [float(value) for value in values]
 
 
 def train_vit(loss: str, gamma: float, arguments: GeometryArguments) -> tuple[dict[str, Any], Any, Any]:
-    """Train a small ViT on digits with step imbalance; its geometry on the training set, beside the prediction."""
+    """Train a small ViT on digits with step imbalance, and compare its geometry on the training set with theory."""
     set_seed(arguments.seed)
     train = long_tail(digits()["train"], arguments.ratio, "step")
 
@@ -99,11 +99,40 @@ def train_vit(loss: str, gamma: float, arguments: GeometryArguments) -> tuple[di
     return row | {"panels": panels(centred, 5)}, measured, predicted
 
 
+def ufm_rows(name: str, counts: list[int], arguments: GeometryArguments) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Train the UFM for every γ and ridge, and summarise its geometry at the last ridge."""
+    rows, values = [], []
+    for gamma in arguments.gammas:
+        loss = build_loss(name, counts, loss_gamma=gamma)
+        predicted = predict_for_loss(loss)
+        for ridge in arguments.ridges:
+            trained = train_ufm(loss, ridge, max_steps=20_000)
+            distances = [gram_distance(*grams) for grams in zip(trained, predicted, strict=True)]
+            rows.append({"loss": name, "gamma": gamma, "ridge": ridge, "distances": distances})
+        values.append(panels(trained, 5))
+        print(f"{NAMES[name]} γ={gamma:+.2f}: UFM is {distances[0]:.3f} from the prediction at ridge {ridge:g}")
+    return rows, np.transpose(values)
+
+
+def vit_rows(name: str, arguments: GeometryArguments, cross_entropy: list[tuple]) -> list[dict[str, Any]]:
+    """Train the ViT for every γ; with γ = 0 every loss is cross-entropy, trained once and kept in `cross_entropy`."""
+    rows = []
+    for gamma in arguments.vit_gammas:
+        if gamma or not cross_entropy:
+            run = train_vit(name, gamma, arguments)
+            if not gamma:
+                cross_entropy.append(run)
+        row = run[0] if gamma else cross_entropy[0][0]
+        print(f"{NAMES[name]} γ={gamma:+.2f}: ViT is {row['distances']['classifier']:.3f} from the prediction")
+        rows.append(row)
+    return rows
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Predict, train, draw, and write everything down."""
+    """Predict, train, plot, and write the figures."""
     classes: Any = GeometryArguments
     (arguments,) = read_flags(HfArgumentParser(classes), argv)
-    out, counts, curves = Path(arguments.output_dir), [arguments.ratio] * 5 + [1] * 5, {}
+    out, counts = Path(arguments.output_dir), [arguments.ratio] * 5 + [1] * 5
     result: dict[str, Any] = {
         "command": shlex.join(["python", "recipes/geometry.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": machine_class(),
@@ -112,43 +141,27 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "ufm": [],
         "vit": [],
     }
-    for name, label in NAMES.items():
+    curves: dict[str, dict[str, Any]] = {}
+
+    def add_curve(name: str, source: str, gammas: Any, values: Any, marker: str = "") -> None:
+        curve = {"gamma": gammas, "values": values, "line": not marker, "color": COLOURS[name]}
+        curves[f"{NAMES[name]}, {source}"] = curve | ({"marker": marker} if marker else {})
+
+    for name, marker in zip(NAMES, "os", strict=True):
         fine = np.linspace(min(arguments.gammas), max(arguments.gammas), 121)
         theory = [panels(predict_for_loss(build_loss(name, counts, loss_gamma=g)), 5) for g in fine.tolist()]
-        curves[f"{label}, theory"] = {
-            "gamma": fine,
-            "values": np.transpose(theory),
-            "line": True,
-            "color": COLOURS[name],
-        }
-        trained = []
-        for gamma in arguments.gammas:
-            loss = build_loss(name, counts, loss_gamma=gamma)
-            predicted = predict_for_loss(loss)
-            for ridge in arguments.ridges:
-                found = train_ufm(loss, ridge, max_steps=20_000)
-                distances = [gram_distance(one, other) for one, other in zip(found, predicted, strict=True)]
-                result["ufm"].append({"loss": name, "gamma": gamma, "ridge": ridge, "distances": distances})
-            trained.append(panels(found, 5))
-            print(f"{label} γ={gamma:+.2f}: UFM is {distances[0]:.3f} from the prediction at ridge {ridge:g}")
-        curves[f"{label}, UFM"] = {"gamma": arguments.gammas, "values": np.transpose(trained), "line": False}
-        curves[f"{label}, UFM"] |= {"color": COLOURS[name], "marker": "os"[name == "ldt"]}
-    trained_vits: dict[tuple[str, float], tuple] = {}
-    for name, label in NAMES.items() if arguments.vit_gammas else ():
-        rows = []
-        for gamma in arguments.vit_gammas:
-            what = (name, gamma) if gamma else ("cross_entropy", 0.0)
-            if what not in trained_vits:
-                trained_vits[what] = train_vit(name, gamma, arguments)
-            row, measured, predicted = trained_vits[what]
-            rows.append(row["panels"])
-            result["vit"].append(row)
-            print(f"{label} γ={gamma:+.2f}: ViT is {row['distances']['classifier']:.3f} from the prediction")
-            if gamma == 0 and name == "cdt":
-                grams = (measured.classifier_gram, predicted.classifier_gram)
-                plot_geometry(grams, measured.class_counts, out / "vit_cross_entropy.png")
-        curves[f"{label}, ViT"] = {"gamma": arguments.vit_gammas, "values": np.transpose(rows), "line": False}
-        curves[f"{label}, ViT"] |= {"color": COLOURS[name], "marker": "^v"[name == "ldt"]}
+        add_curve(name, "theory", fine, np.transpose(theory))
+        rows, values = ufm_rows(name, counts, arguments)
+        result["ufm"] += rows
+        add_curve(name, "UFM", arguments.gammas, values, marker)
+    cross_entropy: list[tuple] = []
+    for name, marker in zip(NAMES if arguments.vit_gammas else (), "^v", strict=False):
+        rows = vit_rows(name, arguments, cross_entropy)
+        result["vit"] += rows
+        add_curve(name, "ViT", arguments.vit_gammas, np.transpose([row["panels"] for row in rows]), marker)
+    for _, measured, predicted in cross_entropy:
+        grams = (measured.classifier_gram, predicted.classifier_gram)
+        plot_geometry(grams, measured.class_counts, out / "vit_cross_entropy.png")
     title = f"implicit geometry, half of the classes {arguments.ratio} times as frequent"
     plot_step_geometry(curves, out / "geometry.png", title)
     (out / "geometry.json").write_text(json.dumps(result, indent=1) + "\n")

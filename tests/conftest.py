@@ -1,4 +1,4 @@
-"""Small real things to test with: a tiny ViT, a tiny BERT, images, labels."""
+"""Small real inputs of the tests: a tiny ViT, a tiny BERT, images and labels."""
 
 import os
 import threading
@@ -16,10 +16,20 @@ from hf_sharp import SharpTrainer, SharpTrainingArguments
 
 NUM_CLASSES = 4
 CLASS_COUNTS = [40, 22, 9, 3]
+ARGUMENTS = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-2,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "dataloader_pin_memory": False,
+}
 
 torch.set_num_threads(1)
-# Tests fork and kill processes: one that dies with tqdm's lock, which forks share, would leave the others waiting for
-# it, and so would a fork while tqdm's monitor thread holds it.
+# Tests fork and kill processes. A process that dies while it holds tqdm's lock, which forks share, would block the
+# others; so would a fork while tqdm's monitor thread holds it.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 datasets.disable_progress_bars()
@@ -64,7 +74,7 @@ def make_bert(num_labels: int = NUM_CLASSES, seed: int = 0):
 
 
 def make_images(class_counts=CLASS_COUNTS, dtype=np.float32, seed: int = 0, label_column: str = "label"):
-    """Images that their class shows in, shuffled."""
+    """Shuffled images, each one a prototype of its class plus noise."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(class_counts)), class_counts))
     prototypes = np.random.default_rng(1).normal(size=(len(class_counts), 1, 8, 8))
@@ -84,17 +94,7 @@ def make_trainer(tmp_path):
     """A SharpTrainer on tiny images; keywords are SharpTrainingArguments, or the Trainer's own."""
 
     def make(model=None, train_dataset=None, eval_dataset=None, trainer_class=SharpTrainer, trainer=None, **options):
-        defaults = {
-            "output_dir": str(tmp_path / "out"),
-            "max_steps": 4,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-2,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "dataloader_pin_memory": False,
-        }
+        defaults = ARGUMENTS | {"output_dir": str(tmp_path / "out")}
         return trainer_class(
             model=make_vit() if model is None else model,
             args=SharpTrainingArguments(**(defaults | options)),

@@ -1,4 +1,4 @@
-"""Several processes with gloo on this machine, forked from the test: they start in a tenth of a second."""
+"""Several processes on this machine, connected with gloo. Forked from the test, they start in a tenth of a second."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 
 def run_processes(function: Callable[..., Any], *arguments: Any, folder: Path, processes: int = 2) -> list[Any]:
-    """Call `function(*arguments)` in every process of a group; what each of them returns, by rank."""
+    """Call `function(*arguments)` in every process of a group, and return the results by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,7 +26,7 @@ def run_processes(function: Callable[..., Any], *arguments: Any, folder: Path, p
     for process in started:
         process.start()
     for process in started:
-        process.join(120)
+        process.join(250)  # a process that hangs; less than pytest's own limit
         if process.is_alive():
             process.kill()
     errors = [file.read_text() for file in sorted(folder.glob("error_*.txt"))]
@@ -36,7 +36,7 @@ def run_processes(function: Callable[..., Any], *arguments: Any, folder: Path, p
 
 
 def _run(function: Callable, arguments: tuple, rank: int, processes: int, port: int, folder: Path) -> None:
-    for state in (AcceleratorState, PartialState, GradientState):  # the test's own
+    for state in (AcceleratorState, PartialState, GradientState):  # inherited from the test's process
         state._shared_state.clear()
     os.environ |= {
         "RANK": str(rank),

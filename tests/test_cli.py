@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,8 @@ from hf_sharp import cli
 COMMAND = Path(sys.executable).parent / "hf-sharp"
 
 
-def test_help_is_there_at_once_and_lists_every_command():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1
+def test_help_lists_every_command():  # that it is fast: test_startup.py
+    done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
     for name, what in cli.COMMANDS.items():
         assert name in done.stdout
         assert what in done.stdout

@@ -1,6 +1,8 @@
-"""Lists are checked, not remembered: methods, losses, fields, configs and what the README says of them."""
+"""README and docs agree with the code: methods, losses, options, configs, commands and paths."""
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,28 +13,34 @@ import yaml
 from transformers import TrainingArguments
 
 from hf_sharp import SharpTrainingArguments
+from hf_sharp.cli import COMMANDS
 from hf_sharp.geometry import GeometryCallback
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.recipe import ImageArguments, ModelArguments, RecipeParser, RunArguments, TextArguments
 from hf_sharp.sharpness import METHODS, RHO_SCHEDULES
-from hf_sharp.sharpness.coefficients import method_options
 from tests.conftest import make_images
+from tests.recipes.conftest import image_folder, vit_folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = [item for item in fields(SharpTrainingArguments) if item.name not in {f.name for f in fields(TrainingArguments)}]
 
 
-def rows_of(section):
-    text = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
-    return [re.findall(r"`([^`]+)`", row.split("|")[1])[0] for row in text.splitlines() if row.startswith("| `")]
+def rows_of(page, heading):
+    table = (ROOT / "docs" / page).read_text().split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    return [re.findall(r"`([^`]+)`", row.split("|")[1])[0] for row in table.splitlines() if row.startswith("| `")]
 
 
-def test_the_readme_has_a_row_for_every_method_and_every_loss():
-    assert rows_of("Which method") == list(METHODS)
-    assert rows_of("Which loss") == list(LOSSES)
+def test_the_docs_have_a_row_for_every_method_and_every_loss():
+    assert rows_of("options.md", "sharpness") == METHODS.builtin
+    assert rows_of("options.md", "loss") == LOSSES.builtin
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
 
 
 def test_the_matrix_of_modes_and_methods_is_what_the_tests_run():
@@ -51,88 +59,129 @@ def test_the_matrix_of_modes_and_methods_is_what_the_tests_run():
     assert len(rows) > 20
     for mode, *cells, test in rows:
         ran = run.get(test.strip("`"), set())
-        # A test without a parameter for the method says itself, in its row, which one it runs.
+        # A test without a parameter for the method runs the one that its row names.
         if not ran & set(methods):
             assert test.strip("`") in run, f"there is no test {test}"
             continue
         assert cells == ["✓" if method in ran else "–" for method in methods], f"{mode}: the tests run {ran}"
 
 
-def test_the_docs_have_a_row_for_every_option_with_its_default():
-    rows = {}
-    for row in (ROOT / "docs" / "options.md").read_text().splitlines():
-        if row.startswith("| `"):
-            name, default = row.split("|")[1:3]
-            rows[name.strip(" `")] = default.strip(" `")
-    assert rows == {item.name: str(item.default) for item in OURS}
+def test_the_docs_have_a_row_for_every_option():
+    assert rows_of("options.md", "option") == [item.name for item in OURS]
 
 
-def test_options_of_methods_and_losses_are_fields():
+def test_prefixed_options_of_methods_and_losses_are_fields():
+    # An option with another name has no field: it is set in sharpness_options or loss_options.
     names = {item.name for item in OURS}
-    for method in METHODS:
-        assert method_options(method) <= names
+    for method in METHODS.values():
+        assert {name for name in method.options if name.startswith(("rho", "ascent", "focal_", "cc_"))} <= names
     for loss in LOSSES:
-        assert loss_options(loss) <= names
+        assert {name for name in loss_options(loss) if name.startswith(("loss_", "lm_"))} <= names
 
 
 @pytest.mark.parametrize("field", ["sharpness", "loss", "rho_schedule"])
 def test_help_lists_the_choices(field):
-    choices = {"sharpness": METHODS, "loss": LOSSES, "rho_schedule": RHO_SCHEDULES}[field]
+    choices = {"sharpness": METHODS.builtin, "loss": LOSSES.builtin, "rho_schedule": RHO_SCHEDULES}[field]
     text = next(item for item in OURS if item.name == field).metadata["help"]
     assert text.endswith(f"One of: {', '.join(choices)}.")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_has_a_row_in_the_readme_and_says_where_its_output_goes(config):
-    assert f"recipes/configs/{config.name}" in README
+def test_every_config_has_a_row_in_the_docs_and_an_output_folder(config):
+    assert f"recipes/configs/{config.name}" in (ROOT / "docs" / "recipes.md").read_text()
     assert yaml.safe_load(config.read_text())["output_dir"] == f"outputs/{config.stem}"
 
 
-def test_paths_that_the_readme_names_exist():
-    named = set(re.findall(r"(?:recipes|benchmarks|docs|hf_sharp|tests)/[\w./-]+\.\w+", README))
-    assert named
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_paths_in_the_docs_exist(page):
+    named = set(re.findall(r"(?<![\w./-])(?:recipes|benchmarks|docs|hf_sharp|tests)/[\w./-]+\.\w+", page.read_text()))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_every_loss_and_its_options_are_on_one_page_of_the_docs():
-    rows = {}
-    for page in (ROOT / "docs" / "losses").glob("*.md"):
-        for row in page.read_text().splitlines():
-            if row.startswith("| `"):
-                cells = row.split("|")
-                name = cells[1].strip(" `")
-                assert name not in rows
-                rows[name] = set(re.findall(r"`((?:loss|lm)_\w+)`", cells[3]))
-    assert rows == {name: loss_options(name) for name in LOSSES if name != "cross_entropy"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_make_targets_in_the_docs_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tests_in_the_docs_exist(page):
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+        assert f"def {name}(" in (ROOT / file).read_text()
+
+
+def commands():
+    """Every command of README and docs, without comments, as the words of a shell."""
+    for page in PAGES:
+        for block in re.findall(r"^```\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().startswith(("python ", "hf-sharp ", "accelerate launch ")):
+                    words = shlex.split(line, comments=True)
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words[0] == "hf-sharp":
+        assert words[1] in COMMANDS
+        return
+    script = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    assert Path(words[script]).exists()
+    if "_classification.py" not in words[script]:
+        return
+    data = TextArguments if "text" in words[script] else ImageArguments
+    parser = RecipeParser((data, ModelArguments, RunArguments, SharpTrainingArguments), words[script + 1 :])
+    parser.set_defaults(use_cpu=True)
+    parser.build(bf16=False)
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_between_pages_lead_somewhere(page):
-    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
-def test_code_in_the_docs_runs(page):
+@pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.stem)
+def test_code_in_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     names: dict[str, object] = {}
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(code, page.name, "exec"), names)
+    try:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(compile(code, page.name, "exec"), names)
+    finally:
+        for registry in (METHODS, LOSSES):
+            for name in set(registry) - set(registry.builtin):
+                registry.unregister(name)
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_committed_results():
+def test_generated_tables_are_up_to_date():
     check = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+def test_the_script_in_the_readme_runs(image_folder, vit_folder, tmp_path, monkeypatch):  # noqa: F811
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    assert "SharpTrainer" in code
-    code = code.replace("num_train_epochs=100", "max_steps=3")
-    result = {}
-    exec(compile(code, "README.md", "exec"), result)
-    assert "eval_balanced_accuracy" in result["metrics"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    shutil.copytree(image_folder, "photos")
+    assert "num_train_epochs=10" in code
+    code = code.replace("google/vit-base-patch16-224-in21k", vit_folder).replace("num_train_epochs=10", "max_steps=3")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "eval_balanced_accuracy" in names["metrics"]
 
 
 def test_git_holds_no_weights_no_data_and_no_path_of_a_machine():
@@ -146,17 +195,16 @@ def test_git_holds_no_weights_no_data_and_no_path_of_a_machine():
 
 def test_what_is_logged_is_on_one_page_of_the_docs(make_trainer):
     page = (ROOT / "docs" / "logged_metrics.md").read_text()
-    told = {
-        name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    }
-    trainers = ["loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos"]
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    of_trainer = {"loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos"}
     logged = set()
     for options in ({"rho_schedule": "learned", "rho_update_every": 1}, {"sharpness": "cc_sam"}, {"sharpness": "none"}):
         data = make_images([150, 30, 8, 4], seed=2)
-        more = {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
-        trainer = make_trainer(train_dataset=data, eval_dataset=data, **more, **options)
+        options |= {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
+        trainer = make_trainer(train_dataset=data, eval_dataset=data, **options)
         trainer.add_callback(GeometryCallback(trainer))
         trainer.train()
         logged |= {name for log in trainer.state.log_history for name in log}
-    measured = {name.removeprefix("eval_") for name in logged if not name.startswith("train_")} - set(trainers)
-    assert {name for name in measured if not name.endswith(("runtime", "per_second"))} == told
+    measured = {name.removeprefix("eval_") for name in logged if not name.startswith("train_")} - of_trainer
+    assert {name for name in measured if not name.endswith(("runtime", "per_second"))} == documented

@@ -1,4 +1,4 @@
-"""What is installed is what works: the wheel alone, elsewhere."""
+"""The wheel is complete and works without the repository."""
 
 import os
 import subprocess
@@ -76,7 +76,7 @@ def test_the_tested_versions_are_pinned_and_inside_the_ranges():
         assert requirement.specifier.contains(pins[requirement.name.lower()]), text
 
 
-def test_the_version_is_one():
+def test_the_version_is_the_same_everywhere():
     citation = (ROOT / "CITATION.cff").read_text()
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {hf_sharp.__version__}" in citation

@@ -45,7 +45,7 @@ def test_fields_parse_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("sharpness", METHODS)
 def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss):
     parsed = args(tmp_path, sharpness=sharpness, loss=loss)
-    assert set(parsed.sharpness_options) | set(parsed.loss_options) <= OURS
+    assert set(parsed.method_arguments) | set(parsed.loss_arguments) <= OURS
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,23 @@ def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss
     [
         ({"sharpness": "smart"}, "unknown sharpness 'smart'; expected one of none, sam, imbsam, focal_sam"),
         ({"loss": "hinge"}, "unknown loss 'hinge'; expected one of cross_entropy, weighted, class_balanced"),
-        ({"rho_schedule": "step"}, "unknown rho_schedule 'step'; expected one of constant, linear, cosine"),
+        (
+            {"rho_schedule": "root"},
+            "unknown rho_schedule 'root'; expected one of constant, linear, cosine, step",
+        ),
+        ({"rho_schedule": "step"}, "rho_steps must map fractions of training"),
+        ({"rho_schedule": "step", "rho_steps": {"1.5": 0.1}}, "rho_steps must map fractions of training"),
+        ({"rho_schedule": "step", "rho_steps": {"half": 0.1}}, "rho_steps must map fractions of training"),
+        ({"rho_schedule": "step", "rho_steps": {"0.5": -0.1}}, "rho_steps must map fractions of training"),
+        ({"rho_schedule": "step", "rho_steps": "0.8: 0.2"}, "rho_steps is not JSON"),
+        ({"rho_steps": {"0.5": 0.1}}, "rho_steps={'0.5': 0.1} has no effect with rho_schedule='constant'"),
+        ({"rho_end": 0.1}, "rho_end=0.1 has no effect with rho_schedule='constant'"),
+        ({"rho_schedule": "linear", "rho_end": -1.0}, "rho_end must be a finite number >= 0"),
+        ({"sharpness_after": 1.0}, r"sharpness_after must be in \[0, 1\), got 1.0"),
+        ({"sharpness": "cc_sam", "sharpness_after": 0.5}, "sharpness_after=0.5 has no effect with sharpness='cc_sam'"),
+        ({"adaptive_scope": "matrices"}, "adaptive_scope='matrices' has no effect with adaptive=False"),
+        ({"rho_update": "adam"}, "rho_update='adam' has no effect with rho_schedule='constant'"),
+        ({"ascent_momentum": 0.5}, "ascent_momentum=0.5 has no effect with ascent='gradient'"),
         ({"rho": -0.1}, "rho must be a finite number >= 0, got -0.1"),
         ({"rho": float("nan")}, "rho must be a finite number >= 0, got nan"),
         ({"sharpness": "focal_sam", "focal_lambda": -1.0}, "focal_lambda must be a finite number >= 0"),
@@ -120,3 +136,25 @@ def test_class_importance_is_json_on_the_command_line(tmp_path):
 def test_a_sampler_beside_a_loss_that_knows_the_counts_is_warned_of(tmp_path, caplog, options, warned):
     args(tmp_path, sampler="class_balanced", **options)
     assert ("both make up for the class counts" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("options", "radius"),
+    [
+        ({}, 0.05),
+        ({"sharpness": "focal_sam"}, 0.05),
+        ({"ascent": "momentum"}, 0.75),
+        ({"ascent": "class_momentum", "sharpness": "imbsam"}, 0.75),
+        ({"adaptive": True}, 1.0),
+        ({"ascent": "momentum", "rho": 0.1}, 0.1),
+    ],
+)
+def test_every_method_and_ascent_has_its_default_radius(tmp_path, options, radius):
+    assert args(tmp_path, **options).radius == radius
+    assert args(tmp_path, **options).method["rho"] == radius
+
+
+def test_focal_sams_own_schedules_can_be_written(tmp_path):
+    steps = args(tmp_path, rho=0.05, rho_schedule="step", rho_steps='{"0.25": 0.1, "0.5": 0.5, "0.75": 0.6}')
+    assert steps.rho_steps == {"0.25": 0.1, "0.5": 0.5, "0.75": 0.6}
+    assert args(tmp_path, rho=0.05, rho_schedule="linear", rho_end=0.8).method["rho_end"] == 0.8

@@ -1,7 +1,9 @@
-"""`hf-sharp adjust`: fold a correction for class imbalance into the head of a trained model, and save it."""
+"""`hf-sharp adjust`: fold a correction for class imbalance into the head of a trained model."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,35 +13,42 @@ from rich.console import Console
 from transformers import HfArgumentParser
 
 from hf_sharp.losses import LOSSES
-from hf_sharp.posthoc import METHODS, RECORD, adjust_head, choose_strength
-from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
+from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class AdjustArguments:
-    """What is done to the head."""
+    """How to adjust the head."""
 
-    output: str = field(metadata={"help": "The folder that the adjusted model is saved to."})
+    output_dir: str = field(
+        metadata={"help": "A new folder for the adjusted model.", "aliases": ["--output"]},
+    )
     method: str = field(
         default="logit_adjustment", metadata={"help": f"The correction: {', '.join(METHODS)}.", "choices": [*METHODS]}
     )
     strength: str = field(
         default="auto",
-        metadata={"help": "A number >= 0, 1 the whole correction; or auto: the best one on the validation split."},
+        metadata={"help": "A number >= 0; 1 is the whole correction; auto: the best one on the validation split."},
     )
     loss: str | None = field(
         default=None, metadata={"help": f"predicted_norm: the loss of the training: {', '.join(LOSSES)}."}
     )
     loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: its gamma."})
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    batch_size: int = field(default=64, metadata={"help": "Examples in a batch."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
     head: str | None = field(
-        default=None, metadata={"help": "The layer that makes the logits, where it is not found by itself."}
+        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
     )
 
 
 def main(argv: list[str]) -> None:
-    """Adjust, save, and say what was done.
+    """Adjust a model, save it, and show the result.
 
     Args:
         argv: the words after `hf-sharp adjust`.
@@ -52,10 +61,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data, argv)
-    output = Path(what.output)
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
+    record = choose_data(what, data, names.model, names.data, argv)
+    _warn_of_corrected_model(record, what.method)
+    output = new_folder(what.output_dir)
     automatic = what.strength == "auto"
     if automatic and data.validation_split is None and data.validation_fraction is None:
         raise ValueError(
@@ -64,8 +72,8 @@ def main(argv: list[str]) -> None:
             "--strength a number."
         )
     splits = load_splits(data, what.label_column)
-    splits.pop("test")  # what is chosen here must not see it
-    saved = open_saved(names.model, splits, data, what.label_column)
+    splits.pop("test")  # the choice of the strength must not see it
+    saved = open_saved(names.model, splits, data, what.label_column, subset=False)
     options = {name: getattr(what, name) for name in ("loss", "loss_gamma") if getattr(what, name) is not None}
     counts, console = saved.frequencies.counts, Console()
     if automatic:
@@ -76,16 +84,30 @@ def main(argv: list[str]) -> None:
         best, before = scores[options["strength"]], scores[0.0]
         console.print(
             f"strength {options['strength']:g}: balanced accuracy {100 * before:.1f} → {100 * best:.1f} on "
-            f"{len(splits['validation']):,} validation examples",
+            f"{len(splits['validation']):,} validation examples"
+            + ("; no correction is better than none: the head stays as it is" if options["strength"] == 0 else ""),
             highlight=False,
         )
     else:
         options["strength"] = _number(what.strength)
     adjusted = adjust_head(saved.model, counts, what.method, head=what.head, **options)
-    adjusted.save_pretrained(output)
-    saved.processor.save_pretrained(output)
-    _card(names.model, getattr(adjusted.config, RECORD)).save(output / "README.md")
+    with stage(f"the adjusted model cannot be saved in {str(output)!r}"):
+        adjusted.save_pretrained(output)
+        saved.processor.save_pretrained(output)
+        _card(names.model, getattr(adjusted.config, RECORD)).save(output / "README.md")
     console.print(f"model    {output}", highlight=False, soft_wrap=True)
+
+
+def _warn_of_corrected_model(record: Mapping[str, Any], method: str) -> None:
+    loss = str(record.get("options", {}).get("loss", "cross_entropy"))
+    if loss in ("cross_entropy", "focal", "large_margin") and "reweight_after" not in record.get("options", {}):
+        return
+    if record:
+        logger.warning(
+            "The model was trained with loss=%s, which corrects for the class counts already; %s does it twice.",
+            loss,
+            method,
+        )
 
 
 def _number(text: str) -> float:
@@ -98,12 +120,16 @@ def _number(text: str) -> float:
 def _card(model: str, record: dict) -> ModelCard:
     try:
         card = ModelCard.load(Path(model) / "README.md" if Path(model).is_dir() else model)
-    except (OSError, ValueError):  # no card, or no network: the adjusted model gets a short one
+    except (OSError, ValueError):  # no card or no network: write a short one
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, adjusted\n")
     options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
-    card.text = card.text.rstrip() + (  # what follows HTML without an empty line would be HTML
-        f"\n\n## Adjusted after training\n\nThe classifier head was corrected for class imbalance with "
-        f"`hf-sharp adjust`: {record['method']} ({options}), for class counts from {max(record['class_counts']):,} to "
-        f"{min(record['class_counts'])}. Figures above are those of the model before that.\n"
-    )
+    if record["strength"] == 0:
+        said = f"`hf-sharp adjust` found no strength of {record['method']} above 0 better: the head is unchanged."
+    else:
+        said = (
+            f"The classifier head was corrected for class imbalance with `hf-sharp adjust`: {record['method']} "
+            f"({options}), for class counts from {max(record['class_counts']):,} to {min(record['class_counts'])}. "
+            "Figures above are those of the model before the correction."
+        )
+    card.text = f"{card.text.rstrip()}\n\n## Adjusted after training\n\n{said}\n"  # an empty line ends HTML
     return card

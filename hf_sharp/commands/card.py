@@ -1,37 +1,37 @@
-"""`hf-sharp card`: the model card of a folder that a recipe trained."""
+"""`hf-sharp card`: write the model card of a trained model's folder."""
 
 from __future__ import annotations
 
-import argparse
-
-from hf_sharp.model_card import write_card
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.flags import Flags
+from hf_sharp.reports.model_card import write_card
 
 
 def main(argv: list[str]) -> None:
-    """Write the card, and say where.
+    """Write the card and print its path.
 
     Args:
         argv: the words after `hf-sharp card`.
 
     Raises:
-        ValueError: the folder has no results, or a language that the Hub does not take.
+        ValueError: the folder has no results, or the Hub does not accept the language.
     """
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="hf-sharp card",
-        description="Write README.md of a model's folder from its all_results.json, where every figure comes from.",
-        allow_abbrev=False,
+        description="Write README.md for a model's folder; all figures come from its all_results.json.",
     )
-    parser.add_argument("folder", help="has config.json and all_results.json")
-    parser.add_argument("--licence", "--license", help="an identifier of the Hub's, such as apache-2.0")
+    parser.add_argument("folder", help="the folder with config.json and all_results.json")
+    parser.add_argument("--licence", "--license", help="a licence identifier of the Hub, such as apache-2.0")
     parser.add_argument("--language", nargs="+", help="ISO 639 codes, such as en")
     parser.add_argument("--tags", nargs="+", default=[], help="more tags")
-    parser.add_argument("--repo_id", help="what `pipeline` opens, as user/name")
-    arguments = parser.parse_args(argv)
-    card = write_card(
-        arguments.folder,
-        licence=arguments.licence,
-        language=arguments.language,
-        tags=arguments.tags,
-        **({"repo_id": arguments.repo_id} if arguments.repo_id else {}),
-    )
+    parser.add_argument("--repo_id", help="the name on the Hub, as user/name")
+    arguments = parser.read(argv)
+    with stage(f"no card can be written for {arguments.folder!r}"):
+        card = write_card(
+            arguments.folder,
+            licence=arguments.licence,
+            language=arguments.language,
+            tags=arguments.tags,
+            **({"repo_id": arguments.repo_id} if arguments.repo_id else {}),
+        )
     print(card)

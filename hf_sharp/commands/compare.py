@@ -1,8 +1,7 @@
-"""`hf-sharp compare`: two configs, the same seeds, and by how much one is ahead."""
+"""`hf-sharp compare`: train two configs with the same seeds, and report which one is ahead by how much."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -15,10 +14,13 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
-from hf_sharp.plots import plot_recall_by_count
-from hf_sharp.recipe import LookArguments, ModelArguments, RecipeParser, RunArguments
+from hf_sharp.recipe.arguments import ModelArguments, RunArguments
+from hf_sharp.recipe.flags import Flags
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import check_finished
-from hf_sharp.results import RESULTS
+from hf_sharp.recipe.saved import LookArguments
+from hf_sharp.reports.plots import plot_recall_by_count
+from hf_sharp.reports.results import RESULTS
 from hf_sharp.training_args import SharpTrainingArguments
 
 METRICS = {
@@ -39,7 +41,8 @@ def paired(first: list[float], second: list[float]) -> dict[str, float | None]:
         second: one value per seed, in the same order.
 
     Returns:
-        `first`, `second` (means), `difference`, and `interval`, half of its width; None with one seed.
+        `first` and `second` (means), `difference`, `deviation` (standard deviation of the differences) and `interval`
+        (half of its width); the last two are None with one seed.
 
     Example:
         >>> compared = paired([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
@@ -47,20 +50,44 @@ def paired(first: list[float], second: list[float]) -> dict[str, float | None]:
         (0.1, 0.248)
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    interval = None
+    interval = deviation = None
     if (n := len(differences)) > 1:
-        interval = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+        deviation = statistics.stdev(differences)
+        interval = float(student.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
     means = {"first": statistics.fmean(first), "second": statistics.fmean(second)}
-    return means | {"difference": statistics.fmean(differences), "interval": interval}
+    return means | {"difference": statistics.fmean(differences), "deviation": deviation, "interval": interval}
 
 
-def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: float) -> str:
-    """Say in words which of two is ahead.
+def seeds_needed(difference: float, deviation: float) -> int | None:
+    """Estimate how many seeds would tell such a difference from chance: where its 95 % interval leaves out 0.
+
+        t_{0.975, n−1} · s / √n < |difference|
 
     Args:
-        names: of the two configs.
-        metrics: label to what `paired` gives.
-        cost: training time of the second over that of the first.
+        difference: mean difference of the paired values.
+        deviation: s >= 0, their standard deviation.
+
+    Returns:
+        The smallest n >= 3; None above 1000.
+
+    Example:
+        >>> seeds_needed(0.02, 0.02), seeds_needed(0.001, 0.5)
+        (7, None)
+    """
+    for n in range(3, 1001):
+        if float(student.ppf(0.975, n - 1)) * deviation / math.sqrt(n) < abs(difference):
+            return n
+    return None
+
+
+def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: float, seeds: int = 3) -> str:
+    """State which of two is ahead, in words.
+
+    Args:
+        names: names of the two configs.
+        metrics: label to the result of `paired`.
+        cost: training time of the second divided by that of the first.
+        seeds: number of seeds.
 
     Returns:
         One or two sentences.
@@ -69,7 +96,11 @@ def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: fl
     gap, interval = 100 * main["difference"], main["interval"]
     ahead = names[1] if gap > 0 else names[0]
     if interval is None:
-        said = f"{ahead} is ahead by {abs(gap):.1f} points of balanced accuracy, of one seed: no interval"
+        said = f"{ahead} is ahead by {abs(gap):.1f} points of balanced accuracy, but one seed cannot tell from chance"
+    elif seeds < 3:
+        needed = seeds_needed(main["difference"], main["deviation"])
+        enough = "even 1000 could not" if needed is None else f"about {needed} could, if the difference stays"
+        said = f"{seeds} seeds cannot tell: {names[1]} is {gap:+.1f} points of balanced accuracy; {enough}"
     elif abs(gap) <= 100 * interval:
         said = (
             f"no difference beyond chance: {names[1]} is {gap:+.1f} ± {100 * interval:.1f} points of balanced accuracy"
@@ -77,41 +108,41 @@ def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: fl
     else:
         said = f"{ahead} is ahead by {abs(gap):.1f} ± {100 * interval:.1f} points of balanced accuracy"
     if (few := metrics.get("few classes")) is not None:
-        spread = "" if few["interval"] is None else f" ± {100 * few['interval']:.1f}"
+        spread = "" if few["interval"] is None or seeds < 3 else f" ± {100 * few['interval']:.1f}"
         said += f"; few classes {100 * few['difference']:+.1f}{spread} for {names[1]}"
     return f"{said}; {names[1]} costs {cost:.1f} times {names[0]}."
 
 
 def main(argv: list[str]) -> None:
-    """Train what is not trained yet, compare, show, and write down.
+    """Train the runs that are not finished, compare them, and show and save the comparison.
 
     Args:
         argv: the words after `hf-sharp compare`.
 
     Raises:
-        ValueError: fewer than one seed, configs of one name, or runs that are of other data.
+        ValueError: fewer than one seed, configs with the same name, or runs on different data.
     """
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="hf-sharp compare",
-        description="Train two configs with the same seeds, and compare them in pairs. What is trained already is not "
-        "trained again. Further flags go to both trainings.",
-        allow_abbrev=False,
+        usage="hf-sharp compare CONFIG_A CONFIG_B [options]",
+        description="Train two configs with the same seeds, and compare them in pairs. Finished runs are not trained "
+        "again. Further flags are passed to both trainings.",
     )
-    parser.add_argument("config_a")
-    parser.add_argument("config_b")
-    parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
-    parser.add_argument("--output", default=None, help="folder; outputs/compare/A_B if not given")
+    parser.add_argument("config_a", help="a YAML file of options")
+    parser.add_argument("config_b", help="another one")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, ...")
+    parser.add_argument("--output_dir", "--output", help="a folder (default: outputs/compare/A_B)")
     parser.add_argument("--accelerate", default="single_gpu", help="as for hf-sharp train")
     arguments, flags = parser.parse_known_args(argv)
     configs = (arguments.config_a, arguments.config_b)
     names = (Path(configs[0]).stem, Path(configs[1]).stem)
     if arguments.seeds < 1 or names[0] == names[1]:
         raise ValueError(
-            f"expected one seed or more, got {arguments.seeds}, and two configs of different names, got {names}."
+            f"expected at least one seed, got {arguments.seeds}, and two configs with different names, got {names}."
         )
-    output = Path(arguments.output or f"outputs/compare/{names[0]}_{names[1]}")
+    output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
     classes = (LookArguments, ModelArguments, RunArguments, SharpTrainingArguments)
-    asked = [RecipeParser(classes, ["--config", config, *flags]).values for config in configs]  # both, before training
+    asked = [RecipeParser(classes, ["--config", config, *flags]).values for config in configs]  # both before training
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(arguments.seeds):
         for name, config, options in zip(names, configs, asked, strict=True):
@@ -119,8 +150,8 @@ def main(argv: list[str]) -> None:
             if (folder / RESULTS).is_file():
                 check_finished(folder, options | {"seed": seed}, whole=False)
             else:
-                more = ["--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "true"]
-                launch(config, [*flags, "--compare_with", "none", *more], arguments.accelerate)
+                run = ["--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "true"]
+                launch(config, [*flags, "--compare_with", "none", *run], arguments.accelerate)
             results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
     summary = compare(names, results)
     summary["command"] = " ".join(["hf-sharp", "compare", *argv])
@@ -130,41 +161,41 @@ def main(argv: list[str]) -> None:
     console = Console()
     console.print(comparison(names, summary))
     console.print(summary["verdict"], highlight=False)
-    for what in ("comparison.json", "recall_by_count.png"):
-        console.print(f"{output / what}", highlight=False, soft_wrap=True)
+    for file in ("comparison.json", "recall_by_count.png"):
+        console.print(f"{output / file}", highlight=False, soft_wrap=True)
 
 
 def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Compare the results of two configs, seed by seed.
 
     Args:
-        names: of the two.
-        results: name to the content of `all_results.json` of every seed.
+        names: names of the two.
+        results: name to the content of `all_results.json` for every seed.
 
     Returns:
-        `metrics` (label to what `paired` gives), `cost`, `verdict`, `seeds`, `machine`.
+        `metrics` (label to the result of `paired`), `cost`, `verdict`, `seeds`, `machine`.
 
     Raises:
-        ValueError: the two were evaluated on other data.
+        ValueError: the two were trained or evaluated on different data.
     """
     first, second = (results[name] for name in names)
-    for one, other in zip(first, second, strict=True):
-        for what in ("class_counts", "per_class_support"):
-            if one["report"][what] != other["report"][what]:
-                raise ValueError(f"the two have other {what.replace('_', ' ')}: they are not of the same data.")
+    for result_a, result_b in zip(first, second, strict=True):
+        for entry in ("class_counts", "per_class_support"):
+            if result_a["report"][entry] != result_b["report"][entry]:
+                raise ValueError(f"the {entry.replace('_', ' ')} of the two differ: they are not of the same data.")
     metrics = {}
     for label, metric in METRICS.items():
-        values = [[result["report"][metric] for result in of_one] for of_one in (first, second)]
+        values = [[result["report"][metric] for result in runs] for runs in (first, second)]
         if None not in values[0] + values[1]:
             metrics[label] = paired(*values)
-    seconds = [sum(result["training"]["train_runtime"] for result in of_one) for of_one in (first, second)]
+    seconds = [sum(result["training"]["train_runtime"] for result in runs) for runs in (first, second)]
     cost = seconds[1] / seconds[0]
     return {
         "configs": list(names),
         "seeds": len(first),
         "metrics": metrics,
         "cost": cost,
-        "verdict": verdict(names, metrics, cost),
+        "verdict": verdict(names, metrics, cost, len(first)),
         "machine": first[0]["machine"],
     }
 
@@ -173,18 +204,22 @@ def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
     """Show the comparison: a `rich` table of means, differences and intervals, in percent.
 
     Args:
-        names: of the two.
-        summary: as `compare` gives it.
+        names: names of the two.
+        summary: the result of `compare`.
 
     Returns:
         The table.
     """
-    table = Table(title=f"recall in %, mean over {summary['seeds']} seeds", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"recall in %, mean over {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}",
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column("")
     for name in (*names, "difference (95 %)"):
         table.add_column(name, justify="right", overflow="fold")
     for label, row in summary["metrics"].items():
-        spread = "" if row["interval"] is None else f" ± {100 * row['interval']:.1f}"
+        spread = "" if row["interval"] is None or summary["seeds"] < 3 else f" ± {100 * row['interval']:.1f}"
         difference = f"{100 * row['difference']:+.1f}{spread}"
         table.add_row(label, f"{100 * row['first']:.1f}", f"{100 * row['second']:.1f}", difference)
     return table

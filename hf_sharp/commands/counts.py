@@ -1,74 +1,78 @@
-"""`hf-sharp counts`: how the classes of a dataset are distributed, and what to begin with."""
+"""`hf-sharp counts`: how the classes of a dataset are distributed, and what to try first. Works without torch."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import HfArgumentParser
 
-from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.datasets import load, long_tail
-from hf_sharp.plots import plot_counts
-from hf_sharp.recipe import read_flags
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.label_columns import name_classes
+from hf_sharp.data.labels import no_label_column
+from hf_sharp.data.loading import load, no_split
+from hf_sharp.data.long_tail import long_tail
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.flags import Flags
+from hf_sharp.reports.plots import plot_counts
 
 SHOWN = 30
 
 
-@dataclass
-class CountsArguments:
-    """Which labels."""
-
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    train_split: str = field(default="train", metadata={"help": "The split to count."})
-    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    imbalance_factor: float | None = field(
-        default=None, metadata={"help": "Make the split long-tailed first: largest over smallest class count."}
+def _flags() -> Flags:
+    parser = Flags(prog="hf-sharp counts", description="Count the examples of every class in a dataset.")
+    parser.add_argument("dataset", help="the dataset: as --dataset of the recipes")
+    parser.add_argument("--dataset_config", help="configuration of a dataset on the Hub")
+    parser.add_argument("--train_split", default="train", help="the split to count (default: train)")
+    parser.add_argument("--label_column", default="label", help="the column with the labels (default: label)")
+    parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
+    parser.add_argument("--separator", help="what separates the columns of CSV files (default: a comma)")
+    parser.add_argument(
+        "--imbalance_factor", type=float, help="make the split long-tailed first: largest over smallest class count"
     )
-    picture: str | None = field(default=None, metadata={"help": "Draw the counts into this file."})
+    parser.add_argument("--picture", help="draw the counts into this file")
+    return parser
 
 
 def main(argv: list[str]) -> None:
-    """Count, show, suggest.
+    """Count the classes, show them, and suggest a loss and a sharpness method.
 
     Args:
         argv: the words after `hf-sharp counts`.
 
     Raises:
-        ValueError: there is no such split or column.
+        ValueError: the dataset, the split or the label column does not exist, or the labels cannot be classes.
     """
-    classes: Any = CountsArguments
-    parser = HfArgumentParser(classes, prog="hf-sharp counts", allow_abbrev=False)
-    parser.add_argument("dataset", help="The dataset: as --dataset of the recipes.")
-    what, names = read_flags(parser, argv)
-    splits = load(names.dataset, what.dataset_config)
-    if what.train_split not in splits:
-        raise ValueError(f"there is no split {what.train_split!r}; the splits are {', '.join(map(repr, splits))}.")
-    data = splits[what.train_split]
-    if what.imbalance_factor is not None:
-        data = long_tail(data, what.imbalance_factor, label_column=what.label_column)
-    frequencies = ClassFrequencies.from_dataset(data, what.label_column)
+    flags = _flags().read(argv)
+    with stage(f"the dataset {flags.dataset!r} cannot be loaded"):
+        splits = load(flags.dataset, flags.dataset_config, flags.separator)
+    if flags.train_split not in splits:
+        raise ValueError(f"{no_split(flags.train_split, splits)} Choose with --train_split.")
+    data = splits[flags.train_split]
+    if flags.label_column not in data.column_names:
+        raise ValueError(no_label_column(flags.label_column, data.column_names))
+    data = name_classes({flags.train_split: data}, flags.label_column, flags.class_names)[flags.train_split]
+    if flags.imbalance_factor is not None:
+        data = long_tail(data, flags.imbalance_factor, label_column=flags.label_column)
+    frequencies = ClassFrequencies.from_dataset(data, flags.label_column)
     console = Console()
-    console.print(counts_table(frequencies, f"{names.dataset}, split {what.train_split}"))
+    console.print(counts_table(frequencies, f"{flags.dataset}, split {flags.train_split}"))
     for line in suggestions(frequencies):
         console.print(f"• {line}", highlight=False)
-    if what.picture is not None:
-        plot_counts(frequencies, what.picture, names.dataset)
-        console.print(f"picture  {what.picture}", highlight=False, soft_wrap=True)
+    if flags.picture is not None:
+        with stage(f"the picture {flags.picture!r} cannot be written"):
+            plot_counts(frequencies, flags.picture, flags.dataset)
+        console.print(f"picture  {flags.picture}", highlight=False, soft_wrap=True)
 
 
 def counts_table(frequencies: ClassFrequencies, title: str) -> Table:
-    """Show the classes from the most frequent to the rarest, and the groups that reports speak of.
+    """Show the classes from the most frequent to the rarest, and the groups that reports use.
 
     Args:
         frequencies: the counts.
-        title: of the table.
+        title: the table's title.
 
     Returns:
-        A `rich` table; of more than 30 classes the middle is left out.
+        A `rich` table; with more than 30 classes the middle ones are left out.
     """
     counts = frequencies.counts
     groups = {int(c): name for name, indices in frequencies.groups.items() for c in indices}
@@ -99,19 +103,19 @@ def counts_table(frequencies: ClassFrequencies, title: str) -> Table:
 
 
 def suggestions(frequencies: ClassFrequencies) -> list[str]:
-    """Say what docs/choosing_a_loss.md suggests for such counts.
+    """Suggest a loss and a sharpness method for such counts, as docs/choosing_a_loss.md does.
 
     Args:
         frequencies: the counts.
 
     Returns:
-        Some sentences.
+        One sentence per suggestion.
     """
     factor, classes = frequencies.imbalance_factor, frequencies.num_classes
     if factor < 1.5:
         return ["nearly balanced: loss cross_entropy, and sharpness sam where training is long enough to overfit"]
     if factor < 20 and classes <= 10:
-        loss = "moderate imbalance, few classes: loss class_balanced or weighted are simple and enough"
+        loss = "moderate imbalance, few classes: loss class_balanced or weighted is sufficient"
     else:
         loss = "loss logit_adjusted when every class counts alike"
     lines = [loss, "loss cross_entropy when the test data has the same shares, and every mistake costs the same"]
@@ -122,5 +126,6 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     else:
         lines.append("no class is very rare: sharpness sam costs less than focal_sam; compare with sharpness none")
     if absent := int((frequencies.counts == 0).sum()):
-        lines.append(f"{absent} classes have no examples at all: nothing can learn them")
+        classes_have = "1 class has" if absent == 1 else f"{absent} classes have"
+        lines.append(f"{classes_have} no examples at all: nothing can learn {'it' if absent == 1 else 'them'}")
     return lines

@@ -10,25 +10,30 @@ from typing import Any
 from rich.console import Console
 from transformers import HfArgumentParser
 
-from hf_sharp.metrics import comparison_table, long_tail_report
-from hf_sharp.plots import plot_recall_by_count
-from hf_sharp.recipe import LookArguments, load_splits, name_dataset, open_saved, read_flags
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
+from hf_sharp.reports.long_tail_report import long_tail_report
+from hf_sharp.reports.plots import plot_recall_by_count
+from hf_sharp.reports.table import comparison_table
 
 
 @dataclass
 class EvaluateArguments:
-    """What is evaluated, and where it goes."""
+    """What to evaluate, and where to write the report."""
 
-    split: str = field(default="test", metadata={"help": "test, or validation."})
+    split: str = field(default="test", metadata={"help": "The split to evaluate: test or validation."})
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    rare_threshold: int = field(default=20, metadata={"help": "few: classes with fewer training examples."})
-    common_threshold: int = field(default=100, metadata={"help": "many: classes with more training examples."})
-    batch_size: int = field(default=64, metadata={"help": "Examples in a batch."})
-    output: str | None = field(default=None, metadata={"help": "A folder for report.json and the picture."})
+    rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
+    common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "A new folder for report.json and the picture.", "aliases": ["--output"]}
+    )
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate, show, and write down.
+    """Evaluate a model, and show and save its report.
 
     Args:
         argv: the words after `hf-sharp evaluate`.
@@ -41,10 +46,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data, argv)
+    choose_data(what, data, names.model, names.data, argv)
+    output = None if what.output_dir is None else new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
-        raise ValueError(f"there is no split {what.split!r} here; the splits are {', '.join(map(repr, splits))}.")
+        raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
     logits, labels = saved.predict(what.split, what.batch_size)
     probabilities = logits.softmax(1).numpy()
@@ -60,8 +66,7 @@ def main(argv: list[str]) -> None:
     name, console = Path(names.model).name, Console()
     title = f"{data.dataset}, split {what.split}: {len(labels):,} examples"
     console.print(comparison_table({name: report}, title))
-    if what.output is not None:
-        output = Path(what.output)
+    if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         plot_recall_by_count({name: report}, output / "recall_by_count.png", title)
         (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`hf-sharp sharpness`: how flat a trained model lies, over all classes and per group, alone or beside another."""
+"""`hf-sharp sharpness`: how flat the loss is around a trained model, over all classes and per group."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import HfArgumentParser
 
-from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.curvature import measure_curvature
-from hf_sharp.labels import read_labels
-from hf_sharp.loss_surface import GROUPS, stratified_sample
-from hf_sharp.plots import plot_loss_along
-from hf_sharp.recipe import LookArguments, SavedModel, load_splits, name_dataset, open_saved, read_flags
-from hf_sharp.results import machine_class
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import read_labels
+from hf_sharp.data.loading import no_split
+from hf_sharp.model.curvature import measure_curvature
+from hf_sharp.model.group_batches import GROUPS, stratified_sample
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.reports.plots import plot_loss_along
+from hf_sharp.reports.results import machine_class
 
 
 @dataclass
 class SharpnessArguments:
-    """What is measured, and on what."""
+    """What to measure, and on which examples."""
 
-    output: str = field(metadata={"help": "The folder for sharpness.json and sharpness.png."})
-    compare_with: str | None = field(default=None, metadata={"help": "Another model to put beside the first."})
+    output_dir: str = field(
+        metadata={"help": "A new folder for sharpness.json and sharpness.png.", "aliases": ["--output"]}
+    )
+    compare_with: str | None = field(default=None, metadata={"help": "Another model to compare with."})
     split: str = field(
         default="train",
         metadata={
@@ -40,30 +45,30 @@ class SharpnessArguments:
             "choices": ["train", "test", "validation"],
         },
     )
-    examples: int = field(default=1000, metadata={"help": "How many of its examples, of every class its share."})
+    examples: int = field(default=1000, metadata={"help": "Number of its examples, stratified by class."})
     hessian_examples: int = field(
-        default=100, metadata={"help": "How many of these for the eigenvalues and traces, which cost the most."}
+        default=100, metadata={"help": "Number of these for the eigenvalues and traces, which cost most."}
     )
-    rho: float = field(default=0.05, metadata={"help": "The radius of the sharpness."})
-    eigenvalues: int = field(default=1, metadata={"help": "How many of the largest eigenvalues."})
+    rho: float = field(default=0.05, metadata={"help": "Radius of the sharpness."})
+    eigenvalues: int = field(default=1, metadata={"help": "Number of largest eigenvalues."})
     tolerance: float = field(default=0.05, metadata={"help": "Relative tolerance of the eigenvalues."})
     probes: int = field(default=8, metadata={"help": "Random vectors for the trace."})
     directions: int = field(default=4, metadata={"help": "Random directions for the average sharpness."})
     rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
     common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
-    seed: int = field(default=0, metadata={"help": "Of the sample and of all random directions."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sample and of the random directions."})
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    batch_size: int = field(default=32, metadata={"help": "Examples in a batch; the memory needed grows with it."})
+    batch_size: int = field(default=32, metadata={"help": "Examples per batch; memory grows with it."})
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Measure, and show, draw and write down what was measured.
+    """Measure the sharpness, and show, draw and save it.
 
     Args:
         argv: the words after `hf-sharp sharpness`.
 
     Returns:
-        What is written to sharpness.json.
+        The content of sharpness.json.
 
     Raises:
         ValueError: options that do not fit each other, the models or the data; or an output folder that is not empty.
@@ -73,13 +78,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
-    name_dataset(data, names.data, argv)
-    output = Path(what.output)
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"the output folder {what.output!r} is not empty. Choose another one.")
+    choose_data(what, data, names.model, names.data, argv)
+    output = new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
-        raise ValueError(f"there is no {what.split} split; name it with --{what.split}_split. There are {[*splits]}.")
+        raise ValueError(f"{no_split(what.split, splits)} Name it with --{what.split}_split.")
     models = {}
     for label, name in _labels(names.model, what.compare_with).items():
         models[label] = _measured(open_saved(name, splits, data, what.label_column), what)
@@ -101,13 +104,13 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Put what was measured of one model, or of several, into a table; a row per group and model.
+    """Make a table of the sharpness of one model or several, with a row per group and model.
 
     Args:
-        reports: model name to `measure_curvature`, all on the same examples.
+        reports: model name to the result of `measure_curvature`, all on the same examples.
 
     Returns:
-        A `rich` table; of several models, the lower of a group's figures is bold where they differ by more than their
+        A `rich` table; with several models, the lowest figure of a group is bold if it differs by more than the
         standard errors.
     """
     first = next(iter(reports.values()))
@@ -121,7 +124,7 @@ def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
         if len(reports) > 1:
             table.add_row(label)
         for i, model in enumerate(reports):
-            cells = _cells([other[group] for other in reports.values()], i)
+            cells = _cells([report[group] for report in reports.values()], i)
             table.add_row(
                 f"  {escape(model)}" if len(reports) > 1 else label, *cells, end_section=i + 1 == len(reports)
             )
@@ -145,14 +148,14 @@ def _cells(figures: list[Mapping[str, Any] | None], i: int) -> list[str]:
         ("top_eigenvalues", None),
         ("trace", "trace_error"),
     ):
-        values = [_first(other[name]) for other in figures if other is not None]
+        values = [_first(row[name]) for row in figures if row is not None]
         value = _first(mine[name])
         if value is None:
             cells.append("–")
             continue
-        spreads = [float(other[error] or 0) if error else 0.0 for other in figures if other is not None]
+        spreads = [float(row[error] or 0) if error else 0.0 for row in figures if row is not None]
         text = _short(value, 3) + (f" ± {_short(mine[error], 1)}" if name == "trace" and error and mine[error] else "")
-        others = [other for j, other in enumerate(values) if j != i and other is not None]
+        others = [figure for j, figure in enumerate(values) if j != i and figure is not None]
         lowest = others and value < min(others) - math.hypot(*spreads)
         cells.append(f"[bold]{text}[/bold]" if lowest else text)
     return cells
@@ -173,7 +176,7 @@ def _labels(*models: str | None) -> dict[str, str]:
     short = [Path(model).name for model in named]
     labels = short if len(set(short)) == len(short) else named
     if len(set(labels)) < len(labels):
-        raise ValueError(f"the model is compared with itself: {named[0]!r}.")
+        raise ValueError(f"the model would be compared with itself: {named[0]!r}.")
     return dict(zip(labels, named, strict=True))
 
 
@@ -190,7 +193,7 @@ def _measured(saved: SavedModel, what: SharpnessArguments) -> dict[str, Any]:
     group_of = np.empty(frequencies.num_classes, int)
     for number, indices in enumerate(frequencies.groups.values()):
         group_of[indices] = number
-    rows = rows[np.argsort(group_of[labels[rows]], kind="stable")]  # a batch of one group is not split
+    rows = rows[np.argsort(group_of[labels[rows]], kind="stable")]  # so that batches hold one group
     chosen = replace(saved, splits=datasets.DatasetDict({what.split: split.select(rows)}))
     return measure_curvature(
         saved.model.float(),

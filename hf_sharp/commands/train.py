@@ -1,14 +1,25 @@
-"""`hf-sharp train`: a config, through accelerate."""
+"""`hf-sharp train`: a config or flags, through accelerate."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from hf_sharp.recipe.flags import Flags
 
 _PLACES = (Path(__file__).parents[1] / "accelerate", Path(__file__).parents[2] / "recipes" / "accelerate")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE = 30  # seconds that a training has to end by itself
+
+
+class _Stopped(BaseException):
+    """A signal that ends the training."""
 
 
 def accelerate_config(name: str) -> Path:
@@ -21,7 +32,7 @@ def accelerate_config(name: str) -> Path:
         The file.
 
     Raises:
-        ValueError: there is none; those that there are are named.
+        ValueError: there is no such config; the error lists the available ones.
     """
     candidates = [Path(name), *(folder / f"{name}.yaml" for folder in _PLACES)]
     for file in candidates:
@@ -31,41 +42,77 @@ def accelerate_config(name: str) -> Path:
     raise ValueError(f"there is no accelerate config {name!r}; expected a file, or one of {', '.join(known)}.")
 
 
-def launch(config: str, flags: Sequence[str], accelerate: str = "single_gpu") -> None:
-    """Train as a config says, in processes that accelerate starts.
+def launch(config: str | None, flags: Sequence[str], accelerate: str = "single_gpu") -> None:
+    """Train in processes that accelerate starts, and that end with this one.
 
     Args:
-        config: a YAML file of options.
+        config: a YAML file of options, or None.
         flags: options that override it.
         accelerate: as for `accelerate_config`.
 
     Raises:
-        SystemExit: the training failed; it has said why.
+        SystemExit: the training failed or was stopped; it has reported why.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(accelerate))]
-    command += ["--quiet"]  # no traceback of the launcher below what the training said
-    command += ["-m", "hf_sharp.recipe", "--config", config, *flags]
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    command = _command(config, flags, accelerate)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, _raise_stopped)
+    training = subprocess.Popen(command, start_new_session=True)  # a process group to pass signals to
+    try:
+        code = training.wait()
+    except _Stopped as stopped:
+        code = _stop(training, int(stopped.args[0]))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code:
+        raise SystemExit(code)
+
+
+def _command(config: str | None, flags: Sequence[str], accelerate: str) -> list[str]:
+    launcher = [sys.executable, "-m", "hf_sharp.commands.launcher"]
+    launcher += ["--config_file", str(accelerate_config(accelerate)), "--quiet", "-m", "hf_sharp.recipe"]
+    return [*launcher, *(["--config", config] if config else []), *flags]
+
+
+def _raise_stopped(number: int, frame: Any) -> None:
+    raise _Stopped(number)
+
+
+def _stop(training: subprocess.Popen, number: int) -> int:
+    try:
+        os.killpg(training.pid, number)
+        training.wait(_GRACE)
+    except (_Stopped, subprocess.TimeoutExpired):  # a second signal, or no answer
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(training.pid, signal.SIGKILL)  # whatever is left of it
+    training.wait()
+    return 128 + number
 
 
 def main(argv: list[str]) -> None:
-    """Launch.
+    """Launch a training.
 
     Args:
         argv: the words after `hf-sharp train`.
+
+    Raises:
+        ValueError: there is no such accelerate config, or nothing says what to train.
     """
-    parser = argparse.ArgumentParser(
+    parser = Flags(
         prog="hf-sharp train",
-        description="Train as a config says. Every option of the recipes is a flag that overrides it: --rho 0.1, "
-        "--compare_with baseline, --resume_from_checkpoint true, ... `python -m hf_sharp.recipe --help` lists them, "
-        "those of hf_sharp last.",
-        allow_abbrev=False,
+        usage="hf-sharp train [CONFIG] [options]",
+        description="Train from a YAML config, from flags, or from both. Every option of the recipes is a flag that "
+        "overrides the config: --rho 0.1, --compare_with baseline, --resume_from_checkpoint true, ... `python -m "
+        "hf_sharp.recipe --help` lists them, those of hf_sharp last.",
     )
-    parser.add_argument("config", help="A YAML file of options, as in recipes/configs.")
     parser.add_argument(
         "--accelerate", default="single_gpu", help="An accelerate config: single_gpu, ddp, fsdp2, multi_node or a file."
     )
-    arguments, flags = parser.parse_known_args(argv)
-    launch(arguments.config, flags, arguments.accelerate)
+    # Only the first word is a config: words after flags are their values.
+    config = argv[0] if argv and not argv[0].startswith("-") else None
+    arguments, flags = parser.parse_known_args(argv[1:] if config else argv)
+    if config is None and not flags:
+        raise ValueError("name a config, or the data and the model: hf-sharp train CONFIG, or --dataset and others.")
+    launch(config, flags, arguments.accelerate)

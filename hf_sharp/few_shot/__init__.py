@@ -1,6 +1,15 @@
-"""Few-shot classification: episodes, backbones and their choice, adaptations, and results with intervals."""
+"""Few-shot classification: episodes, backbones and the choice among them, adaptations, and results with intervals."""
 
-from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded, affine, finetune, linear, lora, prototype
+from hf_sharp.few_shot.adaptation import (
+    ADAPTATIONS,
+    Embedded,
+    affine,
+    finetune,
+    linear,
+    lora,
+    prototype,
+    published_rates,
+)
 from hf_sharp.few_shot.backbone import Backbone, embed, load_backbone
 from hf_sharp.few_shot.domain import Domain, load_domain, make_domain
 from hf_sharp.few_shot.episodes import Episode, EpisodeSampler, Task, sample_episode
@@ -14,7 +23,14 @@ from hf_sharp.few_shot.image_domains import (
     font_characters,
     open_domain,
 )
-from hf_sharp.few_shot.parc import Selection, parc_score, select_backbone
+from hf_sharp.few_shot.parc import (
+    EpisodeSelection,
+    Selection,
+    episode_scores,
+    parc_score,
+    select_backbone,
+    select_per_episode,
+)
 
 __all__ = [
     "ADAPTATIONS",
@@ -26,6 +42,7 @@ __all__ = [
     "Embedded",
     "Episode",
     "EpisodeSampler",
+    "EpisodeSelection",
     "FewShotResult",
     "Selection",
     "Task",
@@ -36,6 +53,7 @@ __all__ = [
     "digits",
     "embed",
     "emoji",
+    "episode_scores",
     "evaluate",
     "fashion_mnist",
     "finetune",
@@ -48,6 +66,8 @@ __all__ = [
     "open_domain",
     "parc_score",
     "prototype",
+    "published_rates",
     "sample_episode",
     "select_backbone",
+    "select_per_episode",
 ]

@@ -1,8 +1,8 @@
-"""Backbones: any Hugging Face vision or text encoder, and the features that it gives.
+"""Backbones: any Hugging Face vision or text encoder, and its features.
 
-pooled         what the model's own pooler gives, where training has made it what it is
+pooled         the model's own pooled output, if the pooler was trained
 class_token    the last hidden state of the class token
-mean           the mean of the last hidden states: of patches, of words that are not padding, of a feature map
+mean           the mean of the last hidden states: of the patches, of the words without padding, or of the feature map
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
 from hf_sharp.few_shot.domain import PREPARED_COLUMNS, Domain
-from hf_sharp.head import evaluation_mode
+from hf_sharp.model.head import evaluation_mode
 
 FEATURES = ("pooled", "class_token", "mean")
 _CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
 class Backbone:
-    """An encoder, what prepares its inputs, and which features are taken from it.
+    """An encoder with its image processor or tokenizer, and the kind of features to take from it.
 
     Args:
         model: the encoder, without a classification head.
-        processor: its image processor or tokenizer; None: inputs come prepared.
-        features: one of `FEATURES`; None: pooled where it was trained, else the class token.
+        processor: the image processor or tokenizer; None if inputs are prepared already.
+        features: one of `FEATURES`; None takes the pooled output if the pooler was trained, else the class token.
         pooler_is_trained: whether the weights of the pooler were loaded.
-        name: in messages.
+        name: the name for messages.
 
     Raises:
-        ValueError: unknown features, or the pooled ones of a pooler that was never trained.
+        ValueError: unknown features, or pooled features of an untrained pooler.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Backbone:
             raise ValueError(f"unknown features {features!r}; expected one of {', '.join(FEATURES)}.")
         if features == "pooled" and not pooler_is_trained:
             raise ValueError(
-                f"{name} has no trained pooler: its weights are not in the checkpoint, and random ones are no "
+                f"{name} has no trained pooler: the checkpoint lacks its weights, and random weights make no useful "
                 "features. Choose class_token or mean."
             )
         self.model, self.processor, self.features = model, processor, features
@@ -58,28 +58,28 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return next(self.model.parameters()).device
 
     def prepare(self, domain: Domain, rows: Any) -> dict[str, Tensor]:
-        """Make the model's inputs of some examples.
+        """Turn examples into the model's inputs.
 
         Args:
-            domain: whose examples.
-            rows: which.
+            domain: the examples.
+            rows: the rows to use.
 
         Returns:
-            What the model takes, on its device.
+            The inputs, on the model's device.
 
         Raises:
-            ValueError: there is no processor, and the examples are not prepared.
+            ValueError: the examples are not prepared, and there is no processor.
         """
         columns = domain.dataset.with_format(None)[np.asarray(rows)]
         if domain.column in PREPARED_COLUMNS:
             names = [domain.column, *(name for name in ("attention_mask",) if name in columns)]
             inputs = {name: torch.as_tensor(np.asarray(columns[name])) for name in names}
         elif self.processor is None:
-            raise ValueError(f"{self.name} comes without a processor for {domain.column!r}. Give one with processor=.")
+            raise ValueError(f"{self.name} comes without a processor for {domain.column!r}. Pass one with processor=.")
         elif self._reads_images:
             mode = "L" if getattr(getattr(self.model, "config", None), "num_channels", 3) == 1 else "RGB"
             images = [image.convert(mode) for image in columns[domain.column]]
@@ -92,17 +92,17 @@ class Backbone:
         }
 
     def encode(self, inputs: Mapping[str, Tensor], model: nn.Module | None = None) -> Tensor:
-        """Turn inputs into features, with their graph.
+        """Turn inputs into features that gradients can flow through.
 
         Args:
-            inputs: as `prepare` gives them.
-            model: an adapted copy of the model; None: the model itself.
+            inputs: the output of `prepare`.
+            model: an adapted copy of the model; None takes the model itself.
 
         Returns:
-            (N, d), float32.
+            (N, d) features, float32.
 
         Raises:
-            ValueError: the model does not have the features that were asked for, or none.
+            ValueError: the model does not have the chosen features, or neither of the default ones.
         """
         outputs = (self.model if model is None else model)(**inputs)
         features = self._take(outputs, inputs)
@@ -153,34 +153,35 @@ class Backbone:
 
 
 def load_backbone(source: Any, processor: Any = None, features: str | None = None) -> Backbone:
-    """Make a backbone of a model, a folder, or a name on the Hub.
+    """Make a backbone from a model, a folder, or a name on the Hub.
 
     Args:
-        source: an encoder; a model with a classification head, whose encoder is taken; a folder or Hub name of either;
-            or a `Backbone`, which is given back.
-        processor: its image processor or tokenizer; None: the one saved beside it, if it is a folder or name.
-        features: `pooled`, `class_token` or `mean`; None: pooled where it was trained, else the class token.
+        source: an encoder; a model with a classification head, whose encoder is used; a folder or Hub name of either;
+            or a `Backbone`, which is returned.
+        processor: the image processor or tokenizer; None takes the one that is saved in the folder.
+        features: `pooled`, `class_token` or `mean`; None takes the pooled output if the pooler was trained, else the
+            class token.
 
     Returns:
-        The backbone. A model given as an object stays where and what it is, and its pooler is taken for trained: it
-        does not say whether `AutoModel` made a new one.
+        The backbone. A model object is neither moved nor changed. Its pooler counts as trained, because an object does
+        not show whether `AutoModel` created a new one.
 
     Raises:
-        ValueError: weights of the encoder are missing in the folder, or as `Backbone`.
+        ValueError: the folder lacks weights of the encoder, or as `Backbone`.
 
     Example:
         >>> backbone = load_backbone("google/vit-base-patch16-224")  # doctest: +SKIP
-        >>> backbone.pooler_is_trained  # it has a head, and no pooler  # doctest: +SKIP
+        >>> backbone.pooler_is_trained  # it has a head but no pooler  # doctest: +SKIP
         False
     """
     if isinstance(source, Backbone):
         return source
     if isinstance(source, nn.Module):
-        return Backbone(_encoder(source), processor, features, True, type(source).__name__)
+        return Backbone(encoder_of(source), processor, features, True, type(source).__name__)
     name = str(source)
-    # What AutoModel does not find in the checkpoint it makes at random, with no more than a warning.
+    # AutoModel initialises missing weights at random, with only a warning.
     loaded, info = AutoModel.from_pretrained(name, output_loading_info=True)
-    model = _encoder(loaded)
+    model = encoder_of(loaded)
     inside = next(path for path, module in loaded.named_modules() if module is model)
     prefix = f"{inside}." if inside else ""
     absent = sorted(
@@ -192,7 +193,7 @@ def load_backbone(source: Any, processor: Any = None, features: str | None = Non
     if others := [key for key in absent if key not in pooler]:
         raise ValueError(
             f"{name!r} lacks weights of its encoder, which would be random: {', '.join(others[:4])}"
-            f"{f' and {len(others) - 4} more' if len(others) > 4 else ''}. Expected a whole checkpoint of "
+            f"{f' and {len(others) - 4} more' if len(others) > 4 else ''}. Expected a complete checkpoint of "
             f"{type(loaded).__name__}."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,16 +205,16 @@ def load_backbone(source: Any, processor: Any = None, features: str | None = Non
 
 @torch.no_grad()
 def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar: bool = False) -> Tensor:
-    """Embed every example of a domain, once; an episode is then a look-up.
+    """Compute the features of every example of a domain once; an episode is then a look-up.
 
     Args:
-        backbone: the backbone; it is in evaluation mode for the time.
+        backbone: the backbone. It is put into evaluation mode meanwhile.
         domain: the examples.
-        batch_size: examples at a time.
-        progress_bar: whether to show one.
+        batch_size: examples per batch.
+        progress_bar: whether to show a progress bar.
 
     Returns:
-        (N, d), float32, on the backbone's device: all that is kept.
+        (N, d) features, float32, on the backbone's device.
 
     Raises:
         ValueError: the domain is empty, or as `Backbone.encode`.
@@ -232,11 +233,17 @@ def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar
     return kept
 
 
-def _encoder(model: nn.Module) -> nn.Module:
-    # Of PEFT, what its adapters are in.
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the encoder inside a model: without PEFT's wrapper, classification head or, for CLIP, text tower.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The encoder; the model itself if it is one.
+    """
     whole: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     inside = whole.base_model if isinstance(whole, PreTrainedModel) else whole
-    # Of models of images and texts, such as CLIP, the images' half; the texts' can be given as an object.
     return getattr(inside, "vision_model", inside)
 
 
@@ -244,7 +251,7 @@ def _saved_processor(auto: Any, name: str) -> Any:
     try:
         return auto.from_pretrained(name)
     except (OSError, ValueError):
-        # Not needed where inputs come prepared; where they do not, `Backbone.prepare` says what is missing.
+        # Prepared inputs need no processor; for others `Backbone.prepare` reports that it is missing.
         if not Path(name).is_dir():
             raise
         return None

@@ -9,10 +9,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_sharp.datasets import load
-from hf_sharp.labels import holds_text, no_label_column, read_labels
+from hf_sharp.data.labels import holds_text, no_label_column, read_labels
+from hf_sharp.data.loading import load
+from hf_sharp.few_shot.episodes import MIN_WAYS
 
-# From this many classes on, training and testing get different ones; of fewer, different examples.
+# A domain with at least this many classes is split by class, a smaller one by example.
 CLASSES_TO_HOLD_OUT = 20
 PREPARED_COLUMNS = ("pixel_values", "input_ids")
 
@@ -22,12 +23,12 @@ class Domain:
     """Labelled images or texts.
 
     Attributes:
-        name: in tables.
+        name: the name that tables show.
         dataset: the examples.
-        labels: (N,) int64.
+        labels: (N,) int64 class of every example.
         class_names: name of every class.
-        column: where the image or the text is, or `pixel_values` or `input_ids` that a model takes as they are.
-        licence: under which the data may be used.
+        column: the column with the images or texts, or with `pixel_values` or `input_ids` that are ready for a model.
+        licence: the licence of the data.
     """
 
     name: str
@@ -41,10 +42,10 @@ class Domain:
         return len(self.labels)
 
     def select(self, rows: Any) -> Domain:
-        """Give some of the examples, as a domain.
+        """Return some of the examples as a domain.
 
         Args:
-            rows: which, by number or by a mask.
+            rows: their numbers, or a mask.
 
         Returns:
             A domain with the same class numbers.
@@ -56,17 +57,17 @@ class Domain:
         )
 
     def limit(self, per_class: int, seed: int = 0) -> Domain:
-        """Keep at most so many examples of every class.
+        """Cut large classes down.
 
         Args:
-            per_class: how many.
-            seed: of the draw.
+            per_class: the largest number of examples per class.
+            seed: seed of the draw.
 
         Returns:
-            The domain itself, where no class has more.
+            The smaller domain; the domain itself if no class is larger.
 
         Raises:
-            ValueError: fewer than 2, of which no episode can be made.
+            ValueError: `per_class` is below 2, the fewest that an episode needs.
         """
         if per_class < 2:
             raise ValueError(f"a class needs one support and one query example; got {per_class} examples per class.")
@@ -78,28 +79,29 @@ class Domain:
         return self.select(np.sort(np.concatenate(kept)))
 
     def split(self, held_out: float = 0.3, seed: int = 0) -> tuple[Domain, Domain]:
-        """Split into what backbones are trained on and what episodes are drawn from.
+        """Split into a part to train on and a part for episodes.
 
-        Domains of 20 classes or more are split by class, as Meta-Dataset's are: an episode then asks for classes that
-        no backbone has seen. Smaller ones are split by example, within every class.
+        Domains with at least 20 classes are split by class, as in Meta-Dataset, so that the classes of episodes are new
+        to every backbone. Smaller domains are split by example within every class. So are domains of which the share
+        would be too few classes for an episode.
 
         Args:
-            held_out: the share of classes, or of every class's examples, that episodes are drawn from.
-            seed: of the split.
+            held_out: the share of the classes, or of every class's examples, that goes to the part for episodes.
+            seed: seed of the split.
 
         Returns:
-            The training part and the part for episodes; no example is in both.
+            The part to train on and the part for episodes; they have no example in common.
 
         Raises:
-            ValueError: a share that is not between 0 and 1.
+            ValueError: the share is not between 0 and 1.
         """
         if not 0 < held_out < 1:
             raise ValueError(f"the share that is held out must be between 0 and 1, got {held_out}.")
         rng = np.random.default_rng(seed)
         classes = np.unique(self.labels)
-        if len(classes) >= CLASSES_TO_HOLD_OUT:
-            tested = rng.choice(classes, max(round(held_out * len(classes)), 1), replace=False)
-            chosen = np.isin(self.labels, tested)
+        count = round(held_out * len(classes))
+        if len(classes) >= CLASSES_TO_HOLD_OUT and count >= MIN_WAYS:
+            chosen = np.isin(self.labels, rng.choice(classes, count, replace=False))
         else:
             chosen = np.zeros(len(self), dtype=bool)
             for c in classes:
@@ -115,14 +117,14 @@ def make_domain(
     column: str | None = None,
     licence: str = "not stated",
 ) -> Domain:
-    """Make a domain of a dataset.
+    """Make a domain from a dataset.
 
     Args:
-        dataset: with one label per example, and an image, a text, or what a model takes.
-        name: in tables.
+        dataset: a dataset with one label per example, and images, texts or prepared inputs.
+        name: the name that tables show.
         label_column: the column with the labels: class numbers or names.
-        column: the column with images or texts; None: the first that holds such.
-        licence: of the data.
+        column: the column with images or texts; None takes the first one.
+        licence: the licence of the data.
 
     Returns:
         The domain.
@@ -141,16 +143,16 @@ def make_domain(
     feature = dataset.features[label_column]
     label2id, names = None, list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if names is None and holds_text(dataset.data.schema.field(label_column).type):
-        names = sorted(found for found in dataset.unique(label_column) if found is not None)
-        label2id = {known: index for index, known in enumerate(names)}
+        names = sorted(label for label in dataset.unique(label_column) if label is not None)
+        label2id = {label: index for index, label in enumerate(names)}
     labels = read_labels(dataset, label_column, label2id=label2id)
     if names is None:
         names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
-    found = column or _input_column(dataset, label_column)
-    if found is None or found not in dataset.column_names:
-        wanted = "no column of images or texts" if found is None else f"no column {found!r}"
-        raise ValueError(f"{name!r} has {wanted}; the columns are {dataset.features}. Say which with column=.")
-    return Domain(name, dataset, labels, names, found, licence)
+    column = column or _input_column(dataset, label_column)
+    if column is None or column not in dataset.column_names:
+        wanted = "no column of images or texts" if column is None else f"no column {column!r}"
+        raise ValueError(f"{name!r} has {wanted}; the columns are {dataset.features}. Name the column with column=.")
+    return Domain(name, dataset, labels, names, column, licence)
 
 
 def load_domain(
@@ -161,15 +163,15 @@ def load_domain(
     column: str | None = None,
     licence: str = "see the dataset's card",
 ) -> Domain:
-    """Load a domain of the user's own: any Hub dataset, folder of images, or file, by name.
+    """Load any dataset on the Hub, folder of images, or file as a domain.
 
     Args:
         name: as `hf_sharp.datasets.load` takes it.
         config: the Hub dataset's configuration.
-        splits: whose examples belong to the domain; None: all. Leave out those whose labels are not public.
+        splits: the splits to use; None uses all. Leave out splits without public labels.
         label_column: the column with the labels.
-        column: the column with images or texts; None: the first that holds such.
-        licence: of the data.
+        column: the column with images or texts; None takes the first one.
+        licence: the licence of the data.
 
     Returns:
         The domain.

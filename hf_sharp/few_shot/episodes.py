@@ -21,12 +21,12 @@ MAX_SUPPORT, MAX_SUPPORT_OF_CLASS = 500, 100
 
 
 class Task(NamedTuple):
-    """What an adaptation is given of an episode: all but the answers.
+    """The part of an episode that an adaptation sees: everything but the labels of the queries.
 
     Attributes:
         support: (S,) rows of the dataset to learn from.
-        support_labels: (S,) from 0 to k − 1; every class is there.
-        query: (Q,) rows to be told apart.
+        support_labels: (S,) from 0 to k − 1; every class occurs.
+        query: (Q,) rows to classify.
     """
 
     support: np.ndarray
@@ -35,19 +35,19 @@ class Task(NamedTuple):
 
     @property
     def ways(self) -> int:
-        """How many classes the support set has."""
+        """The number of classes in the support set."""
         return int(self.support_labels.max()) + 1
 
 
 class Episode(NamedTuple):
-    """One task: rows of the dataset, and their classes within the task.
+    """One task: rows of the dataset and their classes within the task.
 
     Attributes:
         support: (S,) rows to learn from.
-        support_labels: (S,) from 0 to k − 1; every class is there.
-        query: (Q,) rows to be told apart; none of them is in the support.
+        support_labels: (S,) from 0 to k − 1; every class occurs.
+        query: (Q,) rows to classify; none of them is in the support set.
         query_labels: (Q,) from 0 to k − 1, for scoring only.
-        classes: (k,) the dataset's class of each of them.
+        classes: (k,) the dataset's class behind each of these numbers.
     """
 
     support: np.ndarray
@@ -58,23 +58,22 @@ class Episode(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """The episode without its answers."""
+        """The episode without the labels of its queries."""
         return Task(self.support, self.support_labels, self.query)
 
 
 class EpisodeSampler:
-    """Draws episodes from the labels of a dataset: number n is the same whoever asks, and in whatever order.
+    """Draws episodes from the labels of a dataset. Episode n of a seed is the same in whatever order they are drawn.
 
     Args:
         labels: (N,) class of every example.
         ways: fixed number of classes in an episode, at least 2; None: Meta-Dataset's, from 5 to 50.
         shots: fixed number of support examples of every class; None: Meta-Dataset's.
         queries: query examples of every class; None: Meta-Dataset's, up to 10.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: fewer classes than ways, too few of them with one support and one query example, or labels that are
-            not one per example.
+        ValueError: too few classes have enough examples, or `labels` is not one-dimensional.
 
     Example:
         >>> sampler = EpisodeSampler(np.repeat(np.arange(8), 20), ways=5, shots=1)
@@ -107,8 +106,8 @@ class EpisodeSampler:
         least = MIN_WAYS if ways is None else ways
         if len(self.classes) < least:
             raise ValueError(
-                f"an episode needs {least} classes with at least {needed} examples each ({shots or 1} in the support, "
-                f"{queries or 1} to query), and of {len(classes)} classes there are {len(self.classes)} such. Choose "
+                f"an episode needs {least} classes with at least {needed} examples each ({shots or 1} for the support "
+                f"set, {queries or 1} to query); {len(self.classes)} of the {len(classes)} classes do. Choose "
                 "fewer ways, shots or queries, or other data."
             )
 
@@ -116,7 +115,7 @@ class EpisodeSampler:
         """Draw an episode.
 
         Args:
-            number: which one, from 0.
+            number: the episode's number, from 0.
 
         Returns:
             The episode.
@@ -143,19 +142,19 @@ class EpisodeSampler:
     def _queries(self, smallest: int) -> int:
         if self.queries is not None:
             return self.queries
-        # With fixed shots, half of a class may not leave enough for them; what they leave then is queried.
+        # With fixed shots, querying half of a class may leave too few; then the rest after the shots is queried.
         return min(MAX_QUERIES, smallest // 2 if self.shots is None else smallest - self.shots)
 
     def _shots(self, rng: np.random.Generator, sizes: np.ndarray, queries: int) -> np.ndarray:
         beta = rng.random()
-        left = sizes - queries
-        total = min(MAX_SUPPORT, int(np.floor(beta * np.minimum(MAX_SUPPORT_OF_CLASS, left) + 1).sum()))
+        available = sizes - queries
+        total = min(MAX_SUPPORT, int(np.floor(beta * np.minimum(MAX_SUPPORT_OF_CLASS, available) + 1).sum()))
         shares = sizes * np.exp(rng.uniform(math.log(0.5), math.log(2), len(sizes)))
         shares /= shares.sum()
-        return np.minimum(np.floor(shares * max(total - len(sizes), 0)).astype(int) + 1, left)
+        return np.minimum(np.floor(shares * max(total - len(sizes), 0)).astype(int) + 1, available)
 
     def __call__(self, episodes: int) -> Iterator[Episode]:
-        """Draw the first episodes, one after the other."""
+        """Draw the first episodes in order."""
         return map(self.draw, range(episodes))
 
 
@@ -169,7 +168,7 @@ def sample_episode(
         ways: fixed number of classes; None: Meta-Dataset's, from 5 to 50.
         shots: fixed number of support examples of every class; None: Meta-Dataset's, unequal.
         queries: query examples of every class; None: Meta-Dataset's, up to 10.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         The episode.

@@ -1,6 +1,6 @@
 """Accuracy over many episodes with its interval, and two backbones compared on the same episodes.
 
-accuracy ± 1.96 σ / √n        difference ± 1.96 σ_d / √n,  σ_d of the n differences, episode by episode
+accuracy ± 1.96 σ / √n        difference ± 1.96 σ_d / √n,  σ_d the standard deviation of the n paired differences
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded
+from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded, published_rates
 from hf_sharp.few_shot.backbone import embed, load_backbone
 from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Episode, EpisodeSampler, Task
@@ -27,14 +27,14 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True, eq=False)
 class FewShotResult:
-    """What a backbone reaches on a domain.
+    """The accuracy of a backbone on a domain.
 
     Attributes:
-        accuracies: (n,) of every episode, from 0 to 1.
-        domain: its name.
-        adaptation: its name.
-        episodes: a fingerprint: two results with the same one are of the same episodes.
-        features: which features were taken.
+        accuracies: (n,) accuracy of every episode, from 0 to 1.
+        domain: the domain's name.
+        adaptation: the adaptation's name.
+        episodes: a fingerprint of the episodes; results can be paired if theirs is equal.
+        features: the kind of features.
     """
 
     accuracies: np.ndarray
@@ -50,28 +50,28 @@ class FewShotResult:
 
     @property
     def interval(self) -> float:
-        """Half the width of the 95 % interval."""
+        """Half the width of the 95 % interval of the mean."""
         return half_interval(self.accuracies)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give all of it, for JSON."""
+        """Return everything, for JSON."""
         summary = {"accuracy": self.accuracy, "interval": self.interval}
         return summary | vars(self) | {"accuracies": self.accuracies.tolist()}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> FewShotResult:
-        """Make a result of what `as_dict` gave."""
+        """Make a result from the output of `as_dict`."""
         kept = {name: saved[name] for name in ("domain", "adaptation", "episodes", "features")}
         return cls(np.asarray(saved["accuracies"]), **kept)
 
 
 class Comparison(NamedTuple):
-    """How much better the first is than the second.
+    """How much better the first result is than the second.
 
     Attributes:
-        difference: of the mean accuracies.
-        interval: half the width of its 95 % interval, from the differences on the same episodes.
-        unpaired_interval: what it would be had the episodes not been the same.
+        difference: the difference of the mean accuracies.
+        interval: half the width of its 95 % interval, from the paired differences.
+        unpaired_interval: the same if the episodes were independent.
     """
 
     difference: float
@@ -80,7 +80,7 @@ class Comparison(NamedTuple):
 
 
 def half_interval(values: np.ndarray) -> float:
-    """Give half the width of the 95 % interval of a mean: 1.96 σ / √n, σ with n − 1; NaN for one value."""
+    """Return half the width of the 95 % interval of a mean: 1.96 σ / √n, σ with n − 1; NaN for one value."""
     return NORMAL_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
@@ -94,30 +94,33 @@ def evaluate(
     ways: int | None = None,
     shots: int | None = None,
     queries: int | None = None,
+    seen: bool = False,
     features: Tensor | None = None,
     progress_bar: bool = False,
     **options: Any,
 ) -> FewShotResult:
-    """Measure how well a backbone tells new classes of a domain apart from a few examples.
+    """Measure how well a backbone classifies a domain's examples from a few labelled ones.
 
     Args:
-        backbone: what `load_backbone` takes.
-        domain: whose examples make the episodes.
+        backbone: a backbone, as `load_backbone` takes it.
+        domain: the domain that episodes are drawn from.
         adaptation: one of `ADAPTATIONS`.
-        episodes: how many.
-        seed: of the episodes. With one seed they are the same for every backbone and adaptation.
+        episodes: the number of episodes.
+        seed: seed of the episodes. With the same seed they are the same for every backbone and adaptation.
         ways: fixed number of classes; None: Meta-Dataset's, from 5 to 50.
         shots: fixed number of support examples of every class; None: Meta-Dataset's, unequal.
         queries: query examples of every class; None: Meta-Dataset's, up to 10.
-        features: (N, d) of all of the domain, as `embed` gives them, where they are known.
-        progress_bar: whether to show one.
-        **options: of the adaptation.
+        seen: whether the backbone was trained on this domain. If so, `affine` and `lora` use the lower learning rates
+            that their authors use on seen domains (see `published_rates`).
+        features: (N, d) features of the whole domain, as `embed` returns them, if they are known.
+        progress_bar: whether to show a progress bar.
+        **options: options of the adaptation; they override the published rates.
 
     Returns:
-        The result; the backbone is as it was.
+        The result. The backbone is not changed.
 
     Raises:
-        ValueError: an unknown adaptation, a domain with too few classes or examples, or features that are not its.
+        ValueError: an unknown adaptation, a domain with too few classes or examples, or features of other examples.
 
     Example:
         >>> result = evaluate("outputs/sam", digits(), "affine", episodes=600)  # doctest: +SKIP
@@ -134,13 +137,17 @@ def evaluate(
         features = embed(encoder, domain, progress_bar=progress_bar)
     if len(features) != len(domain):
         raise ValueError(
-            f"there are features of {len(features)} examples, and the domain {domain.name!r} has {len(domain)}."
+            f"there are features of {len(features)} examples, and the domain {domain.name!r} has {len(domain)}. Pass "
+            "the features that embed() returns for this domain."
         )
     drawn = list(sampler(episodes))
     tasks = [episode.task for episode in drawn]
-    found = ADAPTATIONS[adaptation](Embedded(encoder, domain, features), tasks, **options)
+    options = published_rates(adaptation, seen) | options
+    predictions = ADAPTATIONS[adaptation](Embedded(encoder, domain, features), tasks, **options)
     accuracies = np.empty(episodes)
-    progress = tqdm(found, total=episodes, desc=f"{domain.name}, {adaptation}", disable=not progress_bar, leave=False)
+    progress = tqdm(
+        predictions, total=episodes, desc=f"{domain.name}, {adaptation}", disable=not progress_bar, leave=False
+    )
     for i, logits in enumerate(progress):
         accuracies[i] = (logits.argmax(1).cpu().numpy() == drawn[i].query_labels).mean()
     return FewShotResult(accuracies, domain.name, adaptation, _fingerprint(drawn), encoder.features)
@@ -149,18 +156,17 @@ def evaluate(
 def compare(
     first: FewShotResult | Sequence[FewShotResult], second: FewShotResult | Sequence[FewShotResult]
 ) -> Comparison:
-    """Compare two results of the same episodes, or the averages of two lists of results over domains.
+    """Compare two results on the same episodes, or two lists of results averaged over domains.
 
     Args:
         first: a result, or one for each of several domains.
-        second: results of the same episodes, in the same order.
+        second: results on the same episodes, in the same order.
 
     Returns:
-        The mean of the differences, with its interval; over several domains the average of theirs, every domain
-        counting the same.
+        The mean difference and its interval; over several domains their average, with equal weights.
 
     Raises:
-        ValueError: the results are not of the same episodes, or there are none.
+        ValueError: the results are of different episodes, or there are none.
 
     Example:
         >>> one, other = (FewShotResult(np.array(a), "x", "prototype", "1") for a in ([0.9, 0.5], [0.8, 0.4]))
@@ -169,10 +175,10 @@ def compare(
     """
     firsts = [first] if isinstance(first, FewShotResult) else list(first)
     seconds = [second] if isinstance(second, FewShotResult) else list(second)
-    of_first, of_second = ([(result.domain, result.episodes) for result in some] for some in (firsts, seconds))
-    if not firsts or of_first != of_second:
+    episodes = [[(result.domain, result.episodes) for result in results] for results in (firsts, seconds)]
+    if not firsts or episodes[0] != episodes[1]:
         raise ValueError(
-            f"only results of the same episodes are paired; got {[f'{r.domain} {r.episodes}' for r in firsts]} and "
+            f"only results of the same episodes can be paired; got {[f'{r.domain} {r.episodes}' for r in firsts]} and "
             f"{[f'{r.domain} {r.episodes}' for r in seconds]}. Evaluate both with the same data, seed, ways and shots."
         )
     differences = [one.accuracies - other.accuracies for one, other in zip(firsts, seconds, strict=True)]
@@ -187,7 +193,7 @@ def compare(
 
 
 def average(results: Sequence[FewShotResult]) -> tuple[float, float]:
-    """Average results of different domains, every domain counting the same.
+    """Average results over domains, with equal weights.
 
     Args:
         results: one for each domain.
@@ -199,7 +205,7 @@ def average(results: Sequence[FewShotResult]) -> tuple[float, float]:
         ValueError: there are no results.
     """
     if not results:
-        raise ValueError("there are no results to average.")
+        raise ValueError("there are no results to average; expected one for each domain.")
     mean = float(np.mean([result.accuracy for result in results]))
     return mean, math.hypot(*(result.interval for result in results)) / len(results)
 
@@ -211,20 +217,20 @@ def classify(
     adaptation: str = "prototype",
     **options: Any,
 ) -> list[str]:
-    """Name the classes of new examples, from a few labelled ones: one task of one's own.
+    """Classify new examples from a few labelled ones.
 
     Args:
-        backbone: what `load_backbone` takes.
+        backbone: a backbone, as `load_backbone` takes it.
         support: the labelled examples.
-        query: examples with the support's column; labels are not looked at.
+        query: the examples to classify, in the same column as the support's. They need no labels.
         adaptation: one of `ADAPTATIONS`.
-        **options: of the adaptation.
+        **options: options of the adaptation.
 
     Returns:
         A class name for every query.
 
     Raises:
-        ValueError: an unknown adaptation, queries without the column, or fewer than two classes in the support.
+        ValueError: an unknown adaptation, queries without the column, or fewer than two classes in the support set.
 
     Example:
         >>> classify("outputs/sam", make_domain(a_few_images, "mine"), many_images)  # doctest: +SKIP
@@ -236,11 +242,13 @@ def classify(
         raise ValueError(f"the queries have no column {support.column!r}; they have {', '.join(query.column_names)}.")
     classes, support_labels = np.unique(support.labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"the support set has examples of {len(classes)} class; expected at least 2.")
+        raise ValueError(f"the support set has examples of {len(classes)} class; expected at least 2 classes.")
     columns = [name for name in (support.column, "attention_mask") if name in support.dataset.column_names]
     parts = [part.select_columns(columns) for part in (support.dataset, query)]
     parts[1] = parts[1].cast(parts[0].features)
-    labels = np.concatenate([support.labels, np.zeros(len(query), np.int64)])  # the queries' are never looked at
+    labels = np.concatenate(
+        [support.labels, np.zeros(len(query), np.int64)]
+    )  # zeros for the queries, which are not used
     both = Domain(support.name, datasets.concatenate_datasets(parts), labels, support.class_names, support.column)
     encoder = load_backbone(backbone)
     rows = np.arange(len(both))

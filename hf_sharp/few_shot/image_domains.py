@@ -11,9 +11,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from hf_sharp import datasets as house_datasets
-from hf_sharp.datasets.embedded import image_dataset
-from hf_sharp.datasets.idx import is_idx_folder
+from hf_sharp.data import embedded, idx
+from hf_sharp.data.embedded import image_dataset
+from hf_sharp.data.idx import is_idx_folder
 from hf_sharp.few_shot.domain import Domain, load_domain, make_domain
 from hf_sharp.few_shot.rendering import render_characters
 
@@ -42,7 +42,7 @@ def digits() -> Domain:
         >>> len(digits()), len(digits().class_names)
         (1797, 10)
     """
-    return make_domain(_whole(house_datasets.digits()), "digits", licence="CC BY 4.0")
+    return make_domain(_whole(embedded.digits()), "digits", licence="CC BY 4.0")
 
 
 def fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> Domain:
@@ -61,7 +61,7 @@ def fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> Domain:
         raise DomainNotInstalled(
             f"Fashion-MNIST is not in {str(folder)!r}. Install it with: apt-get install dataset-fashion-mnist"
         )
-    return make_domain(_whole(house_datasets.load_idx(folder)), "fashion_mnist", licence="MIT")
+    return make_domain(_whole(idx.load_idx(folder)), "fashion_mnist", licence="MIT")
 
 
 def font_characters(characters: int = 200, renderings: int = 20, size: int = 32, seed: int = 0) -> Domain:

@@ -1,85 +1,88 @@
 """PARC: how well a backbone's features fit the labels of a task, before anything is adapted.
 
-D_F = 1 − corr(rows of standardise(PCA_32(F)))        D_Y = 1 − corr(rows of Y),  Y one-hot
+D_F = 1 − corr(rows of F)        D_Y = 1 − corr(rows of Y),  Y one-hot
 PARC = 100 · Spearman(upper triangle of D_F, upper triangle of D_Y)
+
+F is the raw features (Li et al.), or standardise(PCA_32(features)) (Bolya et al.).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from hf_sharp.few_shot.backbone import embed, load_backbone
 from hf_sharp.few_shot.domain import Domain
+from hf_sharp.few_shot.episodes import Episode
+from hf_sharp.few_shot.evaluation import FewShotResult, compare
 
-COMPONENTS = 32
-_ROUNDING = 1e-12  # of variances: the square of what float32 features carry
+_ROUNDING = 1e-12  # of variances: the square of float32's precision
 
 
 class Selection(NamedTuple):
-    """The backbone that fits best, and the PARC score of every one."""
+    """The backbone that fits best, and the PARC score of every backbone."""
 
     name: str
     scores: dict[str, float]
 
 
-def parc_score(features: Any, labels: Any, components: int = COMPONENTS) -> float:
-    """Score how well features tell the classes of labelled examples apart.
+class EpisodeSelection(NamedTuple):
+    """A backbone chosen for every episode.
+
+    Attributes:
+        result: the accuracies that the chosen backbones reach.
+        names: the chosen backbone of every episode.
+    """
+
+    result: FewShotResult
+    names: list[str]
+
+
+def parc_score(features: Any, labels: Any, components: int | None = None) -> float:
+    """Score how well features separate the classes of labelled examples.
 
     Args:
-        features: (N, d), of a probe set: time and memory go with N², so some hundred examples.
-        labels: (N,) their classes.
-        components: of the PCA; the paper's 32, or as many as the features have: at most N − 1 and d.
+        features: (N, d). Time and memory grow with N², so N should be at most some hundreds.
+        labels: (N,) class of every example.
+        components: None takes the raw features, as the authors of arXiv 2404.07696 do. A number first reduces them by
+            PCA to that many components (at most N − 1 and d) and standardises these, as Bolya et al. do with 32.
 
     Returns:
-        PARC, from −100 to 100; the higher, the better.
+        PARC, from −100 to 100; higher is better.
 
     Raises:
-        ValueError: not one label per row, features that are not finite or all alike, fewer than two components or
-            classes.
+        ValueError: there is not one label per row; features are not finite or do not vary; there are fewer than two
+            features, components or classes; or no class has two examples.
 
     Example:
-        >>> features = np.array([[5.0, 0.0], [5.1, 0.2], [-5.0, 0.1], [-5.2, -0.1]])
+        >>> features = np.array([[5.0, 0.0, 1.0], [5.1, 0.2, 1.0], [-5.0, 0.1, 1.0], [-5.2, -0.1, 1.0]])
         >>> parc_score(features, [0, 0, 1, 1]) > parc_score(features, [0, 1, 0, 1])
         True
 
     Reference:
         Bolya et al., "Scalable Diverse Model Selection for Accessible Transfer Learning", arXiv 2111.06977, section 4;
-        as arXiv 2404.07696 uses it. PCA and standardisation are scikit-learn's: its choice of a component's sign is
-        part of the definition, as a sign changes the rows' correlations.
+        Li et al., "Flatness Improves Backbone Generalisation in Few-shot Classification", arXiv 2404.07696. The signs
+        of PCA's components are scikit-learn's; they matter, because a sign changes the correlations of the rows.
 
-    Differs from the authors' code: components of no variance are left out, and equal label distances are ties.
+    Differs from the authors' code: equal label distances are exact ties, PCA uses the full solver instead of a
+        randomised one, and components without variance are left out.
     """
     rows, classes = np.asarray(features, dtype=np.float64), np.asarray(labels)
-    if rows.ndim != 2 or classes.shape != rows.shape[:1]:
-        raise ValueError(f"expected features (N, d) and labels (N,); got {rows.shape} and {classes.shape}.")
-    if not np.isfinite(rows).all():
-        raise ValueError("the features are not all finite numbers. Look at the backbone, or at its dtype.")
-    if len(np.unique(classes)) < 2:
-        raise ValueError("PARC needs examples of at least 2 classes; all labels are the same.")
-    count = min(components, *rows.shape)
-    if count < 2:
-        raise ValueError(f"PARC needs at least 2 components, examples and features; got {components}, {rows.shape}.")
-    if not np.ptp(rows, axis=0).any():
-        raise ValueError("all features are the same, so that they have no correlations: the backbone has collapsed.")
-    # The full solver: exact, and no random numbers, whatever the size.
-    pca = PCA(count, svd_solver="full")
-    reduced = pca.fit_transform(rows)
-    # N examples have N − 1 components about their mean, or fewer; what is left is rounding, which standardising would
-    # make as large as the rest.
-    real = pca.explained_variance_ > _ROUNDING * pca.explained_variance_[0]
-    if real.sum() < 2:
-        raise ValueError("the features lie on a line, so that rows of one component have no correlations.")
+    _check(rows, classes, components)
+    if components is not None:
+        rows = _standardised_components(rows, components)
+    if not np.ptp(rows, axis=1).all():
+        raise ValueError("all features of an example are the same number, so it has no correlation with the others.")
     upper = np.triu_indices(len(rows), 1)
-    of_features = (1 - np.corrcoef(StandardScaler().fit_transform(reduced[:, real])))[upper]
-    # 1 − corr of one-hot rows has two values only; computed in floats, rounding would rank pairs that are equal.
-    of_labels = (classes[:, None] != classes)[upper]
-    return 100 * float(spearmanr(of_features, of_labels).statistic)
+    feature_distances = 1 - np.asarray(np.corrcoef(rows))[upper]
+    # 1 − corr of one-hot rows has two values only. In floating point, rounding would rank equal distances apart.
+    label_distances = (classes[:, None] != classes)[upper]
+    return 100 * float(np.corrcoef(rankdata(feature_distances), label_distances)[0, 1])
 
 
 def select_backbone(
@@ -89,24 +92,27 @@ def select_backbone(
     seed: int = 0,
     *,
     features: Mapping[str, Any] | None = None,
+    components: int | None = None,
 ) -> Selection:
-    """Choose the backbone whose features fit a domain best, by PARC.
+    """Choose the backbone whose features fit labelled examples best, by PARC.
 
     Args:
-        backbones: name to backbone: what `load_backbone` takes.
-        domain: labelled examples of the task. Not those that a result is reported on: the choice sees their labels.
-        examples: how many of them at most, drawn once for all backbones.
-        seed: of that draw.
-        features: name to (N, d), where the domain is embedded already.
+        backbones: name to backbone, as `load_backbone` takes it.
+        domain: labelled examples, such as the support set of a task. The choice sees their labels, so no result may be
+            reported on them.
+        examples: the largest number of examples to use; they are drawn once for all backbones.
+        seed: seed of that draw.
+        features: name to (N, d) features of the domain, where they are known.
+        components: as in `parc_score`.
 
     Returns:
-        The best one's name, and every score.
+        The name of the best backbone (the first of equals), and every score.
 
     Raises:
-        ValueError: no backbones, or as `parc_score`.
+        ValueError: there are no backbones, or as `parc_score`.
 
     Example:
-        >>> select_backbone({"none": "outputs/none", "sam": "outputs/sam"}, domain).name  # doctest: +SKIP
+        >>> select_backbone({"none": "outputs/none", "sam": "outputs/sam"}, support).name  # doctest: +SKIP
         'sam'
     """
     if not backbones:
@@ -117,6 +123,100 @@ def select_backbone(
     probe, scores = domain.select(rows), {}
     for name, backbone in backbones.items():
         known = None if features is None else features.get(name)
-        rows_of = embed(load_backbone(backbone), probe) if known is None else known[rows]
-        scores[name] = parc_score(rows_of.cpu() if hasattr(rows_of, "cpu") else rows_of, probe.labels)
+        of_probe = embed(load_backbone(backbone), probe) if known is None else known[rows]
+        scores[name] = parc_score(_to_numpy(of_probe), probe.labels, components)
     return Selection(max(scores, key=scores.__getitem__), scores)
+
+
+def episode_scores(features: Any, episodes: Sequence[Episode], components: int | None = None) -> np.ndarray:
+    """Score a backbone on the support set of every episode.
+
+    Args:
+        features: (N, d) of the whole domain, as `embed` returns them.
+        episodes: the episodes.
+        components: as in `parc_score`.
+
+    Returns:
+        PARC of every episode; NaN where each class has a single support example, because all label distances are then
+        equal.
+
+    Raises:
+        ValueError: as `parc_score`.
+    """
+    rows = _to_numpy(features)
+    return np.array(
+        [
+            np.nan
+            if len(episode.support) == len(episode.classes)
+            else parc_score(rows[episode.support], episode.support_labels, components)
+            for episode in episodes
+        ]
+    )
+
+
+def select_per_episode(
+    results: Mapping[str, FewShotResult], scores: Mapping[str, Sequence[float] | np.ndarray]
+) -> EpisodeSelection:
+    """Choose for every episode the backbone with the highest score, and report the accuracies of the chosen ones.
+
+    Args:
+        results: name of the backbone to its result on the episodes.
+        scores: name of the backbone to its score in every episode, as `episode_scores` returns them.
+
+    Returns:
+        The result and the chosen names. Of equal scores, or where scores are NaN, the first backbone is chosen.
+
+    Raises:
+        ValueError: there are no results, or they are of different episodes.
+
+    Example:
+        >>> one, two = (FewShotResult(np.array(a), "x", "prototype", "1") for a in ([0.9, 0.5], [0.8, 0.4]))
+        >>> selection = select_per_episode({"one": one, "two": two}, {"one": [1.0, 2.0], "two": [3.0, 0.0]})
+        >>> selection.names, selection.result.accuracies
+        (['two', 'one'], array([0.8, 0.5]))
+
+    Reference:
+        Li et al., arXiv 2404.07696.
+    """
+    if not results:
+        raise ValueError("there are no backbones to choose from; expected a mapping of names to results.")
+    names = list(results)
+    first = results[names[0]]
+    for result in results.values():
+        compare(first, result)  # raises if the episodes differ
+    table = np.nan_to_num(np.stack([scores[name] for name in names]), nan=-np.inf)
+    chosen = table.argmax(0)
+    accuracies = np.stack([result.accuracies for result in results.values()])[chosen, np.arange(len(chosen))]
+    result = FewShotResult(accuracies, first.domain, first.adaptation, first.episodes, first.features)
+    return EpisodeSelection(result, [names[i] for i in chosen])
+
+
+def _check(rows: np.ndarray, classes: np.ndarray, components: int | None) -> None:
+    if rows.ndim != 2 or classes.shape != rows.shape[:1]:
+        raise ValueError(f"expected features (N, d) and labels (N,); got {rows.shape} and {classes.shape}.")
+    if not np.isfinite(rows).all():
+        raise ValueError("the features are not all finite numbers. Check the backbone and its dtype.")
+    count = len(np.unique(classes))
+    if count < 2:
+        raise ValueError("PARC needs examples of at least 2 classes; all labels are the same.")
+    if count == len(classes):
+        raise ValueError("PARC needs a class with at least 2 examples; every class has one.")
+    if min(components or 2, *rows.shape) < 2:
+        raise ValueError(f"PARC needs at least 2 components, examples and features; got {components}, {rows.shape}.")
+    if not np.ptp(rows, axis=0).any():
+        raise ValueError("all examples have the same features, which have no correlations: the backbone has collapsed.")
+
+
+def _standardised_components(rows: np.ndarray, components: int) -> np.ndarray:
+    pca = PCA(min(components, *rows.shape), svd_solver="full")
+    reduced = pca.fit_transform(rows)
+    # N examples have at most N − 1 components about their mean. Standardising would turn the rounding errors in the
+    # others into components as large as the rest.
+    real = pca.explained_variance_ > _ROUNDING * pca.explained_variance_[0]
+    if real.sum() < 2:
+        raise ValueError("the features lie on a line, so that rows of one component have no correlations.")
+    return StandardScaler().fit_transform(reduced[:, real])
+
+
+def _to_numpy(features: Any) -> np.ndarray:
+    return np.asarray(features.cpu() if hasattr(features, "cpu") else features)

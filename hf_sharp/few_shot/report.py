@@ -8,18 +8,61 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hf_sharp.few_shot.evaluation import Comparison, FewShotResult, average
+from hf_sharp.few_shot.evaluation import Comparison, FewShotResult, average, compare
+
+Rows = Mapping[str, Mapping[str, FewShotResult]]
 
 
-def few_shot_table(rows: Mapping[str, Mapping[str, FewShotResult]], title: str | None = None) -> Table:
-    """Put the accuracies of several backbones on several domains into a table, with their averages.
+def differences(rows: Rows) -> dict[str, dict[str, Comparison]]:
+    """Compare rows named `method` or `method + fusion`, by domain and on average.
 
     Args:
-        rows: name of the backbone to domain to result; a domain that a backbone has no result on is left blank.
+        rows: name to domain to result; all rows have the same domains.
+
+    Returns:
+        `one against another` to domain (or `average`) to comparison: every row against the first, and every two rows
+        that differ only in the method or only in the fusion.
+    """
+    first = next(iter(rows), "")
+    parts = {name: name.partition(" + ")[::2] for name in rows}
+    earlier: list[str] = []
+    comparisons = {}
+    for name, row in rows.items():
+        for base in earlier:
+            if base != first and not any(a == b for a, b in zip(parts[name], parts[base], strict=True)):
+                continue
+            by_domain = {domain: compare(result, rows[base][domain]) for domain, result in row.items()}
+            by_domain["average"] = compare(list(row.values()), [rows[base][domain] for domain in row])
+            comparisons[f"{name} against {base}"] = by_domain
+        earlier.append(name)
+    return comparisons
+
+
+def summary(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
+    """Return accuracies and intervals without the single episodes, for JSON.
+
+    Args:
+        rows: name to domain to result.
+
+    Returns:
+        Name to domain (or `average`) to accuracy and interval.
+    """
+    return {
+        name: {domain: {"accuracy": r.accuracy, "interval": r.interval} for domain, r in row.items()}
+        | {"average": dict(zip(("accuracy", "interval"), average(list(row.values())), strict=True))}
+        for name, row in rows.items()
+    }
+
+
+def few_shot_table(rows: Rows, title: str | None = None) -> Table:
+    """Show the accuracies of several backbones on several domains, with their averages.
+
+    Args:
+        rows: name to domain to result; a domain without a result is left blank.
         title: the table's title.
 
     Returns:
-        A `rich` table, in %, a row per backbone; the best of a domain is bold.
+        A `rich` table in percent with a row per name; the best accuracy of each domain is bold.
     """
     domains = _domains(rows)
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -31,23 +74,23 @@ def few_shot_table(rows: Mapping[str, Mapping[str, FewShotResult]], title: str |
     for name, row in rows.items():
         cells = []
         for domain in domains:
-            found = row.get(domain)
-            cell = "" if found is None else _percent(found.accuracy, found.interval)
-            cells.append(f"[bold]{cell}[/bold]" if found is not None and found.accuracy == best[domain] else cell)
-        whole = all(domain in row for domain in domains)
-        table.add_row(escape(name), *cells, _percent(*average(list(row.values()))) if whole else "")
+            result = row.get(domain)
+            cell = "" if result is None else _percent(result.accuracy, result.interval)
+            cells.append(f"[bold]{cell}[/bold]" if result is not None and result.accuracy == best[domain] else cell)
+        complete = all(domain in row for domain in domains)
+        table.add_row(escape(name), *cells, _percent(*average(list(row.values()))) if complete else "")
     return table
 
 
 def comparison_rows(comparisons: Mapping[str, Mapping[str, Comparison]], title: str | None = None) -> Table:
-    """Put paired differences into a table.
+    """Show paired differences.
 
     Args:
-        comparisons: what is compared, to where (a domain, or an average) to the comparison.
+        comparisons: name to domain (or `average`) to comparison, as `differences` returns them.
         title: the table's title.
 
     Returns:
-        A `rich` table, in percentage points; differences whose interval leaves zero out are bold.
+        A `rich` table in percentage points; differences whose interval excludes zero are bold.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("difference in points ± 95 %, paired", overflow="fold")
@@ -57,10 +100,10 @@ def comparison_rows(comparisons: Mapping[str, Mapping[str, Comparison]], title: 
     for name, row in comparisons.items():
         cells = []
         for column in columns:
-            found = row.get(column)
-            cell = "" if found is None else f"{100 * found.difference:+.1f} ± {100 * found.interval:.1f}"
-            sure = found is not None and abs(found.difference) > found.interval
-            cells.append(f"[bold]{cell}[/bold]" if sure else cell)
+            paired = row.get(column)
+            cell = "" if paired is None else f"{100 * paired.difference:+.1f} ± {100 * paired.interval:.1f}"
+            excludes_zero = paired is not None and abs(paired.difference) > paired.interval
+            cells.append(f"[bold]{cell}[/bold]" if excludes_zero else cell)
         table.add_row(escape(name), *cells)
     return table
 

@@ -1,48 +1,45 @@
-"""The geometry of head and features, logged at every evaluation."""
+"""Logs the geometry of head and features at every evaluation."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import TrainerCallback
 
+from hf_sharp.data.labels import read_labels
 from hf_sharp.geometry.measure import MeasuredGeometry, measure
-from hf_sharp.geometry.predict import Geometry, predict_for_loss
-from hf_sharp.labels import read_labels
-from hf_sharp.loss_surface import stratified_sample
-
-if TYPE_CHECKING:
-    from hf_sharp.trainer import SharpTrainer
+from hf_sharp.model.group_batches import stratified_sample
+from hf_sharp.model.predicted_geometry import Geometry, predict_for_loss
 
 logger = logging.getLogger(__name__)
 
 
 class GeometryCallback(TrainerCallback):
-    """Measures head and features at every evaluation, and logs how far they are from what the loss leads to.
+    """Measures head and features at every evaluation, and logs their distance from the predicted geometry.
 
-    Logged: `geometry_classifier_distance`, `geometry_embedding_distance`, `geometry_centred_embedding_distance` (from 0
-    to 2; not for a loss without a prediction), `geometry_nc1`, `geometry_norm_ratio` (the norm of the most frequent
-    class's row over the rarest's) and `geometry_minimum_angle` (degrees between the two nearest rows).
+    Logs `geometry_classifier_distance`, `geometry_embedding_distance` and `geometry_centred_embedding_distance` (from 0
+    to 2; omitted for a loss without a prediction), `geometry_nc1`, `geometry_norm_ratio` (the norm of the most frequent
+    class's row divided by that of the rarest) and `geometry_minimum_angle` (degrees between the two nearest rows).
 
     Args:
-        trainer: the trainer that it is added to.
-        dataset: what the features are measured on; None for the training set.
-        max_examples: how many of its examples at most, drawn once, of every class its share and at least one.
+        trainer: the SharpTrainer that the callback is added to.
+        dataset: the examples to measure the features on; None for the training set.
+        max_examples: the maximum number of examples; if there are more, a stratified sample is drawn once.
 
     Example:
         >>> trainer.add_callback(GeometryCallback(trainer))  # doctest: +SKIP
     """
 
-    def __init__(self, trainer: SharpTrainer, dataset: Any = None, max_examples: int = 2000) -> None:
+    def __init__(self, trainer: Any, dataset: Any = None, max_examples: int = 2000) -> None:
         self.trainer = trainer
         self.dataset: Any = trainer.train_dataset if dataset is None else dataset
         if len(cast(Sized, self.dataset)) > max_examples:
             label2id = getattr(getattr(trainer.model, "config", None), "label2id", None)
             labels = read_labels(self.dataset, trainer.args.label_column, label2id=label2id)
-            chosen = stratified_sample(labels, max_examples)  # of every class, as without one there is no distance
+            chosen = stratified_sample(labels, max_examples)  # every class is needed for a distance
             self.dataset = Subset(cast(Dataset, self.dataset), chosen.tolist())
         self.last: MeasuredGeometry | None = None
         self.predicted: Geometry | None = None
@@ -59,9 +56,9 @@ class GeometryCallback(TrainerCallback):
             state: the trainer's state.
             control: the trainer's control.
             model: the model.
-            **kwargs: what else the Trainer gives.
+            **kwargs: ignored.
         """
-        # On every process, as a sharded model runs on all of them or on none.
+        # On every process, because a sharded model needs all of them for a forward pass.
         frequencies, trainer = self.trainer.class_frequencies, self.trainer
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "geometry")
         batches = DataLoader(self.dataset, args.per_device_eval_batch_size, collate_fn=collate)

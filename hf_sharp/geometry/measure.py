@@ -1,11 +1,11 @@
-"""The geometry that a model has, measured in one pass over data.
+"""The geometry of a trained model, measured in one pass over data.
 
-With f_i the head's input for example i, and over the examples of class c:
+With f_i the head's input for example i, and sums over the examples of class c:
 
-    n_c, Σ f_i, and Σ f_i f_iᵀ over all classes       the only things kept: (K,), (K, d), (d, d)
+    n_c, Σ f_i, and Σ f_i f_iᵀ over all classes       all that is kept: (K,), (K, d), (d, d)
     μ_c = Σ f_i / n_c        μ = mean of the μ_c over classes
     Σ_W = (Σ f_i f_iᵀ − Σ_c n_c μ_c μ_cᵀ) / N        Σ_B = Σ_c (μ_c − μ)(μ_c − μ)ᵀ / K
-    NC1 = tr(Σ_W Σ_B†) / K                            0 where every class has collapsed to its mean
+    NC1 = tr(Σ_W Σ_B†) / K                            0 if every class has collapsed to its mean
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hf_sharp.geometry.predict import Geometry, cosines, gram_distance
-from hf_sharp.head import features_in_batches
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.model.head import features_in_batches
+from hf_sharp.model.predicted_geometry import Geometry, cosines, gram_distance
 
 
 @dataclass(frozen=True)
 class MeasuredGeometry:
-    """What was measured; Gram matrices are not normalised.
+    """A measured geometry; its Gram matrices are not normalised.
 
     Attributes:
         classifier_gram: (K, K), W Wᵀ.
-        embedding_gram: (K, K), of the class means μ_c; rows of classes that were not seen are NaN.
+        embedding_gram: (K, K), of the class means μ_c; rows of classes without examples are NaN.
         centred_embedding_gram: (K, K), of μ_c − μ.
-        class_counts: (K,), how many examples of each class were seen.
-        nc1: tr(Σ_W Σ_B†) / K, within-class over between-class variability.
+        class_counts: (K,), the number of measured examples of each class.
+        nc1: tr(Σ_W Σ_B†) / K, the ratio of within-class to between-class variability.
     """
 
     classifier_gram: np.ndarray
@@ -44,10 +44,10 @@ class MeasuredGeometry:
     nc1: float
 
     def distances(self, predicted: Geometry) -> dict[str, float]:
-        """Measure how far classifier and embeddings are from a prediction.
+        """Compute the distance of classifier and embeddings from a prediction.
 
         Args:
-            predicted: as `predict` or `predict_for_loss` gives it.
+            predicted: the result of `predict` or `predict_for_loss`.
 
         Returns:
             `classifier`, `embedding` and `centred_embedding`, each from 0 to 2 (`gram_distance`).
@@ -59,36 +59,36 @@ class MeasuredGeometry:
         }
 
     def minimum_angles(self) -> np.ndarray:
-        """Give the angle from every classifier row to the nearest other one, in degrees: (K,)."""
+        """Compute the angle between each classifier row and its nearest neighbour, in degrees: (K,)."""
         cosine = cosines(self.classifier_gram)
         np.fill_diagonal(cosine, -np.inf)
         return np.degrees(np.arccos(cosine.max(1)))
 
     def head_to_tail_norm_ratio(self, class_counts: Any) -> float:
-        """Compare the norm of the most frequent class's classifier row with that of the rarest: ‖w_max‖ / ‖w_min‖.
+        """Compute the ratio of row norms of the most frequent class and the rarest class: ‖w_max‖ / ‖w_min‖.
 
         Args:
-            class_counts: (K,) of the training set; among equal counts, the mean norm.
+            class_counts: (K,) of the training set; classes with equal counts share their mean norm.
 
         Returns:
-            1 where the classifier does not know the counts; above 1 where it prefers frequent classes.
+            1 if the row norms do not depend on the counts; above 1 if the classifier favours frequent classes.
         """
         counts, norms = np.asarray(class_counts), np.sqrt(self.classifier_gram.diagonal())
         return float(norms[counts == counts.max()].mean() / norms[counts == counts.min()].mean())
 
 
 class GeometryMeter:
-    """Collects features batch by batch, in sums that do not grow with the number of examples.
+    """Accumulates features batch by batch, in sums whose size does not depend on the number of examples.
 
     Args:
         num_classes: K.
         feature_dim: d.
-        device: where the sums are.
+        device: the device of the sums.
 
     Example:
         >>> meter = GeometryMeter(num_classes=2, feature_dim=2)
         >>> meter.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
-        >>> meter.compute(torch.eye(2)).nc1  # every class is where its mean is
+        >>> meter.compute(torch.eye(2)).nc1  # every example equals its class mean
         0.0
     """
 
@@ -104,7 +104,7 @@ class GeometryMeter:
 
         Args:
             features: (N, d).
-            labels: (N,) in [0, K); examples labelled -100 do not count.
+            labels: (N,) in [0, K); examples labelled -100 are skipped.
         """
         counted = labels != IGNORED_LABEL
         rows = features.to(self.sums) * counted[:, None]
@@ -115,10 +115,10 @@ class GeometryMeter:
 
     @torch.no_grad()
     def compute(self, weight: Tensor) -> MeasuredGeometry:
-        """Compute the geometry of what was added.
+        """Compute the geometry of all batches added so far.
 
         Args:
-            weight: W (K, d), the head's.
+            weight: W (K, d), the head's weight.
 
         Returns:
             The geometry; `nc1` is NaN with fewer than two classes.
@@ -133,7 +133,7 @@ class GeometryMeter:
         classifier = whole.detach().cpu().double()
         nc1 = math.nan
         if len(spread) > 1:
-            # tr(Σ_W Σ_B†), as Σ_B = spreadᵀ spread / K has few directions where there are few classes.
+            # tr(Σ_W Σ_B†) without a (d, d) inverse: Σ_B = spreadᵀ spread / K has rank below K.
             inverse = torch.linalg.pinv(spread, rtol=1e-10)
             nc1 = max(float(((inverse.T @ within) * inverse.T).sum()), 0.0)
         classifier_gram, embedding_gram, centred_gram = ((r @ r.T).numpy() for r in (classifier, means, centred))
@@ -147,21 +147,20 @@ def measure(
     head: str | None = None,
     progress_bar: bool = True,
 ) -> MeasuredGeometry:
-    """Measure the geometry of a model's head and features on some data, in one pass.
+    """Measure the geometry of a model's head and features in one pass over data.
 
     Args:
-        model: an image or sequence classification model; it is in evaluation mode for the time, and its weights and
-            hooks are afterwards what they were.
-        batches: what the model takes, with `labels`: a DataLoader.
+        model: an image or sequence classification model. It runs in evaluation mode; modes and hooks are restored.
+        batches: model inputs with `labels`, such as a DataLoader.
         num_classes: K; None for the config's `num_labels`.
-        head: the name of the layer that makes the logits, where it is not found.
-        progress_bar: whether to show one.
+        head: the name of the layer that computes the logits, if it cannot be found automatically.
+        progress_bar: whether to show a progress bar.
 
     Returns:
         The geometry.
 
     Raises:
-        ValueError: there is no linear head, the batches have no labels, or there are none.
+        ValueError: there is no linear head, the batches have no labels, or there are no batches.
 
     Example:
         >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]

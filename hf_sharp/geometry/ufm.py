@@ -1,8 +1,8 @@
-"""The unconstrained features model: a classifier and one free embedding per example, trained to a small ridge.
+"""The unconstrained features model: a classifier and a free embedding for each example, trained with a small ridge.
 
     min over W (K, d), H (d, N) of   Σ_i ℓ(W h_i, y_i) + ridge/2 (‖W‖² + ‖H‖²)
 
-Examples of one class have one embedding at the minimum, so that one column a class, counted n_c times, is enough.
+At the minimum all examples of a class share one embedding, so one column per class with weight n_c is sufficient.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import logging
 import numpy as np
 import torch
 
-from hf_sharp.geometry.predict import Geometry
 from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.model.predicted_geometry import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 def train_ufm(
     loss: ClassFrequencyLoss, ridge: float, *, per_example: bool = False, max_steps: int = 3000, seed: int = 0
 ) -> Geometry:
-    """Train the unconstrained features model, and give the geometry it ends with.
+    """Train the unconstrained features model, and return the geometry it converges to.
 
     Args:
-        loss: with its class counts; every class has examples.
-        ridge: > 0. The smaller, the nearer is the geometry to `predict`'s.
-        per_example: an embedding for every example, as the model is stated, and not one per class.
-        max_steps: of L-BFGS; a warning says if it has not converged by then.
-        seed: of the beginning.
+        loss: a loss with its class counts, all >= 1.
+        ridge: > 0. The smaller it is, the nearer the geometry is to the one that `predict` returns.
+        per_example: train one embedding per example, as in the model's definition, instead of one per class.
+        max_steps: the maximum number of L-BFGS steps; a warning is logged if they do not suffice.
+        seed: the seed of the initial values.
 
     Returns:
         W Wᵀ and the Gram matrix of the classes' mean embeddings, each divided by its Frobenius norm.
 
     Raises:
-        ValueError: a ridge that is not positive.
+        ValueError: the ridge is not positive.
 
     Example:
         >>> from hf_sharp.geometry import gram_distance, predict_for_loss
@@ -82,7 +82,7 @@ def train_ufm(
     optimizer.step(closure)
     largest = max(float(tensor.grad.abs().max()) for tensor in (w, h) if tensor.grad is not None)
     if largest > 1e-6:
-        logger.warning("the UFM has not converged: a gradient of %.1e is left after %d steps.", largest, max_steps)
+        logger.warning("the UFM has not converged: the largest gradient is %.1e after %d steps.", largest, max_steps)
     with torch.no_grad():
         means = torch.zeros(size, dtype=torch.float64).index_add_(0, classes, weight[:, None] * h) / counts[:, None]
         classifier, embedding = (w @ w.T).numpy(), (means @ means.T).numpy()

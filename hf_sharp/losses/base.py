@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.registry import Citation
 
 
 class ClassFrequencyLoss(nn.Module):
@@ -29,8 +30,13 @@ class ClassFrequencyLoss(nn.Module):
 
     Attributes:
         name: what `build_loss` and `SharpTrainingArguments` call it.
+        summary: what it does, in one sentence.
+        formula: its formula.
+        when: when to choose it.
+        citations: the papers to cite.
         needs_cosine_logits: whether logits must be cosines between features and class vectors, in [−1, 1].
-        needs_features: whether `forward` also takes the features that the logits are made of, and the head.
+        needs_features: whether it also uses the head and the features that the head turns into logits; such a loss
+            implements `discriminative`.
         class_scale: (K,) float64 or None for 1, the factor of each class's logit.
         label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
         offset: (K,) float64 or None for 0, what is added to each class's logit.
@@ -46,6 +52,10 @@ class ClassFrequencyLoss(nn.Module):
     """
 
     name: ClassVar[str] = "cross_entropy"
+    summary: ClassVar[str] = "Plain cross-entropy: every example counts alike."
+    formula: ClassVar[str] = "CE(z, y)"
+    when: ClassVar[str] = "when the test data has the classes in the same shares as the training data"
+    citations: ClassVar[tuple[Citation, ...]] = ()
     needs_cosine_logits: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
 
@@ -141,6 +151,27 @@ class ClassFrequencyLoss(nn.Module):
             (N,), of the same type.
         """
         return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL)
+
+    def discriminative(self, labels: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute what a loss with `needs_features` adds to each example's loss while training.
+
+        Args:
+            labels: (N,) int64 in [0, K), or -100 where 0 is added.
+            features: (N, d), the head's input, with their graph.
+            weight: W (K, d) of the head.
+            bias: b (K,), or None.
+
+        Returns:
+            (N,), float32 or float64.
+
+        Raises:
+            NotImplementedError: the loss sets `needs_features` and does not implement this.
+        """
+        raise NotImplementedError(f"loss {self.name!r} sets needs_features, and does not implement discriminative().")
+
+    def frozen(self) -> ClassFrequencyLoss:
+        """Return this loss as it is now, for a second pass over a batch: a state that training moves stays put."""
+        return self
 
     @property
     def config(self) -> dict[str, Any]:

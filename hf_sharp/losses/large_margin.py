@@ -14,18 +14,22 @@ compactness only: in the margin it would shrink the gradient to its share 1 − 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hf_sharp.labels import IGNORED_LABEL
+from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
+from hf_sharp.losses.registry import LOSSES
+from hf_sharp.registry import Citation
 
 AGGREGATIONS = ("max", "mean")
 
 
+@LOSSES.add_builtin
 class LargeMarginLoss(ClassFrequencyLoss):
     """Cross-entropy plus compactness, margin and size of the classes' features.
 
@@ -67,6 +71,17 @@ class LargeMarginLoss(ClassFrequencyLoss):
     """
 
     name = "large_margin"
+    summary = "Large margin: cross-entropy, plus compact classes that lie far from their decision boundaries."
+    formula = "CE + λ (α compactness + β margin + γ ‖centroid‖)"
+    when = "to shape the features too, with a small `lm_weight`"
+    citations = (
+        Citation(
+            "Hai-Vy Nguyen and Fabrice Gamboa and Sixin Zhang and Reda Chhaibi and Serge Gratton and Thierry Giaccone",
+            "Large Margin Discriminative Loss for Classification",
+            2024,
+            arxiv="2405.18499",
+        ),
+    )
     needs_features: ClassVar[bool] = True
 
     centroids: Tensor
@@ -114,6 +129,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
         mean = margin[self.class_counts > 0].mean()
         self.register_buffer("margin", lm_delta_d * margin / mean, persistent=False)
         self.register_buffer("centroids", torch.full((num_classes, feature_dim), math.nan))
+        self.moves = True
 
     @classmethod
     def from_counts(cls, class_counts: Any, **options: Any) -> LargeMarginLoss:
@@ -168,9 +184,9 @@ class LargeMarginLoss(ClassFrequencyLoss):
         bias: Tensor | None = None,
         centroids: Tensor | None = None,
     ) -> Tensor:
-        """Compute what is added to the cross-entropy of each example; without `centroids`, the running ones move.
+        """Compute what is added to the cross-entropy of each example.
 
-        Its arguments, and what it raises, are those of `forward`.
+        The running centroids move, unless `centroids` are given. The arguments and errors are those of `forward`.
 
         Returns:
             (N,): float64 for float64 features, else float32.
@@ -187,6 +203,13 @@ class LargeMarginLoss(ClassFrequencyLoss):
             head_bias = None if bias is None else bias.to(dtype)
             terms = self._terms(features.to(dtype), labels, weight.to(dtype), head_bias, centroids)
         return self.weigh(terms, labels)
+
+    def frozen(self) -> LargeMarginLoss:
+        """Return this loss with its present centroids, which do not move: for a second pass over a batch."""
+        still = copy.copy(self)
+        still._buffers = dict(self._buffers)
+        still.moves = False
+        return still
 
     def _terms(
         self, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, centroids: Tensor | None
@@ -215,7 +238,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
 
         size = torch.linalg.vector_norm(centre, dim=1)
         sizes = options["lm_alpha"] * compact + options["lm_beta"] * margin + options["lm_gamma"] * size
-        if centroids is None:
+        if centroids is None and self.moves:
             self._move(features.detach(), classes, counted)
         return options["lm_weight"] * counted.sum().to(sizes) / share.sum().clamp(min=1) * share * sizes
 

@@ -13,8 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one, log_priors
+from hf_sharp.losses.registry import LOSSES
+from hf_sharp.registry import Citation
 
 
+@LOSSES.add_builtin
 class LogitAdjustedLoss(ClassFrequencyLoss):
     """Logit-adjusted softmax cross-entropy.
 
@@ -35,12 +38,25 @@ class LogitAdjustedLoss(ClassFrequencyLoss):
     """
 
     name = "logit_adjusted"
+    summary = "Logit adjustment: the log priors are added to the logits while training."
+    formula = "CE(z + τ log π, y)"
+    when = "when every class counts alike; start with `loss_tau` 1"
+    citations = (
+        Citation(
+            "Aditya Krishna Menon and Sadeep Jayasumana and Ankit Singh Rawat and Himanshu Jain and Andreas Veit and "
+            "Sanjiv Kumar",
+            "Long-tail learning via logit adjustment",
+            2020,
+            arxiv="2007.07314",
+        ),
+    )
 
     def __init__(self, class_counts: Any, loss_tau: float = 1.0) -> None:
         super().__init__(class_counts, loss_tau=loss_tau)
         self.offset = loss_tau * log_priors(self.class_counts)
 
 
+@LOSSES.add_builtin
 class BalancedSoftmaxLoss(ClassFrequencyLoss):
     """Balanced softmax: logit adjustment with τ = 1, as log n and log π differ by a constant.
 
@@ -59,12 +75,24 @@ class BalancedSoftmaxLoss(ClassFrequencyLoss):
     """
 
     name = "balanced_softmax"
+    summary = "Balanced softmax: logit adjustment with τ = 1."
+    formula = "CE(z + log n, y)"
+    when = "the same as `logit_adjusted` with τ = 1"
+    citations = (
+        Citation(
+            "Jiawei Ren and Cunjun Yu and Shunan Sheng and Xiao Ma and Haiyu Zhao and Shuai Yi and Hongsheng Li",
+            "Balanced Meta-Softmax for Long-Tailed Visual Recognition",
+            2020,
+            arxiv="2007.10740",
+        ),
+    )
 
     def __init__(self, class_counts: Any) -> None:
         super().__init__(class_counts)
         self.offset = at_least_one(self.class_counts).log()
 
 
+@LOSSES.add_builtin
 class CDTLoss(ClassFrequencyLoss):
     """Class-dependent temperatures: the logits of rare classes are scaled down while training.
 
@@ -85,12 +113,24 @@ class CDTLoss(ClassFrequencyLoss):
     """
 
     name = "cdt"
+    summary = "Class-dependent temperatures: the logits of rare classes are scaled down while training."
+    formula = "CE(z ⊙ Δ, y), Δ = (n / n_max)^γ"
+    when = "long training from scratch, where τ log π fades in theory"
+    citations = (
+        Citation(
+            "Han-Jia Ye and Hong-You Chen and De-Chuan Zhan and Wei-Lun Chao",
+            "Identifying and Compensating for Feature Deviation in Imbalanced Deep Learning",
+            2020,
+            arxiv="2001.01385",
+        ),
+    )
 
     def __init__(self, class_counts: Any, loss_gamma: float = 0.3) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)
         self.class_scale = _temperatures(self.class_counts, loss_gamma)
 
 
+@LOSSES.add_builtin
 class LDTLoss(ClassFrequencyLoss):
     """Label-dependent temperatures: all logits of an example are scaled by its label's Δ.
 
@@ -112,12 +152,24 @@ class LDTLoss(ClassFrequencyLoss):
     """
 
     name = "ldt"
+    summary = "Label-dependent temperatures: all logits of an example are scaled by its label's Δ."
+    formula = "CE(Δ_y z, y), Δ = (n / n_max)^γ"
+    when = "as `cdt`; γ = ½ makes the classifier's geometry symmetric"
+    citations = (
+        Citation(
+            "Tina Behnia and Ganesh Ramachandra Kini and Vala Vakilian and Christos Thrampoulidis",
+            "On the Implicit Geometry of Cross-Entropy Parameterizations for Label-Imbalanced Data",
+            2023,
+            arxiv="2303.07608",
+        ),
+    )
 
     def __init__(self, class_counts: Any, loss_gamma: float = 0.3) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)
         self.label_scale = _temperatures(self.class_counts, loss_gamma)
 
 
+@LOSSES.add_builtin
 class VSLoss(ClassFrequencyLoss):
     """Vector scaling: class-dependent temperatures and logit adjustment together.
 
@@ -139,6 +191,17 @@ class VSLoss(ClassFrequencyLoss):
     """
 
     name = "vs"
+    summary = "Vector scaling: class-dependent temperatures and logit adjustment together."
+    formula = "CE(z ⊙ Δ + τ log π, y), Δ = (n / n_max)^γ"
+    when = "long training; far behind in ten epochs here"
+    citations = (
+        Citation(
+            "Ganesh Ramachandra Kini and Orestis Paraskevas and Samet Oymak and Christos Thrampoulidis",
+            "Label-Imbalanced and Group-Sensitive Classification under Overparameterization",
+            2021,
+            arxiv="2103.01550",
+        ),
+    )
 
     def __init__(self, class_counts: Any, loss_gamma: float = 0.3, loss_tau: float = 1.0) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma, loss_tau=loss_tau)

@@ -11,8 +11,11 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor
 
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
+from hf_sharp.losses.registry import LOSSES
+from hf_sharp.registry import Citation
 
 
+@LOSSES.add_builtin
 class LDAMLoss(ClassFrequencyLoss):
     """Label-distribution-aware margin: a rare class has to win by more.
 
@@ -42,6 +45,17 @@ class LDAMLoss(ClassFrequencyLoss):
     """
 
     name = "ldam"
+    summary = "LDAM: a rare class has to win by a larger margin."
+    formula = "CE(s (z − m_y 1_y), y), m ∝ n^(−1/4)"
+    when = "a model whose own head gives cosines; an ordinary linear head is refused"
+    citations = (
+        Citation(
+            "Kaidi Cao and Colin Wei and Adrien Gaidon and Nikos Arechiga and Tengyu Ma",
+            "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+            2019,
+            arxiv="1906.07413",
+        ),
+    )
     needs_cosine_logits = True
     margin: Tensor
 

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 
-from hf_sharp.class_frequencies import ClassFrequencies
+from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
-from hf_sharp.losses.large_margin import LargeMarginLoss
-from hf_sharp.losses.logit_adjustment import BalancedSoftmaxLoss, CDTLoss, LDTLoss, LogitAdjustedLoss, VSLoss
-from hf_sharp.losses.margin import LDAMLoss
-from hf_sharp.losses.reweighting import ClassBalancedLoss, FocalLoss, WeightedLoss
+from hf_sharp.registry import Registry, option_names
 
-LOSSES: dict[str, type[ClassFrequencyLoss]] = {
-    loss.name: loss
-    for loss in (
-        ClassFrequencyLoss,
-        WeightedLoss,
-        ClassBalancedLoss,
-        FocalLoss,
-        LDAMLoss,
-        LogitAdjustedLoss,
-        BalancedSoftmaxLoss,
-        CDTLoss,
-        LDTLoss,
-        VSLoss,
-        LargeMarginLoss,
-    )
-}
-_NOT_OPTIONS = {"class_counts", "options", "num_classes", "feature_dim"}
+LOSSES: Registry[type[ClassFrequencyLoss]] = Registry("loss", described=("summary", "formula", "when", "citations"))
+LOSSES.add_builtin(ClassFrequencyLoss)
+
+
+def register_loss(loss: type[ClassFrequencyLoss]) -> type[ClassFrequencyLoss]:
+    """Make a loss of your own available as `loss="its name"`, in arguments and YAML. Usable as a class decorator.
+
+    Args:
+        loss: a subclass of `ClassFrequencyLoss` with a `name` of its own. The parameters of `__init__` after
+            `class_counts` are its options; `SharpTrainingArguments(loss_options={...})` sets them.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: it is no such subclass, or its name is missing or taken.
+
+    Example:
+        >>> @register_loss
+        ... class PolyLoss(ClassFrequencyLoss):
+        ...     name = "poly_example"
+        ...
+        ...     def __init__(self, class_counts, epsilon=1.0):
+        ...         super().__init__(class_counts, epsilon=epsilon)
+        ...
+        ...     def unweighted(self, logits, labels):
+        ...         losses = super().unweighted(logits, labels)
+        ...         return losses + self.options["epsilon"] * (1 - torch.exp(-losses))
+        >>> build_loss("poly_example", [9, 1], epsilon=2.0)
+        PolyLoss(num_classes=2, epsilon=2.0)
+        >>> LOSSES.unregister("poly_example")
+    """
+    if not (isinstance(loss, type) and issubclass(loss, ClassFrequencyLoss)):
+        raise ValueError(f"register_loss takes a subclass of hf_sharp.losses.ClassFrequencyLoss; got {loss!r}.")
+    if "name" not in vars(loss):
+        raise ValueError(f"{loss.__name__} needs a name of its own: add name = '...' to the class.")
+    return LOSSES.register(loss)
 
 
 def loss_options(name: str) -> set[str]:
-    """Name the options that a loss takes beside the class counts."""
-    return set(inspect.signature(LOSSES[name]).parameters) - _NOT_OPTIONS
+    """List the options that a loss takes beside the class counts."""
+    return set(option_names(LOSSES[name], without=("class_counts", "options", "num_classes", "feature_dim")))
 
 
 def build_loss(
@@ -46,10 +62,10 @@ def build_loss(
     Args:
         name: one of `LOSSES`.
         class_counts: (K,) integers >= 0, the training examples of each class.
-        class_importance: (K,) finite numbers > 0, what a mistake on each class costs: they multiply the losses of its
-            examples. Or None.
+        class_importance: (K,) finite numbers > 0, or None. They multiply the losses of each class's examples: what a
+            mistake on that class costs.
         feature_dim: the size of the head's input, for a loss that needs features.
-        **options: the loss's own, named as in `SharpTrainingArguments` (`loss_tau`, ...); None is the paper's value.
+        **options: options of the loss, named as in `SharpTrainingArguments` (`loss_tau`, ...); None is the default.
 
     Returns:
         A module: `loss(logits, labels)` is (N,).
@@ -62,22 +78,36 @@ def build_loss(
         >>> build_loss("logit_adjusted", [30, 10, 1], loss_tau=1.5)
         LogitAdjustedLoss(num_classes=3, loss_tau=1.5)
     """
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; the losses are {', '.join(LOSSES)}.")
+    LOSSES.check(name)
     unknown = sorted(set(options) - loss_options(name))
     if unknown:
         takes = ", ".join(sorted(loss_options(name))) or "no options"
         raise ValueError(f"loss {name!r} does not take {', '.join(unknown)}; it takes {takes}.")
     counts = ClassFrequencies.from_counts(class_counts).counts
-    given = {key: value for key, value in options.items() if value is not None}
+    arguments = {key: value for key, value in options.items() if value is not None}
     if LOSSES[name].needs_features and feature_dim is not None:
-        given["feature_dim"] = feature_dim
-    loss = LOSSES[name].from_counts(counts, **given)
-    if class_importance is not None:
-        importance = torch.as_tensor(class_importance, dtype=torch.float64)
-        if importance.shape != (len(counts),) or not (importance.isfinite() & (importance > 0)).all():
-            raise ValueError(
-                f"class_importance must be {len(counts)} finite numbers > 0, one per class; got {class_importance}."
-            )
-        loss.class_importance = importance
+        arguments["feature_dim"] = feature_dim
+    loss = LOSSES[name].from_counts(counts, **arguments)
+    set_class_importance(loss, class_importance)
     return loss
+
+
+def set_class_importance(loss: ClassFrequencyLoss, class_importance: Any) -> None:
+    """Let a loss multiply the losses of each class's examples by what a mistake on that class costs.
+
+    Args:
+        loss: the loss.
+        class_importance: (K,) finite numbers > 0, or None for 1.
+
+    Raises:
+        ValueError: they are not one positive number per class.
+    """
+    if class_importance is None:
+        return
+    importance = torch.as_tensor(class_importance, dtype=torch.float64)
+    if importance.shape != loss.class_counts.shape or not (importance.isfinite() & (importance > 0)).all():
+        raise ValueError(
+            f"class_importance must be {len(loss.class_counts)} finite numbers > 0, one per class; got "
+            f"{class_importance}."
+        )
+    loss.class_importance = importance

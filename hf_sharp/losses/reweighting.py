@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
+from hf_sharp.losses.registry import LOSSES
+from hf_sharp.registry import Citation
 
 
+@LOSSES.add_builtin
 class WeightedLoss(ClassFrequencyLoss):
     """Cross-entropy weighted by the inverse class frequency.
 
@@ -32,12 +35,17 @@ class WeightedLoss(ClassFrequencyLoss):
     """
 
     name = "weighted"
+    summary = "Cross-entropy weighted by the inverse class frequency."
+    formula = "w_y CE(z, y), w ∝ 1 / n"
+    when = "a few classes and moderate imbalance; large weights make training unsteady"
+    citations = ()
 
     def __init__(self, class_counts: Any) -> None:
         super().__init__(class_counts)
         self.weight = _mean_one(1 / at_least_one(self.class_counts), self.class_counts)
 
 
+@LOSSES.add_builtin
 class ClassBalancedLoss(ClassFrequencyLoss):
     """Cross-entropy weighted by the inverse effective number of examples.
 
@@ -59,6 +67,17 @@ class ClassBalancedLoss(ClassFrequencyLoss):
     """
 
     name = "class_balanced"
+    summary = "Cross-entropy weighted by the inverse effective number of examples."
+    formula = "w_y CE(z, y), w ∝ (1 − β) / (1 − β^n)"
+    when = "as `weighted`, but gentler where even rare classes have many examples"
+    citations = (
+        Citation(
+            "Yin Cui and Menglin Jia and Tsung-Yi Lin and Yang Song and Serge Belongie",
+            "Class-Balanced Loss Based on Effective Number of Samples",
+            2019,
+            arxiv="1901.05555",
+        ),
+    )
 
     def __init__(self, class_counts: Any, loss_beta: float = 0.9999) -> None:
         super().__init__(class_counts, loss_beta=loss_beta)
@@ -68,6 +87,7 @@ class ClassBalancedLoss(ClassFrequencyLoss):
         self.weight = _mean_one(1 / effective_number, self.class_counts)
 
 
+@LOSSES.add_builtin
 class FocalLoss(ClassFrequencyLoss):
     """Focal loss: examples that the model is sure of count less, whatever their class.
 
@@ -89,6 +109,17 @@ class FocalLoss(ClassFrequencyLoss):
     """
 
     name = "focal"
+    summary = "Focal loss: examples that the model already gets right count less, whatever their class."
+    formula = "(1 − p_y)^γ CE(z, y)"
+    when = "hard examples in every class; it does not use the counts"
+    citations = (
+        Citation(
+            "Tsung-Yi Lin and Priya Goyal and Ross Girshick and Kaiming He and Piotr Dollár",
+            "Focal Loss for Dense Object Detection",
+            2017,
+            arxiv="1708.02002",
+        ),
+    )
 
     def __init__(self, class_counts: Any, loss_gamma: float = 2.0) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)

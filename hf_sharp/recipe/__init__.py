@@ -1,36 +1,33 @@
-"""What the recipes share. A recipe says how its data and model become a trainer; everything around that is here."""
+"""The recipes' shared parts: a recipe turns its data and model into a trainer, and this does the rest."""
 
-from hf_sharp.recipe.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RunArguments,
-    load_splits,
-    read_flags,
-)
-from hf_sharp.recipe.images import ImageArguments, prepare_images, train_images
-from hf_sharp.recipe.runs import plan_runs, run_recipe, run_side_by_side
-from hf_sharp.recipe.saved import LookArguments, SavedModel, name_dataset, open_saved
-from hf_sharp.recipe.texts import TextArguments, prepare_texts, train_texts
+import importlib
+from typing import Any
 
-__all__ = [
-    "DataArguments",
-    "ImageArguments",
-    "LookArguments",
-    "ModelArguments",
-    "RecipeParser",
-    "RunArguments",
-    "SavedModel",
-    "TextArguments",
-    "load_splits",
-    "name_dataset",
-    "open_saved",
-    "plan_runs",
-    "prepare_images",
-    "prepare_texts",
-    "read_flags",
-    "run_recipe",
-    "run_side_by_side",
-    "train_images",
-    "train_texts",
-]
+# Where each name lives. Imported when it is used, so that light commands do not import torch.
+_HOME = {
+    "DataArguments": "arguments",
+    "ImageArguments": "images",
+    "LookArguments": "saved",
+    "ModelArguments": "arguments",
+    "RecipeParser": "parser",
+    "RunArguments": "arguments",
+    "SavedModel": "saved",
+    "TextArguments": "texts",
+    "load_splits": "arguments",
+    "open_saved": "saved",
+    "plan_runs": "runs",
+    "prepare_images": "images",
+    "prepare_texts": "texts",
+    "read_flags": "parser",
+    "run_recipe": "boundary",
+    "run_side_by_side": "runs",
+    "train_images": "images",
+    "train_texts": "texts",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

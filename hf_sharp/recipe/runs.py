@@ -1,4 +1,4 @@
-"""Runs side by side: each trained, evaluated and saved, and all of them in one table and one picture."""
+"""Runs to compare: each is trained, evaluated and saved, and all are shown in one table and one picture."""
 
 from __future__ import annotations
 
@@ -9,61 +9,45 @@ import re
 import shlex
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from hf_sharp.checkpoint import whole_checkpoint
 from hf_sharp.losses import LOSSES
-from hf_sharp.metrics import comparison_table, numbers_of, report_of_prediction
-from hf_sharp.model_card import PICTURE, write_card
-from hf_sharp.plots import plot_radius, plot_recall_by_count
-from hf_sharp.recipe.arguments import RecipeParser
-from hf_sharp.results import RESULTS, local_names, machine_class, versions
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.parser import RecipeParser
+from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.reports.model_card import PICTURE, write_card
+from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
+from hf_sharp.reports.results import RESULTS, local_names, machine_class, records_of, versions
+from hf_sharp.reports.table import comparison_table
+from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.sharpness import METHODS
-from hf_sharp.tracking import finish_runs, send_picture, takes_pictures
-from hf_sharp.trainer import SharpTrainer
+from hf_sharp.trainer.checkpoint_files import whole_checkpoint
+from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
 logger = logging.getLogger(__name__)
 
-# What may differ between a finished run and one that would be the same.
+# Options that may differ between a finished run and the same run now.
 _INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
-_INCIDENTAL |= {"hub_token", "push_to_hub"}
+_INCIDENTAL |= {"hub_token", "push_to_hub", "check_data"}
 _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
 }
 
 
-def run_recipe(main: Callable[[], Any]) -> str | None:
-    """Run a recipe's `main`; an error of this package's own comes back as one line instead of a traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        main()
-        if torch.distributed.is_initialized():  # a process that leaves without a word can abort the others
-            torch.distributed.destroy_process_group()
-    except ValueError as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
-        if not any(raised_in.is_relative_to(folder) for folder in ours):
-            raise
-        return f"error: {error}"
-    return None
-
-
 @dataclass(frozen=True)
 class Run:
-    """One training run: its name, its options, and everything that was asked for, for the record."""
+    """One training run: its name, its training arguments, and all options that were set, for the record."""
 
     name: str
     args: SharpTrainingArguments
@@ -71,16 +55,16 @@ class Run:
 
 
 def plan_runs(parser: RecipeParser) -> list[Run]:
-    """Make the list of runs: those to compare with first, then the one that was asked for.
+    """List the runs: those to compare with first, then the main one.
 
     Args:
-        parser: what was asked for.
+        parser: the options.
 
     Returns:
-        The runs. With several, each has a folder of its own in `output_dir`.
+        The runs. If there are several, each has its own folder in `output_dir`.
 
     Raises:
-        ValueError: two runs of one name, or output that would be written over.
+        ValueError: two runs with the same name, or results that would be overwritten.
     """
     main = next(arguments for arguments in parser.build() if isinstance(arguments, SharpTrainingArguments))
     compare_with = [other for other in parser.values.get("compare_with") or [] if other != "none"]
@@ -95,35 +79,35 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
             changes[Path(other).stem] = _differences(parser.read(other), other)
     name = main.loss if main.sharpness == "none" else f"{main.sharpness}+{main.loss}"
     if name in changes or len(changes) != len(compare_with):
-        raise ValueError(f"two of the runs to compare have one name: {[*map(str, compare_with), name]}.")
+        raise ValueError(f"two of the runs to compare have the same name: {[*map(str, compare_with), name]}.")
     runs = []
     for run, change in (changes | {name: {}}).items():
         change |= _without_effect(parser.values, change)
         folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
         built = parser.build(**change, output_dir=folder)
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
-        # Without a name, trackers would show the test that follows training as a run of its own.
+        # Without a name, trackers would show the test after training as a separate run.
         name_of_all = main.run_name or str(main.output_dir)
         args.run_name = os.path.join(name_of_all, run) if changes else name_of_all
         options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
         runs.append(Run(run, args, options))
     if len(runs) > 1 and _resume(main) not in (False, True):
         raise ValueError(
-            f"resume_from_checkpoint={main.resume_from_checkpoint!r} is one run's checkpoint, and there are "
-            f"{len(runs)} runs. Say true: each goes on from the last checkpoint in its own folder."
+            f"resume_from_checkpoint={main.resume_from_checkpoint!r} is the checkpoint of one run, and there "
+            f"are {len(runs)} runs. Set it to true: each run continues from the last checkpoint in its own folder."
         )
     _check_output(runs, str(main.output_dir), bool(parser.values.get("overwrite_output_dir")))
     return runs
 
 
 def _without_effect(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, None]:
-    # What is taken over from the other run, and has no effect in this one: rho, where there is no sharpness.
+    # Options of the main run that have no effect in this one, such as rho without sharpness.
     if not change:
         return {}
     asked = {name: value for name, value in {**values, **change}.items() if value is not None}
     chosen = {item.name: asked.get(item.name, item.default) for item in fields(SharpTrainingArguments)}
     if chosen["sharpness"] not in METHODS or chosen["loss"] not in LOSSES:
-        return {}  # to be refused with what there is
+        return {}  # refused elsewhere
     return dict.fromkeys((unused_options(chosen).keys() & values.keys()) - change.keys())
 
 
@@ -132,8 +116,8 @@ def _differences(options: dict[str, Any], where: str) -> dict[str, Any]:
     others = sorted(set(options) - trained)
     if others:
         raise ValueError(
-            f"{where} is to hold the training options that differ; it also has {', '.join(others)}. Data, model and "
-            "output folder are the same for all runs that are compared."
+            f"{where} may only hold the training options that differ; it also has {', '.join(others)}. Data, model and "
+            "output folder are the same for all compared runs."
         )
     return options
 
@@ -145,6 +129,11 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
         raise ValueError(_not_empty(Path(output_dir)))
     for run in runs:
         folder = Path(str(run.args.output_dir))
+        above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(
+                f"the output folder {str(folder)!r} cannot be created: {str(above)!r} is no folder to write to."
+            )
         if overwrite:
             run.args.resume_from_checkpoint = None
             continue
@@ -155,9 +144,9 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
         if (folder / RESULTS).exists():
             check_finished(folder, run.options)
     state = PartialState()
-    state.wait_for_everyone()  # before a faster process makes the folders that a slower one looks for
+    state.wait_for_everyone()  # before a faster process creates the folders that a slower one checks
     if overwrite and state.is_main_process:
-        for run in runs:  # what a later run would take for this one's
+        for run in runs:  # so that a later run does not take these for its own
             Path(str(run.args.output_dir), RESULTS).unlink(missing_ok=True)
             for checkpoint in Path(str(run.args.output_dir)).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
@@ -165,12 +154,12 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
 
 
 def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True) -> None:
-    """Raise a ValueError where the finished run in a folder had other options than those that are asked for.
+    """Raise a ValueError if the finished run in a folder had other options than the ones now.
 
     Args:
-        folder: of the run.
-        options: by name; those that make no difference to the result are not looked at.
-        whole: whether they are all of them, with those that the recipe itself adds.
+        folder: the run's folder.
+        options: options by name; those that cannot change the result are ignored.
+        whole: whether these are all options, including those that the recipe adds itself.
     """
     done = json.loads((folder / RESULTS).read_text())["options"]
     asked = {name: value for name, value in options.items() if value is not None and name not in _INCIDENTAL}
@@ -180,14 +169,14 @@ def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True)
         shown = ", ".join(f"{k}: {done.get(k)!r} then, {asked.get(k)!r} now" for k in differ)
         raise ValueError(
             f"the finished run in {str(folder)!r} had other options ({shown}). Choose another output_dir, or "
-            "write over it with --overwrite_output_dir."
+            "overwrite it with --overwrite_output_dir."
         )
 
 
 def _not_empty(folder: Path) -> str:
     return (
         f"the output folder {str(folder)!r} is not empty. Choose another output_dir, or continue with "
-        "--resume_from_checkpoint true, or write over it with --overwrite_output_dir."
+        "--resume_from_checkpoint true, or overwrite it with --overwrite_output_dir."
     )
 
 
@@ -197,27 +186,33 @@ def run_side_by_side(
     test_dataset: datasets.Dataset,
     title: str,
     output_dir: str,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Train, evaluate and save every run; show them in one table and one picture.
+    """Train, evaluate and save every run; show all of them in one table and one picture.
 
-    A run whose results are there already is not trained again when resuming.
+    Every trainer is made once before the first training, so that a mistake in a later run is found at once. When
+    resuming, finished runs are not trained again.
 
     Args:
-        runs: what to run.
-        make_trainer: makes a trainer, with a fresh model, of arguments.
-        test_dataset: what the reports are about; read once, after training.
-        title: of table and picture.
-        output_dir: where the picture and the comparison go.
+        runs: the runs.
+        make_trainer: takes training arguments and makes a trainer with a fresh model.
+        test_dataset: the data of the reports; read once, after training.
+        title: title of table and picture.
+        output_dir: the folder for the picture.
+        data: what was found out about the data, recorded with the results.
 
     Returns:
-        Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, and the `radius`
-        over the steps, where it is learned.
+        Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, `data` if there is
+        anything to record, and `radius` over the steps if it is learned.
     """
     state = PartialState()
+    for run in runs if len(runs) > 1 else ():
+        if not (Path(str(run.args.output_dir)) / RESULTS).exists():
+            make_trainer(run.args)
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
         file = Path(str(run.args.output_dir)) / RESULTS
-        # The main process looks and tells the others, which on another machine may not see the file.
+        # The main process tells the others, which may not see the file on another machine.
         finished = (
             json.loads(file.read_text()) if state.is_main_process and _resume(run.args) and file.exists() else None
         )
@@ -225,14 +220,14 @@ def run_side_by_side(
         if state.is_main_process:
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
-        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset)
+        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, data or {})
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
         plot_recall_by_count(reports, picture, title)
         console = Console()
         console.print(comparison_table(reports, title))
-        console.print(f"picture  {picture}", soft_wrap=True)  # paths to copy: in one piece
+        console.print(f"picture  {picture}", soft_wrap=True)  # a path to copy must not be wrapped
         if radii := {name: result["radius"] for name, result in results.items() if result.get("radius")}:
             picture = picture.with_name("radius.png")
             plot_radius(radii, picture, title)
@@ -243,14 +238,20 @@ def run_side_by_side(
 
 
 def _train_and_evaluate(
-    run: Run, make_trainer: Callable[[SharpTrainingArguments], SharpTrainer], test_dataset: datasets.Dataset
+    run: Run,
+    make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
+    test_dataset: datasets.Dataset,
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
     args = run.args
-    set_seed(args.seed)  # every run starts from the same weights
+    set_seed(args.seed)  # all runs start from the same weights
     trainer = make_trainer(args)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
-    report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
-    trainer.save_model()
+    trainer.save_model()  # before the test data is read: what fails there must not lose the model
+    if trainer.is_world_process_zero():
+        trainer.save_state()
+    with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
+        report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
@@ -259,15 +260,16 @@ def _train_and_evaluate(
         "command": _command(),
         "machine": machine_class(),
         "versions": versions(),
+        **records_of(trainer),
+        **({"data": dict(data)} if data else {}),
     }
     if args.learns_rho:
         logged = [entry for entry in trainer.state.log_history if "rho" in entry]
         logged.append({"step": trainer.state.global_step, "rho": float(trainer.rho)})
         result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
-        trainer.save_state()
         file = Path(str(args.output_dir), RESULTS)
-        unfinished = file.with_suffix(".part")  # results are there whole, or not at all
+        unfinished = file.with_suffix(".part")  # the results appear complete or not at all
         unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(file)
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
@@ -285,12 +287,12 @@ def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:
         if result.get("radius") and any(map(takes_pictures, callbacks)):
             plot_radius({name: result["radius"]}, picture := Path(str(folder), "radius.png"))
             send_picture(callbacks, "train/radius", picture, step)
-    finish_runs(callbacks)  # or the next run's figures would be added to this one's
+    finish_runs(callbacks)  # so that the next run's figures are not added to this one's
 
 
 def _command() -> str:
     script = os.path.relpath(sys.argv[0])
-    if script.startswith(os.pardir):  # where somebody's checkout lies is nobody's business
+    if script.startswith(os.pardir):  # outside: leave out where the checkout lies
         script = os.path.join(*Path(script).parts[-2:])
     words = ["python", *(["-m", "hf_sharp.recipe"] if script.endswith("__main__.py") else [script]), *sys.argv[1:]]
     secret = [i + 1 for i, word in enumerate(words) if word == "--hub_token"]
@@ -300,7 +302,7 @@ def _command() -> str:
 
 
 def _resume(args: SharpTrainingArguments) -> bool | str:
-    asked = args.resume_from_checkpoint  # from YAML or a flag: a truth value, its name, or a folder
+    asked = args.resume_from_checkpoint  # a truth value, its name, or a folder
     return {"none": False, "false": False, "": False, "true": True}.get(str(asked).lower(), str(asked))
 
 

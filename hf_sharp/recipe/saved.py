@@ -1,9 +1,12 @@
-"""A saved model, by folder or Hub name, beside the data that it is looked at with."""
+"""A saved model, by folder or Hub name, together with the data to run it on."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -21,48 +24,87 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_sharp.class_frequencies import ClassFrequencies
-from hf_sharp.labels import LabelCollator
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.class_names import match_names, real_names, shown
+from hf_sharp.data.label_columns import align_dataset
+from hf_sharp.data.labels import LabelCollator
+from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images
-from hf_sharp.recipe.texts import TextArguments, prepare_texts
+from hf_sharp.recipe.recorded import recorded, set_flags, take_over
+from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class LookArguments(ImageArguments, TextArguments):
-    """Which data, of images or of texts."""
+    """Which data: images or texts."""
 
 
-def name_dataset(data: LookArguments, word: str | None, argv: Sequence[str]) -> None:
-    """Look at the dataset that a word of the command line names, or --dataset does.
+def choose_data(what: Any, data: LookArguments, model: str, word: str | None, argv: Sequence[str]) -> dict[str, Any]:
+    """Set the dataset that a command looks at, and take over what the training of the model recorded.
 
     Args:
-        data: whose `dataset` becomes the word.
-        word: a dataset, or None.
+        what: the command's own options, changed in place.
+        data: the options of the data, changed in place.
+        model: the model's folder or Hub name.
+        word: the dataset named on the command line without a flag, or None.
         argv: the command line.
 
+    Returns:
+        What the training recorded; empty where it recorded nothing.
+
     Raises:
-        ValueError: neither names one, or they name two.
+        ValueError: no dataset is named and none was recorded, or two are named.
     """
-    if word is None:
-        if not any(given.split("=")[0] == "--dataset" for given in argv):
-            raise ValueError("name the dataset, after the model: its training split has the class counts.")
-        return
-    if data.dataset not in (LookArguments.dataset, word):
-        raise ValueError(f"two datasets are named: {word!r} and --dataset {data.dataset!r}. Say one.")
-    data.dataset = word
+    record = recorded(model)
+    if word is None and "dataset" not in set_flags(argv):
+        word = record.get("options", {}).get("dataset")
+        if word is None:
+            raise ValueError("name the dataset after the model: its training split has the class counts.")
+        logger.warning("dataset %s, from the training", word)
+    elif word is not None and data.dataset not in (LookArguments.dataset, word):
+        raise ValueError(f"two datasets are named: {word!r} and --dataset {data.dataset!r}. Keep one.")
+    if word is not None:
+        data.dataset = word
+    take_over(record, (what, data), argv, data.dataset)
+    return record
+
+
+def new_folder(path: str) -> Path:
+    """Check that a command can write its results into a folder without overwriting anything.
+
+    Args:
+        path: the folder; it may exist if it is empty.
+
+    Returns:
+        The folder, not created yet.
+
+    Raises:
+        ValueError: it is a file or not empty, or it cannot be created.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output folder {path!r} is a file. Choose another --output_dir.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"the output folder {path!r} is not empty. Choose another --output_dir.")
+    parent = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"the output folder {path!r} cannot be created: {str(parent)!r} is not a folder to write to.")
+    return folder
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model, what prepares its inputs, and the splits prepared for it.
+    """A model, the processor of its inputs, and the splits prepared for it.
 
     Attributes:
         name: the folder or Hub name.
         model: in evaluation mode, on the GPU where there is one.
         processor: its image processor or tokenizer.
-        splits: `train`, `test` and maybe `validation`.
-        frequencies: of the training split.
-        label_column: where the labels are.
+        splits: `train`, `test` and perhaps `validation`.
+        frequencies: class frequencies of the training split.
+        label_column: the column with the labels.
     """
 
     name: str
@@ -73,11 +115,11 @@ class SavedModel:
     label_column: str
 
     def batches(self, split: str, batch_size: int = 64) -> DataLoader:
-        """Give the batches of a split as the model takes them, with `labels`.
+        """Make the batches of a split as the model takes them, with `labels`.
 
         Args:
             split: one of `splits`.
-            batch_size: examples in a batch.
+            batch_size: examples per batch.
 
         Returns:
             A DataLoader, in the order of the data.
@@ -95,7 +137,7 @@ class SavedModel:
 
         Args:
             split: one of `splits`.
-            batch_size: examples in a batch.
+            batch_size: examples per batch.
 
         Returns:
             Logits (N, K) in float32 and labels (N,), on the CPU.
@@ -109,36 +151,55 @@ class SavedModel:
         return torch.cat(logits), torch.cat(labels)
 
 
-def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, label_column: str) -> SavedModel:
-    """Open a saved model for a dataset: as one of images where the data has an image column, else as one of texts.
+def open_saved(
+    name: str, splits: datasets.DatasetDict, data: LookArguments, label_column: str, *, subset: bool = True
+) -> SavedModel:
+    """Open a saved model for a dataset: with images if the data has an image column, else with texts.
 
     Args:
         name: the model's folder or Hub name.
-        splits: the data, as `load_splits` gives it.
+        splits: the data, as returned by `load_splits`; its classes are aligned with the model's, by name.
         data: the columns.
         label_column: the column with the labels.
+        subset: allow the data to lack classes of the model.
 
     Returns:
         The model and its data.
 
     Raises:
-        ValueError: the model's classes are not the data's.
+        ValueError: the model cannot be loaded, or its classes are not the data's.
     """
-    names: Sequence[str] = splits["train"].features[label_column].names
-    frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    model = auto.from_pretrained(name)
-    if model.config.num_labels != len(names):
-        raise ValueError(f"{name!r} knows {model.config.num_labels} classes, and the data has {len(names)}.")
-    known = [model.config.id2label[index] for index in range(len(names))]
-    if set(known) == set(names) and known != list(names):
-        raise ValueError(f"{name!r} has its classes in another order ({known[:5]}...) than the data ({names[:5]}...).")
-    if images:
-        processor = AutoImageProcessor.from_pretrained(name)
-        prepared = prepare_images(splits, processor, data, label_column)
-    else:
-        processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
-        prepared = prepare_texts(splits, processor, data, label_column)
+    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        model = auto.from_pretrained(name)
+        if images:
+            processor = AutoImageProcessor.from_pretrained(name)
+        else:
+            processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
+    if not images:
+        fit_tokenizer(processor, model.config, name, data)
+    splits = _aligned(name, model.config, splits, label_column, subset)
+    names: Sequence[str] = splits["train"].features[label_column].names
+    frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))
+    prepare: Any = prepare_images if images else prepare_texts
+    prepared = prepare(splits, processor, data, label_column)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, label_column)
+
+
+def _aligned(
+    name: str, config: Any, splits: datasets.DatasetDict, label_column: str, subset: bool
+) -> datasets.DatasetDict:
+    names = splits["train"].features[label_column].names
+    known = real_names(config.id2label, config.num_labels)
+    remedy = "To rename the data's classes use --class_names, with the names in the order of the data's classes."
+    order = match_names(names, known, "the data", f"the model {name!r}", subset=subset, remedy=remedy)
+    if order is None and config.num_labels != len(names):
+        raise ValueError(f"{name!r} has {config.num_labels} classes, and the data has {len(names)}: {shown(names)}.")
+    return datasets.DatasetDict(
+        {
+            split: align_dataset(rows, label_column, known, f"the {split} split", f"the model {name!r}", subset=subset)
+            for split, rows in splits.items()
+        }
+    )

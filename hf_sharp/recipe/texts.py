@@ -1,16 +1,23 @@
-"""Texts: how they are named, tokenized, and which model sees them."""
+"""Texts: the options, the tokenizer, and whether its tokens fit the model."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
+from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.training import train_classifier
+
+logger = logging.getLogger(__name__)
+
+# Positions of the embedding that are not for tokens: RoBERTa and its kin count from padding_idx + 1.
+_OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet", "data2vec-text")
 
 
 @dataclass
@@ -18,30 +25,81 @@ class TextArguments(DataArguments):
     """Which texts."""
 
     text_column: str = field(default="text", metadata={"help": "The column with the texts."})
-    max_length: int = field(default=128, metadata={"help": "Texts are cut after this many tokens."})
+    max_length: int = field(default=128, metadata={"help": "Texts are truncated to this many tokens."})
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "The tokenizer's name or folder, if it is not the model's."}
+        default=None, metadata={"help": "Name or folder of the tokenizer, if it is not the model's."}
     )
 
 
 def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
-    """Load the tokenizer that was named, or the model's."""
+    """Load the tokenizer, by default the model's, and check that its tokens fit the model.
+
+    Args:
+        model: which model.
+        data: the tokenizer's name; its `max_length` is reduced if the model has fewer positions.
+
+    Returns:
+        The tokenizer, with a padding token.
+
+    Raises:
+        ValueError: no tokenizer is named, it cannot be loaded, or it is not the model's.
+    """
     name = data.tokenizer_name or model.model_name_or_path
     if name is None:
         raise ValueError("a model from scratch needs a tokenizer: set tokenizer_name to a name or folder.")
-    return AutoTokenizer.from_pretrained(name)
+    with stage(f"the tokenizer {name!r} cannot be loaded", "Name another one with --tokenizer_name."):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(model.model_name_or_path) if model.model_name_or_path else None
+    fit_tokenizer(tokenizer, config or model.make_config(), name, data)
+    return tokenizer
+
+
+def fit_tokenizer(tokenizer: Any, config: Any, name: str, data: TextArguments) -> None:
+    """Make a tokenizer and a model fit each other: a padding token, and texts no longer than the model's positions.
+
+    Args:
+        tokenizer: the tokenizer; it gets a padding token if it has none.
+        config: the model's config.
+        name: the tokenizer's name, for the error.
+        data: its `max_length` is reduced if the model has fewer positions.
+
+    Raises:
+        ValueError: more tokens than the model has embeddings, or none but special ones.
+    """
+    words, embeddings = len(tokenizer), getattr(config, "vocab_size", None)
+    if words <= len(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"the tokenizer {name!r} knows no words, only {words} special tokens: its files are missing. Name the "
+            "tokenizer that the model was trained with: --tokenizer_name."
+        )
+    if embeddings is not None and words > embeddings:
+        raise ValueError(
+            f"the tokenizer {name!r} has {words:,} tokens, and the model has embeddings for {embeddings:,}: it is not "
+            "this model's. Name the right one with --tokenizer_name."
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in _OFFSET_POSITIONS:
+        positions -= (config.pad_token_id or 0) + 1
+    if positions is not None and 0 < positions < data.max_length:
+        logger.warning("Texts are truncated to %d tokens, the positions of the model.", positions)
+        data.max_length = positions
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"the tokenizer {name!r} has no padding token, and no end token to use for it.")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.warning("The tokenizer has no padding token: %r is used.", tokenizer.eos_token)
 
 
 def prepare_texts(
     splits: datasets.DatasetDict, tokenizer: Any, data: TextArguments, label_column: str
 ) -> datasets.DatasetDict:
-    """Replace the texts by their tokens; padding waits until a batch is made.
+    """Replace the texts by their tokens; batches are padded later.
 
     Args:
         splits: the data.
         tokenizer: the model's.
-        data: the text column, and how long texts may be.
-        label_column: the column with the labels, which stays; all others go.
+        data: the text column, and the maximum length.
+        label_column: the column with the labels, which stays; all other columns are removed.
 
     Returns:
         The splits of tokens.
@@ -51,7 +109,10 @@ def prepare_texts(
     """
     first = next(iter(splits.values()))
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
-        raise ValueError(f"column {data.text_column!r} is not a text column; the columns are {first.features}.")
+        raise ValueError(
+            f"column {data.text_column!r} is not a text column; the columns are {', '.join(first.column_names)}. Name "
+            "it with --text_column."
+        )
 
     def to_tokens(batch: dict[str, list]) -> dict[str, Any]:
         return tokenizer(batch[data.text_column], truncation=True, max_length=data.max_length)
@@ -61,13 +122,13 @@ def prepare_texts(
 
 
 def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Train on texts, as `train_classifier` does.
+    """Train on texts with `train_classifier`.
 
     Args:
         argv: the command line without the program's name; None: that of this process.
 
     Returns:
-        Run name to its results, which are saved too.
+        Run name to its results, which are also saved.
     """
     return train_classifier(
         argv, TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts"

@@ -1,4 +1,4 @@
-"""From a command line to trained, compared and published models, whatever the examples are."""
+"""From a command line to trained, compared and published models, for images and texts alike."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Any
 import datasets
 import torch
 
-from hf_sharp.recipe.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RunArguments,
-    load_model,
-    load_splits,
-)
+from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArguments, load_splits
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.models import load_model
+from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import plan_runs, run_side_by_side
-from hf_sharp.trainer import SharpTrainer
+from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
 
@@ -30,19 +26,22 @@ def train_classifier(
     examples: str,
     **defaults: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Train as a config and flags say, and every run that it is to be compared with.
+    """Train as a config and flags say, together with every run to compare with.
 
     Args:
         argv: the command line without the program's name; None: that of this process.
-        arguments: the dataclass of the data.
+        arguments: the dataclass of the data's options.
         auto: the transformers class, such as `AutoModelForImageClassification`.
-        load_processor: loads what turns examples into a model's inputs, of the model's and the data's arguments.
-        prepare: lets the splits give inputs; of the splits, the processor, the data's arguments and the label column.
+        load_processor: takes the options of model and data, and loads the processor of the model's inputs.
+        prepare: takes the splits, the processor, the data's options and the label column; returns splits of inputs.
         examples: what the data consists of, for the title.
-        **defaults: training arguments, where neither config nor flags say otherwise.
+        **defaults: training arguments, used where neither config nor flags set them.
 
     Returns:
-        Run name to its results, which are saved too.
+        Run name to its results, which are also saved.
+
+    Raises:
+        ValueError: options, data and model that do not fit each other.
     """
     parser = RecipeParser((arguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
@@ -55,17 +54,27 @@ def train_classifier(
         )
     processor = load_processor(model, data)
     with args.main_process_first(desc="preparing the data"):
-        splits = prepare(load_splits(data, args.label_column), processor, data, args.label_column)
+        splits = load_splits(data, args.label_column)
+        with stage(f"the {examples} cannot be prepared"):
+            splits = prepare(splits, processor, data, args.label_column)
     class_names = splits["train"].features[args.label_column].names
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
-        return SharpTrainer(
-            model=load_model(auto, model, class_names),
-            args=args,
-            train_dataset=splits["train"],
-            eval_dataset=splits.get("validation"),
-            processing_class=processor,
-        )
+        classifier = load_model(auto, model, class_names)
+        if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and its kin
+            classifier.config.pad_token_id = getattr(processor, "pad_token_id", None)
+        with stage("the trainer cannot be made"):
+            trainer = SharpTrainer(
+                model=classifier,
+                args=args,
+                train_dataset=splits["train"],
+                eval_dataset=splits.get("validation"),
+                processing_class=processor,
+            )
+            trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
+        return trainer
 
+    prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir)
+    record = {name: value for name, value in prepared.items() if value}
+    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record)

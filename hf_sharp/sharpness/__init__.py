@@ -2,7 +2,8 @@
 
 from hf_sharp.sharpness.ascent import average_over_processes
 from hf_sharp.sharpness.class_conditional import class_conditional_losses
-from hf_sharp.sharpness.coefficients import METHODS, class_coefficients
+from hf_sharp.sharpness.coefficients import class_coefficients
+from hf_sharp.sharpness.methods import METHODS, Method, register_method
 from hf_sharp.sharpness.radius import RHO_SCHEDULES, LearnedRadius, drawn_rows, scheduled_rho
 from hf_sharp.sharpness.step import Examples, MicroBatch, SharpnessStep, sharpness_aware_backward
 
@@ -11,12 +12,14 @@ __all__ = [
     "RHO_SCHEDULES",
     "Examples",
     "LearnedRadius",
+    "Method",
     "MicroBatch",
     "SharpnessStep",
     "average_over_processes",
     "class_coefficients",
     "class_conditional_losses",
     "drawn_rows",
+    "register_method",
     "scheduled_rho",
     "sharpness_aware_backward",
 ]

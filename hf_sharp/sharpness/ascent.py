@@ -1,11 +1,12 @@
 """The ascent: from a gradient to a perturbation, and from the perturbed weights back to the very same weights.
 
-ε = ρ · T² g / (‖T g‖ + 1e-12)        T = 1, or |w| + η on tensors of two or more dimensions (ASAM)
+ε = ρ · T² g / (‖T g‖ + 1e-12)        T = 1, or |w| + η on all tensors or on matrices (ASAM)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+ADAPTIVE_SCOPES = ("all", "matrices")
 
 
 @contextmanager
@@ -38,7 +41,11 @@ def gradients_in(gradients: list[Tensor | None], parameters: Sequence[Tensor]) -
 
 @torch.no_grad()
 def gradient_to_perturbation(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], rho: Tensor | float, adaptive_eta: float | None = None
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    rho: Tensor | float,
+    adaptive_eta: float | None = None,
+    adaptive_scope: str = "matrices",
 ) -> Tensor:
     """Turn gradients into the perturbation ε, in place.
 
@@ -48,8 +55,9 @@ def gradient_to_perturbation(
         parameters: the tensors w that the gradients belong to; of sharded ones (DTensor), every process has its part.
         gradients: g, of the same shapes; they are overwritten by ε.
         rho: ρ >= 0, the length of T⁻¹ε over all tensors together, on all processes.
-        adaptive_eta: None for T = 1; else η of ASAM's T = |w| + η on tensors of two or more dimensions (1 on
-            biases and norms).
+        adaptive_eta: None for T = 1; else η of ASAM's T = |w| + η.
+        adaptive_scope: where T = |w| + η: on "all" tensors, or on "matrices", those of two or more dimensions, with
+            T = 1 on biases and norms.
 
     Returns:
         ‖T g‖ before the scaling, a 0-dimensional tensor of at least float32 on the device of the first gradient.
@@ -62,21 +70,23 @@ def gradient_to_perturbation(
     Reference:
         SAM arXiv 2010.01412, equation 2; ASAM arXiv 2102.11600, equation 3.
     """
-    matrices = [i for i, w in enumerate(parameters) if w.ndim >= 2] if adaptive_eta is not None else []
-    matrix_gradients = local_parts([gradients[i] for i in matrices])
+    scaled: list[int] = []
+    if adaptive_eta is not None:
+        scaled = [i for i, w in enumerate(parameters) if adaptive_scope == "all" or w.ndim >= 2]
+    scaled_gradients = local_parts([gradients[i] for i in scaled])
     metric: list[Tensor] = []
-    if matrices and adaptive_eta is not None:
-        metric = list(torch._foreach_abs(local_parts([parameters[i] for i in matrices])))
+    if scaled and adaptive_eta is not None:
+        metric = list(torch._foreach_abs(local_parts([parameters[i] for i in scaled])))
         torch._foreach_add_(metric, adaptive_eta)
-        torch._foreach_mul_(matrix_gradients, metric)
+        torch._foreach_mul_(scaled_gradients, metric)
     norm = global_norm(gradients)
     # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
     scale = (norm + 1e-12).reciprocal() * (rho.to(norm) if isinstance(rho, Tensor) else rho)
     for device_scale, group in _by_device(local_parts(gradients), scale):
         # In float16 a scale beyond its range would make NaN of a gradient of zeros.
         torch._foreach_mul_(group, device_scale.clamp(max=torch.finfo(group[0].dtype).max))
-    if matrices:
-        torch._foreach_mul_(matrix_gradients, metric)
+    if scaled:
+        torch._foreach_mul_(scaled_gradients, metric)
     return norm
 
 
@@ -226,59 +236,6 @@ def vanishing_share(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> 
     return counts[0] / counts[1]
 
 
-@contextmanager
-def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what the block does to running statistics (BatchNorm and its kin): the pass at w alone updates them.
-
-    Args:
-        modules: a model's, of which the norm layers are looked at.
-    """
-    buffers = [
-        buffer
-        for module in modules
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-        for buffer in module.buffers(recurse=False)
-    ]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, original in zip(buffers, kept, strict=True):
-            buffer.copy_(original)
-
-
-def random_state(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
-    """Read the random state of the CPU and of devices, so that a second pass can draw the same dropout mask."""
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    for device in devices:
-        if device.type not in ("cpu", "meta"):
-            states[device] = torch.get_device_module(device).get_rng_state(*_named(device))
-    return states
-
-
-def set_random_state(states: Mapping[torch.device, Tensor]) -> None:
-    """Set what `random_state` read."""
-    for device, state in states.items():
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, *_named(device))
-
-
-@contextmanager
-def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Leave the random state of the CPU and of devices as it was, whatever the block draws."""
-    states = random_state(devices)
-    try:
-        yield
-    finally:
-        set_random_state(states)
-
-
-def _named(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is one mps device, and torch.mps takes no name for it
-
-
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Compute the L2 norm over all entries of tensors, on all processes where they are sharded: 0-dimensional."""
     dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
@@ -304,7 +261,24 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer")  # under which names optimizers keep theirs
+def widest_dtype(model: nn.Module) -> torch.dtype:
+    """Find the type that holds every floating-point parameter of a model without rounding."""
+    return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
+
+
+# The names under which optimizers keep their first moments; the last is bitsandbytes'.
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "state1")
+
+
+def check_first_moment(optimizer: Any) -> None:
+    """Raise a ValueError if an optimizer keeps no first moment of the gradients."""
+    for group in optimizer.param_groups:
+        decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
+        if not decay or "weight_sum" in group:  # schedule-free optimizers keep that instead
+            raise ValueError(
+                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
+                "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
+            )
 
 
 def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -315,10 +289,10 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
         parameters: the tensors.
 
     Returns:
-        One per parameter; None where there is none yet.
+        One per parameter, of its type; None where there is none yet.
 
     Raises:
-        ValueError: the optimizer has taken a step, and kept no first moment.
+        ValueError: the optimizer has taken a step, and keeps no first moment.
     """
     moments: list[Tensor | None] = []
     for parameter in parameters:
@@ -329,8 +303,17 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
                 f"ascent='momentum' needs the optimizer's first moment ({' or '.join(FIRST_MOMENTS)}), and its state "
                 f"has {', '.join(map(str, state))}. Use another optimizer, such as adamw_torch, or ascent='gradient'."
             )
+        if moment is not None and moment.dtype == torch.uint8:
+            moment = _dequantized(moment, state["qmap1"], state["absmax1"])
         moments.append(None if moment is None else moment.to(parameter.dtype, copy=True))
     return moments
+
+
+def _dequantized(codes: Tensor, values: Tensor, absmax: Tensor) -> Tensor:
+    # bitsandbytes' blockwise quantization: a value per code, times the block's largest absolute value.
+    block = next(size for size in (256, 2048, 4096) if -(-codes.numel() // size) == absmax.numel())
+    scale = absmax.repeat_interleave(block)[: codes.numel()]
+    return (values[codes.flatten().long()] * scale).view(codes.shape)
 
 
 def _by_device(tensors: Sequence[Tensor], scale: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:

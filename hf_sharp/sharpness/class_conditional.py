@@ -16,6 +16,7 @@ which two (N, N) products give, for any number of classes, from features that we
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,3 +95,31 @@ def class_conditional_losses(
         at_head, at_perturbed = loss(z, labels), loss(moved, labels)
         sharpness = (at_perturbed - at_head).detach().sum() / counted.sum().clamp(min=1)
         return (1 - cc_phi) * at_head + cc_phi * at_perturbed, sharpness
+
+
+class ClassConditionalLoss:
+    """CC-SAM as a wrapper of a loss: each call mixes the loss at the head with the loss at the perturbed head.
+
+    Args:
+        loss: (N, K) logits and (N,) labels to (N,) losses.
+        class_counts: (K,) n_c, the training examples of each class.
+        observe: called with the sharpness of every batch, a 0-dimensional tensor.
+        **options: `cc_radius` and `cc_phi`, as `class_conditional_losses` takes them.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        class_counts: Tensor,
+        observe: Callable[[Tensor], None],
+        **options: Any,
+    ) -> None:
+        self.loss, self.class_counts, self.observe, self.options = loss, class_counts, observe, options
+
+    def __call__(self, logits: Tensor, labels: Tensor, features: Tensor, head: Sequence[Tensor]) -> Tensor:
+        """Compute the mixed loss of each example: the arguments of `class_conditional_losses` to (N,)."""
+        losses, sharpness = class_conditional_losses(
+            self.loss, logits, labels, features, head, self.class_counts, **self.options
+        )
+        self.observe(sharpness)
+        return losses

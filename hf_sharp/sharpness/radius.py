@@ -5,13 +5,16 @@ LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê
     alignment   U = −cos(∇L_val(θ'), g)             dU/dρ = −(v − (vᵀu) u)ᵀ H ê / ‖g‖,   v and u of ∇L_val and g, unit
     gap         U = ½ (L_val(θ') − L_train(θ'))²    dU/dρ = −η (L_val − L_train) (∇L_val − ∇L_train)ᵀ H ê
     validation  U = L_val(θ')                       dU/dρ = −η ∇L_valᵀ H ê
-    g = ∇L_train(θ + ρ ê)     H = ∇²L_train(θ + ρ ê)     ρ = ρ_0 exp(s),   s ← s − Adam(sign(dU/dρ))
+    g = ∇L_train(θ + ρ ê)     H = ∇²L_train(θ + ρ ê)     ρ = ρ_0 exp(s)
+
+    adam  s ← s − Adam(ρ dU/dρ)          with the gap: the algorithm as published
+    sign  s ← s − Adam(sign(dU/dρ))
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,26 +23,34 @@ from torch import Tensor
 
 from hf_sharp.sharpness.ascent import gradient_to_perturbation, inner_product
 
+# The weight of rho against rho_end at a point of training.
 RHO_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
-    "learned": lambda progress: 1.0,  # where LearnedRadius begins
+    "step": lambda progress: 1.0,
+    "learned": lambda progress: 1.0,  # where LearnedRadius starts
 }
+RHO_UPDATES = ("sign", "adam")
 RHO_HESSIANS = ("exact", "secant", "fisher")
 RHO_OBJECTIVES = ("alignment", "gap", "validation")
 RHO_RANGE = (1e-4, 10.0)
 
 
-def scheduled_rho(rho: float, schedule: str, progress: float) -> float:
-    """Give the radius at a point of training.
+def scheduled_rho(
+    rho: float, schedule: str, progress: float, rho_end: float = 0.0, rho_steps: Mapping[float, float] | None = None
+) -> float:
+    """Compute the radius at a point of training.
 
-        constant: ρ        linear: ρ (1 − t)        cosine: ρ (1 + cos πt) / 2
+        constant: ρ        linear: ρ + (ρ_end − ρ) t        cosine: ρ_end + (ρ − ρ_end) (1 + cos πt) / 2
+        step: the value of the last step that has begun, and ρ before the first
 
     Args:
         rho: ρ >= 0, the radius at the start, an L2 norm over all trainable parameters.
         schedule: one of `RHO_SCHEDULES`.
-        progress: t, the fraction of training done; beyond [0, 1] it counts as the nearer end.
+        progress: t, the fraction of training done; a value outside [0, 1] counts as the nearer end.
+        rho_end: ρ_end >= 0, the radius at the end; Focal-SAM's own runs let it grow.
+        rho_steps: fraction of training to radius, for `step`.
 
     Returns:
         The radius, a number on the host.
@@ -48,12 +59,19 @@ def scheduled_rho(rho: float, schedule: str, progress: float) -> float:
         ValueError: an unknown schedule.
 
     Example:
-        >>> scheduled_rho(0.1, "linear", 0.25), scheduled_rho(0.1, "cosine", 0.5)
-        (0.07500000000000001, 0.05)
+        >>> scheduled_rho(0.1, "linear", 0.25), scheduled_rho(0.1, "linear", 0.5, rho_end=0.3)
+        (0.07500000000000001, 0.2)
+        >>> [scheduled_rho(0.05, "step", t, rho_steps={0.5: 0.1, 0.8: 0.5}) for t in (0.2, 0.5, 0.9)]
+        [0.05, 0.1, 0.5]
     """
     if schedule not in RHO_SCHEDULES:
         raise ValueError(f"unknown rho_schedule {schedule!r}; the schedules are {', '.join(RHO_SCHEDULES)}.")
-    return rho * RHO_SCHEDULES[schedule](min(max(progress, 0.0), 1.0))
+    progress = min(max(progress, 0.0), 1.0)
+    begun = [start for start in rho_steps or () if progress >= start]
+    if begun and rho_steps:
+        return rho_steps[max(begun)]
+    weight = RHO_SCHEDULES[schedule](progress)
+    return rho * weight + rho_end * (1.0 - weight)
 
 
 def hessian_direction(
@@ -168,18 +186,20 @@ def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.nda
 
 
 class LearnedRadius:
-    """A radius that learns itself: watches the ascents of a training, and updates ρ from some of them.
+    """A learned radius: watches the ascents of a training, and updates ρ from some of them.
 
     An update takes two steps. In the first, `watch` makes it keep H ê of the ascent that follows. Before the ascent of
     the second, at θ', `validate` gives it the validation half; that ascent's own gradient is the training half. Losses
     and gradients are those of the examples' losses times their coefficients, as the ascent sees them.
 
     Args:
-        rho: ρ_0 > 0, the radius to begin with.
-        learning_rate: Adam's, on log ρ; 0 leaves ρ as it is, to the last bit.
+        rho: ρ_0 > 0, the radius at the start.
+        learning_rate: Adam's, on log ρ; 0 keeps ρ, to the last bit.
         hessian: one of `RHO_HESSIANS`.
         objective: one of `RHO_OBJECTIVES`.
-        adaptive_eta: as the ascent has it.
+        update: one of `RHO_UPDATES`: Adam sees the derivative, or its sign.
+        adaptive_eta: as in the ascent.
+        adaptive_scope: as in the ascent.
         device: where the parameters are.
         mean: averages a 0-dimensional tensor over processes, so that ρ is one number.
         average: averages gradients over processes, in place, where the ascent's are averaged too.
@@ -198,12 +218,15 @@ class LearnedRadius:
         *,
         hessian: str = "secant",
         objective: str = "alignment",
+        update: str = "sign",
         adaptive_eta: float | None = None,
+        adaptive_scope: str = "matrices",
         device: torch.device | str = "cpu",
         mean: Callable[[Tensor], Tensor] = lambda value: value,
         average: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
-        self.initial, self.hessian, self.objective, self.adaptive_eta = rho, hessian, objective, adaptive_eta
+        self.initial, self.hessian, self.objective, self.rule = rho, hessian, objective, update
+        self.metric: dict[str, Any] = {"adaptive_eta": adaptive_eta, "adaptive_scope": adaptive_scope}
         self.mean, self.average = mean, average
         precise = torch.float32 if torch.device(device).type == "mps" else torch.float64
         self.log_scale = torch.zeros((), dtype=precise, device=device)
@@ -255,7 +278,7 @@ class LearnedRadius:
             self._learning_rate, self._watch = self._watch, None
             self._kept = [gradient / grad_scale for gradient in gradients]
             if self.hessian != "secant":
-                gradient_to_perturbation(parameters, self._kept, 1.0, self.adaptive_eta)
+                gradient_to_perturbation(parameters, self._kept, 1.0, **self.metric)
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
         """See the loss of a micro-batch at w + ε, with its graph, which is kept."""
@@ -283,14 +306,15 @@ class LearnedRadius:
         self.direction, self.step, self._validation = None, [], None
 
     def update(self, derivative: Tensor) -> None:
-        """Take a step of Adam on log ρ, along the sign of the derivative.
+        """Take a step of Adam on s = log ρ, down dU/ds = ρ dU/dρ or its sign.
 
         Args:
             derivative: dU/dρ; one that is not finite, after an overflow or an ascent without examples, counts as 0.
         """
         derivative = derivative.to(self.log_scale)
         self.derivative = self.mean(torch.where(derivative.isfinite(), derivative, 0))
-        self.log_scale.grad = self.derivative.sign()  # its size says little: a few batches in a hundred drown the rest
+        # The derivative's size is noise on our tasks: a few batches in a hundred drown the rest. Hence "sign".
+        self.log_scale.grad = self.derivative.sign() if self.rule == "sign" else self.rho * self.derivative
         self.adam.step()
         low, high = (math.log(bound / self.initial) for bound in RHO_RANGE)
         self.log_scale.clamp_(min(low, 0.0), max(high, 0.0))

@@ -23,14 +23,11 @@ from hf_sharp.sharpness.ascent import (
     gradient_to_perturbation,
     gradients_in,
     perturbed,
-    random_state,
-    random_state_kept,
-    running_statistics_kept,
-    set_random_state,
     shards_only,
     vanishing_share,
     with_gradients,
 )
+from hf_sharp.sharpness.replay import random_state, random_state_kept, running_statistics_kept, set_random_state
 
 
 class Backward(Protocol):
@@ -113,6 +110,7 @@ def sharpness_aware_backward(
     backward: Backward = lambda loss, retain_graph: loss.backward(retain_graph=retain_graph),
     grad_scale: Tensor | float = 1.0,
     adaptive_eta: float | None = None,
+    adaptive_scope: str = "matrices",
     without_sync: Callable[[], AbstractContextManager] = nullcontext,
     average: Callable[[Sequence[Tensor]], None] | None = None,
     measure_vanishing: bool = False,
@@ -138,6 +136,7 @@ def sharpness_aware_backward(
         grad_scale: the factor by which `backward` scales gradients (float16 loss scaling); it cancels in ε and is
             taken out of `ascent_grad_norm`.
         adaptive_eta: None, or η of ASAM's metric T = |w| + η.
+        adaptive_scope: the tensors with that metric: "all", or "matrices".
         without_sync: entered around all passes but the last one, so that only the last averages over processes.
         average: averages g_c over the processes, in place, for one ε on all of them. Every process must then have
             perturbed examples.
@@ -195,7 +194,7 @@ def sharpness_aware_backward(
         del ascent_gradients
         if observer is not None:
             observer.at_w(reached, epsilon, torch.stack(weighted_at_w).sum(), grad_scale)
-        norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta)
+        norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta, adaptive_scope)
         vanishing = vanishing_share(reached, epsilon) if measure_vanishing else None
         one = 1 + 0 * norm  # or NaN, after an overflow in the first pass: the second then has one too, whatever it sees
 

@@ -1,4 +1,4 @@
-"""Two processes against one, for every method: one ε of both, or every process its own; DDP and FSDP2."""
+"""Two processes compared with one, for every method, with one shared ε or one per process; DDP and FSDP2."""
 
 import functools
 import os
@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
-from hf_sharp.checkpoint import why_torn
 from hf_sharp.sharpness import average_over_processes
+from hf_sharp.trainer.checkpoint_files import why_torn
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id
 from tests.processes import run_processes
 
@@ -52,13 +52,13 @@ def whole(tensor):
 
 
 def train(out, options, fsdp=False, data=None, resume=None, before=None, dtype=torch.float64):
-    """Train in this process, which may be one of several; what can be compared between them."""
+    """Train in this process, which may be one of several, and return what the tests compare."""
     if fsdp:
         os.environ |= FSDP
         init = PartialState.__init__
 
         def as_on_gpus(self, *args, **kwargs):
-            init(self, *args, **kwargs)  # accelerate makes DDP of FSDP on CPUs, without a word
+            init(self, *args, **kwargs)  # on CPUs, accelerate silently replaces FSDP by DDP
             if self.distributed_type == DistributedType.MULTI_CPU:
                 self.distributed_type = DistributedType.MULTI_GPU
 
@@ -105,7 +105,7 @@ def assert_close(first, second, tolerance=1e-9):
 @pytest.mark.parametrize("options", [*METHODS, LOOKSAM, MOMENTUM], ids=method_id)
 @pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_one_epsilon_two_processes_equal_one_with_the_double_batch(tmp_path, options, window, fsdp):
+def test_two_processes_with_one_epsilon_equal_one_process_with_a_double_batch(tmp_path, options, window, fsdp):
     if (options is LOOKSAM and fsdp) or (options is MOMENTUM and window):
         pytest.skip("refused")
     accumulation = {"gradient_accumulation_steps": 2} | ({"ascent_scope": "window"} if window else {})
@@ -119,7 +119,7 @@ def test_one_epsilon_two_processes_equal_one_with_the_double_batch(tmp_path, opt
         assert log == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_process_has_its_own_epsilon_unless_it_is_to_be_one(tmp_path):
+def test_every_process_has_its_own_epsilon_unless_synchronised(tmp_path):
     local = run_processes(train, tmp_path / "local", METHODS[0], folder=tmp_path)
     one_epsilon = run_processes(train, tmp_path / "global", METHODS[0] | {"ascent_sync": "global"}, folder=tmp_path)
     difference = (local[0]["gradients"][0] - one_epsilon[0]["gradients"][0]).norm()
@@ -127,8 +127,8 @@ def test_every_process_has_its_own_epsilon_unless_it_is_to_be_one(tmp_path):
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_one_epsilon_where_one_process_has_no_rare_examples(tmp_path, fsdp):
-    """Batches of 4, in the order of the classes: process 0 sees the common class, process 1 then the rare ones."""
+def test_one_epsilon_when_one_process_has_no_rare_examples(tmp_path, fsdp):
+    """Batches of 4 in the order of the classes: process 0 sees only the common class, process 1 the rare ones."""
     options = {"sharpness": "imbsam", "rho": 0.3, "rare_threshold": 5, "max_steps": 2}
     data = make_images([8, 4, 2, 2], dtype=np.float64).sort("label").with_format("torch")
     data = data.select([0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15])
@@ -155,7 +155,9 @@ def test_after_50_steps_with_uneven_batches_the_processes_have_the_same_weights(
     if fsdp and ("ascent_sync" in options or options is LOOKSAM):
         pytest.skip("the same as without, or refused")
     options = options | {"max_steps": 50, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "max_grad_norm": 1.0}
-    data = make_images([20, 9, 5, 3])  # 37: the last batch of an epoch has one example, and the other process none
+    data = make_images(
+        [20, 9, 5, 3]
+    )  # 37: in the last batch of an epoch, one process has one example and the other none
     ranks = run_processes(
         train, tmp_path / "two", options | {"logging_steps": 10}, fsdp, data, None, None, torch.float32, folder=tmp_path
     )
@@ -166,7 +168,7 @@ def test_after_50_steps_with_uneven_batches_the_processes_have_the_same_weights(
 
 
 class CountAllReduces(TrainerCallback):
-    """Counts those of gradients, not of a count of examples."""
+    """Counts the all-reduces of gradients, not those of the number of examples."""
 
     def __init__(self):
         self.count, self.original = 0, torch.distributed.all_reduce
@@ -186,7 +188,7 @@ def count_all_reduces(trainer):
 
     def wrapped(*args, **kwargs):
         model = wrap(*args, **kwargs)
-        model.register_comm_hook(None, allreduce_hook)  # which goes through torch.distributed.all_reduce
+        model.register_comm_hook(None, allreduce_hook)  # it calls torch.distributed.all_reduce
         return model
 
     trainer.accelerator.prepare_model = wrapped
@@ -195,7 +197,7 @@ def count_all_reduces(trainer):
 @pytest.mark.parametrize(("sync", "expected"), [("local", 3), ("global", 6)])
 @pytest.mark.parametrize("options", METHODS, ids=method_id)
 def test_all_reduces_of_gradients_in_three_steps(tmp_path, options, sync, expected):
-    """As many as plain data parallelism makes; with one epsilon one more each. The model fits one bucket."""
+    """As many as in plain data parallelism, and one more per step with one ε. The model fits into one bucket."""
     options = options | {"ascent_sync": sync, "gradient_accumulation_steps": 2, "ascent_scope": "window"}
     ranks = run_processes(train, tmp_path / "two", options, False, None, None, count_all_reduces, folder=tmp_path)
     assert [rank["logs"][-1]["all_reduces"] for rank in ranks] == [expected, expected]
@@ -206,7 +208,7 @@ def test_all_reduces_of_gradients_in_three_steps(tmp_path, options, sync, expect
 
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 @pytest.mark.parametrize("options", METHODS, ids=method_id)
-def test_sharded_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path, options, kind):
+def test_sharded_training_resumes_exactly(tmp_path, options, kind):
     options = options | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "cosine"}
     with mock.patch.dict(FSDP, FSDP_STATE_DICT_TYPE=kind):
         whole_run = run_processes(train, tmp_path / "out", options, True, folder=tmp_path)
@@ -243,7 +245,7 @@ def test_an_evaluation_between_two_sharded_steps_changes_nothing(tmp_path, metho
 
 
 def raise_in(where, trainer):
-    """Raise in the first step, on every process; then take the step again."""
+    """Raise in the first step, on every process; then repeat the step."""
     happened = []
 
     def raise_once(*_):
@@ -254,7 +256,7 @@ def raise_in(where, trainer):
     if where == "second pass":
         trainer.model.classifier.register_forward_pre_hook(raise_once)
     else:
-        trainer._average = lambda gradients: (raise_once(), average_over_processes(gradients))
+        trainer.engine.average = lambda gradients: (raise_once(), average_over_processes(gradients))
     step = trainer.training_step
 
     def training_step(model, inputs, num_items_in_batch=None):
@@ -273,9 +275,9 @@ def raise_in(where, trainer):
 @pytest.mark.parametrize(
     ("fsdp", "where"), [(False, "second pass"), (False, "all-reduce of the ascent"), (True, "second pass")]
 )
-def test_training_goes_on_after_an_error_as_if_there_had_been_none(tmp_path, fsdp, where):
+def test_training_continues_after_an_error_as_if_nothing_had_happened(tmp_path, fsdp, where):
     if fsdp and not hasattr(FSDPModule, "reset_iter_state"):
-        pytest.skip("before torch 2.13, FSDP2 cannot go on after an error")
+        pytest.skip("before torch 2.13, FSDP2 cannot continue after an error")
     options = METHODS[3] | {"ascent_sync": "global"}
     without = run_processes(train, tmp_path / "out", options, fsdp, folder=tmp_path)
     plant = functools.partial(raise_in, where)
@@ -297,5 +299,5 @@ def refused_offload(out):
         train(out, METHODS[0], fsdp=True)
 
 
-def test_offload_to_the_cpu_is_refused(tmp_path):
+def test_cpu_offload_is_refused(tmp_path):
     run_processes(refused_offload, tmp_path / "out", folder=tmp_path, processes=1)

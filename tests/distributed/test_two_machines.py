@@ -1,4 +1,4 @@
-"""Two machines: two network namespaces joined by a cable, `accelerate launch` with the committed config in each."""
+"""Two machines: two connected network namespaces, with `accelerate launch` and the committed config in each."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ def ip(*arguments):
 
 
 def switch_off(machine):
-    """Kill all that runs on a machine: launcher, workers, loaders."""
+    """Kill all processes of a machine: launcher, workers, data loaders."""
     for pid in ip("netns", "pids", machine).stdout.split():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
@@ -35,9 +35,9 @@ def switch_off(machine):
 
 @pytest.fixture
 def machines():
-    """The names of two namespaces, and of the network interface in each; addresses 10.77.0.1 and 10.77.0.2."""
+    """The names of two namespaces and of their network interfaces, with addresses 10.77.0.1 and 10.77.0.2."""
     if shutil.which("ip") is None:
-        pytest.skip("the command `ip` is not here (Debian: iproute2)")
+        pytest.skip("the command `ip` is not installed (Debian: iproute2)")
     number = f"{os.getpid()}x{next(NETWORKS)}"
     names = [f"hf_sharp_{number}_{i}" for i in range(2)]
     cables = [f"hs{number}{end}"[-15:] for end in "ab"]
@@ -83,7 +83,7 @@ def log_of(out, rank):
     return (out.parent / f"machine_{rank}.log").read_text()
 
 
-def test_one_training_on_two_machines_a_lost_one_and_going_on(machines, tmp_path):
+def test_training_on_two_machines_loses_one_and_resumes(machines, tmp_path):
     options = ["--max_steps", "300", "--save_strategy", "steps", "--save_steps", "25", "--sharpness", "focal_sam"]
     options += ["--ascent_sync", "global", "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]
     whole = tmp_path / "whole" / "out"
@@ -95,13 +95,13 @@ def test_one_training_on_two_machines_a_lost_one_and_going_on(machines, tmp_path
     assert json.loads((whole / "all_results.json").read_text())["machine"]
 
     first, second = launch(machines, lost, *options)
-    for _ in range(600):  # until it is on its way
+    for _ in range(600):  # until training is under way
         if (lost / "checkpoint-50" / "trainer_state.json").exists():
             break
         time.sleep(0.1)
     switch_off(machines[1][0])
     killed_at = time.monotonic()
-    assert first.wait(90) != 0, "a machine that is alone does not pretend to be done"
+    assert first.wait(90) != 0, "a machine left alone does not report success"
     assert time.monotonic() - killed_at < 60
     second.wait()
     assert "Error" in log_of(lost, 0)

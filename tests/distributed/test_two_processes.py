@@ -1,4 +1,4 @@
-"""Two processes with gloo: every process its own ε, gradients averaged once."""
+"""Two processes with gloo: every process has its own ε, and gradients are averaged once."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sharp.sampling import ClassSampler
+from hf_sharp.data.sampling import ClassSampler
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit
 from tests.naive import naive_gradient
 
@@ -86,8 +86,8 @@ trainer.train(resume_from_checkpoint=resume)
 torch.save(seen, f"{out}/rank{args.process_index}.pt")
 """
 
-# Without the interpreter's own end: DDP keeps gloo's threads alive beyond the group, and one that still has a tensor
-# of the last collective to let go of then aborts the process (pytorch/pytorch#179291).
+# Skips the interpreter's shutdown: DDP keeps gloo's threads alive after the group is destroyed, and a thread that still
+# holds a tensor of the last collective would abort the process (pytorch/pytorch#179291).
 LEAVE = """
 import os
 args.distributed_state.destroy_process_group()
@@ -121,7 +121,7 @@ def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, accumulation, opt
     assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
     seen = [[batch["labels"].tolist() for batch in rank["windows"][0]] for rank in ranks]
     assert seen[0] != seen[1], "the processes see different examples"
-    # Every micro-batch has its own ε, whichever process it is on; the mean is over the examples of all of them.
+    # Every micro-batch has its own ε, on either process; the mean is over the examples of both.
     both = [*ranks[0]["windows"][0], *ranks[1]["windows"][0]]
     assert len(both) == 2 * accumulation
     expected = naive_gradient(
@@ -140,17 +140,17 @@ def test_gradients_are_averaged_and_epsilon_is_local(tmp_path, accumulation, opt
 
 
 @pytest.mark.parametrize("name", ["instance", "progressive"])
-def test_the_processes_share_one_draw_and_resuming_goes_on_with_it(tmp_path, name):
+def test_the_processes_share_one_draw_and_resume_it(tmp_path, name):
     whole = launch(tmp_path, name, "", script=SAMPLER_SCRIPT)
     resumed = launch(tmp_path, name, tmp_path / "checkpoint-14", script=SAMPLER_SCRIPT)
     assert len(whole[0]) == 30  # 3 epochs of 10
     for rank in range(2):
         assert resumed[rank] == whole[rank][14:]
     for epoch in range(3):
-        steps = range(10 * epoch, 10 * epoch + 9)  # the last batches of an epoch are filled up from its beginning
+        steps = range(10 * epoch, 10 * epoch + 9)  # the last batches of an epoch are filled with its first examples
         drawn = [index for step in steps for rank in range(2) for index in whole[rank][step]]
         if name == "instance":
-            assert len(set(drawn)) == 72, "nothing is drawn by two processes"
+            assert len(set(drawn)) == 72, "no example is drawn by both processes"
         else:
             labels = make_images()["label"][:]
             assert drawn == list(ClassSampler(np.asarray(labels), name, 42, lambda epoch=epoch: (epoch, 3)))[:72]

@@ -1,6 +1,7 @@
 """Adaptations: known optima, naive references, answers that are not looked at, backbones that stay as they are."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from hf_sharp.few_shot import ADAPTATIONS, Embedded, EpisodeSampler, Task, embed, evaluate, load_backbone
 from hf_sharp.few_shot import adaptation as module
+from hf_sharp.few_shot.adaptation import published_rates
 from tests.conftest import assert_same_bits, make_vit, weights_of
 from tests.few_shot.conftest import embedded_of, gaussians, task_of
 
@@ -180,18 +182,27 @@ def test_features_alone_are_not_enough_to_change_a_backbone(name):
         run(name, embedded_of(features), task_of(labels, 2)[0])
 
 
-def test_lora_trains_adapters_and_not_only_the_map(images, monkeypatch):
+def test_lora_trains_adapters_and_the_map_each_at_its_rate(images, monkeypatch):
     backbone = load_backbone(make_vit(num_labels=6))
     embedded = Embedded(backbone, images, embed(backbone, images))
     task = EpisodeSampler(images.labels, seed=1).draw(0).task
-    seen = []
+    optimizers = []
     real = torch.optim.Adadelta
-    monkeypatch.setattr(torch.optim, "Adadelta", lambda p, **options: seen.extend(p) or real(seen, **options))
-    run("lora", embedded, task, steps=2)
-    starts = [p for p in seen[1:] if p.shape[1] == 4 and not torch.equal(p, torch.zeros_like(p))]
-    assert len(seen) > 10
-    assert starts, "the adapters' second factors begin at zero and must have moved"
-    assert not torch.equal(seen[0], torch.eye(16))
+    monkeypatch.setattr(torch.optim, "Adadelta", lambda *args: optimizers.append(real(*args)) or optimizers[-1])
+    run("lora", embedded, task, steps=2, learning_rate=0.3, map_learning_rate=0.7)
+    adapters, (matrix,) = (group["params"] for group in optimizers[0].param_groups)
+    assert [group["lr"] for group in optimizers[0].param_groups] == [0.3, 0.7]
+    moved = [p for p in adapters if p.shape[1] == 4 and not torch.equal(p, torch.zeros_like(p))]
+    assert len(adapters) > 10
+    assert moved, "the adapters' second factors start at zero and must have moved"
+    assert not torch.equal(matrix, torch.eye(16))
+
+
+def test_the_default_rates_are_those_for_unseen_domains():
+    defaults = {name: inspect.signature(ADAPTATIONS[name]).parameters for name in ("affine", "lora")}
+    for name, parameters in defaults.items():
+        for option, rate in published_rates(name, seen=False).items():
+            assert parameters[option].default == rate
 
 
 def test_embedded_is_not_changed_by_adapting(images):

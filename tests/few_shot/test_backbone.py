@@ -20,7 +20,7 @@ from transformers import (
 from hf_sharp.few_shot import Domain, embed, evaluate, load_backbone, make_domain
 from tests.conftest import make_bert, make_vit
 from tests.recipes.conftest import bert_folder, vit_folder  # noqa: F401
-from tests.test_checkpoint import FAMILIES
+from tests.trainer.test_checkpoint import FAMILIES
 
 IMAGES = ("vit", "deit", "beit", "dinov2", "swin", "convnext", "clip")
 
@@ -71,7 +71,7 @@ def test_features_of_every_family_are_those_that_the_trained_head_saw(family, tm
 def test_a_pooler_that_automodel_made_is_never_taken(tmp_path):
     make_vit(num_channels=3).save_pretrained(tmp_path)
     assert AutoModel.from_pretrained(tmp_path).pooler is not None, "the trap is there"
-    with pytest.raises(ValueError, match=r"no trained pooler.*random ones are no features"):
+    with pytest.raises(ValueError, match=r"no trained pooler.*random weights make no useful features"):
         load_backbone(tmp_path, features="pooled")
     backbone = load_backbone(tmp_path)
     backbone.encode(image_inputs())
@@ -151,7 +151,7 @@ def test_images_from_a_folder_are_prepared_by_its_own_processor(vit_folder):  # 
         embed(backbone, domain, batch_size=2), backbone.encode({"pixel_values": pixels}).detach()
     )
     bare = load_backbone(make_vit(num_channels=3))
-    with pytest.raises(ValueError, match=r"comes without a processor for 'image'. Give one with processor="):
+    with pytest.raises(ValueError, match=r"comes without a processor for 'image'. Pass one with processor="):
         embed(bare, domain)
     whole = load_backbone(make_vit(num_channels=3), processor=processor)
     assert embed(whole, domain).shape == (5, 16)

@@ -107,7 +107,7 @@ def test_results_of_other_episodes_are_not_compared(known):
     base = evaluate(BACKBONE, domain, episodes=5, features=features)
     for options in ({"seed": 1}, {"episodes": 6}, {"ways": 5}, {"shots": 1}, {"queries": 2}):
         other = evaluate(BACKBONE, domain, **({"episodes": 5, "features": features} | options))
-        with pytest.raises(ValueError, match="only results of the same episodes are paired"):
+        with pytest.raises(ValueError, match="only results of the same episodes can be paired"):
             compare(base, other)
     same = evaluate(BACKBONE, domain, "linear", episodes=5, features=features)
     assert compare(base, same).interval >= 0
@@ -176,7 +176,7 @@ def test_a_task_of_texts_needs_no_labels_of_queries(bert_folder, texts):  # noqa
     assert set(found) <= set(texts.class_names)
     with pytest.raises(ValueError, match="the queries have no column 'text'; they have words"):
         classify(bert_folder, texts, datasets.Dataset.from_dict({"words": ["w0"]}))
-    with pytest.raises(ValueError, match="examples of 1 class; expected at least 2"):
+    with pytest.raises(ValueError, match="examples of 1 class; expected at least 2 classes"):
         classify(bert_folder, texts.select([0, 1]), texts.dataset)
 
 
@@ -185,6 +185,22 @@ def test_evaluate_embeds_what_it_is_not_given(images):
     given = evaluate(backbone, images, episodes=4, features=embed(backbone, images))
     np.testing.assert_array_equal(evaluate(backbone, images, episodes=4).accuracies, given.accuracies)
     assert given.features == "class_token"
+
+
+@pytest.mark.parametrize("adaptation", ["affine", "lora", "prototype"])
+def test_on_seen_domains_the_rates_are_the_published_ones(images, adaptation, monkeypatch):
+    passed = []
+
+    def spy(embedded, tasks, **options):
+        passed.append(options)
+        return (torch.zeros(len(task.query), task.ways) for task in tasks)
+
+    monkeypatch.setattr(module, "ADAPTATIONS", {adaptation: spy})
+    for seen, options in ((True, {}), (False, {}), (True, {"learning_rate": 7.0})):
+        evaluate(make_vit(num_labels=6), images, adaptation, episodes=1, seen=seen, **options)
+    url = [{"learning_rate": 0.1}, {"learning_rate": 1.0}, {"learning_rate": 7.0}]
+    tsa = [{"learning_rate": rate, "map_learning_rate": beta} for rate, beta in ((0.05, 0.1), (0.5, 1.0), (7.0, 0.1))]
+    assert passed == {"affine": url, "lora": tsa, "prototype": [{}, {}, {"learning_rate": 7.0}]}[adaptation]
 
 
 def test_six_hundred_episodes_are_a_matter_of_seconds():

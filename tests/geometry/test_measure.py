@@ -1,4 +1,4 @@
-"""The measured geometry: against all features at once, in bounded memory, on real models, and as a callback."""
+"""The measured geometry: against a naive reference, in bounded memory, on real models, and as a callback."""
 
 import resource
 
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from hf_sharp.geometry import GeometryCallback, GeometryMeter, gram_distance, measure, predict_for_loss
 from tests.conftest import assert_same_bits, make_images, make_vit, weights_of
 from tests.processes import run_processes
-from tests.test_checkpoint import FAMILIES
+from tests.trainer.test_checkpoint import FAMILIES
 
 RNG = np.random.default_rng(0)
 
@@ -26,7 +26,7 @@ def naive(features, labels, num_classes):
 
 
 @pytest.mark.parametrize("dim", [3, 20])
-def test_one_pass_gives_what_all_features_at_once_give(dim):
+def test_one_pass_equals_the_naive_reference(dim):
     labels = RNG.integers(0, 5, 200)
     features = RNG.normal(size=(200, dim)) + 3 * RNG.normal(size=(5, dim))[labels] + 50  # far from the origin
     meter = GeometryMeter(5, dim)
@@ -65,13 +65,13 @@ def _million():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
-def test_memory_is_that_of_the_sums_however_many_examples_there_are(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):
     (grown,) = run_processes(_million, folder=tmp_path, processes=1)
     assert grown < 40_000, "KiB; 60,000 features of 768 numbers would be 180,000"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heads_of_every_family_are_found_and_left_as_they_were(family):
+def test_heads_of_every_family_are_found_and_not_changed(family):
     images = family in ("vit", "deit", "beit", "dinov2", "swin", "convnext", "clip")
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     model = auto.from_config(AutoConfig.for_model(family, **FAMILIES[family])).train()
@@ -133,7 +133,7 @@ def test_the_callback_without_a_prediction(make_trainer, caplog):
     assert callback.last.class_counts.sum() == 50
 
 
-def test_the_callbacks_draw_has_every_class(make_trainer, caplog):
+def test_the_callbacks_sample_has_every_class(make_trainer, caplog):
     trainer = make_trainer(train_dataset=make_images([60, 9, 2, 1]), loss="cdt", sharpness="none")
     callback = GeometryCallback(trainer, max_examples=8)
     trainer.add_callback(callback)
@@ -146,7 +146,7 @@ def test_the_callbacks_draw_has_every_class(make_trainer, caplog):
     assert caplog.text.count("not every class is among the measured examples") == 1
 
 
-def test_parts_that_were_frozen_in_evaluation_mode_stay_in_it():
+def test_modules_in_evaluation_mode_stay_in_it():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).train()
     model[0].eval()
     measure(model, [{"input": torch.randn(4, 3), "labels": torch.tensor([0, 1, 0, 1])}], num_classes=2)

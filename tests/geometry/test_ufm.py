@@ -1,4 +1,4 @@
-"""The unconstrained features model, trained: what says that the prediction is right."""
+"""Training the unconstrained features model confirms the prediction."""
 
 import itertools
 
@@ -26,13 +26,13 @@ def test_the_distance_to_the_prediction_falls_with_the_ridge(loss, options):
     for ridge in (1e-2, 1e-4, 1e-6, 1e-8):
         trained = train_ufm(built, ridge)
         distances.append([gram_distance(one, other) for one, other in zip(trained, predicted, strict=True)])
-    for of_one in zip(*distances, strict=True):
-        assert all(far > near for far, near in itertools.pairwise(of_one)), of_one
-        assert of_one[-1] < 0.6 * of_one[0], "slowly, as the logarithm of the ridge"
+    for by_ridge in zip(*distances, strict=True):
+        assert all(far > near for far, near in itertools.pairwise(by_ridge)), by_ridge
+        assert by_ridge[-1] < 0.6 * by_ridge[0], "slowly, with the logarithm of the ridge"
 
 
-def test_the_label_scale_is_in_the_classifiers_geometry_too():
-    """The authors' code leaves it out; the trained model does not."""
+def test_the_label_scale_affects_the_classifiers_geometry():
+    """Unlike in the authors' code."""
     built = build_loss("ldt", [10] * 5 + [1] * 5, loss_gamma=0.5)
     ratios = []
     for ridge in (1e-3, 1e-6, 1e-9):
@@ -43,7 +43,7 @@ def test_the_label_scale_is_in_the_classifiers_geometry_too():
     assert 1.0 < ratios[2] < ratios[1] < ratios[0] < 1.3
 
 
-def test_an_embedding_for_every_example_comes_to_one_for_every_class():
+def test_embeddings_per_example_and_per_class_agree():
     built = build_loss("cdt", [6, 3, 1], loss_gamma=0.3)
     every, one = (train_ufm(built, 1e-3, per_example=per_example) for per_example in (True, False))
     assert gram_distance(every.classifier_gram, one.classifier_gram) < 1e-5

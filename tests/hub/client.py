@@ -1,7 +1,7 @@
 """Processes in which the real `huggingface_hub` client talks to the test server.
 
-The client reads its server's address when it is imported. So one process is started with that address, imports all
-that is needed, and is forked for every call: each call has a client of its own, and costs a tenth of a second.
+The client reads its server's address on import. So one process starts with that address, imports everything needed,
+and is forked for every call: each call has its own client, and takes a tenth of a second.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 
 class Failed(Exception):
-    """What a call raised there: the name of the exception, its text, and the traceback as it would be printed."""
+    """An exception raised in the client's process: its name, its text, and its printed traceback."""
 
     def __init__(self, kind: str, text: str, printed: str) -> None:
         self.kind, self.text, self.printed = kind, text, printed
@@ -26,11 +26,11 @@ class Failed(Exception):
 
 
 class Client:
-    """Calls functions in processes of their own, with all they log in one file.
+    """Calls each function in a new process, and collects their logs in one file.
 
     Args:
-        endpoint: of the server.
-        folder: the client's home, and where logs are written.
+        endpoint: the URL of the server.
+        folder: for the client's home and the log.
     """
 
     def __init__(self, endpoint: str, folder: Path) -> None:
@@ -53,7 +53,7 @@ class Client:
             self.context.Process(target=os.getpid).start()
 
     def run(self, function: Callable, *arguments: Any, environment: dict[str, str] | None = None) -> Any:
-        """Return what a function returns in a process of its own, or raise `Failed`."""
+        """Call a function in a new process, and return what it returns or raise `Failed`."""
         here, there = self.context.Pipe(duplex=False)
         target = (function, arguments, there, str(self.log), environment or {})
         process = self.context.Process(target=_run, args=target)
@@ -71,7 +71,7 @@ class Client:
 
 @contextlib.contextmanager
 def set_environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, and set them back."""
+    """Set environment variables, and restore them."""
     before = dict(os.environ)
     os.environ.update(values)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):

@@ -1,4 +1,4 @@
-"""A Hub on loopback, and a client of it in processes of its own."""
+"""A Hub on the loopback interface, and its client in separate processes."""
 
 import secrets
 from pathlib import Path
@@ -26,7 +26,7 @@ def client(server, tmp_path_factory):
 
 @pytest.fixture
 def hub(server, client, tmp_path):
-    """The Hub, empty. Where a test ends, no token is in anything that was written, logged or pushed."""
+    """An empty Hub. After the test, no file, log or push may contain a token."""
     server.reset()
     client.log.write_text("")
     yield server
@@ -36,7 +36,7 @@ def hub(server, client, tmp_path):
 
 
 def places_of(tokens: list[str], server: Hub, client: Client, folder: Path) -> list[str]:
-    """Where tokens are: in files, logs (with what was raised), and all that was pushed."""
+    """Find the files, logs (which have the errors) and pushed contents that contain a token."""
     sought = [token.encode() for token in tokens]
     here = [client.log, *(file for top in (folder, client.home) for file in top.rglob("*"))]
     contents = [(str(file), file.read_bytes()) for file in here if file.is_file()]

@@ -1,7 +1,7 @@
-"""A Hub on loopback: the part of the Hub's HTTP protocol that pushing, resuming and loading use, and faults in it.
+"""A Hub on the loopback interface: the part of its HTTP protocol that push, resume and load use, with faults.
 
-Repositories live in memory. Large files are stored on another host than the Hub itself ("localhost", not "127.0.0.1"),
-as the real ones are, so that a token that follows a redirect is seen.
+Repositories live in memory. As on the real Hub, large files are on another host ("localhost", not "127.0.0.1"), so
+that the tests notice a token that follows a redirect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Stored:
-    """A file of a commit. Its oid is what git calls it; of a large file, that is the pointer to it."""
+    """A file of a commit. Its oid is git's; for a large file, the oid of its pointer."""
 
     content: bytes
     large: bool
@@ -76,7 +76,7 @@ class Repo:
         return commit.oid
 
     def titles(self, revision: str = MAIN) -> list[str]:
-        """The commits' titles, the last one first."""
+        """The titles of the commits, newest first."""
         return [self.commits[oid].title for oid in self.history(revision)]
 
     def history(self, revision: str = MAIN) -> list[str]:
@@ -98,14 +98,14 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests that a pattern like "PUT /large/" finds."""
+    """What goes wrong with the next requests that match a pattern such as "PUT /large/"."""
 
     pattern: str
-    status: int = 0  # answered with
+    status: int = 0  # of the response
     body: bytes = b'{"error": "Internal Error - We are working hard to fix this as soon as possible!"}'
-    cut_after: int | None = None  # bytes of the file on its way, in either direction; then the connection is closed
-    reset: bool = False  # closed with a TCP reset
-    unanswered: bool = False  # done, but the connection is closed before it is said
+    cut_after: int | None = None  # close the connection after this many bytes of the file, in either direction
+    reset: bool = False  # close it with a TCP reset
+    unanswered: bool = False  # handle the request, but close the connection without a response
     times: int = 1
     happened: int = 0
 
@@ -129,10 +129,10 @@ class Request:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server and what is stored on it.
+    """The server and its contents.
 
     Args:
-        tokens: the users' names by token; a token that ends in `_read` can write nothing.
+        tokens: user names by token; a token that ends in `_read` cannot write.
     """
 
     daemon_threads = True
@@ -154,7 +154,7 @@ class Hub(ThreadingHTTPServer):
             self.faults: list[Fault] = []
             self.requests: list[Request] = []
             self.large_patterns = LARGE
-            # The other storage: its address, and what is expected there, by sha256: the name there and the content.
+            # Xet's storage: its address, and by sha256 the name and the content of each file expected there.
             self.xet_address: str | None = None
             self.xet: dict[str, tuple[str, bytes]] = {}
             self.part_size: int | None = None  # of a large file's upload in parts
@@ -162,19 +162,19 @@ class Hub(ThreadingHTTPServer):
             self.errors: list[str] = []
 
     def handle_error(self, request: Any, address: Any) -> None:
-        """A client that is gone is no error of the server's."""
+        """A client that disconnects is no error of the server."""
 
     def fails(self, pattern: str, status: int = 0, **fault: Any) -> Fault:
-        """Make the next request that a pattern finds go wrong."""
+        """Make the next request that matches a pattern fail."""
         self.faults.append(Fault(pattern, status, **fault))
         return self.faults[-1]
 
     def asked(self, pattern: str) -> list[Request]:
-        """The requests that a pattern finds."""
+        """The requests that match a pattern."""
         return [request for request in self.requests if re.search(pattern, str(request))]
 
     def everything(self) -> Iterable[tuple[str, bytes]]:
-        """All that was ever sent to the server, by where it is."""
+        """All content that was ever sent to the server, with its location."""
         for oid, content in self.large.items():
             yield f"large file {oid}", content
         for name, repo in self.repos.items():
@@ -183,7 +183,7 @@ class Hub(ThreadingHTTPServer):
                 yield f"{name}@{oid[:7]}, its title", commit.title.encode()
                 for path, file in commit.files.items():
                     yield f"{name}@{oid[:7]}/{path}", file.content
-        for request in self.requests:  # what is in an address is in the logs of every proxy
+        for request in self.requests:  # proxies log addresses
             yield "an address", request.path.encode()
 
 
@@ -235,11 +235,11 @@ class Handler(BaseHTTPRequestHandler):
             if refusal.code is not None:
                 headers["X-Error-Code"] = refusal.code
             self._json(refusal.body, refusal.status, headers)
-        except ConnectionError:  # the client is gone
+        except ConnectionError:  # the client has disconnected
             raise
         except Exception as error:
             self.server.errors.append(f"{line}: {error!r}")
-            self._json({"error": "a bug of the test server's"}, 501)
+            self._json({"error": "a bug in the test server"}, 501)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
@@ -253,15 +253,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _dispatch(self) -> None:
         for method, pattern, name, writes in ROUTES:
-            found = pattern.fullmatch(self.path)
-            if found and (method == self.command or (method == "GET" and self.command == "HEAD")):
-                values = {key: urllib.parse.unquote(value) for key, value in found.groupdict(default="").items()}
+            match = pattern.fullmatch(self.path)
+            if match and (method == self.command or (method == "GET" and self.command == "HEAD")):
+                values = {key: urllib.parse.unquote(value) for key, value in match.groupdict(default="").items()}
                 with self.server.lock:
                     if "repo" in values:
                         values["repo"] = self._repo(values["repo"], writes)
                     getattr(self, name)(**values)
                 return
-        self.server.errors.append(f"{self.command} {self.path}: not part of the protocol as far as it is here")
+        self.server.errors.append(f"{self.command} {self.path}: not implemented in the test server")
         raise Refusal(501, "unknown to the test server")
 
     def _read_body(self) -> bytes:
@@ -309,7 +309,7 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
-    # ---- who asks ------------------------------------------------------------------------------------------------
+    # ---- users ---------------------------------------------------------------------------------------------------
 
     def _user(self, writes: bool = False) -> str | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -324,7 +324,7 @@ class Handler(BaseHTTPRequestHandler):
     def _repo(self, name: str, writes: bool) -> Repo:
         user = self._user(writes)
         repo = self.server.repos.get(name)
-        if repo is None or (repo.private and user != name.split("/")[0]):  # nobody learns that it is there
+        if repo is None or (repo.private and user != name.split("/")[0]):  # do not reveal that it exists
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
         if writes and user != name.split("/")[0]:
             raise Refusal(403, "You don't have the rights to write to this repository")
@@ -468,8 +468,8 @@ class Handler(BaseHTTPRequestHandler):
     @route("POST", "/api/complete/(?P<oid>[0-9a-f]{64})")
     def complete(self, oid: str) -> None:
         parts = self.server.parts.pop(oid)
-        told = [(part["partNumber"], part["etag"].strip('"')) for part in json.loads(self.body)["parts"]]
-        if told != [(number, hashlib.md5(content).hexdigest()) for number, content in sorted(parts.items())]:
+        sent = [(part["partNumber"], part["etag"].strip('"')) for part in json.loads(self.body)["parts"]]
+        if sent != [(number, hashlib.md5(content).hexdigest()) for number, content in sorted(parts.items())]:
             raise Refusal(400, "One or more of the specified parts could not be found.")
         self._keep(oid, b"".join(content for _, content in sorted(parts.items())))
         self._json({})

@@ -1,4 +1,4 @@
-"""What the tests have done in the client's processes."""
+"""Functions that the tests call in the client's processes."""
 
 import hashlib
 import importlib
@@ -17,13 +17,13 @@ from PIL import Image
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
-from tests.conftest import make_images, make_vit
+from tests.conftest import ARGUMENTS, make_images, make_vit
 
 torch.set_num_threads(1)
 
 
 class Colour:
-    """Puts images of one channel together as batches of three, which `pipeline` reads."""
+    """Collates images with one channel into batches with three channels, which `pipeline` reads."""
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pixels = torch.stack([example["pixel_values"] for example in examples])
@@ -32,34 +32,22 @@ class Colour:
 
 
 def hurry() -> None:
-    """Have the client wait a hundredth of the seconds that it waits between its tries."""
+    """Shorten the client's waits between retries to a hundredth."""
     _http.time = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: time.sleep(seconds / 100)})
 
 
 def trainer_for(out: str, large: bool = False, **options: Any) -> SharpTrainer:
-    defaults = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "dataloader_pin_memory": False,
-        "sharpness": "sam",
-        "loss": "logit_adjusted",
-    }
     model = make_vit(dropout=0.1, num_channels=3)
-    if large:  # some megabytes, so that a connection can be cut in the middle of them
+    if large:  # some megabytes, so that a connection can be cut in the middle of a file
         sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8192}
         model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=4, **sizes))
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
-    args = SharpTrainingArguments(out, **(defaults | options))
+    args = SharpTrainingArguments(out, **(ARGUMENTS | {"sharpness": "sam", "loss": "logit_adjusted"} | options))
     return SharpTrainer(model, args, Colour(), make_images(), processing_class=processor)
 
 
 class Wait(TrainerCallback):
-    """Trains on when the push is done, so that every one is of the step that it says."""
+    """Continues training only after the push, so that every commit has the weights of its step."""
 
     trainer: SharpTrainer
 
@@ -68,7 +56,7 @@ class Wait(TrainerCallback):
 
 
 def train(out: str, options: dict[str, Any], resume: str | None = None, push: bool = False) -> dict[str, Any]:
-    """Train; what the trainer knows at the end, and where it pushed to."""
+    """Train, and return the repository and the last step."""
     hurry()
     trainer = trainer_for(out, **options)
     trainer.add_callback(wait := Wait())
@@ -81,7 +69,7 @@ def train(out: str, options: dict[str, Any], resume: str | None = None, push: bo
 
 
 def push(out: str, options: dict[str, Any], times: int = 1, large: bool = False, most: int | None = None) -> list[str]:
-    """Push an untrained model; the commits' oids."""
+    """Push an untrained model, and return the oids of the commits."""
     hurry()
     trainer = trainer_for(out, large=large, **options)
     trainer.create_model_card()
@@ -90,21 +78,21 @@ def push(out: str, options: dict[str, Any], times: int = 1, large: bool = False,
 
 
 def save_large(out: str) -> None:
-    """Write what `Trainer` pushes, with some megabytes of weights."""
+    """Save the files that `Trainer` pushes, with some megabytes of weights."""
     trainer = trainer_for(out, large=True)
     trainer.save_model()
     trainer.create_model_card()
 
 
 def push_again(repo: str, out: str) -> str:
-    """Push a folder as `Trainer` does; the commit's oid."""
+    """Push a folder as `Trainer` does, and return the oid of the commit."""
     hurry()
     ignored = ["_*", "checkpoint-*"]
     return HfApi().upload_folder(repo_id=repo, folder_path=out, commit_message="again", ignore_patterns=ignored).oid
 
 
 def push_in_pipeline(repo: str, out: str) -> str:
-    """Push a folder as a client with hf_xet does: hashed, uploaded and committed by threads of a pipeline."""
+    """Push a folder as a client with hf_xet does: threads of a pipeline hash, upload and commit it."""
     constants.HF_HUB_DISABLE_XET = False
     return push_again(repo, out)
 
@@ -115,7 +103,7 @@ def download_from_xet(repo: str, cache: str) -> str:
 
 
 def names_in_xet(out: str) -> dict[str, tuple[str, bytes]]:
-    """What Xet's storage calls the files of a folder, and what is in them, by sha256."""
+    """The names that Xet's storage gives the files of a folder, and their contents, by sha256."""
     hf_xet = importlib.import_module("hf_xet")
     files = [path for path in Path(out).iterdir() if path.is_file()]
     names = [info.hash for info in hf_xet.hash_files([str(path) for path in files])]
@@ -124,25 +112,25 @@ def names_in_xet(out: str) -> dict[str, tuple[str, bytes]]:
 
 
 def fill_disk(most: int | None) -> None:
-    """Let no file be longer than some bytes from now on: writing more is an OSError, as on a full disk."""
+    """Limit the size of files from now on: writing more raises OSError, as on a full disk."""
     if most is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def download(repo: str, cache: str, most: int | None = None, options: dict[str, Any] | None = None) -> str:
-    """Download a repository, to a disk that takes no file of more than some bytes; its folder."""
+    """Download a repository, with files limited to `most` bytes, and return its folder."""
     hurry()
-    constants.DOWNLOAD_CHUNK_SIZE = 100_000  # of megabytes; the client's own are ten megabytes of what is larger
+    constants.DOWNLOAD_CHUNK_SIZE = 100_000  # the default of ten megabytes is larger than the files of these tests
     fill_disk(most)
     return snapshot_download(repo, cache_dir=cache, **(options or {}))
 
 
 def call(method: str, *arguments: Any) -> Any:
-    """Call a method of the client's, the last argument may be its keywords; what it returned, as text."""
+    """Call a method of the client, and return its result as text; the last argument may be its keywords."""
     keywords = arguments[-1] if arguments and isinstance(arguments[-1], dict) else {}
-    found = getattr(HfApi(), method)(*(value for value in arguments if value is not keywords), **keywords)
-    return dict(found) if isinstance(found, dict) else str(found)
+    result = getattr(HfApi(), method)(*(value for value in arguments if value is not keywords), **keywords)
+    return dict(result) if isinstance(result, dict) else str(result)
 
 
 def upload(repo: str, path: str, text: str) -> None:
@@ -154,7 +142,7 @@ def listing(repo: str) -> list[str]:
 
 
 def load_back(repo: str) -> list[dict[str, Any]]:
-    """What the pipeline says of a picture."""
+    """Classify a picture with the pipeline."""
     return pipeline("image-classification", model=repo, top_k=4)(picture())
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the way: retried until it succeeds, or told clearly; nothing is lost, and again is enough."""
+"""Faults during a push or a download are retried or reported; nothing is lost, and trying again is sufficient."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ def sums(folder) -> dict[str, str]:
 
 @pytest.fixture
 def model(as_user, hub, tmp_path):
-    """A folder as it is pushed, with some megabytes of weights, on no Hub yet."""
+    """A folder with some megabytes of weights, ready to be pushed."""
     as_user(tasks.save_large, str(tmp_path / "model"))
     as_user(tasks.call, "create_repo", "model")
     hub.requests.clear()
@@ -30,7 +30,7 @@ def model(as_user, hub, tmp_path):
 
 @pytest.mark.parametrize("fault", [{"status": 500, "times": 2}, {"status": 503, "body": HTML}, {"cut_after": 10}])
 @pytest.mark.parametrize("where", ["POST .*/preupload/", "POST .*/objects/batch", "PUT /large/", "POST /api/verify/"])
-def test_retried(hub, as_user, tmp_path, where, fault):
+def test_transient_faults_are_retried(hub, as_user, tmp_path, where, fault):
     fault = hub.fails(where, **fault)
     as_user(tasks.push, str(tmp_path / "model"), {})
     assert fault.happened == fault.times
@@ -39,7 +39,7 @@ def test_retried(hub, as_user, tmp_path, where, fault):
 
 
 @pytest.mark.parametrize(
-    ("where", "fault", "told"),
+    ("where", "fault", "message"),
     [
         ("POST /api/validate-yaml", {"status": 500}, "(?s)500.*validate-yaml.*Internal Error"),
         ("POST .*/commit/", {"status": 500}, "(?s)500.*/commit/main.*Internal Error"),
@@ -53,10 +53,10 @@ def test_retried(hub, as_user, tmp_path, where, fault):
         ("PUT /large/", {"status": 403, "body": b"expired"}, "uploading|403"),
     ],
 )
-def test_told_and_again_is_enough(hub, as_user, model, where, fault, told):
+def test_a_failed_push_is_reported_and_pushing_again_succeeds(hub, as_user, model, where, fault, message):
     before = sums(model)
     hub.fails(where, **fault)
-    with pytest.raises(Failed, match=told):
+    with pytest.raises(Failed, match=message):
         as_user(tasks.push_again, REPO, str(model))
     assert hub.repos[REPO].titles() == ["initial commit"]
     assert sums(model) == before
@@ -69,8 +69,7 @@ def test_told_and_again_is_enough(hub, as_user, model, where, fault, told):
 
 
 @pytest.mark.parametrize("fault", [None, {"status": 500, "times": 2}, {"unanswered": True}])
-def test_the_pipeline_of_a_client_with_xet(hub, as_user, tmp_path, fault):
-    """Which retries commits too."""
+def test_a_client_with_xet_retries_commits(hub, as_user, tmp_path, fault):
     hub.large_patterns = ()
     as_user(tasks.push, str(tmp_path / "model"), {})
     (tmp_path / "model" / "more.txt").write_text("more")
@@ -79,12 +78,12 @@ def test_the_pipeline_of_a_client_with_xet(hub, as_user, tmp_path, fault):
     as_user(tasks.push_in_pipeline, REPO, str(tmp_path / "model"))
     as_user(tasks.push_in_pipeline, REPO, str(tmp_path / "model"))
     assert pushed(hub) == contents(tmp_path / "model")
-    twice = fault is not None and "unanswered" in fault  # the client does not know of the first
+    twice = fault is not None and "unanswered" in fault  # the client does not know that the first one succeeded
     assert hub.repos[REPO].titles() == ["again"] * (1 + twice) + ["End of training", "initial commit"]
 
 
-def test_through_the_storage_of_xet(hub, as_user, model, tmp_path):
-    """Which is a folder here; hf_xet writes it and reads it."""
+def test_push_and_download_through_xet_storage(hub, as_user, model, tmp_path):
+    """The storage is a folder here, which hf_xet writes and reads."""
     hub.xet_address = f"local://{tmp_path}/storage"
     hub.xet = as_user(tasks.names_in_xet, str(model))
     before = sums(model)
@@ -101,8 +100,8 @@ def test_through_the_storage_of_xet(hub, as_user, model, tmp_path):
     assert hub.asked("xet-read-token.* 200")
 
 
-def test_a_commit_that_was_made_though_its_answer_was_lost(hub, as_user, model):
-    """A commit is not retried; pushed again, there is nothing to add."""
+def test_a_commit_whose_response_was_lost(hub, as_user, model):
+    """The client does not retry a commit. Pushing again adds nothing."""
     hub.fails("POST .*/commit/", unanswered=True)
     with pytest.raises(Failed, match=r"disconnected|reset|closed"):
         as_user(tasks.push_again, REPO, str(model))
@@ -114,29 +113,29 @@ def test_a_commit_that_was_made_though_its_answer_was_lost(hub, as_user, model):
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("part_size", [None, MEGABYTE], ids=["whole", "parts"])
-def test_a_connection_cut_in_the_middle_of_an_upload(hub, as_user, model, part_size, reset):
+def test_a_connection_lost_during_an_upload(hub, as_user, model, part_size, reset):
     before, hub.part_size = sums(model), part_size
     size = (model / "model.safetensors").stat().st_size
     assert size > 3 * MEGABYTE
     cut = hub.fails("PUT /large/.*/3$" if part_size else "PUT /large/", cut_after=MEGABYTE // 2, reset=reset)
     if part_size is None:
-        (model / "training_args.bin").unlink()  # so that the large file is the one that is cut
+        (model / "training_args.bin").unlink()  # so that the connection is lost during the upload of the large file
         before.pop("training_args.bin")
     as_user(tasks.push_again, REPO, str(model))
     assert cut.happened == 1
     assert pushed(hub) == contents(model)
     assert sums(model) == before
-    if part_size:  # no more was sent again than that part
+    if part_size:  # only that part was sent again
         assert len(hub.asked("PUT /large/.*/[0-9]+ -> 200")) == -(-size // part_size)
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_a_connection_cut_in_the_middle_of_a_download(hub, as_user, model, tmp_path, reset):
+def test_a_connection_lost_during_a_download(hub, as_user, model, tmp_path, reset):
     as_user(tasks.push_again, REPO, str(model))
     weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     cut = hub.fails(f"GET /large/{weights}", cut_after=MEGABYTE, reset=reset)
     cache = str(tmp_path / "cache")
-    if reset:  # which the client takes for an error that is not worth a retry
+    if reset:  # an error that the client does not retry
         with pytest.raises(Failed, match=r"reset"):
             as_user(tasks.download, REPO, cache)
         assert not list(Path(cache).rglob("model.safetensors"))
@@ -148,7 +147,7 @@ def test_a_connection_cut_in_the_middle_of_a_download(hub, as_user, model, tmp_p
         assert any("range" in request.headers for request in hub.asked("GET /large/.* 206"))
 
 
-def test_a_disk_that_is_full_while_downloading(hub, as_user, model, tmp_path):
+def test_a_full_disk_while_downloading(hub, as_user, model, tmp_path):
     as_user(tasks.push_again, REPO, str(model))
     cache = tmp_path / "cache"
     with pytest.raises(Failed, match=r"File too large") as raised:
@@ -159,7 +158,7 @@ def test_a_disk_that_is_full_while_downloading(hub, as_user, model, tmp_path):
     assert contents(folder)["model.safetensors"] == (model / "model.safetensors").read_bytes()
 
 
-def test_a_disk_that_is_full_while_saving_pushes_nothing(hub, as_user, model, tmp_path):
+def test_a_full_disk_while_saving_pushes_nothing(hub, as_user, model, tmp_path):
     as_user(tasks.push_again, REPO, str(model))
     before = hub.repos[REPO].oid_of("main")
     with pytest.raises(Failed, match=r"File too large|No space"):
@@ -167,26 +166,26 @@ def test_a_disk_that_is_full_while_saving_pushes_nothing(hub, as_user, model, tm
     assert hub.repos[REPO].oid_of("main") == before
 
 
-def test_a_token_that_the_hub_does_not_know(hub, as_user, model):
+def test_an_unknown_token(hub, as_user, model):
     with pytest.raises(Failed, match=r"(?s)401.*Invalid credentials"):
         as_user(tasks.push_again, REPO, str(model), token="hf_" + "x" * 34)
     as_user(tasks.push_again, REPO, str(model))
     assert pushed(hub) == contents(model)
 
 
-def test_a_token_that_the_hub_does_not_know_is_told_before_training(hub, as_user, tmp_path):
+def test_an_unknown_token_is_an_error_before_training(hub, as_user, tmp_path):
     with pytest.raises(Failed, match=r"(?s)401.*/api/repos/create.*Invalid credentials"):
         as_user(tasks.train, str(tmp_path / "model"), {"push_to_hub": True}, token="hf_" + "x" * 34)
     assert not (tmp_path / "model").exists()
 
 
-def test_without_any_token(hub, as_user, tmp_path):
+def test_without_a_token(hub, as_user, tmp_path):
     with pytest.raises(Failed, match=r"401"):
         as_user(tasks.train, str(tmp_path / "model"), {"push_to_hub": True}, token=None)
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (
             {"status": 409, "body": b'{"error": "Cannot create repo: another conflicting operation is in progress"}'},
@@ -195,16 +194,16 @@ def test_without_any_token(hub, as_user, tmp_path):
         ({"status": 500}, "(?s)500.*/api/repos/create"),
     ],
 )
-def test_making_the_repository(hub, as_user, tmp_path, fault, told):
+def test_creating_the_repository(hub, as_user, tmp_path, fault, message):
     hub.fails("POST /api/repos/create", **fault)
-    if told:
-        with pytest.raises(Failed, match=told):
+    if message:
+        with pytest.raises(Failed, match=message):
             as_user(tasks.push, str(tmp_path / "model"), {})
     as_user(tasks.push, str(tmp_path / "model"), {})
     assert pushed(hub) == contents(tmp_path / "model")
 
 
-def test_a_push_that_fails_while_training_leaves_training_alone(hub, as_user, tmp_path):
+def test_a_failed_push_does_not_stop_training(hub, as_user, tmp_path):
     hub.fails("POST .*/commit/", 500)
     as_user(tasks.train, str(tmp_path / "model"), SAVES, None, True)
     titles = ["End of training", "Training in progress, step 4", "initial commit"]
@@ -212,17 +211,17 @@ def test_a_push_that_fails_while_training_leaves_training_alone(hub, as_user, tm
     assert pushed(hub) == contents(tmp_path / "model")
 
 
-def test_a_push_that_fails_while_training_is_told(hub, as_user, client, tmp_path):
+def test_failed_pushes_during_training_are_logged(hub, as_user, client, tmp_path):
     hub.fails("POST .*/commit/", 500, times=2)
     as_user(tasks.train, str(tmp_path / "model"), SAVES)
     assert hub.repos[REPO].titles() == ["initial commit"]
-    told = [line for line in client.log.read_text().splitlines() if "not pushed" in line]
-    assert len(told) == 2
-    assert all("500" in line and REPO in line for line in told)
+    logged = [line for line in client.log.read_text().splitlines() if "not pushed" in line]
+    assert len(logged) == 2
+    assert all("500" in line and REPO in line for line in logged)
 
 
 @pytest.mark.parametrize(("where", "body"), [("validate-yaml", HTML), ("/commit/", HTML)])
-def test_the_last_push_that_fails_says_where_the_model_is(hub, as_user, tmp_path, where, body):
+def test_a_failed_final_push_says_where_the_model_is(hub, as_user, tmp_path, where, body):
     hub.fails(f"POST .*{where}", 502, body=body)
     with pytest.raises(Failed) as raised:
         as_user(tasks.train, str(tmp_path / "model"), {"push_to_hub": True}, None, True)

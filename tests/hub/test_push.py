@@ -1,4 +1,4 @@
-"""Pushing with the real client: what arrives is what was trained, and loads without hf_sharp."""
+"""Pushing with the real client: the trained model arrives on the Hub, and loads without hf_sharp."""
 
 import contextlib
 import json
@@ -36,8 +36,8 @@ def pushed(hub, revision: str = "main", repo: str = REPO) -> dict[str, bytes]:
     return {path: file.content for path, file in files.items() if path != ".gitattributes"}
 
 
-def test_the_hub_of_these_tests(hub, as_user):
-    """What the client needs beside a push: who it is, repositories, branches and tags, listings in pages."""
+def test_the_test_server(hub, as_user):
+    """What the client needs besides a push: its user, repositories, branches and tags, listings in pages."""
     assert as_user(tasks.call, "whoami")["name"] == "someone"
     assert as_user(tasks.call, "create_repo", "model").endswith(REPO)
     with pytest.raises(Failed, match="already created"):
@@ -63,21 +63,21 @@ def test_the_hub_of_these_tests(hub, as_user):
 
 
 @pytest.mark.parametrize(
-    ("card", "told"),
+    ("card", "message"),
     [
         ("---\ntags: {a: 1}\n---\n", "must be a string or a list"),
         ("---\ntags: [a\n---\n", "YAML is invalid"),
         ("---\nmodel-index:\n- name: m\n  results:\n  - task: {}\n    metrics: []\n---\n", "needs type"),
     ],
 )
-def test_a_card_that_the_hub_refuses(hub, as_user, card, told):
+def test_the_hub_refuses_an_invalid_card(hub, as_user, card, message):
     as_user(tasks.call, "create_repo", "model")
-    with pytest.raises(Failed, match=f"(?s)Invalid metadata in README.md.*{told}"):
+    with pytest.raises(Failed, match=f"(?s)Invalid metadata in README.md.*{message}"):
         as_user(tasks.upload, REPO, "README.md", card)
     assert hub.repos[REPO].titles() == ["initial commit"]
 
 
-def test_what_is_pushed_is_what_was_trained_and_again_is_the_same(hub, as_user, tmp_path):
+def test_the_pushed_model_is_the_trained_one_and_pushing_again_changes_nothing(hub, as_user, tmp_path):
     as_user(tasks.train, str(tmp_path / "model"), {}, None, True)
     assert pushed(hub) == contents(tmp_path / "model")
     assert pushed(hub)["model.safetensors"] == (tmp_path / "model-end" / "model.safetensors").read_bytes()
@@ -88,10 +88,10 @@ def test_what_is_pushed_is_what_was_trained_and_again_is_the_same(hub, as_user, 
     assert as_user(tasks.push_again, REPO, str(tmp_path / "model")) == hub.repos[REPO].oid_of("main")
     assert hub.repos[REPO].titles() == ["End of training", "initial commit"]
     assert len(hub.asked("PUT")) == uploads
-    assert not any(request.authorized for request in hub.asked("/large/")), "a token went to the storage"
+    assert not any(request.authorized for request in hub.asked("/large/")), "a token was sent to the storage"
 
 
-def test_pushed_loads_in_a_fresh_process_without_hf_sharp(hub, as_user, client, tmp_path):
+def test_a_pushed_model_loads_in_a_fresh_process_without_hf_sharp(hub, as_user, client, tmp_path):
     as_user(tasks.train, str(tmp_path / "model"), {}, None, True)
     trained = as_user(tasks.load_back, str(tmp_path / "model"))
     tasks.picture().save(tmp_path / "picture.png")
@@ -104,9 +104,9 @@ def test_pushed_loads_in_a_fresh_process_without_hf_sharp(hub, as_user, client, 
         text=True,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    said = json.loads(ran.stdout.partition("THE END ")[2])
-    assert [answer["label"] for answer in said] == [answer["label"] for answer in trained]
-    assert [answer["score"] for answer in said] == pytest.approx([answer["score"] for answer in trained], abs=1e-6)
+    answers = json.loads(ran.stdout.partition("THE END ")[2])
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in trained]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in trained], abs=1e-6)
     assert hub.asked("GET /large/.* -> 200")
 
 
@@ -130,14 +130,14 @@ def test_strategy_every_save(hub, as_user, tmp_path):
 
 @pytest.fixture
 def with_checkpoints(hub, as_user, tmp_path):
-    """A training pushed with its checkpoints; the commit with the one of step 2."""
+    """Train and push every checkpoint, and return the commit of the checkpoint of step 2."""
     as_user(tasks.train, str(tmp_path / "model"), SAVES | {"hub_strategy": "checkpoint"})
     repo = hub.repos[REPO]
     return next(oid for oid in repo.history() if repo.commits[oid].title.endswith("step 2, checkpoint"))
 
 
-def test_going_on_from_a_revision_of_the_hub(hub, as_user, tmp_path, with_checkpoints):
-    """Resumed from what was pushed, the end is that of the training which was not interrupted."""
+def test_resuming_from_a_revision_on_the_hub(hub, as_user, tmp_path, with_checkpoints):
+    """Training resumed from a pushed checkpoint ends with the weights of uninterrupted training."""
     selected = {"revision": with_checkpoints, "allow_patterns": ["last-checkpoint/*"]}
     checkpoint = Path(as_user(tasks.download, REPO, str(tmp_path / "cache"), None, selected), "last-checkpoint")
     for name, content in contents(tmp_path / "model" / "checkpoint-2").items():
@@ -152,7 +152,7 @@ def test_going_on_from_a_revision_of_the_hub(hub, as_user, tmp_path, with_checkp
         as_user(tasks.train, str(tmp_path / "torn"), {}, str(checkpoint))
 
 
-def test_going_on_from_a_revision_by_its_name(hub, as_user, tmp_path, with_checkpoints):
+def test_resuming_from_a_revision_by_name(hub, as_user, tmp_path, with_checkpoints):
     as_user(tasks.train, str(tmp_path / "resumed"), {}, f"{REPO}@{with_checkpoints}")
     first, second = (load_file(tmp_path / f"{name}-end" / "model.safetensors") for name in ("model", "resumed"))
     assert_same_bits(first, second)
@@ -182,7 +182,7 @@ def test_a_private_repository(hub, as_user, tmp_path):
         as_user(tasks.push, str(tmp_path / "again" / "model"), {}, token=READ_TOKEN)
 
 
-def test_a_revision_that_is_there(hub, as_user, tmp_path):
+def test_pushing_to_an_existing_revision(hub, as_user, tmp_path):
     as_user(tasks.push, str(tmp_path / "first" / "model"), {"seed": 1})
     before = hub.repos[REPO].oid_of("main")
     as_user(tasks.call, "create_branch", REPO, {"branch": "v2"})
@@ -194,7 +194,7 @@ def test_a_revision_that_is_there(hub, as_user, tmp_path):
     assert contents(folder)["model.safetensors"] == pushed(hub, "v2")["model.safetensors"]
 
 
-def test_a_revision_that_is_not_there_yet(hub, as_user, tmp_path):
+def test_pushing_to_a_new_revision(hub, as_user, tmp_path):
     options = {"push_to_hub": True, "hub_revision": "v2"}
     as_user(tasks.train, str(tmp_path / "model"), options, None, True)
     assert pushed(hub, "v2") == contents(tmp_path / "model")
@@ -204,24 +204,24 @@ def test_a_revision_that_is_not_there_yet(hub, as_user, tmp_path):
 # ---- tokens ------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_given_as_an_argument_is_in_nothing_written_or_pushed(hub, client, tmp_path):
+def test_a_token_passed_as_an_argument_is_never_written_or_pushed(hub, client, tmp_path):
     options = SAVES | {"hub_strategy": "checkpoint", "hub_token": ARGUMENT_TOKEN}
     client.run(tasks.train, str(tmp_path / "model"), options, None, True)
     assert places_of([ARGUMENT_TOKEN], hub, client, tmp_path) == []
 
 
 @pytest.mark.parametrize("end", ["\n", " \r\n"])
-def test_a_token_read_from_a_file_with_its_line_end(hub, client, tmp_path, end):
-    """As `open(file).read()` gives it: stripped, as the client does with HF_TOKEN; or refused without being shown."""
+def test_a_token_with_a_trailing_newline(hub, client, tmp_path, end):
+    """As read with `open(file).read()`: stripped, as the client strips HF_TOKEN, or refused without being shown."""
     options = {"push_to_hub": True, "hub_token": ARGUMENT_TOKEN + end}
-    with contextlib.suppress(Failed):  # what is raised is in the log
+    with contextlib.suppress(Failed):  # the log has the error
         client.run(tasks.push, str(tmp_path / "model"), options)
     assert ARGUMENT_TOKEN not in client.log.read_text()
     assert pushed(hub)
 
 
-def test_tokens_are_looked_for_where_they_can_be(hub, client, as_user, tmp_path):
-    """The search that every test ends with finds a token in each place."""
+def test_the_search_for_tokens_finds_them_everywhere(hub, client, as_user, tmp_path):
+    """The search at the end of every test finds a token in each place."""
     as_user(tasks.push, str(tmp_path / "model"), {})
     assert places_of([TOKEN], hub, client, tmp_path) == []
     (tmp_path / "some" / "where").mkdir(parents=True)

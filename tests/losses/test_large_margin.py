@@ -1,4 +1,4 @@
-"""The large-margin loss against a naive NumPy reference, alone and inside SharpTrainer."""
+"""The large-margin loss against its naive reference, alone and inside SharpTrainer."""
 
 import re
 
@@ -9,39 +9,38 @@ import torch
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
 from hf_sharp.losses import LargeMarginLoss, build_loss
+from tests import naive
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.processes import run_processes
 
 K, D, N = 4, 5, 12
-PAPER = {"lam": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 0.001, "delta_v": 0.5, "delta_d": 6.0, "mu": 0.99}
 
 
-def naive(f, w, b, y, running, aggregation="max", margins=None, **options):
-    """One value per example, loop by loop as in the specification; and the centroids afterwards."""
-    o = PAPER | options
-    margins = [o["delta_d"]] * len(w) if margins is None else margins
-    values, classes, after = np.zeros(len(f)), sorted({int(c) for c in y if c >= 0}), np.array(running)
-    counted = sum(c >= 0 for c in y)
-    for c in classes:
-        rows = [i for i in range(len(f)) if y[i] == c]
-        mean = sum(f[i] for i in rows) / len(rows)
-        centre = mean if np.isnan(running[c]).any() else (1 - o["mu"]) * mean + o["mu"] * running[c]
-        after[c] = centre
-        short = [
-            max(0.0, margins[c] - ((w[c] - w[k]) @ mean + b[c] - b[k]) / np.linalg.norm(w[c] - w[k]))
-            for k in range(len(w))
-            if k != c
-        ]
-        margin = max(short) if aggregation == "max" else sum(short) / len(short)
-        for i in rows:
-            compact = max(0.0, np.linalg.norm(f[i] - centre) - o["delta_v"]) ** 2
-            more = o["alpha"] * compact + o["beta"] * margin + o["gamma"] * np.linalg.norm(centre)
-            values[i] = o["lam"] * counted / (len(classes) * len(rows)) * more
-    return values, after
+def seen(running):
+    """Running centroids by class, without those of classes that were not seen."""
+    return {c: row.tolist() for c, row in enumerate(running) if not np.isnan(row).any()}
+
+
+def naive_terms(f, w, b, y, running, margins=None, lm_delta_d=6.0, **options):
+    """What the naive reference adds to cross-entropy, one value per example; 0 for ignored ones."""
+    margins = [lm_delta_d] * len(w) if margins is None else margins
+    counted, values = y >= 0, np.zeros(len(y))
+    head = w.tolist(), b.tolist()
+    of_counted = y[counted].tolist(), f[counted].tolist()
+    values[counted] = naive.naive_large_margin_terms(*of_counted, *head, seen(running), list(margins), **options)
+    return values
+
+
+def naive_centroids(f, y, running, momentum=0.99):
+    """The running centroids after a batch; NaN for classes that were not seen."""
+    after = np.array(running)
+    for c, centroid in naive.naive_centroids(f[y >= 0].tolist(), y[y >= 0].tolist(), seen(running), momentum).items():
+        after[c] = centroid
+    return after
 
 
 def naive_gradients(f, w, b, y, running, **options):
-    """Of the sum of the values, by central differences of the naive values."""
+    """Gradients of the sum of the naive values, by central differences."""
     gradients = []
     for tensor in (f, w, b):
         gradient = np.zeros_like(tensor)
@@ -49,7 +48,7 @@ def naive_gradients(f, w, b, y, running, **options):
             kept, sides = tensor[index], []
             for step in (1e-6, -1e-6):
                 tensor[index] = kept + step
-                sides.append(naive(f, w, b, y, running, **options)[0].sum())
+                sides.append(naive_terms(f, w, b, y, running, **options).sum())
             tensor[index] = kept
             gradient[index] = (sides[0] - sides[1]) / 2e-6
         gradients.append(gradient)
@@ -77,38 +76,39 @@ def tensors(f, w, b, y):
 
 
 CASES = [
-    ({}, {}),
-    ({"lm_aggregation": "mean"}, {"aggregation": "mean"}),
-    ({"lm_momentum": 0.3, "lm_weight": 0.7}, {"mu": 0.3, "lam": 0.7}),
-    ({"lm_alpha": 2.0, "lm_beta": 0.0}, {"alpha": 2.0, "beta": 0.0}),
-    ({"lm_gamma": 1.5, "lm_delta_v": 0.0, "lm_delta_d": 1.0}, {"gamma": 1.5, "delta_v": 0.0, "delta_d": 1.0}),
+    {},
+    {"lm_aggregation": "mean"},
+    {"lm_momentum": 0.3, "lm_weight": 0.7},
+    {"lm_alpha": 2.0, "lm_beta": 0.0},
+    {"lm_gamma": 1.5, "lm_delta_v": 0.0, "lm_delta_d": 1.0},
 ]
 LABELS = [None, [2] * N, [0] * 11 + [3], [1, -100, 1, 0, -100, 0, 3, 3, 3, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("labels", LABELS, ids=["random", "one class", "one example of a class", "ignored"])
-@pytest.mark.parametrize(("options", "named"), CASES)
-def test_values_gradients_and_centroids_are_those_of_the_naive_loops(options, named, labels):
+@pytest.mark.parametrize("options", CASES)
+def test_values_gradients_and_centroids_equal_the_naive_reference(options, labels):
     f, w, b, y, running = example(labels=labels)
     loss = built(running, **options)
     features, weight, bias, classes = tensors(f, w, b, y)
     values = loss.discriminative(classes, features, weight, bias)
-    expected, after = naive(f, w, b, y, running, **named)
+    expected = naive_terms(f, w, b, y, running, **options)
     np.testing.assert_allclose(values.detach(), expected, rtol=1e-10, atol=1e-12)
     assert (expected[y < 0] == 0).all()
+    after = naive_centroids(f, y, running, options.get("lm_momentum", 0.99))
     np.testing.assert_allclose(loss.centroids, after, rtol=1e-12)
-    found = torch.autograd.grad(values.sum(), [features, weight, bias], materialize_grads=True)
-    for gradient, by_differences in zip(found, naive_gradients(f, w, b, y, running, **named), strict=True):
+    gradients = torch.autograd.grad(values.sum(), [features, weight, bias], materialize_grads=True)
+    for gradient, by_differences in zip(gradients, naive_gradients(f, w, b, y, running, **options), strict=True):
         np.testing.assert_allclose(gradient, by_differences, rtol=1e-6, atol=1e-7)
 
 
 def test_gradients_to_ten_digits_by_the_chain_rule():
-    """What differences cannot show: the analytic gradient of compactness and size with respect to the features."""
+    """Compactness and size with respect to the features, more accurately than differences are."""
     f, w, b, y, running = example(seed=3)
     mu = 0.6
     features, weight, bias, classes = tensors(f, w, b, y)
     values = built(running, lm_momentum=mu, lm_beta=0.0, lm_gamma=0.2).discriminative(classes, features, weight, bias)
-    (found,) = torch.autograd.grad(values.sum(), features)
+    (gradient,) = torch.autograd.grad(values.sum(), features)
     expected = np.zeros_like(f)
     present = sorted(set(y.tolist()))
     for c in present:
@@ -124,7 +124,7 @@ def test_gradients_to_ten_digits_by_the_chain_rule():
             expected[i] += pull
             expected[rows] -= through * pull
         expected[rows] += part * len(rows) * 0.2 * through * centre / np.linalg.norm(centre)
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_mean_over_the_batch_is_the_mean_over_its_classes():
@@ -165,7 +165,7 @@ def test_without_compactness_and_margin_loss_classes_are_further_apart_than_wide
     loss = LargeMarginLoss(K, 8, lm_gamma=0.0, lm_delta_v=delta_v, lm_delta_d=delta_d).double()
     scale = 1.0
     features, weight, bias, classes = tensors(f, w, b, y)
-    while True:  # move the classes apart until nothing is lost
+    while True:  # move the classes apart until the loss is 0
         moved = features + (scale - 1) * torch.tensor(centres.T[y])
         loss.centroids = scale * torch.tensor(centres.T)
         if loss.discriminative(classes, moved, weight, bias).max() == 0:
@@ -185,10 +185,10 @@ def test_frequency_aware_margins_keep_their_mean_and_are_wider_for_rare_classes(
     margins *= 6 / margins.mean()
     features, weight, bias, classes = tensors(f, w, b, y)
     values = loss.discriminative(classes, features, weight, bias)
-    np.testing.assert_allclose(values.detach(), naive(f, w, b, y, running, margins=margins)[0], rtol=1e-10)
+    np.testing.assert_allclose(values.detach(), naive_terms(f, w, b, y, running, margins=margins), rtol=1e-10)
 
 
-def test_it_is_cross_entropy_plus_the_rest_and_importance_multiplies_both():
+def test_the_loss_is_cross_entropy_plus_the_margin_terms_and_importance_multiplies_both():
     f, w, b, y, running = example()
     importance = [1.0, 2.0, 3.0, 4.0]
     loss = build_loss("large_margin", [9, 5, 3, 1], feature_dim=D, class_importance=importance)
@@ -197,7 +197,7 @@ def test_it_is_cross_entropy_plus_the_rest_and_importance_multiplies_both():
     logits = features @ weight.T + bias
     values = loss(logits, classes, features=features, weight=weight, bias=bias)
     ce = torch.nn.functional.cross_entropy(logits, classes, reduction="none").detach().numpy()
-    expected = np.array(importance)[y] * (ce + naive(f, w, b, y, running)[0])
+    expected = np.array(importance)[y] * (ce + naive_terms(f, w, b, y, running))
     np.testing.assert_allclose(values.detach(), expected, rtol=1e-6)
     assert loss.config == {
         "name": "large_margin",
@@ -220,12 +220,12 @@ def test_equal_class_vectors_and_features_on_their_centroid_have_finite_gradient
     loss = LargeMarginLoss(K, D)
     features, weight = torch.zeros(6, D, requires_grad=True), torch.zeros(K, D, requires_grad=True)
     values = loss(features @ weight.T, torch.tensor([0, 0, 1, 2, 3, 3]), features=features, weight=weight)
-    found = torch.autograd.grad(values.sum(), [features, weight])
+    gradients = torch.autograd.grad(values.sum(), [features, weight])
     assert values.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in found)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_evaluation_moves_nothing_and_needs_no_features():
+def test_evaluation_moves_no_centroids_and_needs_no_features():
     f, w, b, y, running = example()
     loss = built(running).eval()
     features, weight, bias, classes = tensors(f, w, b, y)
@@ -234,8 +234,8 @@ def test_evaluation_moves_nothing_and_needs_no_features():
     assert torch.equal(loss(logits, classes), expected)
     loss(logits, classes, features=features, weight=weight, bias=bias)
     np.testing.assert_array_equal(loss.centroids, running)
-    given = torch.tensor(running)
-    loss.train()(logits, classes, features=features, weight=weight, bias=bias, centroids=given)
+    frozen = torch.tensor(running)
+    loss.train()(logits, classes, features=features, weight=weight, bias=bias, centroids=frozen)
     np.testing.assert_array_equal(loss.centroids, running)
 
 
@@ -250,12 +250,12 @@ def test_bfloat16_features_are_computed_in_float32(autocast):
         values = loss.discriminative(classes, features, weight, bias)
     assert values.dtype == torch.float32
     exact = [t.double().numpy() for t in (features, weight, bias)]
-    expected, _ = naive(*exact, y, np.full((K, D), np.nan))
+    expected = naive_terms(*exact, y, np.full((K, D), np.nan))
     np.testing.assert_allclose(values, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"lm_weight": -1.0}, "lm_weight must be >= 0, got -1.0"),
         ({"lm_delta_d": float("nan")}, "lm_delta_d must be a finite number"),
@@ -264,8 +264,8 @@ def test_bfloat16_features_are_computed_in_float32(autocast):
         ({"lm_frequency_margins": True}, "lm_frequency_margins needs class_counts"),
     ],
 )
-def test_bad_options(options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         LargeMarginLoss(K, D, **options)
 
 
@@ -273,9 +273,9 @@ def test_bad_shapes():
     f, w, b, y, _ = example()
     features, weight, _, classes = tensors(f, w, b, y)
     loss, logits = built(), features @ weight.T
-    for given in ({}, {"features": features}, {"features": features[:, :2], "weight": weight}):
+    for inputs in ({}, {"features": features}, {"features": features[:, :2], "weight": weight}):
         with pytest.raises(ValueError, match=r"expected features= of shape \(12, 5\)"):
-            loss(logits, classes, **given)
+            loss(logits, classes, **inputs)
     with pytest.raises(ValueError, match="needs feature_dim"):
         build_loss("large_margin", [3, 2])
 
@@ -299,24 +299,27 @@ def batch_of(trainer, size=8, start=0):
     return trainer.data_collator(rows)
 
 
+def features_of(trainer, batch):
+    trainer.model.eval()
+    with torch.no_grad():
+        return trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
+
+
 @pytest.mark.parametrize("options", METHODS, ids=lambda o: "asam" if o.get("adaptive") else o["sharpness"])
-def test_centroids_move_once_per_micro_batch_whatever_the_method(make_trainer, options):
+def test_centroids_move_once_per_micro_batch_with_every_method(make_trainer, options):
     rho = {} if options["sharpness"] in ("none", "cc_sam") else {"rho": 0.3}
     trainer = make_trainer(**options, **LARGE, **rho)
     trainer.create_optimizer()
     expected = np.full((K, 16), np.nan)
     for start in (0, 8, 16):
         batch = batch_of(trainer, start=start)
-        trainer.model.eval()
-        with torch.no_grad():
-            seen = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
-        expected = naive(seen, np.eye(K, 16), np.zeros(K), batch["labels"].numpy(), expected, mu=0.5)[1]
+        expected = naive_centroids(features_of(trainer, batch), batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
         np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_of_sam_is_that_of_the_whole_loss_at_the_perturbed_weights(make_trainer):
-    """Both passes are about the centroids that the first one found."""
+    """Both passes use the centroids that the first one computed."""
     model = make_vit(dtype=torch.float64)
     trainer = make_trainer(model, sharpness="sam", rho=0.2, **LARGE)
     trainer.create_optimizer()
@@ -324,15 +327,15 @@ def test_the_gradient_of_sam_is_that_of_the_whole_loss_at_the_perturbed_weights(
     for one in (first, batch):
         one["pixel_values"] = one["pixel_values"].double()
     trainer.training_step(model, first, torch.tensor(8))
-    found = trainer.class_loss.centroids.clone()
-    assert not found.isnan().all()
+    centroids = trainer.class_loss.centroids.clone()
+    assert not centroids.isnan().all()
     model.zero_grad()
 
     def gradient():
         hidden = model.vit(batch["pixel_values"]).last_hidden_state[:, 0]
         loss = LargeMarginLoss(K, 16, lm_delta_d=2.0, lm_momentum=0.5)
         head = {"features": hidden, "weight": model.classifier.weight, "bias": model.classifier.bias}
-        value = loss(model.classifier(hidden), batch["labels"], centroids=found, **head).mean()
+        value = loss(model.classifier(hidden), batch["labels"], centroids=centroids, **head).mean()
         return torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
 
     at_w = gradient()
@@ -351,7 +354,7 @@ def test_the_gradient_of_sam_is_that_of_the_whole_loss_at_the_perturbed_weights(
 
 
 @pytest.mark.parametrize("options", METHODS[::3], ids=["none", "imbsam"])
-def test_resume_has_the_centroids(make_trainer, tmp_path, options):
+def test_resuming_restores_the_centroids(make_trainer, tmp_path, options):
     def made(folder):
         out = {"output_dir": str(tmp_path / folder), "save_strategy": "steps", "save_steps": 3, "max_steps": 7}
         return make_trainer(make_vit(dropout=0.1), **options, **LARGE, **out)
@@ -366,7 +369,7 @@ def test_resume_has_the_centroids(make_trainer, tmp_path, options):
         made("again").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
 
 
-def test_the_centroids_survive_the_reweighting(make_trainer):
+def test_the_centroids_are_kept_when_reweighting_starts(make_trainer):
     trainer = make_trainer(reweight_after=0.5, max_steps=6, **LARGE)
     trainer.train()
     assert not trainer.class_loss.centroids[:2].isnan().any()
@@ -383,10 +386,10 @@ def _half_of_the_batch():
     return loss.centroids
 
 
-def test_the_centroids_are_of_all_processes(tmp_path):
+def test_the_centroids_are_averaged_over_processes(tmp_path):
     ranks = run_processes(_half_of_the_batch, folder=tmp_path)
-    f, w, b, y, running = example(seed=5)
-    expected = naive(f, w, b, y, running, mu=0.5)[1]
+    f, _, _, y, running = example(seed=5)
+    expected = naive_centroids(f, y, running, momentum=0.5)
     for centroids in ranks:
         np.testing.assert_allclose(centroids, expected, rtol=1e-12)
 
@@ -401,7 +404,7 @@ def _trained(options, folder):
 
 
 @pytest.mark.parametrize("options", METHODS[3:], ids=lambda o: o["sharpness"])
-def test_two_processes_keep_the_same_weights_and_centroids_also_where_one_makes_one_pass(tmp_path, options):
+def test_two_processes_keep_the_same_weights_and_centroids_even_if_one_makes_a_single_pass(tmp_path, options):
     ranks = run_processes(_trained, options | LARGE, tmp_path, folder=tmp_path)
     assert_same_bits(ranks[0][0], ranks[1][0])
     assert torch.equal(ranks[0][1], ranks[1][1])
@@ -427,16 +430,13 @@ def test_held_out_examples_of_a_learned_radius_move_no_centroids(make_trainer):
     for step in range(3):
         trainer.state.global_step = step
         batch = batch_of(trainer, start=8 * step)
-        trainer.model.eval()
-        with torch.no_grad():
-            seen = trainer.model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy()
-        expected = naive(seen, np.eye(K, 16), np.zeros(K), batch["labels"].numpy(), expected, mu=0.5)[1]
+        expected = naive_centroids(features_of(trainer, batch), batch["labels"].numpy(), expected, momentum=0.5)
         trainer.training_step(trainer.model, batch, torch.tensor(8))
-    assert trainer._radius.draws == 2
+    assert trainer.engine.learned_radius.draws == 2
     np.testing.assert_allclose(trainer.class_loss.centroids, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_classes_without_examples_take_nothing_from_the_margins_of_the_others():
+def test_absent_classes_do_not_change_the_margins_of_the_others():
     alone, among = (
         build_loss("large_margin", counts, feature_dim=2, lm_frequency_margins=True).margin
         for counts in ([90, 10], [90, 10, 0, 0])

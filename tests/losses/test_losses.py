@@ -4,18 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mpmath import exp, log, mpf, workdps
 
 from hf_sharp.losses import LOSSES, build_loss
+from hf_sharp.losses.registry import loss_options
+from tests import naive
 
 COUNTS = [500, 60, 12, 3]
 LOGITS = np.random.default_rng(0).normal(size=(16, 4)) * 3
 LABELS = np.random.default_rng(1).integers(0, 4, 16)
 
-# Logits, labels and what each loss gives for them, computed apart from this package.
+# Logits, labels, and the values of each loss, computed independently of this package.
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
-OF_LOGITS = [name for name, loss in LOSSES.items() if not loss.needs_features]  # test_large_margin.py has the other
+OF_LOGITS = [name for name, loss in LOSSES.items() if not loss.needs_features]  # test_large_margin.py tests the other
 OPTIONS = [
     ("cross_entropy", {}),
     ("weighted", {}),
@@ -37,49 +38,15 @@ OPTIONS = [
 ]
 
 
-def naive_loss(name, z, y, loss_tau=1.0, loss_gamma=None, loss_beta=0.9999, loss_margin=0.5, loss_scale=30.0):
-    """One example's loss by the formula in the table of the specification, in 40 digits."""
-    classes, n = range(len(z)), [mpf(count) for count in COUNTS]
-    pi, gamma = (
-        [count / sum(n) for count in n],
-        mpf({"focal": 2.0}.get(name, 0.3) if loss_gamma is None else loss_gamma),
-    )
-    delta, tau, beta = [(count / max(n)) ** gamma for count in n], mpf(loss_tau), mpf(loss_beta)
-
-    quarter = [count ** mpf(-0.25) for count in n]
-    margin = [mpf(loss_margin) * value / max(quarter) for value in quarter]
-
-    def ce(logits):
-        return log(sum(exp(logit) for logit in logits)) - logits[y]
-
-    def weighted(w):
-        return w[y] / (sum(w) / len(w)) * ce(z)
-
-    return {
-        "cross_entropy": lambda: ce(z),
-        "weighted": lambda: weighted([1 / count for count in n]),
-        "class_balanced": lambda: weighted([(1 - beta) / (1 - beta**count) for count in n]),
-        "focal": lambda: (1 - exp(-ce(z))) ** gamma * ce(z),
-        "logit_adjusted": lambda: ce([z[c] + tau * log(pi[c]) for c in classes]),
-        "balanced_softmax": lambda: ce([z[c] + log(n[c]) for c in classes]),
-        "cdt": lambda: ce([z[c] * delta[c] for c in classes]),
-        "ldt": lambda: ce([z[c] * delta[y] for c in classes]),
-        "vs": lambda: ce([z[c] * delta[c] + tau * log(pi[c]) for c in classes]),
-        "ldam": lambda: ce([mpf(loss_scale) * (z[c] - (margin[y] if c == y else 0)) for c in classes]),
-    }[name]()
-
-
 def naive_loss_and_gradient(name, z, y, **options):
-    """The loss and, by differences that 40 digits make exact, its gradient."""
-    with workdps(40):
-        z = [mpf(float(value)) for value in z]
-        h = mpf(10) ** -12
+    """One example's loss, and its gradient by differences, in 40 digits."""
+    reference = naive.reference("loss", name, loss_options(name))
 
-        def at(k, step):
-            return naive_loss(name, [value + (step if i == k else 0) for i, value in enumerate(z)], y, **options)
+    def loss(z):
+        return reference([z], [y], COUNTS, **options)[0]
 
-        gradient = [float((at(k, h) - at(k, -h)) / (2 * h)) for k in range(len(z))]
-        return float(naive_loss(name, z, y, **options)), gradient
+    z = naive.exact(z.tolist())
+    return float(loss(z)), [float(value) for value in naive.gradient(loss, z)]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
@@ -95,13 +62,13 @@ def test_value_and_gradient_equal_the_naive_reference(name, options, dtype, tole
 
 
 def parsed(entry):
-    """Take `vs(gamma=0.3,tau=1)` apart into the name and the options."""
+    """Split `vs(gamma=0.3,tau=1)` into the name and the options."""
     name, _, options = entry.rstrip(")").partition("(")
     return name, {f"loss_{key}": float(value) for key, value in (o.split("=") for o in options.split(",") if o)}
 
 
 @pytest.mark.parametrize("entry", REFERENCE["per_example"])
-def test_figures_that_were_computed_elsewhere(entry):
+def test_reference_values_computed_independently(entry):
     name, options = parsed(entry)
     losses = build_loss(name, REFERENCE["class_counts"], **options)(
         torch.tensor(REFERENCE["logits"], dtype=torch.float64), torch.tensor(REFERENCE["labels"])
@@ -109,7 +76,7 @@ def test_figures_that_were_computed_elsewhere(entry):
     np.testing.assert_allclose(losses.numpy(), REFERENCE["per_example"][entry], atol=1e-9)
 
 
-def test_ldam_figures_that_were_computed_elsewhere():
+def test_ldam_reference_values_computed_independently():
     reference = REFERENCE["ldam"]
     loss = build_loss("ldam", REFERENCE["class_counts"])
     losses = loss(torch.tensor(reference["cosine_logits"], dtype=torch.float64), torch.tensor(REFERENCE["labels"]))
@@ -143,7 +110,7 @@ def test_class_balanced_becomes_weighted_as_beta_goes_to_one():
 
 
 @pytest.mark.parametrize("name", [name for name in OF_LOGITS if name not in ("focal", "ldam")])
-def test_equal_counts_are_cross_entropy(name):
+def test_equal_counts_give_cross_entropy(name):
     same(build_loss(name, [7, 7, 7, 7]), build_loss("cross_entropy", COUNTS))
 
 
@@ -215,14 +182,14 @@ def test_label_outside_the_classes(label):
 
 
 @pytest.mark.parametrize(("logits", "labels"), [((2, 5), (2,)), ((2, 3, 4), (2,)), ((2, 4), (3,)), ((2, 4), (2, 4))])
-def test_shapes_that_do_not_fit(logits, labels):
+def test_mismatched_shapes(logits, labels):
     with pytest.raises(ValueError, match=r"expected logits of shape \(N, 4\) and labels of shape \(N,\)"):
         build_loss("cross_entropy", COUNTS)(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
 
 
 def test_unknown_loss_and_unknown_option():
     with pytest.raises(
-        ValueError, match="unknown loss 'crossentropy'; the losses are cross_entropy, weighted, class_balanced"
+        ValueError, match="unknown loss 'crossentropy'; expected one of cross_entropy, weighted, class_balanced"
     ):
         build_loss("crossentropy", COUNTS)
     with pytest.raises(ValueError, match="loss 'cross_entropy' does not take loss_tau; it takes no options"):
@@ -266,7 +233,7 @@ def test_class_importance_multiplies_the_loss_of_a_class(name):
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_the_config_makes_the_loss_again_after_a_journey_through_json(name, options):
+def test_a_loss_is_rebuilt_from_its_config_after_a_json_round_trip(name, options):
     loss = build_loss(name, COUNTS, class_importance=IMPORTANCE, **options)
     again = build_loss(class_counts=COUNTS, **json.loads(json.dumps(loss.config)))
     assert repr(again) == repr(loss)
@@ -278,7 +245,7 @@ def test_the_config_makes_the_loss_again_after_a_journey_through_json(name, opti
 @pytest.mark.parametrize(
     "importance", [[1.0, 2.0], [1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, float("nan"), 1.0, 1.0]]
 )
-def test_importance_that_is_not_one_positive_number_per_class(importance):
+def test_invalid_class_importance(importance):
     with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0, one per class; got"):
         build_loss("cross_entropy", COUNTS, class_importance=importance)
 
@@ -294,13 +261,13 @@ def test_importance_that_is_not_one_positive_number_per_class(importance):
         ([3], "at least 2 classes"),
     ],
 )
-def test_counts_that_are_none(counts, message):
+def test_invalid_class_counts(counts, message):
     with pytest.raises(ValueError, match=message):
         build_loss("logit_adjusted", counts)
 
 
 @pytest.mark.parametrize("name", ["weighted", "class_balanced", "ldam"])
-def test_classes_without_examples_take_nothing_from_the_others(name):
+def test_absent_classes_do_not_change_the_weights_of_the_others(name):
     attribute = "margin" if name == "ldam" else "weight"
     alone, among = (getattr(build_loss(name, counts), attribute) for counts in ([90, 10], [90, 10] + 40 * [0]))
     torch.testing.assert_close(among[:2], alone)

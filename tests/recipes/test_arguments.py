@@ -88,7 +88,10 @@ def test_bad_arguments(argv, message):
     ("model_config", "message"),
     [
         ('{"model_type": "brt"}', r"unknown model_type 'brt'. Did you mean 'bert'\?"),
-        ('{"model_type": "vit", "hiden_size": 9}', r"'hiden_size' is no option of 'vit'. Did you mean 'hidden_size'\?"),
+        (
+            '{"model_type": "vit", "hiden_size": 9}',
+            r"'hiden_size' is not an option of 'vit'. Did you mean 'hidden_size'\?",
+        ),
     ],
 )
 def test_bad_model_configs(model_config, message):

@@ -1,4 +1,4 @@
-"""The geometry recipe, in small."""
+"""The geometry recipe, at a small size."""
 
 import json
 import runpy
@@ -16,7 +16,7 @@ def test_pictures_and_figures(tmp_path):
         (n, g) for n in ("cdt", "ldt") for g in (-0.5, 0.5)
     }
     for far, near in zip(result["ufm"][::2], result["ufm"][1::2], strict=True):
-        assert all(one > other for one, other in zip(far["distances"], near["distances"], strict=True))
+        assert all(a > b for a, b in zip(far["distances"], near["distances"], strict=True))
     assert len(result["vit"]) == 2
     assert result["vit"][0] == result["vit"][1], "with γ = 0 both are cross-entropy, trained once"
     assert sum(result["vit"][0]["class_counts"]) > 100

@@ -162,7 +162,7 @@ def test_a_finished_run_is_not_trained_again(image_folder, tmp_path, monkeypatch
     argv += ["--compare_with", "baseline", "--resume_from_checkpoint", "true"]
     first = recipe("image")(argv)
     (tmp_path / "out" / "sam+cross_entropy" / "all_results.json").unlink()
-    import hf_sharp.trainer as module
+    import hf_sharp.trainer.sharp_trainer as module
 
     trained, train = [], module.SharpTrainer.train
     monkeypatch.setattr(

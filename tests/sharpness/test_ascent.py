@@ -1,14 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from hf_sharp.sharpness.ascent import (
     average_over_processes,
+    check_first_moment,
+    first_moments,
     gradient_to_perturbation,
     gradients_in,
     perturbed,
-    running_statistics_kept,
 )
+from hf_sharp.sharpness.replay import running_statistics_kept
 
 
 def test_sam_epsilon_has_length_rho_along_the_gradient():
@@ -87,7 +91,7 @@ def test_nan_epsilon_is_undone():
     assert torch.equal(weight, before)
 
 
-def test_the_memory_of_epsilon_is_free_in_the_second_pass():
+def test_epsilon_is_freed_before_the_second_pass():
     epsilon = [torch.ones(10)]
     with perturbed([nn.Parameter(torch.zeros(10))], epsilon):
         assert epsilon == []
@@ -105,7 +109,7 @@ def test_autocast_uses_the_perturbed_weights_in_an_outer_region():
     assert torch.equal(before, after)
 
 
-def test_grad_comes_back_as_the_same_tensors_and_the_blocks_gradients_add_up():
+def test_grad_is_restored_and_the_gradients_of_the_block_add_up():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
     weights[0].grad = kept = torch.full((2,), 7.0)
     gradients = [None, None, None]
@@ -118,7 +122,7 @@ def test_grad_comes_back_as_the_same_tensors_and_the_blocks_gradients_add_up():
     assert [w.grad for w in weights[1:]] == [None, None]
 
 
-def test_grad_comes_back_when_the_block_raises():
+def test_grad_is_restored_when_the_block_raises():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
     weights[0].grad = kept = torch.ones(2)
 
@@ -134,7 +138,7 @@ def test_grad_comes_back_when_the_block_raises():
     assert weights[1].grad is None
 
 
-def test_an_interrupt_while_the_weights_are_put_back(monkeypatch):
+def test_an_interrupt_while_the_weights_are_restored(monkeypatch):
     weight = nn.Parameter(torch.tensor([1.1, 2.2]))
     before, copy, calls = weight.detach().clone(), torch._foreach_copy_, []
 
@@ -151,10 +155,10 @@ def test_an_interrupt_while_the_weights_are_put_back(monkeypatch):
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 24, 2**25])
-def test_an_average_over_processes_keeps_shapes_and_types_whatever_the_buckets(monkeypatch, bucket_bytes):
+def test_an_average_over_processes_keeps_shapes_and_types_with_any_bucket_size(monkeypatch, bucket_bytes):
     sent = []
 
-    def all_reduce(flat):  # three processes with the same tensors but for a factor 1, 2, 3
+    def all_reduce(flat):  # three processes, whose tensors are these times 1, 2 and 3
         sent.append(flat.numel())
         flat *= 6
 
@@ -169,7 +173,7 @@ def test_an_average_over_processes_keeps_shapes_and_types_whatever_the_buckets(m
     assert len(sent) == {1: 4, 24: 3, 2**25: 2}[bucket_bytes]
 
 
-def test_running_statistics_are_undone_also_when_they_became_nan():
+def test_running_statistics_are_restored_even_from_nan():
     norm = nn.BatchNorm1d(3).train()
     norm(torch.randn(8, 3))
     before = [buffer.clone() for buffer in norm.buffers()]
@@ -177,3 +181,33 @@ def test_running_statistics_are_undone_also_when_they_became_nan():
         norm(torch.full((8, 3), float("nan")))
         assert norm.running_mean.isnan().any()
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
+
+
+def test_first_moments_of_8_bits_are_read_block_by_block():
+    """As bitsandbytes keeps them: a code per entry, a value per code, the largest absolute value of each block."""
+    rng = torch.Generator().manual_seed(0)
+    parameter = torch.zeros(100, 70)
+    codes = torch.randint(0, 256, (100, 70), dtype=torch.uint8, generator=rng)
+    values, absmax = torch.linspace(-1, 1, 256), torch.rand(28, generator=rng)  # 7000 entries in blocks of 256
+    state = {parameter: {"state1": codes, "qmap1": values, "absmax1": absmax, "step": 3}}
+    (moment,) = first_moments(SimpleNamespace(state=state), [parameter])
+    expected = [values[code].item() * absmax[i // 256].item() for i, code in enumerate(codes.flatten().tolist())]
+    torch.testing.assert_close(moment.flatten(), torch.tensor(expected))
+
+
+def test_small_tensors_keep_whole_moments_beside_8_bit_ones():
+    parameter, moment = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
+    (found,) = first_moments(SimpleNamespace(state={parameter: {"state1": moment, "step": 1}}), [parameter])
+    assert torch.equal(found, moment)
+    assert found is not moment
+
+
+@pytest.mark.parametrize("how", ["fused", "foreach", "plain"])
+def test_every_implementation_of_adamw_keeps_first_moments(how):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), **{name: name == how for name in ("fused", "foreach")})
+    check_first_moment(optimizer)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    moments = first_moments(optimizer, list(model.parameters()))
+    torch.testing.assert_close(moments[1], 0.1 * torch.ones(2))

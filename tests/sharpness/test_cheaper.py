@@ -1,4 +1,4 @@
-"""Sharpness for fewer passes: an ascent of some examples, each example in one term, and the momentum's ascent."""
+"""Cheaper variants: ascent on a fraction of the examples, stochastic sampling, and ascent along the momentum."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_sharp.sharpness import class_coefficients
-from hf_sharp.sharpness.coefficients import Division, divide
+from hf_sharp.sharpness.passes import Division, divide
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit, weights_of
 from tests.naive import naive_gradient
 
@@ -17,7 +17,7 @@ STOCHASTIC = {"sharpness": "focal_sam", "rho": 0.3, "focal_sampling": "stochasti
 
 
 def gradient_at(model, pixels, labels, weights, epsilon=None):
-    """∇ Σ_j weights_j ℓ_j at w + ε, one vector; a model of its own."""
+    """∇ Σ_j weights_j ℓ_j at w + ε, as one vector, on a copy of the model."""
     model = copy.deepcopy(model)
     model._forward_pre_hooks.clear()
     if epsilon is not None:
@@ -56,13 +56,13 @@ def seen_by(trainer):
 
 
 def rows_of(images, batch):
-    """Which examples of the batch these are."""
+    """The rows of the batch that these images are."""
     same = (images[:, None] == batch["pixel_values"]).flatten(2).all(2)
     assert (same.sum(1) == 1).all()
     return same.int().argmax(1)
 
 
-# ---- which examples a pass takes ---------------------------------------------------------------------------------
+# ---- the examples of each pass -----------------------------------------------------------------------------------
 
 
 def test_examples_are_divided_by_their_coefficient():
@@ -81,7 +81,7 @@ def test_examples_are_divided_by_their_coefficient():
 
 
 @pytest.mark.parametrize(("fraction", "size"), [(0.25, 2), (0.5, 4), (0.01, 1), (0.99, 8), (1.0, 8)])
-def test_the_ascents_share_is_drawn_evenly(fraction, size):
+def test_the_examples_of_the_ascent_are_drawn_uniformly(fraction, size):
     c, drawn = np.r_[np.ones(8), 0.0], np.zeros(9)
     for seed in range(400):
         perturbed, clean, ascent_size = divide(c, fraction, np.random.default_rng(seed))
@@ -100,7 +100,7 @@ def test_the_ascents_share_is_drawn_evenly(fraction, size):
 @pytest.mark.parametrize(
     "options", [{"sharpness": "sam"}, {"sharpness": "imbsam"}, {"sharpness": "focal_sam"}], ids=str
 )
-def test_the_ascent_of_a_share_and_the_descent_of_all(make_trainer, options):
+def test_ascent_on_a_fraction_and_descent_on_all_examples(make_trainer, options):
     trainer = ready(make_trainer, rho=0.3, ascent_fraction=0.25, **options)
     before, batch, seen = copy.deepcopy(trainer.model), batch_of(trainer), seen_by(trainer)
     loss = trainer.training_step(trainer.model, dict(batch), torch.tensor(16))
@@ -126,14 +126,14 @@ def test_the_ascent_of_a_share_and_the_descent_of_all(make_trainer, options):
     torch.testing.assert_close(loss, (ascent * at_w).sum() + ((1 - c) * at_w).mean())
 
 
-def test_every_step_and_process_draws_anew_and_the_same_again(make_trainer):
+def test_every_micro_batch_draws_new_examples_reproducibly(make_trainer):
     def shares(**options):
         trainer = ready(make_trainer, rho=0.3, ascent_fraction=0.25, **options)
         batch, seen, drawn = batch_of(trainer), seen_by(trainer), []
         for step in range(4):
             trainer.state.global_step = step // 2
             if step % 2 == 0:
-                trainer._position = 0
+                trainer.engine.position = 0
             seen.clear()
             trainer.training_step(trainer.model, dict(batch), torch.tensor(16))
             drawn.append(rows_of(seen[0], batch).tolist())
@@ -148,7 +148,7 @@ def test_every_step_and_process_draws_anew_and_the_same_again(make_trainer):
 # ---- focal_sampling="stochastic" ---------------------------------------------------------------------------------
 
 
-def test_each_example_takes_part_in_one_descent(make_trainer):
+def test_each_example_is_in_one_descent_pass(make_trainer):
     trainer = ready(make_trainer, ascent_fraction=0.5, **STOCHASTIC)
     before, batch, seen = copy.deepcopy(trainer.model), batch_of(trainer), seen_by(trainer)
     trainer.training_step(trainer.model, dict(batch), torch.tensor(16))
@@ -168,7 +168,7 @@ def test_each_example_takes_part_in_one_descent(make_trainer):
     )
 
 
-def test_over_the_draws_the_gradient_is_focal_sams(make_trainer):
+def test_the_expected_gradient_is_that_of_focal_sam(make_trainer):
     trainer = ready(make_trainer, **STOCHASTIC)
     batch = batch_of(trainer)
     c = class_coefficients("focal_sam", CLASS_COUNTS)[batch["labels"]].numpy()
@@ -181,8 +181,8 @@ def test_over_the_draws_the_gradient_is_focal_sams(make_trainer):
     draws = 4000
     total, squares = np.zeros_like(exact), np.zeros_like(exact)
     for position in range(draws):
-        trainer._position = position
-        perturbed, clean, _ = trainer._divide({"labels": batch["labels"]}, batch["host_labels"]).division
+        trainer.engine.position = position
+        perturbed, clean, _ = trainer.engine.divide({"labels": batch["labels"]}, batch["host_labels"]).division
         taken = np.zeros(16)
         taken[perturbed] = 1
         assert (taken[clean] == 0).all()
@@ -194,10 +194,10 @@ def test_over_the_draws_the_gradient_is_focal_sams(make_trainer):
     expected_error = np.sqrt(squares.sum() / draws / draws)
     assert error < 2 * expected_error, "the mean over the draws is the exact gradient"
     without = np.linalg.norm(at_w.sum(0) - exact)
-    assert error < without / 5, "and far from that without sharpness"
+    assert error < without / 5, "and far from the gradient without sharpness"
 
 
-def test_coefficients_above_one_are_no_probabilities(make_trainer):
+def test_coefficients_above_one_are_refused_as_probabilities(make_trainer):
     with pytest.raises(ValueError, match="Choose focal_lambda <= 1"):
         make_trainer(**STOCHASTIC, focal_lambda=1.5)
 
@@ -205,12 +205,12 @@ def test_coefficients_above_one_are_no_probabilities(make_trainer):
 def test_labels_of_a_stream_are_read_from_the_batch(make_trainer):
     trainer = ready(make_trainer, **STOCHASTIC)
     batch = batch_of(trainer)
-    division = trainer._divide(batch, batch["host_labels"]).division
-    same = trainer._divide(batch, None).division
+    division = trainer.engine.divide(batch, batch["host_labels"]).division
+    same = trainer.engine.divide(batch, None).division
     assert np.array_equal(division.perturbed, same.perturbed)
 
 
-# ---- what does not go one by one ---------------------------------------------------------------------------------
+# ---- examples that depend on one another -------------------------------------------------------------------------
 
 
 def make_resnet():
@@ -221,13 +221,13 @@ def make_resnet():
 
 @pytest.mark.parametrize("options", [STOCHASTIC, {"ascent_fraction": 0.5}], ids=str)
 @pytest.mark.parametrize("why", ["BatchNorm", "large_margin"])
-def test_a_part_of_examples_that_see_one_another_is_refused(make_trainer, options, why):
+def test_a_fraction_of_examples_that_depend_on_one_another_is_refused(make_trainer, options, why):
     more = {"loss": "large_margin"} if why == "large_margin" else {}
     with pytest.raises(ValueError, match=f"(?s){why}.*depends on the others"):
         make_trainer(make_resnet() if why == "BatchNorm" else None, **options, **more)
 
 
-def test_imbsam_of_a_model_with_batch_norm_takes_the_whole_batch(make_trainer):
+def test_imbsam_with_batch_norm_takes_the_whole_batch(make_trainer):
     trainer = make_trainer(
         make_resnet(), make_images(dtype=np.float64), sharpness="imbsam", rho=0.3, max_grad_norm=0.0, max_steps=1
     )
@@ -252,7 +252,7 @@ def test_imbsam_of_a_model_with_batch_norm_takes_the_whole_batch(make_trainer):
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
-def test_the_gradient_against_the_momentum_for_one_pass(make_trainer, optim, adaptive):
+def test_momentum_ascent_equals_the_formula_in_one_pass(make_trainer, optim, adaptive):
     more = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
     more |= {"adaptive": True, "rho": 1.0} if adaptive else {"rho": 0.3}
     trainer = ready(make_trainer, ascent="momentum", optim=optim, **more)
@@ -266,9 +266,7 @@ def test_the_gradient_against_the_momentum_for_one_pass(make_trainer, optim, ada
         epsilon = None
         if step:
             m = torch.cat([s["exp_avg" if optim == "adamw_torch" else "momentum_buffer"].flatten() for s in state])
-            t = torch.cat(
-                [(p.abs() + 0.01 if p.ndim > 1 else torch.ones_like(p)).flatten() for p in before.parameters()]
-            )
+            t = torch.cat([(p.abs() + 0.01).flatten() for p in before.parameters()])
             t = t.detach() if adaptive else torch.ones_like(m)
             epsilon = -more["rho"] * t**2 * m / (t * m).norm()
         ones = torch.full((16,), 1 / 16, dtype=torch.float64)
@@ -280,7 +278,7 @@ def test_the_gradient_against_the_momentum_for_one_pass(make_trainer, optim, ada
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"optim": "sgd"}, "SGD keeps none"),
         ({"optim": "adafactor"}, "Adafactor keeps none"),
@@ -289,16 +287,16 @@ def test_the_gradient_against_the_momentum_for_one_pass(make_trainer, optim, ada
     ],
     ids=str,
 )
-def test_an_optimizer_without_a_first_moment_is_refused_before_training(make_trainer, options, told):
+def test_an_optimizer_without_a_first_moment_is_refused_before_training(make_trainer, options, message):
     trainer = make_trainer(ascent="momentum", **options)
     steps = []
     trainer.training_step = lambda *args: steps.append(1)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         trainer.train()
     assert not steps
 
 
-def test_an_error_in_the_pass_leaves_the_weights(make_trainer):
+def test_an_error_in_the_pass_restores_the_weights(make_trainer):
     trainer = ready(make_trainer, ascent="momentum", rho=0.3)
     batch = batch_of(trainer)
     trainer.training_step(trainer.model, dict(batch), torch.tensor(16))
@@ -317,9 +315,9 @@ def test_an_error_in_the_pass_leaves_the_weights(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"sharpness": "focal_sam", "ascent": "momentum"}, "for sharpness='sam' alone"),
+        ({"sharpness": "focal_sam", "ascent": "momentum"}, "works with sharpness='sam' only"),
         ({"sharpness": "none", "ascent": "momentum"}, "has no effect"),
         ({"ascent": "momentum", "ascent_fraction": 0.5}, "has no effect with ascent='momentum'"),
         ({"ascent": "momentum", "sharpness_every": 2}, "has no effect with ascent='momentum'"),
@@ -335,6 +333,6 @@ def test_an_error_in_the_pass_leaves_the_weights(make_trainer):
     ],
     ids=str,
 )
-def test_options_that_cannot_work_are_errors_before_training(make_trainer, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_options_are_errors_before_training(make_trainer, options, message):
+    with pytest.raises(ValueError, match=message):
         make_trainer(**options)

@@ -1,7 +1,9 @@
-"""CC-SAM against a loop over classes in NumPy, and its corners."""
+"""CC-SAM against a naive loop over classes, its edge cases, its classifier head, and the trainer."""
 
 import copy
+import random
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,14 +11,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hf_sharp.head import ClassifierHead
-from hf_sharp.losses import build_loss
+from hf_sharp.losses import LOSSES, build_loss
+from hf_sharp.losses.registry import loss_options
+from hf_sharp.model.head import ClassifierHead
 from hf_sharp.sharpness import class_conditional_losses
+from hf_sharp.sharpness.coefficients import method_options
+from tests import draws, naive
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.distributed.test_processes import train
 from tests.processes import run_processes
-from tests.test_modes import TOKENS, lora
-from tests.test_trainer import Watch
+from tests.trainer.test_modes import TOKENS, lora
+from tests.trainer.test_sharp_trainer import Watch
 
 COUNTS = torch.tensor([400, 60, 9, 1])
 K, D = 4, 5
@@ -24,34 +29,6 @@ K, D = 4, 5
 
 def ce(logits, labels):
     return cross_entropy(logits, labels, reduction="none", ignore_index=-100)
-
-
-def naive(weight, bias, features, labels, counts, r, phi):
-    """The formula as it stands: for every class its gradient, its δ, and the losses of its examples there."""
-    n = len(labels)
-
-    def probabilities(w, b):
-        z = features @ w.T + b
-        e = np.exp(z - z.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
-
-    at_head = -np.log(probabilities(weight, bias)[np.arange(n), labels])
-    losses, deltas = np.zeros(n), {}
-    theta = np.sqrt((weight**2).sum() + (bias**2).sum())
-    k = weight.size + bias.size
-    for c in set(labels.tolist()):
-        rows = np.flatnonzero(labels == c)
-        residual = probabilities(weight, bias)[rows] - np.eye(len(weight))[c]
-        gradients = [residual.T @ features[rows] / len(rows), residual.mean(0)]
-        delta = []
-        for g in gradients:
-            norm = np.sqrt((g**2).sum())
-            size = r * np.sqrt(theta) * k**0.25 / (np.sqrt(2) * max(counts[c] - 1, 1) ** 0.25 * np.sqrt(norm))
-            delta.append(size * g / norm)
-        deltas[c] = delta
-        p = probabilities(weight + delta[0], bias + delta[1])[rows]
-        losses[rows] = (1 - phi) * at_head[rows] - phi * np.log(p[np.arange(len(rows)), labels[rows]])
-    return losses, deltas
 
 
 def setting(n=12, seed=0, dtype=torch.float64):
@@ -62,11 +39,18 @@ def setting(n=12, seed=0, dtype=torch.float64):
     return (weight, bias, features, labels), [*tensors, torch.tensor(labels)]
 
 
+def naive_ce(z, y):
+    return naive.naive_loss_cross_entropy([z], [y], None)[0]
+
+
 @pytest.mark.parametrize(("r", "phi"), [(1e-6, 0.5), (0.05, 0.5), (1.0, 0.3), (1.0, 1.0)])
 @pytest.mark.parametrize("seed", range(4))
-def test_losses_of_a_loop_over_classes(r, phi, seed):
+def test_losses_equal_a_loop_over_classes(r, phi, seed):
     arrays, (weight, bias, features, labels) = setting(seed=seed)
-    expected, _ = naive(*arrays, COUNTS.numpy(), r, phi)
+    w, b, f, y = (array.tolist() for array in arrays)
+    perturbations = naive.naive_head_perturbations(naive_ce, y, COUNTS.tolist(), f, w, b, r)
+    expected = naive.naive_class_conditional_losses(naive_ce, y, f, w, b, perturbations, phi)
+    expected = np.array(expected, dtype=float)
     logits = features @ weight.T + bias
     losses, sharpness = class_conditional_losses(
         ce, logits, labels, features, [weight, bias], COUNTS, cc_radius=r, cc_phi=phi
@@ -76,19 +60,48 @@ def test_losses_of_a_loop_over_classes(r, phi, seed):
     assert sharpness.item() == pytest.approx(gap, rel=1e-6, abs=1e-13)
 
 
-def test_autocast_takes_nothing_of_the_precision():
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if not loss.needs_features])
+@pytest.mark.parametrize("seed", range(6))
+def test_any_loss_equals_the_naive_reference_on_random_draws(name, seed):
+    rng = random.Random(seed)
+    options, of_loss = (
+        draws.draw_options(*named, rng) for named in (("cc_sam", method_options("cc_sam")), (name, loss_options(name)))
+    )
+    counts = draws.draw_counts(rng)
+    labels, inputs = draws.draw_batch(rng, len(counts))
+    del inputs["logits"]
+    loss, reference = build_loss(name, counts, **of_loss), naive.reference("loss", name, loss_options(name))
+
+    def losses(labels, features, weight, bias):
+        return class_conditional_losses(
+            loss, features @ weight.T + bias, labels, features, [weight, bias], torch.tensor(counts), **options
+        )[0]
+
+    def naive_loss(z, y):
+        return reference([z], [y], counts, **of_loss)[0]
+
+    kept = draws.counted(labels, labels)
+    exact = naive.exact(inputs) | {"features": draws.counted(labels, naive.exact(inputs["features"]))}
+    radius, phi = options.get("cc_radius", 1e-6), options.get("cc_phi", 0.5)
+    perturbations = naive.naive_head_perturbations(naive_loss, kept, counts, **exact, cc_radius=radius)  # a constant
+    naive_losses = partial(naive.naive_class_conditional_losses, naive_loss, perturbations=perturbations, cc_phi=phi)
+    draws.assert_equal(losses, naive_losses, labels, inputs, rng)
+
+
+def test_autocast_does_not_reduce_the_precision():
     _, (weight, bias, features, labels) = setting(dtype=torch.float32)
     logits = features @ weight.T + bias
-    given = (ce, logits, labels, features, [weight, bias], COUNTS)
-    expected, _ = class_conditional_losses(*given, cc_radius=1.0)
+    inputs = (ce, logits, labels, features, [weight, bias], COUNTS)
+    expected, _ = class_conditional_losses(*inputs, cc_radius=1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = class_conditional_losses(*given, cc_radius=1.0)
+        losses, _ = class_conditional_losses(*inputs, cc_radius=1.0)
     assert torch.equal(losses, expected)
 
 
 def test_gradients_take_delta_as_a_constant():
     """∇ of (1 − φ) ℓ(θ, f) + φ ℓ(θ + δ, f), with respect to weight, bias and features."""
     arrays, (weight, bias, features, labels) = setting()
+    w, b, f, y = (array.tolist() for array in arrays)
     for tensor in (weight, bias, features):
         tensor.requires_grad_()
     r, phi = 0.5, 0.4
@@ -96,10 +109,10 @@ def test_gradients_take_delta_as_a_constant():
         ce, features @ weight.T + bias, labels, features, [weight, bias], COUNTS, cc_radius=r, cc_phi=phi
     )
     gradients = torch.autograd.grad(losses.mean(), (weight, bias, features))
-    _, deltas = naive(*arrays, COUNTS.numpy(), r, phi)
+    deltas = naive.naive_head_perturbations(naive_ce, y, COUNTS.tolist(), f, w, b, r)
     total = 0
     for j, label in enumerate(labels.tolist()):
-        d_weight, d_bias = (torch.tensor(delta) for delta in deltas[label])
+        d_weight, d_bias = (torch.from_numpy(np.array(delta, dtype=float)) for delta in deltas[label])
         at_head = ce((features[j] @ weight.T + bias)[None], labels[j : j + 1])
         moved = ce((features[j] @ (weight + d_weight).T + bias + d_bias)[None], labels[j : j + 1])
         total = total + ((1 - phi) * at_head + phi * moved).sum() / len(labels)
@@ -107,9 +120,11 @@ def test_gradients_take_delta_as_a_constant():
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_an_absent_class_one_example_of_a_class_and_ignored_labels():
+def test_absent_classes_single_examples_and_ignored_labels():
     _, (weight, bias, features, _) = setting(n=5)
-    labels = torch.tensor([0, 0, 3, -100, 0])  # classes 1 and 2 absent; class 3 once, and it has one example at all
+    labels = torch.tensor(
+        [0, 0, 3, -100, 0]
+    )  # classes 1 and 2 are absent; class 3 has one example, here and in training
     logits = features @ weight.T + bias
     losses, _ = class_conditional_losses(ce, logits, labels, features, [weight, bias], COUNTS, cc_radius=0.1)
     assert torch.isfinite(losses).all()
@@ -133,7 +148,7 @@ def test_a_zero_gradient_moves_nothing(dtype):
     assert torch.isfinite(certain.grad).all()
 
 
-def test_without_a_radius_or_a_share_it_is_the_loss():
+def test_with_radius_0_or_phi_0_it_is_the_plain_loss():
     _, (weight, bias, features, labels) = setting()
     logits = features @ weight.T + bias
     for options in ({"cc_radius": 0.0}, {"cc_phi": 0.0, "cc_radius": 1.0}):
@@ -184,20 +199,20 @@ def test_the_head_is_the_last_layer_that_ran_and_its_output_the_logits():
         head.features_of(model(x))
 
 
-def test_logits_that_no_layer_gave():
+def test_logits_that_are_no_output_of_a_linear_layer():
     model = Two()
     head = ClassifierHead(model, 4)
     with pytest.raises(ValueError, match=r"not the output of a linear layer .* looked at 'first', 'head'.*head="):
         head.features_of(model(torch.ones(2, 3), scale=2.0))
 
 
-@pytest.mark.parametrize(("name", "said"), [(None, "no linear layer of the model with 7"), ("nope", "head='nope'")])
-def test_no_such_head(name, said):
-    with pytest.raises(ValueError, match=said + r".*first \(4\), head \(4\)"):
+@pytest.mark.parametrize(("name", "message"), [(None, "no linear layer of the model with 7"), ("nope", "head='nope'")])
+def test_an_unknown_head(name, message):
+    with pytest.raises(ValueError, match=message + r".*first \(4\), head \(4\)"):
         ClassifierHead(Two(), 7 if name is None else 4, name)
 
 
-def test_with_another_loss_its_own_gradient_is_climbed():
+def test_with_another_loss_the_ascent_follows_its_gradient():
     loss = build_loss("logit_adjusted", COUNTS)
     _, (weight, bias, features, labels) = setting()
     logits = features @ weight.T + bias
@@ -210,7 +225,7 @@ def test_with_another_loss_its_own_gradient_is_climbed():
 CC_SAM = {"sharpness": "cc_sam", "cc_radius": 1e-2}
 
 
-def test_the_trainers_gradient_is_that_of_the_formula(make_trainer):
+def test_the_gradient_in_the_trainer_equals_the_formula(make_trainer):
     trainer = make_trainer(
         make_vit(dtype=torch.float64), make_images(dtype=np.float64), max_steps=1, max_grad_norm=0.0, **CC_SAM
     )
@@ -264,7 +279,7 @@ def test_two_processes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rho": 0.1}, "rho=0.1 has no effect with sharpness='cc_sam'"),
         ({"ascent_scope": "window"}, "ascent_scope='window' has no effect"),
@@ -274,8 +289,8 @@ def test_two_processes(tmp_path):
         ({"torch_compile_backend": "aot_eager"}, "which torch.compile does not allow"),
     ],
 )
-def test_bad_options(make_trainer, options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_bad_options(make_trainer, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make_trainer(**(CC_SAM | options))
 
 
@@ -287,8 +302,8 @@ def test_its_options_are_refused_with_other_methods(make_trainer, name):
 
 @pytest.mark.parametrize("gap", [5.0, 25.0, 30.0, 35.0, 40.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_class_that_the_model_is_sure_of_is_not_thrown_about(gap, dtype):
-    # δ is as ‖g‖^(−1/2): of what rounding leaves of a gradient it would be longer than the head.
+def test_a_class_with_certain_predictions_is_hardly_perturbed(gap, dtype):
+    # ‖δ‖ grows as ‖g‖^(−1/2): for a gradient that is only rounding error, δ would be longer than the head.
     features = torch.tensor([[gap, 0.0], [0.0, gap]], dtype=dtype)
     head = [torch.eye(2, dtype=dtype), torch.zeros(2, dtype=dtype)]
     labels, counts = torch.tensor([0, 1]), torch.tensor([90, 10])

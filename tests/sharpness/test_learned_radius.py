@@ -1,4 +1,4 @@
-"""LETS: the derivative on a quartic, the limits of its approximations, and the trainer's bookkeeping."""
+"""LETS: the derivative on a quartic, the limits of its approximations, and its state in the trainer."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, hessian_dire
 from tests.conftest import assert_same_bits, make_images, make_vit, method_id, weights_of
 from tests.distributed.test_processes import train
 from tests.processes import run_processes
-from tests.test_modes import SHARP
+from tests.trainer.test_modes import SHARP
 
 RNG = np.random.default_rng(0)
 A = torch.tensor(RNG.normal(size=(4, 4)))
@@ -39,11 +39,11 @@ def after_a_step(rho):
     return START - LR * gradient(START + rho * unit)
 
 
-def objective(kind, rho, found_at=None):
-    if kind == "alignment":  # of the step with the validation gradient that is found after it, at `found_at`
+def objective(kind, rho, measured_at=None):
+    if kind == "alignment":  # of the step with the validation gradient after a step with radius `measured_at`
         g = gradient(START)
         step = gradient(START + rho * g / g.norm())
-        return -torch.cosine_similarity(gradient(after_a_step(found_at), "validation"), step, dim=0)
+        return -torch.cosine_similarity(gradient(after_a_step(measured_at), "validation"), step, dim=0)
     w = after_a_step(rho)
     validation, training = quartic(w, "validation"), quartic(w)
     return validation if kind == "validation" else (validation - training) ** 2 / 2
@@ -68,7 +68,7 @@ def derivative(kind, hessian, rho):
 
 @pytest.mark.parametrize("kind", RHO_OBJECTIVES)
 @pytest.mark.parametrize("rho", [0.01, 0.2, 0.7])
-def test_the_derivative_is_that_of_central_differences(kind, rho):
+def test_the_derivative_equals_central_differences(kind, rho):
     h = 1e-4
     behind, ahead, before, further = (objective(kind, rho + n * h, rho) for n in (-1, 1, -2, 2))
     numerical = ((8 * (ahead - behind) - (further - before)) / (12 * h)).item()
@@ -107,9 +107,7 @@ def test_loss_scaling_cancels(hessian):
 @pytest.mark.parametrize("objective", ["gap", "alignment"])
 @pytest.mark.parametrize("adaptive_eta", [None, 0.01])
 @pytest.mark.parametrize("hessian", RHO_HESSIANS)
-def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(
-    hessian, adaptive_eta, objective, every_step
-):
+def test_the_update_from_the_passes_of_a_step_equals_the_formula(hessian, adaptive_eta, objective, every_step):
     model = torch.nn.ParameterList([START.clone(), START.clone()[:, None]])
     radius = LearnedRadius(0.2, 0.1, hessian=hessian, objective=objective, adaptive_eta=adaptive_eta)
 
@@ -132,7 +130,7 @@ def test_what_the_radius_sees_of_the_engines_passes_gives_the_formulas_update(
     radius.validate(half.detach(), list(torch.autograd.grad(half, list(model))))
     for p in model:
         p.grad = None
-    if every_step:  # this one's ascent has the radius that it began with, and not what the update makes of it
+    if every_step:  # the ascent of this step uses the radius it started with, not the updated one
         radius.watch(1, LR)
         step()
         assert len(radius.direction) == 2
@@ -206,7 +204,7 @@ LEARNED = {"rho_schedule": "learned", "rho_update_every": 2}
 
 
 @pytest.mark.parametrize("options", SHARP, ids=method_id)
-def test_with_learning_rate_0_it_is_the_method_on_what_is_left_bit_for_bit(make_trainer, options):
+def test_with_learning_rate_0_training_is_the_plain_method_on_the_remaining_examples_bit_for_bit(make_trainer, options):
     more = {"max_steps": 8, "logging_steps": 1, "gradient_accumulation_steps": 2, **options}
     frozen = make_trainer(make_vit(dropout=0.2), rho_learning_rate=0.0, **LEARNED, **more)
     frozen.train()
@@ -223,7 +221,7 @@ def test_rho_moves_and_is_logged(make_trainer, options, more):
     trainer.train()
     logged = [log["rho"] for log in trainer.state.log_history if "rho" in log]
     assert logged[0] == pytest.approx(options["rho"])
-    assert 4 <= len(set(logged)) <= 6, "an update every second step, the first known in the second one"
+    assert 4 <= len(set(logged)) <= 6, "an update every second step, the first in the second step"
     assert all(abs(np.log(b / a)) < 0.5 for a, b in itertools.pairwise(logged))
 
 
@@ -236,8 +234,8 @@ def test_a_step_without_ascent_between_the_halves_drops_the_update(make_trainer)
         batch = trainer.data_collator(rows[rare][:2])
         batch["host_labels"] = batch["labels"].numpy()
         trainer.training_step(trainer.model, batch, torch.tensor(2))
-    assert trainer._radius.draws == 0
-    assert trainer._radius.watched == 2
+    assert trainer.engine.learned_radius.draws == 0
+    assert trainer.engine.learned_radius.watched == 2
 
 
 def test_validation_examples_are_never_trained_on_and_class_counts_are_those_of_the_rest(make_trainer):
@@ -266,7 +264,7 @@ def test_validation_examples_are_never_trained_on_and_class_counts_are_those_of_
 
 
 @pytest.mark.parametrize("stop", [4, 5])
-def test_resume_is_bit_identical_also_between_the_two_halves_of_an_update(make_trainer, tmp_path, stop):
+def test_resume_is_bit_identical_even_between_the_two_halves_of_an_update(make_trainer, tmp_path, stop):
     def made(folder):
         options = {"rho": 0.3, "rho_learning_rate": 0.1, "max_steps": 9, "logging_steps": 1, "save_strategy": "steps"}
         out = {"output_dir": str(tmp_path / folder), "save_steps": stop}
@@ -283,17 +281,23 @@ def test_resume_is_bit_identical_also_between_the_two_halves_of_an_update(make_t
         made("again").train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
 
 
+def rho_of_both(ranks):
+    """The logged radii of two processes, which must agree, and so must the weights."""
+    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
+    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
+    assert logged[0] == logged[1]
+    return logged[0]
+
+
 @pytest.mark.parametrize("sync", ["local", "global"])
 def test_two_processes_have_one_rho(tmp_path, sync):
     options = {"sharpness": "sam", "rho": 0.3, "ascent_sync": sync, "rho_learning_rate": 0.1, "max_steps": 8, **LEARNED}
     ranks = run_processes(train, tmp_path / "two", options, folder=tmp_path)
-    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
-    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
-    assert logged[0] == logged[1]
-    assert len(set(logged[0])) > 2
+    logged = rho_of_both(ranks)
+    assert len(set(logged)) > 2
 
 
-def test_given_validation_examples(make_trainer):
+def test_a_separate_validation_set(make_trainer):
     trainer = make_trainer(trainer={"rho_dataset": make_images(seed=1)}, max_steps=4, logging_steps=1, **LEARNED)
     assert len(trainer.train_dataset) == 74
     trainer.train()
@@ -301,7 +305,7 @@ def test_given_validation_examples(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"rho_schedule": "learned", "sharpness": "none"},
@@ -311,7 +315,7 @@ def test_given_validation_examples(make_trainer):
         (LEARNED | {"rho_validation_fraction": 0.0}, "rho_validation_fraction must be in (0, 0.5], got 0.0"),
         (LEARNED | {"rho_validation_fraction": 0.6}, "rho_validation_fraction must be in (0, 0.5], got 0.6"),
         (LEARNED | {"rho_validation_fraction": 0.001}, "leaves no validation example"),
-        (LEARNED | {"rho": 0.0}, "a learned radius begins at rho, which must be > 0"),
+        (LEARNED | {"rho": 0.0}, "a learned radius starts at rho, which must be > 0"),
         (LEARNED | {"rho_update_every": 0}, "rho_update_every must be at least 1"),
         (LEARNED | {"rho_hessian": "diagonal"}, "unknown rho_hessian 'diagonal'"),
         ({"trainer": {"rho_dataset": make_images()}}, "rho_dataset has no effect without rho_schedule='learned'"),
@@ -319,8 +323,8 @@ def test_given_validation_examples(make_trainer):
         (LEARNED | {"train_dataset": list(make_images())}, "pass the validation part as rho_dataset="),
     ],
 )
-def test_bad_input_is_an_error_before_training(make_trainer, options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_invalid_input_is_an_error_before_training(make_trainer, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make_trainer(**options)
 
 
@@ -335,7 +339,7 @@ def test_class_names_as_labels(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rho_hessian": "exact"}, "sdpa attention cannot. Load the model with attn_implementation='eager'"),
         (
@@ -345,8 +349,8 @@ def test_class_names_as_labels(make_trainer):
         ({"trainer": {"rho_dataset": make_images().to_iterable_dataset()}}, "rho_dataset is a stream"),
     ],
 )
-def test_what_cannot_work_is_an_error_before_training(make_trainer, options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_unsupported_setups_are_errors_before_training(make_trainer, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make_trainer(**LEARNED, **options)
 
 
@@ -354,31 +358,95 @@ def test_two_processes_with_rare_examples_on_one_of_them(tmp_path):
     options = {"sharpness": "imbsam", "rare_threshold": 10, "rho": 0.3, "rho_learning_rate": 0.1, "max_steps": 12}
     options |= LEARNED | {"rho_update_every": 1}
     ranks = run_processes(train, tmp_path / "two", options, folder=tmp_path)
-    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
-    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
-    assert logged[0] == logged[1]
-    assert len(set(logged[0])) > 5
+    logged = rho_of_both(ranks)
+    assert len(set(logged)) > 5
 
 
 @pytest.mark.parametrize("stop", [4, 5])
-def test_going_on_with_another_number_of_processes_has_one_rho(tmp_path, stop):
+def test_resuming_with_another_number_of_processes_keeps_one_rho(tmp_path, stop):
     options = {"rho": 0.3, "rho_learning_rate": 0.1, "save_strategy": "steps", "save_steps": stop, **LEARNED}
     one = train(tmp_path / "out", options | {"max_steps": stop})
     checkpoint = str(tmp_path / "out" / f"checkpoint-{stop}")
     more = options | {"max_steps": stop + 4, "save_strategy": "no"}
     ranks = run_processes(train, tmp_path / "two", more, False, None, checkpoint, folder=tmp_path)
-    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
-    logged = [[log["rho"] for log in rank["logs"] if "rho" in log] for rank in ranks]
-    assert logged[0] == logged[1]
+    logged = rho_of_both(ranks)
     before = [log["rho"] for log in one["logs"] if "rho" in log]
-    assert logged[0][stop - 1] == before[-1]
-    assert logged[0][-1] != before[-1]
+    assert logged[stop - 1] == before[-1]
+    assert logged[-1] != before[-1]
 
 
-def test_with_one_epsilon_the_update_is_that_of_one_process_with_the_double_batch(tmp_path):
+def test_with_one_epsilon_the_update_equals_one_process_with_a_double_batch(tmp_path):
     options = {"rho": 0.05, "rho_objective": "validation", "rho_learning_rate": 0.1, "max_steps": 6, **LEARNED}
     one = train(tmp_path / "one", options | {"per_device_train_batch_size": 8})
     ranks = run_processes(train, tmp_path / "two", options | {"ascent_sync": "global"}, folder=tmp_path)
     for log, expected in zip(ranks[0]["logs"], one["logs"], strict=True):
         assert log == pytest.approx(expected, rel=1e-5)
     assert one["logs"][-2]["rho_derivative"] != 0
+
+
+# ---- the published update ----------------------------------------------------------------------------------------
+
+MATRICES = {side: torch.tensor(RNG.normal(size=(4, 4))) for side in ("train", "validation")}
+CENTRES = {"train": torch.zeros(4, dtype=torch.float64), "validation": torch.tensor(RNG.normal(size=4))}
+
+
+def quadratic(w, side):
+    h = MATRICES[side].T @ MATRICES[side]
+    return (w - CENTRES[side]) @ h @ (w - CENTRES[side]) / 2
+
+
+def step_from(start, rho, eta):
+    g = torch.func.grad(quadratic)(start, "train")
+    unit = g / g.norm()
+    return start - eta * torch.func.grad(quadratic)(start + rho * unit, "train"), unit
+
+
+def test_lets_as_published_finds_the_radius_where_the_gap_closes():
+    """On a quadratic, the losses after a step of radius ρ are known: LETS goes where they are equal."""
+    eta, fixed = 0.05, 0.7
+    start = torch.tensor(RNG.normal(size=4))
+    theta, _ = step_from(start, fixed, eta)
+    shift = quadratic(theta, "validation") - quadratic(theta, "train")  # makes the gap 0 at ρ = 0.7
+
+    def gap_derivative(rho):
+        theta, unit = step_from(start, rho, eta)
+        losses = quadratic(theta, "validation") - shift, quadratic(theta, "train")
+        gradients = [torch.func.grad(quadratic)(theta, side) for side in ("validation", "train")]
+        direction = MATRICES["train"].T @ MATRICES["train"] @ unit
+        return radius_derivative("gap", eta, losses, ([gradients[0]], [gradients[1]]), [direction])
+
+    ends = {}
+    for update in ("adam", "sign"):
+        radius = LearnedRadius(0.2, learning_rate=0.02, objective="gap", update=update)
+        for _ in range(1500):
+            radius.update(gap_derivative(radius.rho))
+        ends[update] = abs(radius.rho.item() - fixed)
+    assert ends["adam"] < 1e-3
+    assert ends["adam"] < ends["sign"] / 3, "a sign is as large at the fixed point as far from it"
+
+
+def test_adam_sees_the_derivative_of_log_rho():
+    one, other = (LearnedRadius(0.2, learning_rate=0.1, update="adam") for _ in range(2))
+    for derivative in (1.0, 3.0, 2.0):
+        one.update(torch.tensor(derivative))
+        log_rho = other.log_scale.exp() * other.initial
+        other.log_scale.grad = log_rho * derivative
+        other.adam.step()
+    assert one.rho.item() == other.rho.item()
+    signed = LearnedRadius(0.2, learning_rate=0.1)
+    for derivative in (1.0, 3.0, 2.0):
+        signed.update(torch.tensor(derivative))
+    assert signed.rho.item() != one.rho.item()
+
+
+def test_the_paper_is_cited_for_the_published_algorithm_alone():
+    from hf_sharp.sharpness.methods import CHOICES, LETS
+
+    def cited(**options):
+        values = {"rho_schedule": "learned", "rho_objective": "alignment", "rho_update": "sign"} | options
+        return LETS in [paper for choice in CHOICES if choice.applies(values) for paper in choice.citations]
+
+    assert cited(rho_objective="gap", rho_update="adam")
+    assert not cited()
+    assert not cited(rho_objective="gap")
+    assert not cited(rho_schedule="constant", rho_objective="gap", rho_update="adam")

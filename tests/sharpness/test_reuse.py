@@ -1,4 +1,4 @@
-"""LookSAM: sharpness every k-th step, and what it added across the gradient reused in between."""
+"""LookSAM: sharpness every k-th step; in between, its component orthogonal to the gradient is reused."""
 
 import copy
 
@@ -9,11 +9,11 @@ import torch
 from hf_sharp.sharpness.reuse import ReusedSharpness
 from tests.conftest import CLASS_COUNTS, make_images, make_vit
 from tests.naive import naive_gradient
-from tests.test_trainer import Watch
+from tests.trainer.test_sharp_trainer import Watch
 
 
 def across(g, g_s):
-    """The authors' rule: the part of g_s across g, as a unit vector."""
+    """The authors' rule: the component of g_s orthogonal to g, as a unit vector."""
     v = g_s - (g @ g_s) / (g @ g) * g
     return v / v.norm()
 
@@ -21,7 +21,7 @@ def across(g, g_s):
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("every", [2, 3])
 @pytest.mark.parametrize("sharpness", ["sam", "focal_sam", "imbsam"])
-def test_the_gradients_of_six_steps(make_trainer, sharpness, every, accumulation):
+def test_the_gradients_of_six_steps_equal_the_naive_reference(make_trainer, sharpness, every, accumulation):
     trainer = make_trainer(
         make_vit(dtype=torch.float64),
         make_images(dtype=np.float64),
@@ -48,7 +48,7 @@ def test_the_gradients_of_six_steps(make_trainer, sharpness, every, accumulation
         g = naive_gradient(model, window, CLASS_COUNTS, "none", 0.0)
         if number % every == 0:
             expected = naive_gradient(model, window, CLASS_COUNTS, sharpness, 0.3)
-            if (expected - g).norm() > 1e-9:  # a batch without rare examples leaves what was kept
+            if (expected - g).norm() > 1e-9:  # a batch without rare examples keeps the stored direction
                 v = across(g, expected)
         else:
             expected = g if v is None else g + 0.6 * g.norm() * v
@@ -57,7 +57,7 @@ def test_the_gradients_of_six_steps(make_trainer, sharpness, every, accumulation
     assert v is not None
 
 
-def test_the_steps_between_are_one_pass(make_trainer):
+def test_the_steps_in_between_take_one_pass(make_trainer):
     trainer = make_trainer(sharpness_every=4, rho=0.3, max_steps=8)
     passes = []
     trainer.model.register_forward_hook(lambda *args: passes.append(trainer.state.global_step))
@@ -65,7 +65,7 @@ def test_the_steps_between_are_one_pass(make_trainer):
     assert passes == [0, 0, 1, 2, 3, 4, 4, 5, 6, 7]
 
 
-def test_a_step_that_overflowed_leaves_what_was_kept():
+def test_an_overflow_keeps_the_stored_direction():
     w, reused = torch.zeros(2, requires_grad=True), ReusedSharpness(alpha=0.5)
     for g, g_s in (([1.0, 0.0], [1.0, 2.0]), ([1.0, 0.0], [float("inf"), 1.0]), ([float("nan"), 0.0], [1.0, 1.0])):
         reused.begin([w])
@@ -76,10 +76,10 @@ def test_a_step_that_overflowed_leaves_what_was_kept():
         assert reused.direction[0].tolist() == [0.0, 1.0]
 
 
-def test_what_an_error_left_of_a_window_is_forgotten(make_trainer):
+def test_gradients_left_over_from_a_failed_window_are_discarded(make_trainer):
     trainer = make_trainer(make_vit(), sharpness_every=2, rho=0.3)
     parameters = list(trainer.model.parameters())
-    trainer._reused.begin(parameters)
-    assert trainer._reused._plain is not None
+    trainer.engine.reused.begin(parameters)
+    assert trainer.engine.reused._plain is not None
     trainer.get_batch_samples(iter([]), 1, torch.device("cpu"))
-    assert trainer._reused._plain is None
+    assert trainer.engine.reused._plain is None

@@ -1,4 +1,4 @@
-"""The engine alone, on functions whose gradients are known."""
+"""sharpness_aware_backward on functions with known gradients."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import nn
 from hf_sharp.sharpness import Examples, MicroBatch, sharpness_aware_backward
 
 
-def one_batch(model, losses, c, rho, *, everything_perturbed=False, **options):
-    clean = None if everything_perturbed else Examples(None, 1 - c)
+def one_batch(model, losses, c, rho, *, all_perturbed=False, **options):
+    clean = None if all_perturbed else Examples(None, 1 - c)
     batch = MicroBatch(lambda rows: losses(), Examples(None, c), clean)
     return sharpness_aware_backward(model, [batch], rho, **options)
 
@@ -52,9 +52,9 @@ def test_closed_form_on_a_quadratic(c):
     assert model.unused.grad is None
 
 
-def test_saying_that_everything_is_perturbed_changes_nothing_but_the_cost():
+def test_declaring_all_examples_perturbed_changes_only_the_cost():
     gradients = []
-    for everything in (False, True):
+    for all_perturbed in (False, True):
         model = Quadratic()
         one_batch(
             model,
@@ -62,14 +62,14 @@ def test_saying_that_everything_is_perturbed_changes_nothing_but_the_cost():
             torch.ones(3, dtype=torch.float64),
             0.4,
             reduce=torch.mean,
-            everything_perturbed=everything,
+            all_perturbed=all_perturbed,
         )
         gradients.append(model.w.grad)
     torch.testing.assert_close(*gradients, rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize(("everything", "forwards", "backwards"), [(True, 2, 2), (False, 2, 3)])
-def test_passes_are_counted(everything, forwards, backwards):
+@pytest.mark.parametrize(("all_perturbed", "forwards", "backwards"), [(True, 2, 2), (False, 2, 3)])
+def test_passes_are_counted(all_perturbed, forwards, backwards):
     model, count = Quadratic(), {"forward": 0, "backward": 0}
 
     def losses():
@@ -80,8 +80,8 @@ def test_passes_are_counted(everything, forwards, backwards):
         count["backward"] += 1
         loss.backward(retain_graph=retain_graph)
 
-    c = torch.full((3,), 1.0 if everything else 0.5, dtype=torch.float64)
-    one_batch(model, losses, c, 0.1, reduce=torch.mean, backward=backward, everything_perturbed=everything)
+    c = torch.full((3,), 1.0 if all_perturbed else 0.5, dtype=torch.float64)
+    one_batch(model, losses, c, 0.1, reduce=torch.mean, backward=backward, all_perturbed=all_perturbed)
     assert count == {"forward": forwards, "backward": backwards}
 
 
@@ -138,13 +138,13 @@ def test_a_tensor_without_gradient_in_the_second_pass_is_restored():
             return self.always**2 + (self.first_only**2 if self.passes == 1 else 0)
 
     model = Branching()
-    one_batch(model, model.losses, torch.ones(2), 0.5, reduce=torch.mean, everything_perturbed=True)
+    one_batch(model, model.losses, torch.ones(2), 0.5, reduce=torch.mean, all_perturbed=True)
     assert torch.equal(model.first_only, torch.ones(2))
     assert torch.equal(model.always, torch.ones(2))
     assert model.first_only.grad is None
 
 
-def test_nan_loss_leaves_the_weights_and_gives_a_nan_gradient():
+def test_a_nan_loss_keeps_the_weights_and_gives_a_nan_gradient():
     model = Quadratic()
     before = model.w.detach().clone()
     one_batch(model, lambda: model.losses() * float("nan"), torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean)
@@ -152,7 +152,7 @@ def test_nan_loss_leaves_the_weights_and_gives_a_nan_gradient():
     assert model.w.grad.isnan().all()
 
 
-def test_zero_gradient_is_no_nan():
+def test_a_zero_gradient_gives_no_nan():
     model = Quadratic()
     one_batch(model, lambda: model.losses() * 0.0, torch.ones(3, dtype=torch.float64), 0.5, reduce=torch.mean)
     assert torch.equal(model.w.grad, torch.zeros(2, dtype=torch.float64))
@@ -181,7 +181,7 @@ def test_both_passes_see_the_same_dropout_mask():
     x, masks = torch.randn(8, 4), []
     model[1].register_forward_hook(lambda module, args, output: masks.append(output == 0))
     state = torch.get_rng_state()
-    one_batch(model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.05, reduce=torch.mean, everything_perturbed=True)
+    one_batch(model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.05, reduce=torch.mean, all_perturbed=True)
     assert len(masks) == 2
     assert masks[0].any()
     assert torch.equal(masks[0], masks[1])
@@ -198,7 +198,7 @@ def test_running_statistics_see_the_first_pass_only():
 
     model, plain, x = make(), make(), torch.randn(8, 4)
     plain(x)
-    one_batch(model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.5, reduce=torch.mean, everything_perturbed=True)
+    one_batch(model, lambda: model(x)[:, 0] ** 2, torch.ones(8), 0.5, reduce=torch.mean, all_perturbed=True)
     assert torch.equal(model[1].running_mean, plain[1].running_mean)
     assert torch.equal(model[1].running_var, plain[1].running_var)
     assert model[1].num_batches_tracked == 1
@@ -213,7 +213,7 @@ def part(model, rows, c):
 
 @pytest.mark.parametrize("c", [[1.0, 1.0, 1.0], [0.2, 0.5, 0.9]])
 @pytest.mark.parametrize("rows", [[[0], [1], [2]], [[0], [1, 2]], [[0, 1], [2]]])
-def test_a_window_in_parts_is_the_window_in_one(c, rows):
+def test_a_window_in_parts_equals_the_whole_window(c, rows):
     c, whole, parts = torch.tensor(c, dtype=torch.float64), Quadratic(), Quadratic()
     weights = whole.w.detach().clone()
 
@@ -229,7 +229,7 @@ def test_a_window_in_parts_is_the_window_in_one(c, rows):
     apart = Quadratic()
     for r in rows:
         sharpness_aware_backward(apart, [part(apart, r, c)], 0.4, reduce=third, mean=third)
-    assert (apart.w.grad - whole.w.grad).abs().max() > 1e-3, "an ε of its own for every part is another method"
+    assert (apart.w.grad - whole.w.grad).abs().max() > 1e-3, "one ε per part is another method"
 
 
 def test_a_part_without_perturbed_examples_costs_one_pass_of_each_kind():
@@ -253,7 +253,7 @@ def test_a_part_without_perturbed_examples_costs_one_pass_of_each_kind():
     sharpness_aware_backward(
         model, batches, 0.4, reduce=lambda x: x.sum() / 3, mean=lambda x: x.sum() / 3, without_sync=WithoutSync
     )
-    assert forwards == [([0], True), ([1], True), ([2], True), ([1], False)], "the last pass alone is synchronised"
+    assert forwards == [([0], True), ([1], True), ([2], True), ([1], False)], "only the last pass is synchronised"
     whole = Quadratic()
     one_batch(whole, whole.losses, c, 0.4, reduce=torch.mean)
     torch.testing.assert_close(model.w.grad, whole.w.grad, rtol=1e-13, atol=0)
@@ -276,7 +276,7 @@ def test_one_epsilon_of_the_averaged_gradient():
     w = model.w.detach().clone()
 
     def average(gradients):
-        assert len(gradients) == 2, "also of the parameter that no loss reached here: it may be reached elsewhere"
+        assert len(gradients) == 2, "also that of a parameter without gradient here: another process may have one"
         gradients[0].add_(other).div_(2)
 
     batch = MicroBatch(lambda rows: model.losses(), Examples(None, c))

@@ -1,0 +1,156 @@
+"""How many training examples each class has, read from the label column without decoding an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_sharp.data.labels import read_labels
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFrequencies:
+    """The class counts n_c of a training set, its priors π_c = n_c / Σn, and the many / medium / few split.
+
+    Args:
+        counts: (K,) integers >= 0, the training examples of each class.
+        names: K class names, or None.
+        rare_threshold: classes with n_c < rare_threshold are "few" (20 in the long-tail literature).
+        common_threshold: classes with n_c > common_threshold are "many" (100 in the long-tail literature).
+
+    Raises:
+        ValueError: counts that are negative, fractional, not a vector or all zero; fewer than 2 classes with examples;
+            a number of names other than K; or thresholds that overlap.
+
+    Example:
+        >>> frequencies = ClassFrequencies.from_counts([300, 60, 6])
+        >>> frequencies.priors.round(3).tolist()
+        [0.82, 0.164, 0.016]
+        >>> {group: indices.tolist() for group, indices in frequencies.groups.items()}
+        {'many': [0], 'medium': [1], 'few': [2]}
+        >>> frequencies.imbalance_factor
+        50.0
+    """
+
+    counts: np.ndarray
+    names: tuple[str, ...] | None = None
+    rare_threshold: int = 20
+    common_threshold: int = 100
+
+    def __post_init__(self) -> None:
+        counts = np.asarray(self.counts)
+        if counts.ndim != 1 or counts.dtype.kind not in "iuf":
+            raise ValueError(f"class counts must be a vector of integers, one per class; got {self.counts!r}.")
+        if not np.all(np.isfinite(counts)) or np.any(counts < 0) or np.any(counts != np.floor(counts)):
+            bad = int(np.flatnonzero(~(np.isfinite(counts) & (counts >= 0) & (counts == np.floor(counts))))[0])
+            raise ValueError(f"class counts must be integers >= 0; class {bad} has {counts[bad]}.")
+        if len(counts) < 2 or np.count_nonzero(counts) < 2:
+            raise ValueError(
+                f"classification needs training examples in at least 2 classes; the counts are {counts.tolist()}."
+            )
+        if self.names is not None and len(self.names) != len(counts):
+            raise ValueError(f"got {len(self.names)} class names for {len(counts)} class counts.")
+        if not 0 <= self.rare_threshold <= self.common_threshold + 1:
+            raise ValueError(
+                "a class would be both few and many: expected 0 <= rare_threshold <= common_threshold + 1, got "
+                f"rare_threshold={self.rare_threshold} and common_threshold={self.common_threshold}."
+            )
+        object.__setattr__(self, "counts", counts.astype(np.int64))
+        self.counts.setflags(write=False)
+
+    @classmethod
+    def from_counts(cls, counts: Sequence[int] | np.ndarray, **options: Any) -> ClassFrequencies:
+        """Make frequencies from known counts.
+
+        Args:
+            counts: (K,) integers >= 0.
+            **options: `names`, `rare_threshold`, `common_threshold`.
+
+        Returns:
+            The frequencies.
+        """
+        return cls(np.asarray(counts), **options)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        label_column: str = "label",
+        num_classes: int | None = None,
+        *,
+        label2id: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> ClassFrequencies:
+        """Count the labels of a training set. Only the label column of a `datasets.Dataset` is read.
+
+        Args:
+            dataset: a `datasets.Dataset`; or any iterable of examples, which takes one pass over all of them.
+            label_column: the column with one label per example: integers, or names in `label2id`.
+            num_classes: K, so that absent classes count 0. Default: that of the ClassLabel or of `label2id`, else the
+                number of labels, if they are dense from 0.
+            label2id: class name to class index, for labels that are names.
+            **options: `names`, `rare_threshold`, `common_threshold`.
+
+        Returns:
+            The frequencies; the default of `names` are the ClassLabel's.
+
+        Raises:
+            ValueError: no such column; an empty dataset; labels that are missing, negative, fractional, several per
+                example, unknown names, or >= num_classes (the first row is named); or integers with gaps, such as
+                codes, without `num_classes`.
+
+        Example:
+            >>> import datasets
+            >>> data = datasets.Dataset.from_dict({"label": [0, 0, 2, 0]})
+            >>> ClassFrequencies.from_dataset(data, num_classes=4).counts.tolist()
+            [3, 0, 1, 0]
+        """
+        labels = read_labels(dataset, label_column, num_classes=num_classes, label2id=label2id)
+        if len(labels) == 0:
+            raise ValueError("the training set is empty: there are no labels to count.")
+        feature = getattr(dataset, "features", None) and dataset.features.get(label_column)
+        if isinstance(feature, datasets.ClassLabel):
+            num_classes = num_classes or feature.num_classes
+            if num_classes == feature.num_classes:
+                options.setdefault("names", tuple(feature.names))
+        if num_classes is None and label2id:
+            num_classes = max(label2id.values()) + 1
+        elif num_classes is None:
+            num_classes = int(labels.max()) + 1
+            if num_classes > len(labels) or not np.bincount(labels).all():
+                raise ValueError(
+                    f"column {label_column!r} has {len(np.unique(labels))} distinct labels up to {labels.max()}: are "
+                    "they codes, or do classes lack examples? Turn codes into classes with "
+                    f"dataset.class_encode_column({label_column!r}); for absent classes pass num_classes."
+                )
+        return cls(np.bincount(labels, minlength=num_classes), **options)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.counts)
+
+    @cached_property
+    def priors(self) -> np.ndarray:
+        """(K,) float64, π_c = n_c / Σn."""
+        return self.counts / self.counts.sum()
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Class indices of the groups `many`, `medium` and `few`, in that order."""
+        many, few = self.counts > self.common_threshold, self.counts < self.rare_threshold
+        return {name: np.flatnonzero(mask) for name, mask in (("many", many), ("medium", ~many & ~few), ("few", few))}
+
+    @property
+    def imbalance_factor(self) -> float:
+        """The largest count divided by the smallest nonzero count."""
+        return float(self.counts.max() / self.counts[self.counts > 0].min())
+
+    def name(self, index: int) -> str:
+        """Return the name of a class, or its index as text where classes have no names."""
+        return self.names[index] if self.names else str(index)

@@ -1,0 +1,118 @@
+"""Class names: one decision for every pair of lists, of data or of models.
+
+the same names          aligned by name, whatever their order
+a subset                allowed for evaluation; the absent classes are reported
+other names             refused, with both lists and what resolves it
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_GENERATED = re.compile(r"LABEL_\d+")
+_SHOWN = 8
+
+
+def align_names(
+    names: Sequence[str], expected: Sequence[str], which: str, other: str, *, subset: bool = False, remedy: str = ""
+) -> np.ndarray:
+    """Find the index in `expected` of every class in `names`.
+
+    Args:
+        names: K' class names.
+        expected: K class names.
+        which: what `names` belong to, as in "the test split", for the error.
+        other: what `expected` belong to, as in "the model".
+        subset: allow `names` to lack some of `expected`, as evaluation data may.
+        remedy: what to do about other names, for the error.
+
+    Returns:
+        (K',) int64: `names[i]` is `expected[result[i]]`.
+
+    Raises:
+        ValueError: a name that `expected` does not have; or one that `names` lacks, unless `subset`.
+
+    Example:
+        >>> align_names(["c", "a", "b"], ["a", "b", "c"], "the data", "the model").tolist()
+        [2, 0, 1]
+    """
+    index_of = {str(name): index for index, name in enumerate(expected)}
+    names = [str(name) for name in names]
+    unknown = [name for name in names if name not in index_of]
+    missing = [] if subset else [name for name in index_of if name not in set(names)]
+    if unknown or missing or len(set(names)) < len(names):
+        raise ValueError(
+            f"the classes of {which} ({shown(names)}) are not those of {other} ({shown(expected)})"
+            + (f"; {which} has {shown(unknown)}, which {other} lacks" if unknown else "")
+            + (f"; {other} has {shown(missing)}, which {which} lacks" if missing else "")
+            + f". {remedy}".rstrip()
+        )
+    return np.array([index_of[name] for name in names], dtype=np.int64)
+
+
+def match_names(
+    names: Sequence[str] | None,
+    expected: Sequence[str] | None,
+    which: str,
+    other: str,
+    *,
+    subset: bool = False,
+    remedy: str = "",
+) -> np.ndarray | None:
+    """Find the index in `expected` of every class in `names`, where both have names.
+
+    Args:
+        names: as for `align_names`; None, or numbers from 0, where the classes have no names.
+        expected: likewise.
+        which: as for `align_names`.
+        other: as for `align_names`.
+        subset: as for `align_names`.
+        remedy: as for `align_names`.
+
+    Returns:
+        As `align_names`; None where one side has no names, so that classes correspond by index.
+
+    Raises:
+        ValueError: as `align_names`.
+
+    Example:
+        >>> match_names(["0", "1"], ["ham", "spam"], "the data", "the model") is None
+        True
+    """
+    if names is None or expected is None or list(names) == list(expected) or _unnamed(names) or _unnamed(expected):
+        return None
+    return align_names(names, expected, which, other, subset=subset, remedy=remedy)
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    return list(map(str, names)) == [str(index) for index in range(len(names))]
+
+
+def real_names(id2label: Mapping[Any, str] | None, num_classes: int) -> list[str] | None:
+    """Read the class names of a model's config.
+
+    Args:
+        id2label: from the config; keys may be strings.
+        num_classes: K.
+
+    Returns:
+        K names; None where there are none, or only the generated `LABEL_0`, `LABEL_1`, ...
+
+    Example:
+        >>> real_names({0: "cat", 1: "dog"}, 2), real_names({0: "LABEL_0", 1: "LABEL_1"}, 2)
+        (['cat', 'dog'], None)
+    """
+    names = {int(index): str(name) for index, name in (id2label or {}).items()}
+    if set(names) != set(range(num_classes)) or all(_GENERATED.fullmatch(name) for name in names.values()):
+        return None
+    return [names[index] for index in range(num_classes)]
+
+
+def shown(names: Sequence[object]) -> str:
+    """Write a list of names for an error: the first eight, and how many more."""
+    rest = len(names) - _SHOWN
+    return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

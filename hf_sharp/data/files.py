@@ -1,0 +1,168 @@
+"""Tables and image folders on disk. Every cell of a CSV file is text: `001`, `true` and `NA` stay what they are."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_SEPARATORS = {";": "';'", "\t": "'\\t'", "|": "'|'"}
+_READABLE = (".csv", ".tsv", ".txt", ".gz")
+
+
+def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
+    """Load one CSV, TSV, JSON or Parquet file as the split `train`.
+
+    Args:
+        path: the file; its ending gives the format, in lower or upper case.
+        separator: what separates the columns of a CSV file; None: a comma, or a tab in a TSV file.
+
+    Returns:
+        The split.
+
+    Raises:
+        ValueError: another format, or a table that cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in LOADERS:
+        raise ValueError(f"cannot read {str(path)!r}: expected one of {', '.join(LOADERS)}. Save it in such a format.")
+    if LOADERS[suffix] == "csv":
+        return _load_csv({"train": [str(path)]}, separator or ("\t" if suffix == ".tsv" else ","))
+    return datasets.load_dataset(LOADERS[suffix], data_files={"train": str(path)})
+
+
+def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDict:
+    """Load a folder of CSV, JSON or Parquet files, or of images in one folder per class.
+
+    Args:
+        path: the folder; files and folders that are called train, validation or test are splits.
+        separator: as for `load_file`.
+
+    Returns:
+        The splits by name.
+
+    Raises:
+        ValueError: a table that cannot be read, or images that do not lie in one folder per class.
+    """
+    builder = datasets.load_dataset_builder(str(path))
+    files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    if isinstance(getattr(builder.config, "sep", None), str):
+        return _load_csv(files, separator or builder.config.sep)
+    loaded = datasets.load_dataset(str(path))
+    if type(builder.config).__name__ == "ImageFolderConfig":
+        return _image_folder(path, loaded, files)
+    return loaded
+
+
+def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.DatasetDict:
+    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    if len(separator) != 1:
+        raise ValueError(f"the separator of columns is one character, got {separator!r}.")
+    columns: dict[str, list[str]] = {}
+    for file in (file for of_split in files.values() for file in of_split):
+        if file.lower().endswith(_READABLE):
+            columns[file] = _columns(file, separator)
+    first = next(iter(columns), None)
+    for file, names in columns.items():
+        if set(names) != set(columns[str(first)]):
+            raise ValueError(
+                f"{file!r} has the columns {_quoted(names)}, and {first!r} has {_quoted(columns[str(first)])}; all "
+                "files of a dataset need the same ones."
+            )
+    features = datasets.Features({name: datasets.Value("string") for name in columns[first]}) if first else None
+    options: dict[str, Any] = {"sep": separator, "na_filter": False, "keep_default_na": False}
+    try:
+        return datasets.load_dataset("csv", data_files=dict(files), features=features, **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(_unreadable(files, error.__cause__ or error)) from error
+
+
+def _columns(file: str, separator: str) -> list[str]:
+    # Read before pandas does, which takes the first column for an index where rows are wider than the header.
+    opened: Any = gzip.open if file.lower().endswith(".gz") else open
+    try:
+        with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
+            rows = csv.reader(text, delimiter=separator)
+            header, first = next(rows, None), next(rows, None)
+            if header and "\0" in "".join(header):
+                raise csv.Error("NUL")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(_unreadable({"": [file]}, error)) from error
+    if not header or not first:
+        raise ValueError(f"{file!r} {'has a header and no rows' if header else 'is empty'}.")
+    if len(header) == 1 and separator not in _SEPARATORS:
+        for other, written in _SEPARATORS.items():
+            if other in header[0]:
+                raise ValueError(f"the columns of {file!r} are separated by {written}: add --separator {written}.")
+    if len(first) > len(header):
+        raise ValueError(
+            f"{file!r}, line {rows.line_num}: {len(first)} cells, and the header has {len(header)}. Put texts with "
+            f"{separator!r} in quotes."
+        )
+    seen: Counter[str] = Counter()
+    names = []
+    for i, name in enumerate(header):  # as pandas calls nameless and repeated columns
+        name = name or f"Unnamed: {i}"
+        names.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
+
+
+def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str:
+    names = [file for of_split in files.values() for file in of_split]
+    where = names[0] if len(names) == 1 else f"one of {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+    if isinstance(error, UnicodeError) or "NUL" in str(error):
+        return (
+            f"{where} is not UTF-8 text. Convert it: iconv -f latin1 -t utf-8 FILE > NEW (or -f utf-16), or save it as "
+            "'CSV UTF-8'."
+        )
+    return f"{where} cannot be read: {' '.join(str(error).split())} Texts with separators or line ends need quotes."
+
+
+def _image_folder(path: Path, loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
+    metadata = {split: [f for f in of_split if Path(f).name == "metadata.csv"] for split, of_split in files.items()}
+    if any(metadata.values()):
+        return datasets.DatasetDict(
+            {split: _images_with_metadata(of_split) for split, of_split in metadata.items() if of_split}
+        )
+    first = next(iter(loaded.values()))
+    if first.column_names == ["image"]:
+        raise ValueError(_no_class_folders(path, [Path(file) for of_split in files.values() for file in of_split]))
+    return loaded
+
+
+def _images_with_metadata(files: Sequence[str]) -> datasets.Dataset:
+    tables = []
+    for file in files:
+        table = _load_csv({"train": [file]}, ",")["train"]
+        if "file_name" not in table.column_names:
+            raise ValueError(f"{file!r} has the columns {_quoted(table.column_names)}; it needs file_name.")
+        images = [str(Path(file).parent / name) for name in table["file_name"]]
+        tables.append(table.remove_columns("file_name").add_column("image", images))
+    return datasets.concatenate_datasets(tables).cast_column("image", datasets.Image())
+
+
+def _no_class_folders(path: Path, files: Sequence[Path]) -> str:
+    depths = Counter(len(file.parts) for file in files)
+    if len(depths) > 1:
+        usual = depths.most_common(1)[0][0]
+        stray = [file for file in files if len(file.parts) != usual]
+        count = "1 such file" if len(stray) == 1 else f"{len(stray):,} such files"
+        return (
+            f"the images in {str(path)!r} have no labels, because not all of them lie in one folder per class: "
+            f"{str(stray[0])!r} does not ({count}). Move or remove what does not belong there."
+        )
+    return (
+        f"the images in {str(path)!r} have no labels. Put them in one folder per class, {path.name}/CLASS/IMAGE, or "
+        "add a metadata.csv with the columns file_name and label."
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))

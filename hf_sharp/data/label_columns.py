@@ -1,0 +1,275 @@
+"""Label columns: labels of every kind become named classes, the same in every split, or those of a model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.fingerprint import Hasher
+from datasets.table import InMemoryTable, concat_tables
+
+from hf_sharp.data.class_names import align_names, match_names, shown
+from hf_sharp.data.labels import arrow_column
+
+logger = logging.getLogger(__name__)
+
+_INTEGER = re.compile(r"0|-?[1-9]\d*")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
+
+
+def align_dataset(
+    data: Any, label_column: str, names: Sequence[str] | None, which: str, other: str, *, subset: bool = False
+) -> Any:
+    """Give a dataset the class indices of `names`, aligned by name.
+
+    Args:
+        data: a `datasets.Dataset` with a ClassLabel column; anything else comes back unchanged.
+        label_column: the column with the labels.
+        names: K class names, of the model; None: the dataset comes back unchanged.
+        which: what the dataset is, as in "the evaluation set", for the error.
+        other: what `names` belong to.
+        subset: allow the dataset to lack classes, as evaluation data may; they are reported.
+
+    Returns:
+        The dataset; its label column has the classes `names`. Other columns, format and transform stay.
+
+    Raises:
+        ValueError: other class names, or a missing class without `subset`.
+
+    Example:
+        >>> features = datasets.Features({"label": datasets.ClassLabel(names=["b", "a"])})
+        >>> data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+        >>> align_dataset(data, "label", ["a", "b"], "the test set", "the model")["label"][:]
+        [1, 0]
+    """
+    if not isinstance(data, datasets.Dataset) or names is None or label_column not in data.column_names:
+        return data
+    feature = data.features[label_column]
+    if not isinstance(feature, datasets.ClassLabel):
+        return data
+    remedy = "Rename the classes of the data, or train a model for them."
+    order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy)
+    if order is None:
+        return data
+    if absent := [name for name in names if name not in feature.names]:
+        logger.warning("%s has no examples of %s.", which, shown(absent))
+    codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
+    indices = np.where(codes < 0, codes, order[codes])
+    return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
+
+
+def name_classes(
+    splits: Mapping[str, datasets.Dataset], label_column: str, class_names: Sequence[str] | None = None
+) -> datasets.DatasetDict:
+    """Turn the label column of every split into the same ClassLabel.
+
+    Text and truth values are names. Integers are class indices where they are dense from 0, or where `class_names`
+    names them; other integers, such as codes, are names too. A negative label is a missing one where the training
+    split has none.
+
+    Args:
+        splits: the splits by name; the first one is the training split.
+        label_column: the column with one label per example: ClassLabel, text, integers or truth values.
+        class_names: K names, in the order of the class indices. Default: those of the ClassLabel, or sorted.
+
+    Returns:
+        The splits with named classes.
+
+    Raises:
+        ValueError: a row without a label (the split and the row are named), labels of a type that cannot be classes,
+            class names that differ between the splits or from `class_names`, or fewer than 2 classes.
+
+    Example:
+        >>> codes = datasets.Dataset.from_dict({"label": [401, 25000, 401]})
+        >>> name_classes({"train": codes}, "label")["train"].features["label"].names
+        ['401', '25000']
+    """
+    columns = {split: label_values(data, label_column, split) for split, data in splits.items()}
+    training = next(iter(columns.values()))
+    for split, column in columns.items():
+        if pa.types.is_integer(column.type) and (pa.types.is_string(training.type) or pc.min(training).as_py() >= 0):
+            columns[split] = column = pc.if_else(pc.less(column, 0), None, column)
+        _refuse_missing(split, label_column, column)
+    declared = next(iter(splits.values())).features[label_column]
+    if isinstance(declared, datasets.ClassLabel):
+        names = list(declared.names)
+        for split, data in splits.items():
+            if isinstance(feature := data.features[label_column], datasets.ClassLabel):
+                align_names(feature.names, names, f"split {split!r}", "the training split", subset=True)
+    else:
+        names, columns = _names_of(columns, class_names)
+    final = _renamed(names, class_names)
+    if set(names) <= set(final):
+        names = final
+    if len(final) < 2:
+        raise ValueError(
+            f"column {label_column!r} has a single class, {shown(final)}; classification needs at least 2. Is "
+            "label_column the column with the labels?"
+        )
+    feature = datasets.ClassLabel(names=final)
+    return datasets.DatasetDict(
+        {
+            split: _with_labels(splits[split], label_column, _indices(split, label_column, column, names), feature)
+            for split, column in columns.items()
+        }
+    )
+
+
+def label_values(data: datasets.Dataset, label_column: str, split: str) -> pa.Array:
+    """Read the labels as they are meant: names, or integers; null where a row has no label.
+
+    Args:
+        data: the split.
+        label_column: the column with one label per example.
+        split: its name, for the error.
+
+    Returns:
+        (N,) Arrow strings; or int64, where every label is a whole number, also one that is written as text.
+
+    Raises:
+        ValueError: several labels per example, fractions, or a class index out of range.
+    """
+    column = arrow_column(data, label_column)
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise ValueError(
+            f"split {split!r}: column {label_column!r} holds {column.type}; expected one class index or class name per "
+            "example. Multi-label and token classification are not supported."
+        )
+    feature = data.features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        column = pc.if_else(pc.less(column, 0), None, column)  # -1: unlabelled, on the Hub
+        if (pc.max(column).as_py() or 0) >= feature.num_classes:
+            row = int(np.argmax(np.asarray(pc.fill_null(column, 0)) >= feature.num_classes))
+            raise ValueError(
+                f"{place(split, row)}: label {column[row]} of column {label_column!r} is not an index of the "
+                f"{feature.num_classes} classes {shown(feature.names)}."
+            )
+        return pa.array(feature.names, pa.string()).take(column)
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        return _whole(split, label_column, column)
+    column = column.cast(pa.string())  # text; true and false; dates
+    column = pc.if_else(pc.equal(column, ""), None, column)
+    distinct = [name for name in pc.unique(column).to_pylist() if name is not None]
+    if distinct and all(_INTEGER.fullmatch(name) and len(name) < 19 for name in distinct):
+        return column.cast(pa.int64())
+    if distinct and all(map(_NUMBER.fullmatch, distinct)):
+        return _whole(split, label_column, column.cast(pa.float64()))
+    return column
+
+
+def place(split: str, row: int) -> str:
+    """Name a row as a person counts it in the file: from 1, without the header."""
+    return f"split {split!r}, row {row + 1} (without the header)"
+
+
+def _whole(split: str, label_column: str, column: pa.Array) -> pa.Array:
+    column = pc.if_else(pc.is_nan(column), None, column)
+    fractions = np.asarray(pc.fill_null(pc.not_equal(column, pc.floor(column)), False))
+    if fractions.any():
+        row = int(np.argmax(fractions))
+        raise ValueError(
+            f"{place(split, row)}: column {label_column!r} holds {column[row]}, not a class: regression targets are "
+            "not supported."
+        )
+    return column.cast(pa.int64())
+
+
+def _refuse_missing(split: str, label_column: str, column: pa.Array) -> None:
+    rows = np.flatnonzero(np.asarray(column.is_null()))
+    if len(rows) == len(column):
+        raise ValueError(
+            f"split {split!r} has no labels: column {label_column!r} is empty or negative in each of its {len(rows):,} "
+            "rows. Choose another split with --test_split, or hold one out with --test_fraction."
+        )
+    if len(rows):
+        count = "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
+        raise ValueError(
+            f"{place(split, rows[0])}: column {label_column!r} has no label; {count} none in this split. Correct the "
+            "data, or leave such rows out with --skip_broken."
+        )
+
+
+def _names_of(
+    columns: Mapping[str, pa.Array], class_names: Sequence[str] | None
+) -> tuple[list[str], dict[str, pa.Array]]:
+    # Integer columns that come back are class indices.
+    distinct = {value for column in columns.values() for value in pc.unique(column).to_pylist()}
+    if not all(isinstance(value, int) for value in distinct):
+        columns = {split: column.cast(pa.string()) for split, column in columns.items()}
+        return sorted(map(str, distinct)), dict(columns)
+    codes = sorted(distinct)
+    if class_names is not None and codes[0] >= 0 and codes[-1] < len(class_names):
+        return [str(index) for index in range(len(class_names))], dict(columns)
+    if codes != list(range(len(codes))):
+        logger.warning(
+            "The labels are not the numbers from 0 to %d: they are taken for class names (%s).",
+            len(codes) - 1,
+            shown(codes),
+        )
+        columns = {split: column.cast(pa.string()) for split, column in columns.items()}
+    return [str(code) for code in codes], dict(columns)
+
+
+def _renamed(names: list[str], class_names: Sequence[str] | None) -> list[str]:
+    if class_names is None:
+        return names
+    class_names = [str(name) for name in class_names]
+    if set(names) <= set(class_names):
+        return class_names  # aligned by name
+    if set(names) & set(class_names):
+        align_names(class_names, names, "class_names", "the data")
+    if len(class_names) != len(names):
+        raise ValueError(f"got {len(class_names)} class_names for {len(names)} classes: {shown(names)}.")
+    return class_names
+
+
+def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[str]) -> np.ndarray:
+    if pa.types.is_integer(column.type):
+        indices, known = np.asarray(column), np.asarray(column) < len(names)
+    else:
+        found = pc.index_in(column, value_set=pa.array(names, pa.string()))
+        indices, known = np.asarray(pc.fill_null(found, -1)), np.asarray(found.is_valid())
+    if not known.all():
+        row = int(np.argmin(known))
+        raise ValueError(
+            f"{place(split, row)}: {str(column[row].as_py())!r} of column {label_column!r} is not one of the classes "
+            f"{shown(names)}."
+        )
+    return indices
+
+
+def _with_labels(
+    data: datasets.Dataset, label_column: str, indices: np.ndarray, feature: datasets.ClassLabel
+) -> datasets.Dataset:
+    # In place of the column alone: a cast would copy the other columns too.
+    whole = indices
+    if data._indices is not None:  # rows of the table that were not selected get any label
+        whole = np.zeros(len(data.data), np.int64)
+        whole[data._indices.column(0).to_numpy()] = indices
+    table, info = InMemoryTable(pa.table({label_column: pa.array(whole, pa.int64())})), data.info.copy()
+    if others := {name: kind for name, kind in data.features.items() if name != label_column}:
+        table = concat_tables([data.data.remove_column(data.data.column_names.index(label_column)), table], axis=1)
+    info.features = datasets.Features({**others, label_column: feature})
+    named = datasets.Dataset(
+        table,
+        info=info,
+        split=data.split,
+        indices_table=data._indices,
+        fingerprint=Hasher.hash([data._fingerprint, label_column, feature.names, whole]),
+    )
+    kept = data.format
+    return named.with_format(
+        kept["type"],
+        columns=kept["columns"],
+        output_all_columns=kept["output_all_columns"],
+        **kept["format_kwargs"],
+    )

@@ -1,0 +1,227 @@
+"""Labels, one class index per example: read from a dataset in one go, and given to the model in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+IGNORED_LABEL = -100
+HOST_LABELS = "host_labels"
+
+
+def read_labels(
+    dataset: Any,
+    label_column: str,
+    *,
+    num_classes: int | None = None,
+    label2id: Mapping[str, int] | None = None,
+) -> np.ndarray:
+    """Read one integer label per example, and nothing else, from a dataset.
+
+    Args:
+        dataset: a `datasets.Dataset`, or any iterable of examples that are mappings.
+        label_column: the column's name.
+        num_classes: labels must be below it; not checked when None.
+        label2id: class name to class index, for labels that are names.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        ValueError: see `ClassFrequencies.from_dataset`.
+    """
+    if isinstance(dataset, Mapping):  # a DatasetDict
+        raise ValueError(f"got a dict of datasets ({', '.join(map(str, dataset))}); expected one of them.")
+    if isinstance(dataset, datasets.Dataset):
+        if label_column not in dataset.column_names:
+            raise ValueError(no_label_column(label_column, dataset.column_names))
+        column = arrow_column(dataset, label_column)
+    else:
+        column = pa.chunked_array([pa.array(_labels_of(dataset, label_column))])
+    labels = _as_integers(column, label_column, label2id)
+    bad = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
+    if np.any(bad):
+        row = int(np.argmax(bad))
+        expected = "a class index >= 0" if num_classes is None else f"a class index from 0 to {num_classes - 1}"
+        raise ValueError(f"row {row} of column {label_column!r} holds label {labels[row]}; expected {expected}.")
+    return labels
+
+
+def check_same_names(which: str, names: Sequence[str], expected: Sequence[str] | None) -> None:
+    """Raise a ValueError where two lists hold the same class names in another order: a class would be another's."""
+    if expected is not None and list(names) != list(expected) and set(names) == set(expected):
+        raise ValueError(
+            f"the classes of {which} are in another order ({list(names)[:8]}) than the model's or the training set's "
+            f"({list(expected)[:8]}). Bring them into one order with dataset.align_labels_with_mapping(...)."
+        )
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Tell whether an Arrow type is one of the text types."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: str) -> int:
+    """Turn one label, an integer or a class name, into its class index.
+
+    Args:
+        label: an integer, an integral float, a 0-dimensional tensor or array, or a name.
+        label2id: class name to class index.
+        label_column: for the error's text.
+
+    Returns:
+        The class index.
+
+    Raises:
+        ValueError: the name is not in `label2id`, or the label is neither an integer nor a name.
+    """
+    if isinstance(label, str):
+        if not label2id or label not in label2id:
+            known = ", ".join(map(repr, list(label2id)[:8])) if label2id else "none"
+            raise ValueError(
+                f"column {label_column!r} holds the class name {label!r}, which the model does not know (it knows: "
+                f"{known}{', ...' if label2id and len(label2id) > 8 else ''}). Set label2id and id2label in the "
+                "model's config, or encode the column with `dataset.class_encode_column(...)`."
+            )
+        return label2id[label]
+    if getattr(label, "ndim", 0):  # a tensor or an array
+        raise ValueError(
+            f"column {label_column!r} holds several labels per example: multi-label and token classification are not "
+            "supported; expected one class index or one class name per example."
+        )
+    value = label.item() if hasattr(label, "item") else label
+    if not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError(f"column {label_column!r} holds {label!r}; expected one class index or one class name.")
+    return int(value)
+
+
+def no_label_column(label_column: str, columns: Sequence[str]) -> str:
+    """Describe a missing label column, with the columns that exist."""
+    return (
+        f"there is no label column {label_column!r}; the columns are {', '.join(map(repr, columns))}. "
+        "Name the one that holds the labels with label_column."
+    )
+
+
+def _labels_of(dataset: Any, label_column: str) -> list[Any]:
+    targets = getattr(dataset, "targets", None)  # torchvision's name for the labels, readable without decoding
+    if targets is not None:
+        return list(targets.tolist() if hasattr(targets, "tolist") else targets)
+    # A map-style dataset of torch has no __iter__, and no IndexError at its end.
+    examples = dataset if hasattr(dataset, "__iter__") else (dataset[i] for i in range(len(dataset)))
+    labels = []
+    for example in examples:
+        if not isinstance(example, Mapping):
+            raise ValueError(
+                f"the examples are of type {type(example).__name__}, which has no column {label_column!r}; expected "
+                "mappings. Pass the class counts yourself: class_frequencies=ClassFrequencies.from_counts([...])."
+            )
+        if label_column not in example:
+            raise ValueError(no_label_column(label_column, list(example)))
+        label = example[label_column]
+        labels.append(encode_label(label, None, label_column) if hasattr(label, "item") else label)
+    return labels
+
+
+def arrow_column(dataset: datasets.Dataset, label_column: str) -> pa.ChunkedArray:
+    """Read one column of a dataset, in the order of its rows, without decoding any other."""
+    column = dataset.data.column(label_column)
+    if dataset._indices is None:
+        return column
+    # Arrow takes a minute to gather ten million rows of a shuffled or selected dataset; NumPy gathers numbers at once.
+    rows = dataset._indices.column(0).to_numpy()
+    if pa.types.is_integer(column.type) and column.null_count == 0:
+        return pa.chunked_array([pa.array(column.to_numpy()[rows])])
+    return column.combine_chunks().take(pa.array(rows)) if len(rows) else column.slice(0, 0)
+
+
+def _as_integers(
+    column: pa.ChunkedArray | pa.Array, label_column: str, label2id: Mapping[str, int] | None
+) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        raise ValueError(
+            f"column {label_column!r} holds several labels per example ({kind}): multi-label and token "
+            "classification are not supported; expected one class index or one class name per example."
+        )
+    if column.null_count:
+        row = int(np.argmax(np.asarray(column.is_null())))
+        raise ValueError(f"row {row} of column {label_column!r} has no label; remove such rows with dataset.filter.")
+    if holds_text(kind):
+        encoded = column.dictionary_encode()
+        combined = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        if isinstance(combined, pa.ChunkedArray):  # no rows at all
+            return np.empty(0, np.int64)
+        table = [encode_label(name, label2id, label_column) for name in combined.dictionary.to_pylist()]
+        return np.asarray(table, np.int64)[combined.indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_null(kind) and len(column) == 0:
+        return np.empty(0, np.int64)
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"column {label_column!r} holds {kind}; expected one class index or one class name per row.")
+    values = np.asarray(column)
+    if pa.types.is_floating(kind) and not np.all(whole := values == np.floor(values)):
+        row = int(np.argmin(whole))
+        raise ValueError(
+            f"row {row} of column {label_column!r} holds {values[row]}, not a class index: regression targets are "
+            "not supported."
+        )
+    return values.astype(np.int64, copy=False)
+
+
+class LabelCollator:
+    """Gives every example's label the name and type that models expect: `labels`, a class index.
+
+    The label also stays in its own column, for collators that read it there. Other columns that collators take for the
+    label are removed, because they would replace it.
+
+    Args:
+        collator: turns examples into a batch.
+        label_column: the column with an example's label.
+        label2id: class name to class index.
+    """
+
+    def __init__(self, collator: Callable, label_column: str, label2id: Mapping[str, int] | None) -> None:
+        self.collator = collator
+        self.label_column = label_column
+        self.label2id = label2id
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """Turn examples with a label column into a batch with `labels`."""
+        batch = self.collator([self._with_labels(example) for example in examples])
+        for name in {"label", "label_ids", self.label_column} - {"labels"}:
+            if isinstance(batch, Mapping) and "labels" in batch and name in batch:
+                batch.pop(name)  # type: ignore[attr-defined]
+        return batch
+
+    def _with_labels(self, example: Any) -> Any:
+        if not isinstance(example, Mapping) or self.label_column not in example:
+            return example
+        names = ("label", "label_ids", "labels", self.label_column)
+        rest = {name: value for name, value in example.items() if name not in names}
+        if example[self.label_column] is None:  # an unlabelled test set
+            return rest
+        label = encode_label(example[self.label_column], self.label2id, self.label_column)
+        return rest | {self.label_column: label, "labels": label}
+
+
+class HostLabelCollator:
+    """Adds a copy of the labels to every batch as an array, which stays on the host when the batch moves to the device.
+
+    Args:
+        collator: turns examples into a batch with `labels`.
+    """
+
+    def __init__(self, collator: Callable) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """Make a batch and add its labels as an array that stays on the host."""
+        batch = self.collator(examples)
+        if "labels" in batch:
+            # A copy: worker processes move the batch's tensors into shared memory, and a view would follow them.
+            batch[HOST_LABELS] = np.asarray(batch["labels"]).copy()
+        return batch

@@ -1,0 +1,117 @@
+"""One way in for every dataset: embedded, saved on disk, IDX, image folder, CSV / JSON / Parquet, or the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+
+from hf_sharp.data.embedded import digits
+from hf_sharp.data.files import load_file, load_folder
+from hf_sharp.data.idx import is_idx_folder, load_idx
+from hf_sharp.data.label_columns import name_classes
+from hf_sharp.data.labels import no_label_column
+from hf_sharp.data.split import split_validation
+
+_EMBEDDED = {"digits": digits}
+
+
+def load(name: str, config: str | None = None, separator: str | None = None) -> datasets.DatasetDict:
+    """Load a dataset with all its splits.
+
+    Args:
+        name: `digits`; a folder saved with `save_to_disk`, of IDX files, of CSV / JSON / Parquet files, or of images
+            in one folder per class; one CSV / JSON / Parquet file; or a name on the Hub.
+        config: configuration of a dataset on the Hub.
+        separator: what separates the columns of CSV files; default: a comma, or a tab in TSV files.
+
+    Returns:
+        The splits by name. A single file is the split `train`.
+
+    Raises:
+        ValueError: a path that does not exist or holds no data, or a table that cannot be read.
+    """
+    if name in _EMBEDDED:
+        return _EMBEDDED[name]()
+    path = Path(name).expanduser()
+    if path.is_file():
+        return load_file(path, separator)
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            return _splits(datasets.load_from_disk(str(path)))
+        if is_idx_folder(path):
+            return load_idx(path)
+        if not any(path.iterdir()):
+            raise ValueError(f"the folder {name!r} is empty.")
+        return load_folder(path, separator)
+    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or len(path.parts) > 2:
+        raise ValueError(
+            f"{name!r} does not exist. Expected 'digits', a file or folder of data, or a dataset's name on the Hub."
+        )
+    return _splits(datasets.load_dataset(name, config))
+
+
+def _splits(loaded: datasets.Dataset | datasets.DatasetDict) -> datasets.DatasetDict:
+    return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
+
+
+def no_split(split: str, splits: datasets.DatasetDict) -> str:
+    """Describe a missing split, with those that exist."""
+    return f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}."
+
+
+def prepare_splits(
+    splits: datasets.DatasetDict,
+    label_column: str = "label",
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    validation_split: str | None = None,
+    test_fraction: float | None = None,
+    class_names: list[str] | None = None,
+    seed: int = 0,
+) -> datasets.DatasetDict:
+    """Bring a dataset into one form: splits `train`, `test` and perhaps `validation`, and labels with names.
+
+    Args:
+        splits: the dataset's own splits.
+        label_column: the column with one label per example; `name_classes` describes what it may hold.
+        train_split: which split becomes `train`.
+        test_split: which split becomes `test`.
+        validation_split: which split becomes `validation`, if any.
+        test_fraction: share of every class held out as the test split, in (0, 0.5], where there is none.
+        class_names: names of the classes, in the order of their indices; see `name_classes`.
+        seed: seed of the held-out share.
+
+    Returns:
+        The splits; the label column is a ClassLabel.
+
+    Raises:
+        ValueError: a split or the label column does not exist (the error lists those that do), a split is empty, or
+            the labels cannot be classes.
+    """
+    wanted = {"train": train_split, "test": test_split, "validation": validation_split}
+    if test_fraction is not None:
+        if test_split in splits:
+            raise ValueError(f"test_fraction={test_fraction} is set, but there is a split {test_split!r}. Remove one.")
+        del wanted["test"]
+    for split in wanted.values():
+        if split is not None and split not in splits:
+            raise ValueError(
+                f"{no_split(split, splits)} Choose with train_split, test_split and validation_split, or hold out a "
+                "test set with test_fraction."
+            )
+    if test_fraction is None and test_split == train_split:
+        raise ValueError(f"train_split and test_split are both {train_split!r}: the report would be on training data.")
+    chosen = datasets.DatasetDict({name: splits[split] for name, split in wanted.items() if split is not None})
+    for name, split in chosen.items():
+        if label_column not in split.column_names:
+            raise ValueError(f"split {wanted[name]!r}: {no_label_column(label_column, split.column_names)}")
+        if len(split) == 0:
+            raise ValueError(f"split {wanted[name]!r} is empty.")
+    chosen = name_classes(chosen, label_column, class_names)
+    if test_fraction is not None:
+        chosen["train"], chosen["test"] = split_validation(
+            chosen["train"], test_fraction, seed, label_column=label_column
+        )
+    return chosen

@@ -1,0 +1,125 @@
+"""Make a balanced dataset long-tailed, following the published CIFAR-LT protocol."""
+
+from __future__ import annotations
+
+import logging
+
+import datasets
+import numpy as np
+
+from hf_sharp.data.labels import read_labels
+
+logger = logging.getLogger(__name__)
+
+PROFILES = ("exponential", "step")
+ORDERS = ("label", "frequency", "shuffled")
+_ROUNDING = 1e-6  # 500 · 100^(−4/4) is 5, not 4
+
+
+def long_tail_counts(n_max: int, num_classes: int, imbalance_factor: float, profile: str = "exponential") -> np.ndarray:
+    """Compute the class counts of a long tail, from the largest class to the smallest.
+
+        exponential: n_c = ⌊n_max · IF^(−c / (K − 1))⌋        step: n_max for the first half, ⌊n_max / IF⌋ for the rest
+
+    Args:
+        n_max: examples in the largest class.
+        num_classes: K >= 2.
+        imbalance_factor: IF >= 1, the largest count over the smallest.
+        profile: `exponential` or `step`.
+
+    Returns:
+        (K,) int64, not increasing.
+
+    Raises:
+        ValueError: an unknown profile, K < 2, IF < 1, or a rarest class without examples.
+
+    Example:
+        >>> long_tail_counts(500, 5, 100).tolist()
+        [500, 158, 50, 15, 5]
+        >>> long_tail_counts(500, 4, 10, "step").tolist()
+        [500, 500, 50, 50]
+    """
+    counts = np.floor(n_max * _tail(num_classes, imbalance_factor, profile) + _ROUNDING).astype(np.int64)
+    if counts[-1] < 1:
+        raise ValueError(
+            f"imbalance_factor={imbalance_factor} leaves the rarest class without examples, as the largest has "
+            f"only {n_max}. Use a factor of at most {n_max}."
+        )
+    return counts
+
+
+def long_tail(
+    dataset: datasets.Dataset,
+    imbalance_factor: float = 100,
+    profile: str = "exponential",
+    seed: int = 0,
+    *,
+    label_column: str = "label",
+    order: str = "label",
+) -> datasets.Dataset:
+    """Subsample a training set so that its classes follow a long tail. The test split should stay balanced.
+
+    Args:
+        dataset: the training split, with ClassLabel or integer labels.
+        imbalance_factor: IF >= 1, the largest class count over the smallest (the paper uses 10 to 200).
+        profile: `exponential`, or `step` (the second half of the classes have n_max / IF examples).
+        seed: seed of the choice of examples (and of the order, when shuffled).
+        label_column: the column with the labels.
+        order: which class is the largest: `label` (class 0, the published protocol), `frequency` (the largest one in
+            the dataset), or `shuffled`.
+
+    Returns:
+        The chosen examples in their original order. None is repeated: if the dataset is not balanced, n_max is lowered
+        until every class has enough examples (the published datasets are balanced).
+
+    Raises:
+        ValueError: an unknown profile or order, a factor below 1, or a class that would have no examples.
+
+    Example:
+        >>> balanced = datasets.Dataset.from_dict({"label": [0, 1, 2] * 100})
+        >>> np.bincount(long_tail(balanced, imbalance_factor=25)["label"]).tolist()
+        [100, 20, 4]
+
+    Reference:
+        Cui et al., "Class-Balanced Loss", arXiv 1901.05555, section 5.1 (long-tailed CIFAR).
+    """
+    if order not in ORDERS:
+        raise ValueError(f"unknown order {order!r}; the orders are {', '.join(ORDERS)}.")
+    labels = read_labels(dataset, label_column)
+    if len(labels) == 0:
+        raise ValueError("the dataset is empty and cannot be made long-tailed.")
+    feature = dataset.features[label_column]
+    num_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(labels.max()) + 1
+    available = np.bincount(labels, minlength=num_classes)
+    rng = np.random.default_rng(seed)
+    ranking = {
+        "label": lambda: np.arange(num_classes),
+        "frequency": lambda: np.argsort(-available, kind="stable"),
+        "shuffled": lambda: rng.permutation(num_classes),
+    }[order]()
+    if (available == 0).any():
+        empty = int(np.argmin(available))
+        name = feature.int2str(empty) if isinstance(feature, datasets.ClassLabel) else str(empty)
+        raise ValueError(f"class {name!r} has no examples, so the long tail cannot include it.")
+    height = _tail(num_classes, imbalance_factor, profile)
+    n_max = int(np.min(np.ceil((available[ranking] + 1 - 2 * _ROUNDING) / height) - 1))
+    if n_max < available.max():
+        logger.info("The largest class gets %d examples, because smaller classes do not have enough for more.", n_max)
+    counts = long_tail_counts(max(n_max, 0), num_classes, imbalance_factor, profile)
+    keep = [
+        rng.choice(np.flatnonzero(labels == label), size=count, replace=False)
+        for label, count in zip(ranking, counts, strict=True)
+    ]
+    return dataset.select(np.sort(np.concatenate(keep)))
+
+
+def _tail(num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; the profiles are {', '.join(PROFILES)}.")
+    if num_classes < 2:
+        raise ValueError(f"a long tail needs at least 2 classes, got {num_classes}.")
+    if not (np.isfinite(imbalance_factor) and imbalance_factor >= 1):
+        raise ValueError(f"imbalance_factor must be a finite number >= 1, got {imbalance_factor}.")
+    rank = np.arange(num_classes)
+    exponent = rank / (num_classes - 1) if profile == "exponential" else (rank >= num_classes // 2).astype(float)
+    return imbalance_factor**-exponent

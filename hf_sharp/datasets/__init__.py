@@ -1,9 +1,0 @@
-"""Long-tail subsampling, and the data that recipes and tests use without a download."""
-
-from hf_sharp.datasets.embedded import digits
-from hf_sharp.datasets.idx import load_idx
-from hf_sharp.datasets.loading import load, prepare_splits
-from hf_sharp.datasets.long_tail import long_tail
-from hf_sharp.datasets.split import split_validation
-
-__all__ = ["digits", "load", "load_idx", "long_tail", "prepare_splits", "split_validation"]

@@ -1,0 +1,151 @@
+"""The options of the few-shot recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_sharp.few_shot.adaptation import ADAPTATIONS
+from hf_sharp.few_shot.fusion import FUSIONS
+from hf_sharp.few_shot.image_domains import DOMAINS
+
+
+@dataclass
+class FewShotArguments:
+    """The options of `recipes/few_shot.py`: the domains, the backbones, and how they are compared."""
+
+    output_dir: str = field(
+        default="outputs/few_shot",
+        metadata={"help": "Folder for backbones, results and pictures. Finished stages in it are reused."},
+    )
+    domains: list[str] = field(
+        default_factory=lambda: list(DOMAINS),
+        metadata={"help": f"Any of {', '.join(DOMAINS)}; or a dataset on the Hub, a folder or a file."},
+    )
+    examples_per_class: int = field(default=300, metadata={"help": "Larger classes are cut down to this size."})
+    held_out: float = field(
+        default=0.3,
+        metadata={
+            "help": "Share of the classes (below 20 classes: of the examples) that test episodes are drawn from."
+        },
+    )
+    sharpness: list[str] = field(default_factory=lambda: ["none", "sam"], metadata={"help": "Methods to compare."})
+    rho: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Radius: one for all domains, DOMAIN=RADIUS, or METHOD/DOMAIN=RADIUS; default: the method's."
+        },
+    )
+    pretrained: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Start from a pretrained model (a folder or a name on the Hub) instead of a ViT from scratch: one "
+            "for all domains, DOMAIN=MODEL, or METHOD/DOMAIN=MODEL."
+        },
+    )
+    image_size: int = field(default=32, metadata={"help": "ViT from scratch: image side in pixels."})
+    patch_size: int = field(default=4, metadata={"help": "ViT from scratch: patch side in pixels."})
+    hidden_size: int = field(default=96, metadata={"help": "ViT from scratch: width."})
+    layers: int = field(default=4, metadata={"help": "ViT from scratch: layers."})
+    heads: int = field(default=4, metadata={"help": "ViT from scratch: attention heads."})
+    train_steps: int = field(
+        default=1500,
+        metadata={"help": "Optimizer steps of a domain's backbone; 0: pretrained models are used without training."},
+    )
+    fusion: list[str] = field(
+        default_factory=lambda: ["per_domain"],
+        metadata={"help": f"Any of {', '.join(FUSIONS)}: fine-tune the source's backbone on each domain, or on all."},
+    )
+    fuse_steps: int = field(default=1500, metadata={"help": "Optimizer steps of a fused backbone; 0: no fusion."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of a domain's backbone."})
+    fuse_learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of fusion."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of both."})
+    source: str | None = field(
+        default=None,
+        metadata={"help": "The domain whose backbone fusion starts from; default: the one with most examples."},
+    )
+    fuse_with_source: bool = field(
+        default=False, metadata={"help": "Joint fusion: train on the source's examples as well."}
+    )
+    fuse_with_sharpness: bool = field(
+        default=False, metadata={"help": "Fuse with the backbone's sharpness method; default: without."}
+    )
+    fuse_lora_rank: int = field(
+        default=0, metadata={"help": "Fuse with LoRA adapters of this rank, merged afterwards; 0: all weights."}
+    )
+    validation_fraction: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of the training classes (of the examples, below 20 classes) for validation episodes, which "
+            "choose the checkpoint; 0: the last checkpoint is kept."
+        },
+    )
+    validation_episodes: int = field(default=100, metadata={"help": "Validation episodes per domain."})
+    validations: int = field(default=10, metadata={"help": "How often a training is validated."})
+    adaptations: list[str] = field(
+        default_factory=lambda: ["prototype", "affine"], metadata={"help": f"Any of {', '.join(ADAPTATIONS)}."}
+    )
+    features: str | None = field(
+        default=None, metadata={"help": "pooled, class_token or mean; default: pooled if trained, else class_token."}
+    )
+    episodes: int = field(default=600, metadata={"help": "Test episodes per domain."})
+    ways: int | None = field(default=None, metadata={"help": "Fixed number of classes; default: Meta-Dataset's."})
+    shots: int | None = field(default=None, metadata={"help": "Fixed number of examples; default: Meta-Dataset's."})
+    parc_on: str = field(
+        default="episode",
+        metadata={"help": "PARC scores the support set of each 'episode', or a probe set of the 'domain' once."},
+    )
+    parc_components: int = field(
+        default=0, metadata={"help": "PARC on this many PCA components (Bolya et al.: 32); 0: on raw features."}
+    )
+    parc_examples: int = field(default=500, metadata={"help": "Size of the probe set of parc_on=domain."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything."})
+    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.adaptations if name not in ADAPTATIONS]:
+            raise ValueError(f"unknown adaptation {unknown[0]!r}; the adaptations are {', '.join(ADAPTATIONS)}.")
+        if self.parc_on not in ("episode", "domain"):
+            raise ValueError(f"unknown parc_on={self.parc_on!r}; expected 'episode' or 'domain'.")
+        if self.parc_on == "episode" and self.shots == 1:
+            raise ValueError("PARC has no score for 1-shot episodes. Add --parc_on domain, or choose more shots.")
+        if self.train_steps == 0 and not self.pretrained:
+            raise ValueError("train_steps=0 needs pretrained models: add --pretrained with folders or names.")
+
+    def pick(self, *names: str) -> dict[str, Any]:
+        """Return some of the options, as a mapping."""
+        return {name: getattr(self, name) for name in names}
+
+
+def values_by_key(option: str, values: Sequence[str], keys: Collection[str]) -> dict[str, str]:
+    """Read an option that takes VALUE, which is for everything, or KEY=VALUE.
+
+    Args:
+        option: the option's name, for messages.
+        values: its values.
+        keys: the allowed keys.
+
+    Returns:
+        Key to value; the empty key stands for everything.
+
+    Raises:
+        ValueError: an unknown key, or two values for one key.
+
+    Example:
+        >>> values_by_key("rho", ["0.05", "digits=0.1"], ["digits", "emoji"])
+        {'': '0.05', 'digits': '0.1'}
+    """
+    read: dict[str, str] = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not equals or (key not in keys and Path(value).is_dir()):
+            key, rest = "", value
+        elif key not in keys:
+            raise ValueError(f"--{option} {value}: {key!r} is not one of {', '.join(keys)}.")
+        if key in read:
+            raise ValueError(f"--{option} has two values for {key or 'everything'}: {read[key]!r} and {rest!r}.")
+        read[key] = rest
+    return read

@@ -1,0 +1,94 @@
+"""The loss of a training step: a class-frequency-aware loss, with what the course of training and the head add to it.
+
+ℓ_j = weight_t[y_j] · (loss(z_j, y_j) + what features add)        weight_t: 1, or the deferred weights (DRW)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.losses.margin import LDAMLoss
+from hf_sharp.losses.reweighting import ClassBalancedLoss
+from hf_sharp.registry import Choice
+
+# Deferred reweighting: the weights are class-balanced, and LDAM's paper defers them.
+CHOICES = (
+    Choice(
+        "reweight_after",
+        lambda values: values.get("reweight_after") is not None,
+        ("loss_beta",),
+        (*ClassBalancedLoss.citations, *LDAMLoss.citations),
+    ),
+)
+
+
+class Head(Protocol):
+    """The layer that turns features into logits."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """W (K, d), and b (K,) if there is one."""
+
+    def features_of(self, logits: Tensor) -> Tensor:
+        """The features (N, d) of the logits (N, K) that the last forward pass gave."""
+
+
+class TrainingLoss:
+    """One value per example, (N,), from logits and labels.
+
+    Args:
+        loss: the class-frequency-aware loss.
+        head: the head, where the loss or `wrap` uses features; else None.
+        late_weight: returns the deferred weights (K,) once they are in force, and None before.
+        wrap: takes the loss of (logits, labels), and returns a loss of (logits, labels, features, head parameters).
+
+    Example:
+        >>> import torch
+        >>> loss = TrainingLoss(ClassFrequencyLoss([3, 1]), late_weight=lambda: torch.tensor([0.5, 2.0]))
+        >>> loss(torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor([0.3466, 1.3863])
+    """
+
+    def __init__(
+        self,
+        loss: ClassFrequencyLoss,
+        head: Head | None = None,
+        late_weight: Callable[[], Tensor | None] = lambda: None,
+        wrap: Callable[[Callable[[Tensor, Tensor], Tensor]], Callable[..., Tensor]] | None = None,
+    ) -> None:
+        self.loss, self.head, self.late_weight = loss, head, late_weight
+        self._wrapped = None if wrap is None else wrap(self._of_logits)
+
+    def __call__(self, logits: Tensor, labels: Tensor, frozen: ClassFrequencyLoss | None = None) -> Tensor:
+        """Compute the loss of each example.
+
+        Args:
+            logits: (N, K), of the forward pass that has just run.
+            labels: (N,) int64 in [0, K), or -100.
+            frozen: the loss to use in place of `loss`: its state at an earlier pass.
+
+        Returns:
+            (N,), float32 or float64.
+        """
+        loss = self.loss if frozen is None else frozen
+        if self.head is None:
+            return self._of_logits(logits, labels)
+        features, parameters = self.head.features_of(logits), self.head.parameters
+        if self._wrapped is None:
+            losses = self._of_logits(logits, labels)
+        else:
+            losses = self._wrapped(logits, labels, features, parameters)
+        if not loss.needs_features:
+            return losses
+        return losses + self._reweighted(loss.discriminative(labels, features, *parameters), labels)
+
+    def _of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self._reweighted(self.loss(logits, labels), labels)
+
+    def _reweighted(self, losses: Tensor, labels: Tensor) -> Tensor:
+        weight = self.late_weight()
+        return losses if weight is None else losses * weight.to(losses.dtype)[labels.clamp(min=0)]

@@ -1,0 +1,263 @@
+"""Corrections for class imbalance after training, folded into the head so that any `pipeline()` applies them.
+
+    logit_adjustment   b_c ← b_c − τ log π_c
+    tau_norm           w_c ← w_c / ‖w_c‖^τ
+    predicted_norm     w_c ← w_c (t / p_c)^(τ/2),  p = diag of the predicted W Wᵀ, t its mean; needs no data
+    least_shift        W ← W + τ (W' − W),  W' the nearest symmetric classifier (rows: an equiangular tight frame)
+
+τ is the strength: 0 leaves the head unchanged, 1 is the full correction.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, recall_score
+from torch import Tensor, nn
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.losses import build_loss
+from hf_sharp.losses.base import log_priors
+from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_batches
+from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+# The key in the model's config that records the correction.
+RECORD = "hf_sharp_adjustment"
+STRENGTHS = tuple(round(0.1 * step, 1) for step in range(21))
+CRITERIA: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "balanced_accuracy": lambda y, predicted: recall_score(y, predicted, labels=np.unique(y), average="macro"),
+    "accuracy": accuracy_score,
+}
+
+
+class Head(NamedTuple):
+    """A head's weight W (K, d) and bias b (K,) or None, in float64."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _logit_adjustment(head: Head, class_counts: Tensor, strength: float) -> Head:
+    if head.bias is None:
+        raise ValueError(
+            "logit_adjustment changes the head's bias, but this head has none, and a bias added now would be lost "
+            "when the model is loaded. Choose tau_norm, predicted_norm or least_shift."
+        )
+    return Head(head.weight, head.bias - strength * log_priors(class_counts))
+
+
+def _tau_norm(head: Head, class_counts: Tensor, strength: float) -> Head:
+    norms = torch.linalg.vector_norm(head.weight, dim=1, keepdim=True)
+    return Head(head.weight / norms.clamp(min=torch.finfo(norms.dtype).tiny) ** strength, head.bias)
+
+
+def _predicted_norm(
+    head: Head, class_counts: Tensor, strength: float, loss: str = "cross_entropy", loss_gamma: float | None = None
+) -> Head:
+    options: dict[str, Any] = {} if loss_gamma is None else {"loss_gamma": loss_gamma}
+    gram = predict_for_loss(build_loss(loss, class_counts.numpy(), **options)).classifier_gram
+    squares = torch.tensor(gram.diagonal().copy())
+    return Head(head.weight * ((squares.mean() / squares) ** (strength / 2))[:, None], head.bias)
+
+
+def _least_shift(head: Head, class_counts: Tensor, strength: float) -> Head:
+    if (classes := len(head.weight)) - 1 > (size := head.weight.shape[1]):
+        raise ValueError(
+            f"an equiangular frame of {classes} rows needs at least {classes - 1} features, and the head has {size}. "
+            "Choose logit_adjustment, tau_norm or predicted_norm."
+        )
+    frame = torch.tensor(tight_frame(len(head.weight)))
+    # Procrustes: the matrix nearest to W among all a · P Q with orthonormal rows Q; the frame P is its own square root.
+    left, _, right = torch.linalg.svd(frame @ head.weight, full_matrices=False)
+    rank = len(head.weight) - 1
+    symmetric = frame @ (left[:, :rank] @ right[:rank])
+    symmetric *= (head.weight * symmetric).sum() / (symmetric**2).sum()
+    return Head(torch.lerp(head.weight, symmetric, strength), head.bias)
+
+
+METHODS: dict[str, Callable[..., Head]] = {
+    "logit_adjustment": _logit_adjustment,
+    "tau_norm": _tau_norm,
+    "predicted_norm": _predicted_norm,
+    "least_shift": _least_shift,
+}
+
+
+def adjust_head(
+    model: Model, class_counts: Any, method: str = "logit_adjustment", *, head: str | None = None, **options: Any
+) -> Model:
+    """Fold a correction for class imbalance into the head of a trained model.
+
+    Args:
+        model: an image or sequence classification model with a linear head. It is not changed.
+        class_counts: (K,) integers >= 0, the training examples of each class.
+        method: one of `METHODS`; see the module's formulas.
+        head: the name of the layer that computes the logits, if several linear layers have K outputs.
+        **options: `strength`, τ >= 0, default 1; and for predicted_norm the `loss` that the model was trained with and
+            its `loss_gamma`.
+
+    Returns:
+        A copy of the model with the corrected head. Its config records the correction (`hf_sharp_adjustment`).
+
+    Raises:
+        ValueError: an unknown method or option, a negative strength, a head that was already adjusted or that the
+            method cannot change, or counts that do not match the head's classes.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> adjusted = adjust_head(model, [90, 10], "logit_adjustment", strength=1.0)
+        >>> (adjusted[0].bias - model[0].bias).tolist()  # −log 0.9 and −log 0.1
+        [0.10536..., 2.30258...]
+
+    Reference:
+        Logit adjustment arXiv 2007.07314, section 4.1; tau-normalisation arXiv 1910.09217, section 4; the norms and the
+        frame arXiv 2303.07608. Finding the nearest symmetric classifier is a Procrustes problem.
+    """
+    strength = options.pop("strength", 1.0)
+    counts, known = _checked(model, class_counts, method, options, strength)
+    adjusted = copy.deepcopy(model)
+    layer = _head_of(adjusted, len(counts), head)
+    old = _head_in_float64(layer)
+    _put(layer, METHODS[method](old, counts, strength, **options))
+    if (config := getattr(adjusted, "config", None)) is not None:
+        record = {"method": method, "strength": float(strength), **known, "class_counts": counts.tolist()}
+        setattr(config, RECORD, record)
+    return adjusted
+
+
+def choose_strength(
+    model: nn.Module,
+    validation: Iterable[Mapping[str, Tensor]],
+    class_counts: Any,
+    method: str = "logit_adjustment",
+    *,
+    metric: str = "balanced_accuracy",
+    strengths: Iterable[float] = STRENGTHS,
+    head: str | None = None,
+    **options: Any,
+) -> tuple[float, dict[float, float]]:
+    """Choose the strength of a correction on validation data, in one pass over the data.
+
+    Args:
+        model: as for `adjust_head`.
+        validation: batches of model inputs with `labels`. Never use test data here: a model chosen on it has no valid
+            test result.
+        class_counts: (K,) of the training set.
+        method: as for `adjust_head`.
+        metric: the metric to maximise: balanced_accuracy or accuracy.
+        strengths: the candidates.
+        head: as for `adjust_head`.
+        **options: as for `adjust_head`, without `strength`.
+
+    Returns:
+        The best strength, the smallest one in case of a tie, and the metric of every candidate.
+
+    Raises:
+        ValueError: as `adjust_head`; also an unknown metric, or no examples.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 2))
+        >>> _ = [p.data.zero_() for p in model.parameters()]  # predicts class 0 until the bias prefers the rare class
+        >>> data = [{"input": torch.zeros(3, 1), "labels": torch.tensor([1, 1, 0])}]
+        >>> choose_strength(model, data, [90, 10], strengths=[0.0, 1.0], metric="accuracy")
+        (1.0, {0.0: 0.333..., 1.0: 0.666...})
+    """
+    if metric not in CRITERIA:
+        raise ValueError(f"unknown metric {metric!r}; expected one of {', '.join(CRITERIA)}.")
+    if not (candidates := sorted(set(strengths))):
+        raise ValueError("there are no strengths to choose from.")
+    counts, _ = [_checked(model, class_counts, method, options, strength) for strength in candidates][-1]
+    features, labels, layer = collect_features(model, validation, len(counts), head)
+    old, scores = _head_in_float64(layer), {}
+    for strength in candidates:
+        weight, bias = METHODS[method](old, counts, strength, **options)
+        logits = torch.nn.functional.linear(features, weight.to(features), None if bias is None else bias.to(features))
+        scores[strength] = float(CRITERIA[metric](labels.numpy(), logits.argmax(1).numpy()))
+    return max(scores, key=lambda strength: (scores[strength], -strength)), scores
+
+
+def _checked(
+    model: nn.Module, class_counts: Any, method: str, options: Mapping[str, Any], strength: float
+) -> tuple[Tensor, dict[str, Any]]:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}.")
+    accepted = list(inspect.signature(METHODS[method]).parameters)[3:]
+    if unknown := sorted(set(options) - set(accepted)):
+        raise ValueError(
+            f"{method!r} does not take {', '.join(unknown)}; it takes {', '.join(['strength', *accepted])}."
+        )
+    if not (np.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be a finite number >= 0, got {strength}.")
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
+    config = getattr(model, "config", None)
+    if (record := getattr(config, RECORD, None)) is not None:
+        raise ValueError(
+            f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
+            "not be combined. Start from the model as it was trained."
+        )
+    counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
+    outputs = getattr(config, "num_labels", len(counts))
+    if outputs != len(counts):
+        raise ValueError(f"the head has {outputs} outputs, and there are {len(counts)} class counts.")
+    return counts, {name: options[name] for name in accepted if options.get(name) is not None}
+
+
+def _head_of(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
+    with ClassifierHead(model, num_classes, name) as head:
+        if len(head.candidates) > 1:
+            raise ValueError(
+                f"several linear layers have {num_classes} outputs: {', '.join(map(repr, head.candidates))}. Name the "
+                "one that computes the logits with head=."
+            )
+        return next(iter(head.candidates.values()))
+
+
+def _head_in_float64(layer: nn.Linear) -> Head:
+    check_is_linear(layer)
+    bias = None if layer.bias is None else layer.bias.detach().cpu().double()
+    return Head(layer.weight.detach().cpu().double(), bias)
+
+
+@torch.no_grad()
+def _put(layer: nn.Linear, head: Head) -> None:
+    layer.weight.copy_(head.weight)
+    if head.bias is not None:
+        layer.bias.copy_(head.bias)
+
+
+def collect_features(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], num_classes: int, head: str | None = None
+) -> tuple[Tensor, Tensor, nn.Linear]:
+    """Collect the features of a dataset, from which the logits of any linear head can be computed.
+
+    Args:
+        model: as for `choose_strength`.
+        batches: model inputs with `labels`; examples labelled -100 are skipped.
+        num_classes: K.
+        head: as for `adjust_head`.
+
+    Returns:
+        Features (N, d) in float64 and labels (N,), both on the CPU, and the head.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    features, labels = [], []
+    for batch_features, batch_labels, module in features_in_batches(model, batches, num_classes, head, "features"):
+        layer, counted = module, batch_labels != IGNORED_LABEL
+        features.append(batch_features[counted].cpu().double())
+        labels.append(batch_labels[counted].cpu())
+    if not labels:
+        raise ValueError("there are no examples to choose the strength on.")
+    return torch.cat(features), torch.cat(labels), layer

@@ -1,0 +1,259 @@
+"""Checks of options against one another, before anything starts; which options have an effect beside the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from hf_sharp.data import sampling
+from hf_sharp.losses import LOSSES, build_loss, training_loss
+from hf_sharp.losses.registry import loss_options
+from hf_sharp.model import head_init
+from hf_sharp.sharpness import METHODS, methods
+
+logger = logging.getLogger(__name__)
+
+# Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
+_STEP_IN_BACKWARD = ("lomo", "adalomo")
+# The options of a plain Trainer, as `SharpTrainingArguments.method` names them.
+PLAIN_METHOD = {
+    "sharpness": "none",
+    "loss": "cross_entropy",
+    "class_importance": None,
+    "reweight_after": None,
+    "sampler": "instance",
+    "head_init": "none",
+    "cosine_head": False,
+}
+# A choice comes after the one that brings its field into effect.
+CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
+
+
+def options_in_effect(values: Mapping[str, Any]) -> set[str]:
+    """List the options of sharpness, loss and sampler that have an effect beside the others.
+
+    Args:
+        values: all options, by name; `sharpness` and `loss` are registered.
+
+    Returns:
+        Their names.
+    """
+    method, loss = METHODS[values["sharpness"]], LOSSES[values["loss"]]
+    names = {*PLAIN_METHOD, *method.options, *loss_options(values["loss"])}
+    if method.needs_features or loss.needs_features:
+        names.add("head")
+    for choice in CHOICES:
+        if choice.field in names and choice.applies(values):
+            names.update(choice.options)
+    return names
+
+
+def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
+    """Find the options that have no effect beside the others.
+
+    Args:
+        values: all options, by name; `sharpness` and `loss` are registered.
+
+    Returns:
+        Name to the choices that make it useless, as `option=value`.
+
+    Example:
+        >>> from hf_sharp import SharpTrainingArguments
+        >>> unused_options(vars(SharpTrainingArguments("out", sharpness="none")))["rho"]
+        "sharpness='none'"
+    """
+    owners: dict[str, list[str]] = {"head": ["sharpness", "loss"]}
+    for field, owned in (
+        *(("sharpness", method.options) for method in METHODS.values()),
+        *(("loss", loss_options(name)) for name in LOSSES),
+        *((choice.field, choice.options) for choice in CHOICES),
+    ):
+        for option in owned:
+            if field not in owners.setdefault(option, []):
+                owners[option].append(field)
+    used = options_in_effect(values)
+
+    def reason(option: str) -> str:
+        active = [field for field in owners[option] if field in used]
+        if not active:
+            return reason(owners[option][0])
+        return " and ".join(f"{field}={values[field]!r}" for field in active)
+
+    without_effect = owners.keys() & values.keys() - used - {"rare_threshold"}  # every report uses that one
+    return {option: reason(option) for option in without_effect}
+
+
+def check_options(args: Any, choices: Mapping[str, Iterable[str]]) -> None:
+    """Raise a ValueError for options that are unknown, out of range, useless or in conflict.
+
+    Args:
+        args: `SharpTrainingArguments`.
+        choices: the possible values of fields, by name.
+    """
+    for name, known in choices.items():
+        if getattr(args, name) not in known:
+            raise ValueError(f"unknown {name} {getattr(args, name)!r}; expected one of {', '.join(known)}.")
+    for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
+        if isinstance(getattr(args, name), str):
+            setattr(args, name, _json(name, getattr(args, name)))
+    _check_unused(args)
+    _check_numbers(args)
+    _check_loss(args)
+    _check_sampler(args)
+    _check_modes(args)
+    _check_ascent(args)
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.") from error
+
+
+def _check_unused(args: Any) -> None:
+    defaults = {item.name: item.default for item in fields(args)}
+    for name, reason in unused_options(vars(args)).items():
+        if getattr(args, name) != defaults[name]:
+            raise ValueError(
+                f"{name}={getattr(args, name)!r} has no effect with {reason}. Remove it, or choose a method that uses "
+                "it."
+            )
+    for name in ("loss_options", "sharpness_options"):
+        if with_fields := sorted(defaults.keys() & (getattr(args, name) or {}).keys()):
+            raise ValueError(
+                f"{name} is for options without a field of their own: set {', '.join(with_fields)} directly."
+            )
+
+
+def _check_numbers(args: Any) -> None:
+    for name in (
+        *("rho", "rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"),
+    ):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+    for name in ("sharpness_after", "ascent_momentum"):
+        if not 0 <= getattr(args, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(args, name)}.")
+    if args.learns_rho and args.rho == 0:
+        raise ValueError("a learned radius starts at rho, which must be > 0; got 0.")
+    for name in ("head_scale", "cosine_scale"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
+    if args.head_examples is not None and args.head_examples < 1:
+        raise ValueError(f"head_examples must be at least 1, got {args.head_examples}.")
+    for name in ("rho_update_every", "sharpness_every"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
+    if not 0 < args.ascent_fraction <= 1:
+        raise ValueError(f"ascent_fraction must be in (0, 1], got {args.ascent_fraction}.")
+    if not 0 < args.rho_validation_fraction <= 0.5:
+        raise ValueError(f"rho_validation_fraction must be in (0, 0.5], got {args.rho_validation_fraction}.")
+    if args.rho_schedule == "step":
+        args.rho_steps = _checked_steps(args.rho_steps)
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} is not supported: the Trainer's smoother would "
+            "replace the class-frequency-aware loss. Leave it at 0."
+        )
+
+
+def _checked_steps(steps: Any) -> dict[str, float]:
+    expected = 'rho_steps must map fractions of training, between 0 and 1, to radii >= 0, such as {"0.8": 0.2}'
+    if not isinstance(steps, dict) or not steps:
+        raise ValueError(f"{expected}; got {steps!r}.")
+    try:
+        numbers = {str(float(start)): float(radius) for start, radius in steps.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}; got {steps!r}.") from error
+    if not all(0 < float(start) < 1 and math.isfinite(radius) and radius >= 0 for start, radius in numbers.items()):
+        raise ValueError(f"{expected}; got {steps!r}.")
+    return numbers
+
+
+def _check_loss(args: Any) -> None:
+    if args.reweight_after is not None:
+        build_loss("class_balanced", [2, 1], loss_beta=args.loss_beta)
+        if not 0 < args.reweight_after < 1:
+            raise ValueError(
+                f"reweight_after is a fraction of the training steps, between 0 and 1; got {args.reweight_after}."
+            )
+    if args.loss not in LOSSES.builtin:
+        return  # a user's loss may need the true class counts
+    # Options can be checked without the data.
+    loss = build_loss(args.loss, [2, 1], feature_dim=1, **args.loss_arguments)
+    if args.reweight_after is not None and loss.weight is not None:
+        raise ValueError(
+            f"reweight_after={args.reweight_after} would weight the classes twice: loss={args.loss!r} does it from "
+            "the start. Choose another loss, such as cross_entropy or logit_adjusted."
+        )
+    adjusts = (loss.weight, loss.offset, loss.class_scale, loss.label_scale)
+    if args.sampler != "instance" and (args.reweight_after or any(part is not None for part in adjusts)):
+        logger.warning(
+            "sampler=%r and loss=%r%s both make up for the class counts: rare classes may end up ahead of frequent "
+            "ones. One of the two is enough.",
+            args.sampler,
+            args.loss,
+            " with reweight_after" if args.reweight_after else "",
+        )
+
+
+def _check_sampler(args: Any) -> None:
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if args.sampler != "instance" and strategy != "random":
+        raise ValueError(
+            f"sampler={args.sampler!r} and train_sampling_strategy={strategy!r} both choose the examples. Leave one of "
+            "them at its default."
+        )
+
+
+def _check_modes(args: Any) -> None:
+    if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes"):
+        raise ValueError(
+            "DeepSpeed is not supported: it keeps gradients where the ascent cannot see them. Use "
+            "`accelerate launch --config_file recipes/accelerate/ddp.yaml` instead."
+        )
+    optimizer = getattr(args.optim, "value", args.optim)
+    steps_in_backward = optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")
+    if METHODS[args.sharpness].needs_radius and steps_in_backward:
+        raise ValueError(
+            f"optim={optimizer!r} updates the weights while the backward pass runs, which leaves no room for the "
+            f"second pass of sharpness={args.sharpness!r}. Use another optimizer, such as adamw_torch."
+        )
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"  # `accelerate launch` sets it
+    compiled = args.torch_compile or args.torch_compile_backend or args.torch_compile_mode or dynamo
+    if args.needs_head and compiled:
+        needs_features = METHODS[args.sharpness].needs_features
+        reader = f"sharpness={args.sharpness!r}" if needs_features else f"loss={args.loss!r}"
+        raise ValueError(
+            f"{reader} reads the head's features while the model runs, which torch.compile does not allow. Leave out "
+            "torch_compile, or choose another method."
+        )
+
+
+def _check_ascent(args: Any) -> None:
+    uniform = METHODS[args.sharpness].uniform
+    if args.ascent == "momentum" and not uniform:
+        raise ValueError(
+            f"ascent='momentum' works with sharpness='sam' only: the momentum is that of all classes, and "
+            f"sharpness={args.sharpness!r} weights them. Choose ascent='class_momentum', or ascent='gradient', which "
+            "ascent_fraction makes cheap."
+        )
+    if args.ascent == "class_momentum" and uniform:
+        raise ValueError(
+            f"ascent='class_momentum' follows the gradients of some classes, but sharpness={args.sharpness!r} treats "
+            "all classes alike. Choose ascent='momentum', or sharpness='focal_sam' or 'imbsam'."
+        )
+    for name, required in (("ascent", "gradient"), ("sharpness_every", 1)):
+        if args.learns_rho and getattr(args, name) != required:
+            raise ValueError(
+                f"rho_schedule='learned' learns from the ascents of consecutive steps: leave {name} at {required!r}, "
+                f"got {getattr(args, name)!r}, or choose another rho_schedule."
+            )

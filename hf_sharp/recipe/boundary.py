@@ -1,0 +1,125 @@
+"""Where mistakes become one line: exceptions of libraries, Ctrl-C, missing packages. Works without torch.
+
+`stage` wraps a part of a command outside the training step: options, data, model, output. What a library raises there
+is more often the user's mistake than a bug, and is shown as one. Exceptions inside a training step keep a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TRACEBACK_FLAG = "--traceback"
+_TRACEBACK = "HF_SHARP_TRACEBACK"  # how the flag reaches the processes that a command starts
+_LONGEST = 400  # characters of a library's message
+
+
+class UserError(ValueError):
+    """A user's mistake, described in one or two lines."""
+
+
+@contextmanager
+def stage(failed: str, hint: str = "") -> Iterator[None]:
+    """Turn exceptions of libraries into a `UserError`.
+
+    Args:
+        failed: what cannot be done if the block raises, as in "the dataset 'x' cannot be loaded".
+        hint: what to do about it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: `failed`, the first lines of the library's message, and `hint`. This package's own ValueErrors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_ours(error):
+            raise
+        raise UserError(f"{failed}: {_in_short(error)}{' ' if hint else ''}{hint}") from error
+
+
+def run_recipe(main: Callable[[], Any]) -> int | str | None:
+    """Run a command; a mistake comes back as one line instead of a traceback.
+
+    Args:
+        main: takes no arguments.
+
+    Returns:
+        The exit status: None, or a message, or 130 after Ctrl-C. With `--traceback` exceptions are raised.
+
+    Raises:
+        Exception: a bug, ours or that of the user's model; or anything with `--traceback`.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what fails there is reported here
+    take_traceback_flag(sys.argv)
+    try:
+        main()
+        _leave_process_group()
+    except KeyboardInterrupt:
+        if _shows_traceback():
+            raise
+        print("interrupted: --resume_from_checkpoint true continues a training", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = _message(error)
+        if message is None or _shows_traceback():
+            raise
+        return f"error: {message}"
+    return None
+
+
+def take_traceback_flag(words: list[str]) -> None:
+    """Remove `--traceback` from a command line and remember it, also for the processes started from here."""
+    if TRACEBACK_FLAG in words:
+        words.remove(TRACEBACK_FLAG)
+        os.environ[_TRACEBACK] = "1"
+
+
+def _shows_traceback() -> bool:
+    return bool(os.environ.get(_TRACEBACK))
+
+
+def _message(error: Exception) -> str | None:
+    # None for what is no mistake of the user's.
+    if isinstance(error, UserError):
+        return f"{error} ({TRACEBACK_FLAG} shows where)" if error.__cause__ else str(error)
+    if isinstance(error, ValueError) and _is_ours(error):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("hf_sharp"):
+        return f"{_in_short(error)}. Install it with `pip install {str(error.name).split('.')[0]}`."
+    return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    if isinstance(error, UserError):
+        return True
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
+    # Frames of compiled libraries have relative names, and no file.
+    return raised_in.is_file() and any(raised_in.is_relative_to(folder) for folder in ours)
+
+
+def _in_short(error: BaseException) -> str:
+    # A wrapper such as datasets.DatasetGenerationError says less than what it wraps.
+    while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _leave_process_group() -> None:
+    # A process that leaves without destroying its group can abort the others.
+    if (torch := sys.modules.get("torch")) is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,81 @@
+"""Which model a recipe trains: from scratch, or pretrained with its head brought into line with the data's classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from hf_sharp.data.class_names import match_names, real_names
+from hf_sharp.model.class_rows import permute_classes, renew_head
+from hf_sharp.recipe.arguments import ModelArguments
+from hf_sharp.recipe.boundary import stage
+
+logger = logging.getLogger(__name__)
+
+_REMEDY = "For a new head on the data's classes add --new_head true; to rename the data's classes use --class_names."
+
+
+def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
+    """Load a pretrained model for named classes, or make one from its config.
+
+    The rows of a pretrained head are aligned with the classes by name. The head is new where the checkpoint has none,
+    where its classes have no names and another number, where it is for regression or multi-label classification, and
+    with `new_head`.
+
+    Args:
+        auto: the transformers class, such as `AutoModelForImageClassification`.
+        model: which model.
+        class_names: K names, in the order of the class indices.
+
+    Returns:
+        The model, with the names in its config.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, or its head is for other classes.
+    """
+    head = head_options(class_names)
+    if not model.model_name_or_path:
+        config = model.make_config(**head)
+        with stage("no model can be made of model_config"):
+            return auto.from_config(config)
+    name = model.model_name_or_path
+    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        config = AutoConfig.from_pretrained(name)
+        names = _names(config)
+        order = None
+        if not model.new_head:
+            order = match_names(class_names, names, "the data", f"the model {name!r}", remedy=_REMEDY)
+            if order is None and names is not None and len(names) == len(class_names):
+                head = head_options(names)  # the data's classes are numbers
+        loaded = auto.from_pretrained(
+            name, ignore_mismatched_sizes=True, problem_type="single_label_classification", **head
+        )
+    if model.new_head or _another_task(config):
+        logger.warning("%s: the head is new, for %d classes.", name, len(class_names))
+        renew_head(loaded)
+    elif order is not None:
+        logger.warning("%s: the rows of the head were put into the order of the data's classes, by name.", name)
+        permute_classes(loaded, order)
+    return loaded
+
+
+def head_options(class_names: Sequence[str]) -> dict[str, Any]:
+    """Make the config options of a classification head for named classes."""
+    return {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+
+
+def _another_task(config: PreTrainedConfig) -> bool:
+    return config.num_labels == 1 or config.problem_type in ("regression", "multi_label_classification")
+
+
+def _names(config: PreTrainedConfig) -> list[str] | None:
+    if _another_task(config) or not any("Classification" in word for word in config.architectures or ()):
+        return None  # the head is new anyway
+    return real_names(config.id2label, int(config.num_labels or 0))

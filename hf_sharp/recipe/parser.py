@@ -1,0 +1,144 @@
+"""How a recipe reads its options: a YAML file of defaults, and flags that override it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.flags import check_names, flag_names, raise_errors, refuse_words
+
+# Options that count something, and the least that makes sense; transformers does not check them.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "max_length": 1,
+    "batch_size": 1,
+}
+
+
+class RecipeParser:
+    """Reads `--config file.yaml` for defaults and flags that override it.
+
+    Args:
+        argument_classes: dataclasses of arguments; one of them is `SharpTrainingArguments`.
+        argv: the command line without the program's name; None: that of this process.
+
+    Raises:
+        ValueError: a config file that is missing, not YAML, or not a mapping; an unknown key or flag (the nearest
+            valid name is suggested).
+    """
+
+    def __init__(self, argument_classes: Sequence[Any], argv: Sequence[str] | None = None) -> None:
+        self._parser = HfArgumentParser(tuple(argument_classes), allow_abbrev=False)
+        raise_errors(self._parser)
+        self._parser.add_argument("--config", help="A YAML file of defaults; flags override it.")
+        for action in self._parser._actions:
+            action.default = argparse.SUPPRESS  # to tell the flags that were set from those that were not
+        self._actions = {action.dest: action for action in reversed(self._parser._actions) if action.dest != "help"}
+        parsed, unknown = self._parser.parse_known_args(argv)
+        refuse_words(unknown, self._actions)
+        flags = vars(parsed)
+        config = flags.pop("config", None)
+        defaults = self.read(config) if config else {}
+        for name, alternative in (("model_name_or_path", "model_config"), ("model_config", "model_name_or_path")):
+            if name in flags:  # a flag that names the model overrides both ways to name it
+                defaults.pop(alternative, None)
+        self.values: dict[str, Any] = defaults | flags
+
+    def read(self, file: str) -> dict[str, Any]:
+        """Read a YAML file of options and check its keys."""
+        path = Path(file)
+        if not path.is_file():
+            raise ValueError(f"the config file {file!r} does not exist.")
+        try:
+            text = path.read_text(encoding="utf-8")
+            values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # as it is written
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"the config file {file!r} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"the config file {file!r} must be a mapping of options; it is {type(values).__name__}.")
+        check_names(values, self._actions, f"key in {file}")
+        return {key: self._typed(key, value, written[key]) for key, value in values.items()}
+
+    def read_inline(self, text: str) -> dict[str, Any]:
+        """Read options written as `loss=vs,loss_gamma=0.2` and check their names."""
+        pairs = [item.partition("=") for item in text.split(",")]
+        check_names([name for name, _, _ in pairs], self._actions, f"option in {text!r}")
+        if not all(value for _, _, value in pairs):
+            raise ValueError(f"expected option=value,option=value; got {text!r}.")
+        return {name: self._typed(name, value, value) for name, _, value in pairs}
+
+    def set_defaults(self, **defaults: Any) -> None:
+        """Set values for options that were not set."""
+        self.values = defaults | self.values
+
+    def build(self, **overrides: Any) -> tuple[Any, ...]:
+        """Make the argument dataclasses from the options, with some values replaced (None: the default)."""
+        values = {key: value for key, value in (self.values | overrides).items() if value is not None}
+        check_numbers(values)
+        with stage("the options do not fit together"):
+            return tuple(self._parser.parse_dict(values))
+
+    def _typed(self, key: str, value: Any, written: Any) -> Any:
+        # As on the command line: YAML reads 1e-3 as text, `no` as false and 001 as 1.
+        action = self._actions[key]
+        convert = action.type
+        if value is None:
+            return None
+        if key == "class_importance" and isinstance(value, dict):
+            return dict(zip(written, value.values(), strict=True))
+        if convert is str and action.nargs in ("*", "+"):
+            return list(map(str, written)) if isinstance(value, (list, tuple)) else [written]
+        if action.nargs in ("*", "+"):
+            return list(value) if isinstance(value, (list, tuple)) else [value]
+        if convert is str and not isinstance(value, (dict, list)):
+            return written
+        if convert in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float, str))):
+            raise ValueError(f"{key}: {value!r} is not what is expected: one {convert.__name__}.")
+        if not isinstance(value, str) or not callable(convert):
+            return value
+        try:
+            return convert(value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError for counts and rates that cannot be: a batch size of 0, a negative learning rate."""
+    for name, least in _AT_LEAST.items():
+        value = values.get(name)
+        if isinstance(value, (int, float)) and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parse a command line into dataclasses and refuse what the parser does not know.
+
+    Args:
+        parser: a parser of dataclasses, perhaps with further arguments.
+        argv: the words; None: those of this process.
+
+    Returns:
+        An instance of each dataclass, and a namespace of the further arguments, if there are any.
+
+    Raises:
+        ValueError: an unknown flag (the nearest valid one is suggested), a stray word, or a wrong type or choice.
+    """
+    raise_errors(parser)
+    with stage("the options do not fit together"):
+        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    refuse_words(unknown, flag_names(parser))
+    for values in parsed:
+        check_numbers(vars(values))
+    return tuple(parsed)

@@ -1,0 +1,95 @@
+"""What a training recorded beside its model, taken over by the commands that look at the model later."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hf_sharp.reports.results import RESULTS
+
+logger = logging.getLogger(__name__)
+
+# Options of the model's inputs, whatever the data; all others are taken over for the same data only.
+_OF_INPUTS = {"max_length", "tokenizer_name", "picture_range"}
+_NOT_TAKEN = {
+    "output_dir",
+    "dataset",
+    "split",
+    "seed",
+    "batch_size",
+    "head",
+    "loss",
+    "loss_gamma",
+    "check_data",
+    "left_out",
+}
+# A held-out share that differs from the training's puts training examples into it.
+_OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
+
+
+def recorded(model: str) -> dict[str, Any]:
+    """Read what the training of a model recorded in its folder.
+
+    Args:
+        model: a folder, or a name on the Hub.
+
+    Returns:
+        The content of `all_results.json`; empty where there is none.
+    """
+    file = Path(model) / RESULTS
+    try:
+        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except json.JSONDecodeError:
+        results = {}
+    return results if isinstance(results, dict) and isinstance(results.get("options"), dict) else {}
+
+
+def set_flags(argv: Sequence[str]) -> set[str]:
+    """List the options that a command line sets."""
+    return {word.lstrip("-").split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+
+
+def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[str], dataset: str) -> None:
+    """Set the options of a command that its command line does not set to those of the training.
+
+    What is taken over is logged; a flag that contradicts the training is a warning.
+
+    Args:
+        record: what `recorded` returned.
+        groups: dataclass instances of options; they are changed in place.
+        argv: the command line.
+        dataset: the data that the command looks at.
+    """
+    if not record:
+        return
+    options, flags = record["options"] | record.get("data", {}), set_flags(argv)
+    same = _same(str(options.get("dataset", "digits")), dataset)
+    taken, contradicted = {}, {}
+    for group in groups:
+        for item in fields(group):
+            name = item.name
+            if name in _NOT_TAKEN or not (same or name in _OF_INPUTS) or (name not in options and name not in flags):
+                continue
+            trained, value = options.get(name, item.default), getattr(group, name)
+            if trained == value:
+                continue
+            if name in flags:
+                contradicted[name] = f"{name} {value} (trained with {trained})"
+            else:
+                setattr(group, name, trained)
+                taken[name] = f"{name} {trained}"
+    if taken:
+        logger.warning("taken over from the training: %s", ", ".join(taken.values()))
+    if contradicted:
+        overlap = (
+            "; examples that were trained on may be among the others now" if _OF_SPLITS & set(contradicted) else ""
+        )
+        logger.warning("other options than in the training: %s%s", ", ".join(contradicted.values()), overlap)
+
+
+def _same(recorded_name: str, dataset: str) -> bool:
+    return recorded_name == dataset or Path(recorded_name).resolve() == Path(dataset).resolve()

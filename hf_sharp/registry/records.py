@@ -1,0 +1,148 @@
+"""A registry: records by name, complete or refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from hf_sharp.registry.citations import Citation
+
+Record = TypeVar("Record")
+
+
+class Registry(Mapping[str, Record], Generic[Record]):
+    """Records by name. A built-in record must describe itself in full; a user's record only has to work.
+
+    Args:
+        kind: what the records are, for messages: "loss", "sharpness method".
+        described: the attributes that every built-in record must define itself.
+
+    Example:
+        >>> from types import SimpleNamespace as Record
+        >>> registry = Registry("loss", described=["summary"])
+        >>> _ = registry.add_builtin(Record(name="ce", summary="cross-entropy"))
+        >>> _ = registry.register(Record(name="mine"))
+        >>> list(registry), registry.builtin
+        (['ce', 'mine'], ['ce'])
+        >>> registry.add_builtin(Record(name="poly"))
+        Traceback (most recent call last):
+        ValueError: the loss 'poly' has no summary. Every built-in loss defines name, summary.
+    """
+
+    def __init__(self, kind: str, described: Iterable[str]) -> None:
+        self.kind, self.described = kind, ("name", *described)
+        self.builtin: list[str] = []
+        self._records: dict[str, Record] = {}
+
+    def add_builtin(self, record: Record) -> Record:
+        """Add a record of this package. Usable as a class decorator.
+
+        Args:
+            record: it defines every attribute of `described` itself; a class does not inherit them.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: an attribute is missing, or the name is taken.
+        """
+        missing = [attribute for attribute in self.described if vars(record).get(attribute) in (None, "")]
+        if missing:
+            name = getattr(record, "name", None) or record
+            raise ValueError(
+                f"the {self.kind} {name!r} has no {', '.join(missing)}. Every built-in {self.kind} defines "
+                f"{', '.join(self.described)}."
+            )
+        self.register(record)
+        self.builtin.append(record.name)  # type: ignore[attr-defined]
+        return record
+
+    def register(self, record: Record) -> Record:
+        """Add a record of a user. Registering the same definition again, as a notebook does, replaces it.
+
+        Args:
+            record: it has a `name` that no other record has.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: there is no name, or another record has it.
+        """
+        name = getattr(record, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a {self.kind} needs a name, such as name = 'mine'; {record!r} has {name!r}.")
+        if name in self._records and _origin(self._records[name]) != _origin(record):
+            raise ValueError(f"there is already a {self.kind} named {name!r}. Choose another name.")
+        self._records[name] = record
+        return record
+
+    def unregister(self, name: str) -> None:
+        """Forget a record of the user's own.
+
+        Args:
+            name: the record's.
+
+        Raises:
+            ValueError: the record is built in, or there is none of that name.
+        """
+        self.check(name)
+        if name in self.builtin:
+            raise ValueError(f"the {self.kind} {name!r} is built in.")
+        del self._records[name]
+
+    def __getitem__(self, name: str) -> Record:
+        return self._records[name]
+
+    def check(self, name: Any) -> None:
+        """Raise a ValueError that lists the registered names, if a name is not one of them."""
+        if name not in self._records:
+            raise ValueError(f"unknown {self.kind} {name!r}; expected one of {', '.join(self._records)}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+
+def _origin(record: Any) -> tuple[str | None, str | None]:
+    return getattr(record, "__module__", None), getattr(record, "__qualname__", None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values of a field that bring further options into effect, or that cite a paper.
+
+    Args:
+        field: the field of `SharpTrainingArguments`.
+        applies: whether it is chosen, from the values of all options by name; some may be missing.
+        options: the fields that have an effect with these values only.
+        citations: what to cite for them.
+    """
+
+    field: str
+    applies: Callable[[Mapping[str, Any]], bool]
+    options: tuple[str, ...] = ()
+    citations: tuple[Citation, ...] = ()
+
+
+def option_names(function: Callable, without: Iterable[str] = ()) -> tuple[str, ...]:
+    """List the parameters of a function that are options.
+
+    Args:
+        function: a function or a class.
+        without: parameters that are no options.
+
+    Returns:
+        The names, in order.
+
+    Example:
+        >>> option_names(lambda counts, gamma=1.0: None, without=["counts"])
+        ('gamma',)
+    """
+    parameters = inspect.signature(function).parameters.values()
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return tuple(name for name in named if name not in without)

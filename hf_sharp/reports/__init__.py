@@ -1,0 +1,1 @@
+"""Reports of a run: figures by class, tables, pictures and the model card."""

@@ -1,0 +1,216 @@
+"""What a model card says about the figures: the tables of results, classes and confusions, and the limitations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.reports.figures import half_width, half_widths, is_finite_number, percent, quantity
+from hf_sharp.reports.markdown import code, escaped
+
+_FOLDED_ABOVE = 20  # classes
+_FEW_TEST_EXAMPLES = 20
+_NAMED_CLASSES = 10  # in a limitation; the table of classes has them all
+_OVERPREDICTED = 1.1  # predicted at least this many times as often as they occur
+
+
+def evaluation_section(
+    report: Mapping[str, Any],
+    plain: Mapping[str, Any] | None,
+    frequencies: ClassFrequencies,
+    group_labels: Mapping[str, str],
+    picture: str | None,
+) -> dict[str, Any]:
+    """Collect what the template shows of the figures.
+
+    Args:
+        report: the long-tail report.
+        plain: the report of plain training, or None.
+        frequencies: of the training set.
+        group_labels: many, medium and few, with their limits.
+        picture: file name of the picture of recall against count, or None.
+
+    Returns:
+        Name in the template to content.
+    """
+    names = class_names(frequencies)
+    width = half_widths(report, frequencies).get("accuracy")
+    return {
+        "results": results_table(report, plain, frequencies, group_labels),
+        "calibration": percent(report.get("calibration_error"), width),
+        "rare": frequencies.rare_threshold,
+        "common": frequencies.common_threshold,
+        "picture": quote(picture) if picture and "per_class_recall" in report else None,
+        "classes": class_table(report, names, frequencies),
+        "folded": len(names) > _FOLDED_ABOVE,
+        "confusions": confusions_table(report),
+    }
+
+
+def class_names(frequencies: ClassFrequencies) -> list[str]:
+    """List the names of all classes; without names, their numbers."""
+    return [frequencies.name(i) for i in range(frequencies.num_classes)]
+
+
+def results_table(
+    report: Mapping[str, Any],
+    plain: Mapping[str, Any] | None,
+    frequencies: ClassFrequencies,
+    group_labels: Mapping[str, str],
+) -> list[list[str]]:
+    """Make the table of results, this model beside plain training, in percent with 95 % intervals.
+
+    Args:
+        report: the long-tail report.
+        plain: the report of plain training, or None.
+        frequencies: of the training set.
+        group_labels: many, medium and few, with their limits.
+
+    Returns:
+        The heading and the rows; empty for weights that were not evaluated.
+    """
+    labels = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+    labels |= {f"{group}_accuracy": label for group, label in group_labels.items()}
+    labels |= {"worst_class_recall": "worst class", "macro_f1": "macro F1"}
+    reports = [report, plain] if plain else [report]
+    widths = [half_widths(column, frequencies) for column in reports]
+    rows = [
+        [label, *(_result(column, metric, width) for column, width in zip(reports, widths, strict=True))]
+        for metric, label in labels.items()
+        if any(metric in column for column in reports)
+    ]
+    return [["in %", "this model", *(["plain training"] if plain else [])], *rows] if rows else []
+
+
+def _result(report: Mapping[str, Any], metric: str, widths: Mapping[str, float]) -> str:
+    if metric == "worst_class_recall":
+        return _worst_class(report) or "–"
+    if metric == "macro_f1":  # no interval of its own; as uncertain as the recalls that it is made of
+        return percent(report.get(metric), widths.get("balanced_accuracy")) or "–"
+    return percent(report.get(metric), widths.get(metric), interval=True) or "–"
+
+
+def _worst_class(report: Mapping[str, Any]) -> str | None:
+    recall, worst = report.get("per_class_recall", []), report.get("worst_class_recall")
+    width = half_width([worst], [report["per_class_support"][recall.index(worst)]]) if worst in recall else None
+    cell = percent(worst, width)
+    others = f" and {quantity(recall.count(worst) - 1, 'other', 'others')}" if recall.count(worst) > 1 else ""
+    return f"{cell} ({escaped(report['worst_class'])}{others})" if cell else None
+
+
+def class_table(report: Mapping[str, Any], names: Sequence[str], frequencies: ClassFrequencies) -> list[list[str]]:
+    """Make the table of classes, the most frequent first.
+
+    Args:
+        report: the long-tail report.
+        names: (K,) the classes' names.
+        frequencies: of the training set.
+
+    Returns:
+        The heading and a row per class.
+    """
+    group_of = {int(i): group for group, classes in frequencies.groups.items() for i in classes}
+    headings = {
+        "per_class_support": "test examples",
+        "per_class_recall": "recall in %",
+        "per_class_precision": "precision in %",
+    }
+    columns = [column for column in headings if column in report]
+    table = [["class", "training examples", "group", *(headings[column] for column in columns)]]
+    for i in sorted(group_of, key=lambda i: (-frequencies.counts[i], i)):
+        cells = [_class_figure(report, column, i) for column in columns]
+        table.append([escaped(names[i]), f"{frequencies.counts[i]:,}", group_of[i], *cells])
+    return table
+
+
+def _class_figure(report: Mapping[str, Any], column: str, index: int) -> str:
+    value, support = report[column][index], report["per_class_support"][index]
+    return f"{support:,}" if column == "per_class_support" else percent(value, half_width([value], [support])) or "–"
+
+
+def confusions_table(report: Mapping[str, Any]) -> list[list[str]]:
+    """Make the table of the five most frequent confusions; empty where there are none."""
+    rows = [[escaped(c["true"]), escaped(c["predicted"]), f"{c['count']:,}"] for c in report.get("confusions", ())[:5]]
+    return [["true class", "predicted class", "times"], *rows] if rows else []
+
+
+def limitations(report: Mapping[str, Any], frequencies: ClassFrequencies, *, balanced: bool, seed: Any) -> list[str]:
+    """Say what a user of the model should know, as far as the figures support it.
+
+    Args:
+        report: the long-tail report.
+        frequencies: of the training set.
+        balanced: whether the loss or the sampler treated all classes alike.
+        seed: the run's.
+
+    Returns:
+        Sentences in Markdown.
+    """
+    names = class_names(frequencies)
+    sentences = [*_weak_classes(report, names), *_unknown_classes(report, names, frequencies)]
+    widths = half_widths(report, frequencies)
+    many, few = (report.get(f"{group}_accuracy") for group in ("many", "few"))
+    if is_finite_number(many) and is_finite_number(few):
+        gap_width = math.hypot(*(widths.get(f"{group}_accuracy", 0.0) for group in ("many", "few")))
+        if many - few > gap_width:  # type: ignore[operator]
+            shown = [percent(report[f"{group}_accuracy"], widths.get(f"{group}_accuracy")) for group in ("few", "many")]
+            sentences.append(
+                f"The mean recall of the few classes is {shown[0]} %, that of the many classes {shown[1]} %."
+            )
+    if balanced:
+        sentences.append(
+            "It was trained to treat all classes alike, so its probabilities do not reflect how common each class is "
+            f"in practice.{_overprediction(report, frequencies)}"
+        )
+    if "accuracy" not in report:
+        sentences.append("These weights were not evaluated.")
+    sentences.append(
+        f"It is one training run (seed {code(seed)}); how much the figures vary between runs was not measured."
+    )
+    return sentences
+
+
+def _weak_classes(report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    recall = report.get("per_class_recall", [])
+    weak = sorted((value, i) for i, value in enumerate(recall) if value is not None and round(100 * value) < 50)
+    if not weak:
+        return []
+    shown = [f"{escaped(names[i])} ({value:.0%})".replace("%", " %") for value, i in weak[:_NAMED_CLASSES]]
+    rest = f", and {len(weak) - _NAMED_CLASSES} more" if len(weak) > _NAMED_CLASSES else ""
+    what = quantity(len(weak), "class is", "classes are")
+    return [f"{what} recognised less than half of the time: {', '.join(shown)}{rest}."]
+
+
+def _unknown_classes(report: Mapping[str, Any], names: Sequence[str], frequencies: ClassFrequencies) -> list[str]:
+    support = report.get("per_class_support", [])
+    sentences = (
+        ("No training examples", [i for i, count in enumerate(frequencies.counts) if count == 0]),
+        ("No test examples, so the recall is unknown", [i for i, number in enumerate(support) if number == 0]),
+        (
+            f"Fewer than {_FEW_TEST_EXAMPLES} test examples, so the recall is a rough estimate",
+            [i for i, number in enumerate(support) if 0 < number < _FEW_TEST_EXAMPLES],
+        ),
+    )
+    return [f"{what}: {_listed(classes, names)}." for what, classes in sentences if classes]
+
+
+def _listed(classes: Sequence[int], names: Sequence[str]) -> str:
+    if len(classes) == len(names):
+        return "every class"
+    rest = f", and {len(classes) - _NAMED_CLASSES} more" if len(classes) > _NAMED_CLASSES else ""
+    return ", ".join(escaped(names[i]) for i in classes[:_NAMED_CLASSES]) + rest
+
+
+def _overprediction(report: Mapping[str, Any], frequencies: ClassFrequencies) -> str:
+    few = frequencies.groups["few"]
+    if "per_class_precision" not in report or not len(few):
+        return ""
+    recall, precision, support = (report[f"per_class_{figure}"] for figure in ("recall", "precision", "support"))
+    predicted = sum((recall[c] or 0) * support[c] / precision[c] for c in few if precision[c])
+    occurring = sum(support[c] for c in few)
+    if not occurring or predicted < _OVERPREDICTED * occurring:
+        return ""
+    return f" On the test data it predicts the few classes {predicted / occurring:.1f} times as often as they occur."

@@ -1,0 +1,141 @@
+"""Figures as text: rounded to what the number of test examples supports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+
+_Z_95 = 1.96
+
+
+def is_finite_number(value: Any) -> bool:
+    """Tell a figure from None, NaN and infinity."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def half_width(recall: Iterable[float | None], support: Iterable[int]) -> float | None:
+    """Compute half the width of the 95 % confidence interval of a mean of recalls.
+
+        h = 1.96 √(Σ_c p_c (1 − p_c) / (n_c + 4)) / C        p_c = (correct_c + 2) / (n_c + 4)
+
+    Two successes and two failures are added to every class, so that a recall of 0 or 1 has an interval too.
+
+    Args:
+        recall: (C,) recalls in [0, 1]; None for a class without test examples, which is skipped.
+        support: (C,) the test examples of each class.
+
+    Returns:
+        h, or None where no class has test examples.
+
+    Example:
+        >>> round(half_width([0.5], [96]), 3)
+        0.098
+
+    Reference:
+        Agresti and Coull, Approximate Is Better than "Exact" for Interval Estimation of Binomial Proportions, 1998.
+    """
+    pairs = [(value, number) for value, number in zip(recall, support, strict=True) if value is not None and number > 0]
+    if not pairs:
+        return None
+    recalls, numbers = np.array(pairs, dtype=float).T
+    shrunk = (recalls * numbers + 2) / (numbers + 4)
+    return float(_Z_95 * np.sqrt((shrunk * (1 - shrunk) / (numbers + 4)).sum()) / len(pairs))
+
+
+def half_widths(report: Mapping[str, Any], frequencies: ClassFrequencies) -> dict[str, float]:
+    """Compute the half widths of a report's accuracies, by metric; empty for a report without figures per class."""
+    if "per_class_recall" not in report:
+        return {}
+    recall, support = report["per_class_recall"], report["per_class_support"]
+    widths = {
+        "accuracy": half_width([report["accuracy"]], [sum(support)]),
+        "balanced_accuracy": half_width(recall, support),
+    }
+    for group, classes in frequencies.groups.items():
+        widths[f"{group}_accuracy"] = half_width([recall[c] for c in classes], [support[c] for c in classes])
+    return {metric: width for metric, width in widths.items() if width is not None}
+
+
+def percent(value: Any, width: float | None = None, *, interval: bool = False) -> str | None:
+    """Write a share in percent: one decimal, or none where the interval is wider than ±1 %.
+
+    Args:
+        value: a share in [0, 1]. Anything but a finite number gives None.
+        width: half the width of its 95 % interval, also a share; None: unknown.
+        interval: whether to append the interval.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> percent(0.7518), percent(0.7518, 0.036), percent(0.7518, 0.036, interval=True)
+        ('75.2', '75', '75 ± 4')
+    """
+    if not is_finite_number(value):
+        return None
+    decimals = 0 if width is not None and width >= 0.01 else 1
+    text = f"{100 * value:.{decimals}f}"
+    return f"{text} ± {100 * width:.{decimals}f}" if interval and width is not None else text
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in its usual unit.
+
+    Example:
+        >>> duration(88.5), duration(1287.4), duration(9000)
+        ('88 s', '21 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def quantity(number: int, singular: str, plural: str) -> str:
+    """Write a number with its noun.
+
+    Example:
+        >>> quantity(1, "class", "classes"), quantity(2000, "class", "classes")
+        ('1 class', '2,000 classes')
+    """
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
+def group_limits(rare: int, common: int) -> dict[str, str]:
+    """Describe the groups of classes by their numbers n of training examples.
+
+    Args:
+        rare: the `rare_threshold`.
+        common: the `common_threshold`.
+
+    Returns:
+        many, medium and few, each to its limits.
+
+    Example:
+        >>> group_limits(20, 100)
+        {'many': 'n > 100', 'medium': '20 ≤ n ≤ 100', 'few': 'n < 20'}
+    """
+    return {"many": f"n > {common}", "medium": f"{rare} ≤ n ≤ {common}", "few": f"n < {rare}"}
+
+
+def group_labels(rare: int, common: int, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Describe the groups of classes by their limits and sizes.
+
+    Args:
+        rare: the `rare_threshold`.
+        common: the `common_threshold`.
+        sizes: group to its number of classes.
+
+    Returns:
+        Group to label.
+
+    Example:
+        >>> group_labels(20, 100, {"many": 1, "few": 3})
+        {'many': 'many (n > 100, 1 class)', 'few': 'few (n < 20, 3 classes)'}
+    """
+    limits = group_limits(rare, common)
+    return {group: f"{group} ({limits[group]}, {quantity(size, 'class', 'classes')})" for group, size in sizes.items()}

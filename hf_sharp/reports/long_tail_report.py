@@ -1,0 +1,219 @@
+"""The long-tail report: how a classifier does on frequent classes, and how on rare ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.reports.calibration import calibration_bins
+
+logger = logging.getLogger(__name__)
+
+_RECALL_FLOOR = 1e-3
+
+
+def long_tail_report(
+    predictions: Any,
+    references: Any,
+    class_counts: Any,
+    probabilities: Any = None,
+    *,
+    cost_matrix: Any = None,
+    class_names: Any = None,
+    rare_threshold: int = 20,
+    common_threshold: int = 100,
+) -> dict[str, Any]:
+    """Report accuracy over all examples, over all classes, per group of classes and per class.
+
+        recall_c = correct_c / examples_c        balanced accuracy = mean of recall_c over the classes with examples
+
+    Args:
+        predictions: (N,) predicted class indices in [0, K).
+        references: (N,) true class indices in [0, K).
+        class_counts: (K,) *training* examples of each class; or a `ClassFrequencies`, whose names and thresholds take
+            precedence.
+        probabilities: (N, K), rows that sum to 1, for the calibration error.
+        cost_matrix: (K, K), the cost of predicting the column's class for an example of the row's class.
+        class_names: K names.
+        rare_threshold: "few" are the classes with fewer training examples.
+        common_threshold: "many" are the classes with more training examples.
+
+    Returns:
+        `accuracy`; `balanced_accuracy`; `many_accuracy`, `medium_accuracy`, `few_accuracy`: the mean recall of the
+        group's classes, None for a group without examples; `many_classes`, `medium_classes`, `few_classes`: their
+        numbers of classes; `rare_threshold` and `common_threshold`; `macro_f1`; `g_mean` and `harmonic_mean` of the
+        recalls (in the latter, each is at least 1e-3); `worst_class_recall`, `worst_class` (its name);
+        `calibration_error` (expected, 15 bins) with `probabilities`; `expected_cost` with `cost_matrix`;
+        `per_class_recall` and `per_class_precision` (None for a class without examples or predictions),
+        `per_class_support`, `class_counts`; `class_names` if there are names; `confusions`, the ten most frequent.
+
+    Raises:
+        ValueError: no examples, different lengths, a class index outside [0, K), probabilities that do not sum to 1,
+            or a cost matrix that is not (K, K).
+
+    Example:
+        >>> report = long_tail_report([0, 0, 0, 1], [0, 0, 1, 1], class_counts=[150, 10])
+        >>> report["accuracy"], report["many_accuracy"], report["few_accuracy"], report["medium_accuracy"]
+        (0.75, 1.0, 0.5, None)
+        >>> report["confusions"]
+        [{'true': '1', 'predicted': '0', 'count': 1}]
+    """
+    if isinstance(class_counts, ClassFrequencies):
+        frequencies = class_counts
+    else:
+        names = tuple(class_names) if class_names is not None else None
+        thresholds = {"rare_threshold": rare_threshold, "common_threshold": common_threshold}
+        frequencies = ClassFrequencies.from_counts(class_counts, names=names, **thresholds)
+    num_classes = frequencies.num_classes
+    predictions, references = _checked(np.asarray(predictions), np.asarray(references), num_classes)
+    right = predictions == references
+    correct, support, predicted = (
+        np.bincount(labels, minlength=num_classes) for labels in (references[right], references, predictions)
+    )
+    recall, precision = _ratio(correct, support), _ratio(correct, predicted)
+    report = {
+        "accuracy": float(correct.sum() / support.sum()),
+        **_recall_figures(recall, frequencies),
+        "macro_f1": float(np.nanmean(_ratio(2 * correct, support + predicted))),
+        "rare_threshold": frequencies.rare_threshold,
+        "common_threshold": frequencies.common_threshold,
+    }
+    if probabilities is not None:
+        probabilities = np.asarray(probabilities)
+        if probabilities.shape != (expected := (len(predictions), num_classes)):
+            raise ValueError(f"probabilities must be of shape {expected}; got {probabilities.shape}.")
+        report["calibration_error"] = calibration_bins(predictions, references, probabilities).error
+    if cost_matrix is not None:
+        cost = np.asarray(cost_matrix, dtype=float)
+        if cost.shape != (square := (num_classes, num_classes)):
+            raise ValueError(f"the cost matrix must be {square}, one row per true class; got {cost.shape}.")
+        report["expected_cost"] = float(cost[references, predictions].mean())
+    return report | {
+        "per_class_recall": _without_nan(recall),
+        "per_class_precision": _without_nan(precision),
+        "per_class_support": support.tolist(),
+        "class_counts": frequencies.counts.tolist(),
+        **({} if frequencies.names is None else {"class_names": list(frequencies.names)}),
+        "confusions": _confusions(predictions[~right], references[~right], frequencies),
+    }
+
+
+def _recall_figures(recall: np.ndarray, frequencies: ClassFrequencies) -> dict[str, Any]:
+    present, worst = recall[~np.isnan(recall)], int(np.nanargmin(recall))
+    figures: dict[str, Any] = {"balanced_accuracy": float(present.mean())}
+    for group, classes in frequencies.groups.items():
+        recalls = recall[classes][~np.isnan(recall[classes])]
+        figures[f"{group}_accuracy"] = float(recalls.mean()) if len(recalls) else None
+        figures[f"{group}_classes"] = len(classes)
+    return figures | {
+        "g_mean": float(np.exp(np.log(present).mean())) if present.all() else 0.0,
+        "harmonic_mean": float(1 / np.mean(1 / np.maximum(present, _RECALL_FLOOR))),
+        "worst_class_recall": float(recall[worst]),
+        "worst_class": frequencies.name(worst),
+    }
+
+
+def compute_metrics_for(frequencies: ClassFrequencies) -> Callable[[Any], dict[str, float]]:
+    """Make a `compute_metrics` that returns the report's numbers, which a tracker can log.
+
+    Args:
+        frequencies: of the training set.
+
+    Returns:
+        A function of an `EvalPrediction`, for any Trainer. It has no entry for a group without examples.
+    """
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        return numbers_of(report_of_prediction(prediction, frequencies))
+
+    return compute_metrics
+
+
+def numbers_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Select a report's numbers, which a tracker can log, without its lists, texts and None."""
+    return {name: value for name, value in report.items() if isinstance(value, (int, float))}
+
+
+def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict[str, Any]:
+    """Make the report of the output of `Trainer.predict`, or of an `EvalPrediction`.
+
+    Args:
+        prediction: its `predictions` are logits (N, K), a tuple whose first item they are, or class indices (N,); its
+            `label_ids` are (N,). Both may be lists of batches. Examples labelled -100 are left out.
+        frequencies: of the training set.
+
+    Returns:
+        The `long_tail_report`; with the calibration error if there are logits, and all are finite.
+    """
+    outputs, labels = prediction.predictions, prediction.label_ids
+    if isinstance(labels, list):  # eval_do_concat_batches=False
+        labels = np.concatenate(labels)
+        outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
+    outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    counted = labels != IGNORED_LABEL
+    if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
+        return long_tail_report(outputs[counted], labels[counted], frequencies)
+    logits = outputs[counted].astype(np.float64)
+    if not np.isfinite(logits).all():  # training diverged; a search or the rest of the training should still continue
+        logger.warning("The model's logits are not all finite, so the report has no calibration error.")
+        return long_tail_report(logits.argmax(-1), labels[counted], frequencies)
+    probabilities = softmax(logits, axis=1)
+    return long_tail_report(probabilities.argmax(-1), labels[counted], frequencies, probabilities)
+
+
+def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:
+    """Restore the class frequencies of a report, with the names if it has them."""
+    names = report.get("class_names")
+    return ClassFrequencies.from_counts(
+        report["class_counts"],
+        names=None if names is None else tuple(names),
+        rare_threshold=report["rare_threshold"],
+        common_threshold=report["common_threshold"],
+    )
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+
+
+def _without_nan(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _confusions(predictions: np.ndarray, references: np.ndarray, frequencies: ClassFrequencies) -> list[dict[str, Any]]:
+    # Without the matrix, which takes gigabytes for thousands of classes.
+    num_classes = frequencies.num_classes
+    pairs, numbers = np.unique(references * num_classes + predictions, return_counts=True)
+    order = np.argsort(-numbers, kind="stable")[:10]
+    return [
+        {
+            "true": frequencies.name(int(pair // num_classes)),
+            "predicted": frequencies.name(int(pair % num_classes)),
+            "count": int(number),
+        }
+        for pair, number in zip(pairs[order], numbers[order], strict=True)
+    ]
+
+
+def _checked(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    if predictions.ndim != 1 or predictions.shape != references.shape:
+        raise ValueError(
+            "predictions and references must be two vectors of one length, with a class index per example; got shapes "
+            f"{predictions.shape} and {references.shape}."
+        )
+    if len(references) == 0:
+        raise ValueError("there are no examples to report on: every label is -100, or the data is empty.")
+    for what, values in (("prediction", predictions), ("reference", references)):
+        if values.dtype.kind not in "iub" and not (values.dtype.kind == "f" and (values % 1 == 0).all()):
+            raise ValueError(f"expected class indices, got {what}s of {values.dtype} such as {values[0]}.")
+        outside = (values < 0) | (values >= num_classes)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise ValueError(f"{what} {row} is {values[row]}; expected a class index from 0 to {num_classes - 1}.")
+    return predictions.astype(np.int64), references.astype(np.int64)

@@ -1,0 +1,120 @@
+"""Text from outside, such as class names and paths, made safe to publish and to put into Markdown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+_LONGEST_NAME = 200
+_JOINERS = "\u200c\u200d"  # the format characters that scripts and emoji need; all others hide or reorder text
+_ENTITIES = {character: f"&#{ord(character)};" for character in "\\|`$@{"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token=)\S+|(?<=token )\S{16,}")
+_ROOT = r"(?:file://)?(?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)"
+_WHOLE_PATH = re.compile(rf"{_ROOT}(?!.*\s{_ROOT}).*")
+# An absolute path of two parts or more in a text, at its start or after a space, a quote or a bracket.
+_PATH = re.compile(rf"""(?<![^\s'"=(,\[]){_ROOT}(?:(?<=[~\\:]/)|(?<=\\)|[^\s/'",;]+/)[^\s'",;)]+""")
+
+
+def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:
+    r"""Make one printable line of a text: collapse white space, and drop control, hidden and unpaired characters.
+
+    Args:
+        value: anything; its `str` is used. Whatever looks like an access token is left out.
+        longest: the maximal number of characters.
+
+    Returns:
+        At most `longest` characters.
+
+    Example:
+        >>> one_line(" a\n---\tb\u202e ")
+        'a --- b'
+    """
+    spaced = " ".join(str(value).split())
+    kept = (c for c in spaced if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn", "Co"))
+    line = _SECRET.sub("…", "".join(kept).strip())
+    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
+
+
+def without_paths(text: str) -> str:
+    r"""Shorten every absolute path in a text to its last part: where a file lies on a machine is not published.
+
+    Args:
+        text: any text; one that is a path as a whole may contain spaces.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> without_paths("train.py --dataset /srv/ann/photos --output_dir=C:\\runs\\a"), without_paths("user/model")
+        ('train.py --dataset photos --output_dir=a', 'user/model')
+    """
+    if _WHOLE_PATH.fullmatch(text):
+        return _last_part(text)
+    return _PATH.sub(lambda match: _last_part(match[0]), text)
+
+
+def published(value: Any, name: str = "") -> Any:
+    """Copy options for publication: without access tokens and without absolute paths.
+
+    Args:
+        value: JSON-like data.
+        name: the option's name.
+
+    Returns:
+        The copy; every text is one printable line.
+
+    Example:
+        >>> published({"dataset": "/srv/ann/photos", "hub_token": "secret", "seed": 1})
+        {'dataset': 'photos', 'seed': 1}
+    """
+    if isinstance(value, Mapping):
+        copied = {one_line(key): published(item, str(key)) for key, item in value.items()}
+        return {key: item for key, item in copied.items() if not key.endswith("token")}
+    if isinstance(value, (list, tuple)):
+        return [published(item) for item in value]
+    return without_paths(one_line(value)) if isinstance(value, str) else value
+
+
+def escaped(value: Any, longest: int = _LONGEST_NAME) -> str:
+    r"""Escape text for Markdown, so that it is shown literally in a line or in the cell of a table.
+
+    Args:
+        value: anything; its `str` is used.
+        longest: the maximal number of characters.
+
+    Returns:
+        Markdown; `(no name)` for an empty text.
+
+    Example:
+        >>> escaped("snow_leopard | <b>[x](y)</b>")
+        'snow_leopard &#124; &lt;b&gt;\\[x\\](y)&lt;/b&gt;'
+    """
+    text = "".join(_ENTITIES.get(character, character) for character in one_line(value, longest))
+    text = re.sub(r"([*\[\]~]|(?<!&)#|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    return re.sub(r"(?i)(?<=\bwww)\.|:(?=//)", lambda match: f"&#{ord(match[0])};", text) or "(no name)"
+
+
+def code(value: Any, longest: int = _LONGEST_NAME) -> str:
+    """Show a value from outside as code, in a line or in the cell of a table.
+
+    Args:
+        value: anything; its `str` is used.
+        longest: the maximal number of characters.
+
+    Returns:
+        A code span, or `<code>` around escaped text where a span would end early or split the table.
+
+    Example:
+        >>> code("focal_sam"), code("a|b")
+        ('`focal_sam`', '<code>a&#124;b</code>')
+    """
+    line = one_line(value, longest)
+    return f"<code>{escaped(value, longest)}</code>" if not line or "`" in line or "|" in line else f"`{line}`"
+
+
+def _last_part(path: str) -> str:
+    windows = "\\" in path or re.match(r"[A-Za-z]:", path)
+    return (PureWindowsPath(path) if windows else PurePosixPath(path)).name or path

@@ -1,0 +1,261 @@
+"""The model card: the results of a run for a visitor of the Hub, from the template model_cards/template.md.
+
+Names of classes, datasets and models come from outside. They are escaped before they reach the template, which Jinja
+renders once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.reports import card_evaluation as evaluation
+from hf_sharp.reports import card_training as training
+from hf_sharp.reports.card_metadata import card_metadata, hub_id, local_name
+from hf_sharp.reports.card_training import method_of
+from hf_sharp.reports.figures import group_labels, is_finite_number, quantity
+from hf_sharp.reports.markdown import escaped, one_line
+from hf_sharp.reports.results import RESULTS, TASKS, read_results, task_of
+from hf_sharp.training_args import PLAIN_METHOD
+
+PICTURE = "recall_by_count.png"
+
+
+def build_card(
+    results: Mapping[str, Any],
+    *,
+    model_name: str,
+    pipeline_tag: str | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    licence: str | None = None,
+    language: str | Sequence[str] | None = None,
+    tags: Iterable[str] = (),
+    class_names: Sequence[str] | None = None,
+    picture: str | None = PICTURE,
+    plain: Mapping[str, Any] | None = None,
+    repo_id: str | None = None,
+    library_name: str | None = None,
+) -> ModelCard:
+    """Build the card of a trained model from its results, which every figure comes from.
+
+    Args:
+        results: the content of `all_results.json`: `report`, `options`, `training`, `machine` and `versions`, and
+            optionally `method`, `described`, `model`, `radius`, `command` and `local`. A report may lack figures.
+        model_name: the model's name.
+        pipeline_tag: the task, such as image-classification. Default: the results' model's; without one, the card does
+            not say how to use the model.
+        base_model: the pretrained model, a name on the Hub or a folder. Default: the results' model's, or the option
+            `model_name_or_path`.
+        dataset: a name on the Hub, or a folder, of which only the last part is shown. Default: the option `dataset`.
+        licence: an identifier of the Hub; any other name becomes `other` with this name.
+        language: ISO 639 codes of two or three letters, or code, multilingual.
+        tags: additional tags.
+        class_names: K names. Default: the results' model's; without them, classes are numbers.
+        picture: file name of the picture of recall against count, beside the card; None: there is none.
+        plain: the results of plain training on the same data, for comparison.
+        repo_id: the name that `pipeline` opens. Default: `model_name`.
+        library_name: the library that loads the model. Default: transformers, or peft for an adapter.
+
+    Returns:
+        The card; `card.save(folder / "README.md")` writes it.
+
+    Raises:
+        ValueError: a language that the Hub does not accept, or class names that are not one per class.
+    """
+    report, options, model = results["report"], results["options"], results.get("model", {})
+    task = pipeline_tag or model.get("task")
+    dataset = _local_as_path(options.get("dataset") if dataset is None else dataset, results)
+    base_model = _local_as_path(base_model or model.get("base") or options.get("model_name_or_path"), results)
+    library = library_name or model.get("library", "transformers")
+    frequencies = _frequencies(report, class_names or model.get("class_names"))
+    groups = group_labels(
+        frequencies.rare_threshold,
+        frequencies.common_threshold,
+        {group: len(classes) for group, classes in frequencies.groups.items()},
+    )
+    method = results.get("method") or method_of(options)
+    name = one_line(model_name) or "model"
+    data = card_metadata(
+        report,
+        options,
+        method,
+        groups,
+        name=name,
+        task=task,
+        base_model=base_model,
+        dataset=dataset,
+        licence=licence,
+        language=language,
+        tags=tags,
+        library_name=library,
+    )
+    limitations = evaluation.limitations(
+        report,
+        frequencies,
+        balanced=training.treats_classes_alike(method),
+        seed=options.get("seed", training.DEFAULTS["seed"]),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(template_file()),
+        name=escaped(name),
+        summary=_summary(task, base_model, dataset, options, frequencies),
+        limitations=limitations,
+        **_usage(task, library, base_model, repo_id, name, frequencies),
+        **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture),
+        **training.training_section(results, plain, method),
+    )
+    return ModelCard(str(card))  # as a reader of the file will see it
+
+
+def template_file() -> Path:
+    """Find the template: in the package when installed from a wheel, in model_cards/ in the repository."""
+    packaged = Path(__file__).parents[1] / "model_card_template.md"
+    return packaged if packaged.is_file() else Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+
+
+def write_card(
+    folder: str | os.PathLike[str], results: Mapping[str, Any] | None = None, *, draw: bool = True, **options: Any
+) -> Path:
+    """Write the card of a model's folder, with the picture of recall against count.
+
+    Args:
+        folder: holds the model's `config.json`, and `all_results.json` unless `results` are given. The model is
+            compared with the run in the folder `baseline` beside it, if they differ in the method only.
+        results: as for `build_card`.
+        draw: whether to draw the picture; if not, an existing one is shown.
+        **options: as for `build_card`.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: the folder has no results of hf_sharp; or as `build_card`.
+    """
+    folder = Path(folder)
+    results = read_results(folder) if results is None else results
+    options = _read_config(folder) | options
+    if "plain" not in options:
+        options["plain"] = _plain_run(folder.absolute(), results)
+    if draw and "per_class_recall" in results["report"]:
+        from hf_sharp.reports.plots import plot_recall_by_count
+
+        runs = {"plain training": options["plain"]["report"]} if options["plain"] else {}
+        plot_recall_by_count(
+            runs | {"this model": results["report"]},
+            folder / PICTURE,
+            methods={"this model": results["options"].get("sharpness", training.DEFAULTS["sharpness"])},
+            names=options.get("class_names") or results.get("model", {}).get("class_names"),
+        )
+    options.setdefault("picture", PICTURE if (folder / PICTURE).is_file() else None)
+    options.setdefault("model_name", _model_name(folder.absolute(), results["options"], options.get("repo_id")))
+    card = folder / "README.md"
+    build_card(results, **options).save(card)
+    return card
+
+
+def _model_name(folder: Path, options: Mapping[str, Any], repo_id: str | None) -> str:
+    if repo_id:
+        return repo_id.rpartition("/")[2]
+    sharpness, loss = (options.get(part, training.DEFAULTS[part]) for part in ("sharpness", "loss"))
+    is_run = folder.name in (f"{sharpness}+{loss}", loss)  # one of the runs side by side in a folder
+    return (folder.parent.name if is_run else "") or folder.name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    options: dict[str, Any] = {}
+    if id2label := config.get("id2label"):
+        options["class_names"] = [label for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    for architecture in config.get("architectures") or ():
+        options["pipeline_tag"] = task_of(architecture)
+    return options
+
+
+def _plain_run(folder: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
+    baseline = folder.parent / "baseline"
+    if baseline == folder or not (baseline / RESULTS).is_file():
+        return None
+    plain = read_results(baseline)
+    return plain if _same_but_method(plain, results) else None
+
+
+def _same_but_method(plain: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
+    method = {*PLAIN_METHOD, "head", *method_of(plain["options"]), *method_of(results["options"])}
+    names = plain["options"].keys() | results["options"].keys()
+    different = {name for name in names if plain["options"].get(name) != results["options"].get(name)}
+    return different <= method and plain["report"]["class_counts"] == results["report"]["class_counts"]
+
+
+def _local_as_path(name: str | None, results: Mapping[str, Any]) -> str | None:
+    # A folder of the machine that trained may look like a name on the Hub; "./" tells them apart on any machine.
+    return os.path.join(os.curdir, name) if name and name in results.get("local", ()) else name
+
+
+def _frequencies(report: Mapping[str, Any], class_names: Sequence[str] | None) -> ClassFrequencies:
+    counts = [int(count) for count in report["class_counts"]]
+    if class_names is not None and len(class_names) != len(counts):
+        raise ValueError(f"got {len(class_names)} class names for {len(counts)} classes.")
+    limits = ("rare_threshold", "common_threshold")
+    thresholds = {limit: int(report.get(limit, training.DEFAULTS[limit])) for limit in limits}
+    names = None if class_names is None else tuple(class_names)
+    return ClassFrequencies.from_counts(counts, names=names, **thresholds)
+
+
+def _usage(
+    task: str | None,
+    library: str,
+    base_model: str | None,
+    repo_id: str | None,
+    name: str,
+    frequencies: ClassFrequencies,
+) -> dict[str, Any]:
+    return {
+        "usage": TASKS.get(task or ""),
+        "adapter": library == "peft",
+        "task": json.dumps(task),
+        "opened": json.dumps(one_line(repo_id or name), ensure_ascii=False),
+        "base": json.dumps(hub_id(base_model) or "path/to/base_model"),
+        "published": repo_id is not None,
+        "num_classes": frequencies.num_classes,
+    }
+
+
+def _summary(
+    task: str | None,
+    base: str | None,
+    dataset: str | None,
+    options: Mapping[str, Any],
+    frequencies: ClassFrequencies,
+) -> str:
+    counts = frequencies.counts
+    what = f"{TASKS[task].article} {TASKS[task].kind} classifier" if task in TASKS else "A classifier"
+    config = options.get("model_config")
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    if base:
+        start = f"fine-tuned from {_linked(base, '')}"
+    else:
+        start = f"trained from scratch ({escaped(model_type)})" if model_type else "trained"
+    data = f" on {_linked(dataset, 'datasets/')}" if dataset else ""
+    factor = options.get("imbalance_factor")
+    if dataset and is_finite_number(factor):
+        data += f", subsampled to be long-tailed (imbalance factor {factor:g})"
+    return (
+        f"{what} for {quantity(len(counts), 'class', 'classes')}, {start}{data} with `hf_sharp`. The training set has "
+        f"{quantity(int(counts.sum()), 'example', 'examples')}: {int(counts.max()):,} of the most frequent class, "
+        f"{int(counts.min()):,} of the rarest."
+    )
+
+
+def _linked(name: str, kind: str) -> str:
+    if hub_id(name):
+        return f"[{escaped(name)}](https://huggingface.co/{kind}{name})"
+    return escaped(local_name(name))

@@ -1,0 +1,133 @@
+"""Pictures of the class counts, and of recall against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_sharp.reports.figures import group_limits
+from hf_sharp.reports.plots.fonts import class_labels, drawable
+from hf_sharp.reports.plots.layout import label_points, legend_below, log_ticks
+from hf_sharp.reports.plots.style import GROUP_COLOURS, picture, run_styles
+
+NAMED_CLASSES = 30  # of more classes, a picture has room for the names of some only
+_SMOOTHED_ABOVE = 25  # classes
+_WORST = 5
+
+
+def plot_recall_by_count(
+    reports: Mapping[str, Mapping[str, Any]],
+    file: str | Path,
+    title: str = "",
+    *,
+    methods: Mapping[str, str] | None = None,
+    names: Any = None,
+) -> None:
+    """Draw the recall of every class against its number of training examples, one line per run.
+
+    The five classes that the last run recognises least are named, if they are below its mean. Of many classes, the line
+    is a running mean.
+
+    Args:
+        reports: run to `long_tail_report`, all of the same classes.
+        file: where the picture goes; the suffix chooses the format.
+        title: the picture's title.
+        methods: run to sharpness method, which chooses its colour, for runs whose names do not contain it.
+        names: (K,) class names. Default: those of the reports.
+    """
+    first = next(iter(reports.values()))
+    counts = np.asarray(first["class_counts"])
+    names = names or first.get("class_names") or [str(i) for i in range(len(counts))]
+    with picture(file, (7, 4.4), title, [*names, *reports]) as figure:
+        axes = figure.add_subplot()
+        low, high = _count_axis(axes, counts)
+        for (run, report), style in zip(reports.items(), run_styles([*reports], methods), strict=True):
+            _recall_line(axes, counts, report, drawable(run), style)
+        _shade_groups(axes, first, low, high)
+        axes.set(ylim=(-3, 103), xlabel="training examples of the class", ylabel="recall (%)")
+        legend_below(figure, axes)
+        recalls = [_percentages(report["per_class_recall"]) for report in reports.values()]
+        marks = np.concatenate([np.stack([counts, recall], axis=1) for recall in recalls])
+        worst = [c for c in np.argsort(recalls[-1], kind="stable")[:_WORST] if recalls[-1][c] < np.nanmean(recalls[-1])]
+        labels = class_labels(names)
+        points = [(counts[c], recalls[-1][c]) for c in worst]
+        label_points(figure, axes, points, [labels[c] for c in worst], marks[~np.isnan(marks[:, 1])])
+
+
+def _count_axis(axes: Any, counts: np.ndarray) -> tuple[float, float]:
+    low, high = counts.min() / 1.25 if counts.min() else -0.3, counts.max() * 1.25
+    axes.set_xscale("symlog", linthresh=1) if counts.min() == 0 else axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    log_ticks(axes.xaxis, low, high, inches=6)
+    return low, high
+
+
+def _shade_groups(axes: Any, report: Mapping[str, Any], low: float, high: float) -> None:
+    limits = group_limits(report["rare_threshold"], report["common_threshold"])
+    edges = (low, report["rare_threshold"], report["common_threshold"], high)
+    for group, start, end in zip(("few", "medium", "many"), edges, edges[1:], strict=False):
+        if max(start, low) < min(end, high):
+            label = f"{group} ({limits[group]})"
+            span = (max(start, low), min(end, high))
+            axes.axvspan(*span, color=GROUP_COLOURS[group], alpha=0.13, zorder=0, linewidth=0, label=label)
+
+
+def _recall_line(axes: Any, counts: np.ndarray, report: Mapping[str, Any], run: str, style: dict[str, Any]) -> None:
+    recall = _percentages(report["per_class_recall"])
+    order = np.argsort(counts, kind="stable")
+    order = order[~np.isnan(recall[order])]
+    label = f"{run} (mean {100 * report['balanced_accuracy']:.1f})"
+    if len(order) <= _SMOOTHED_ABOVE:
+        axes.plot(counts[order], recall[order], label=label, **style)
+        return
+    window = len(order) // 6
+    smooth = np.convolve(recall[order], np.ones(window) / window, mode="valid")
+    middle = counts[order][window // 2 : window // 2 + len(smooth)]
+    axes.plot(counts[order], recall[order], linestyle="", markersize=3, alpha=0.45, **style)
+    axes.plot(middle, smooth, linewidth=2, color=style["color"], label=label)
+
+
+def _percentages(shares: Any) -> np.ndarray:
+    return np.array([np.nan if share is None else 100 * share for share in shares])
+
+
+def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
+    """Draw how many training examples every class has, the most frequent first.
+
+    Args:
+        frequencies: `ClassFrequencies`.
+        file: where the picture goes; the suffix chooses the format.
+        title: the picture's title.
+    """
+    counts = frequencies.counts
+    names = [frequencies.name(i) for i in range(len(counts))]
+    title = ", ".join(filter(None, (title, f"imbalance factor {frequencies.imbalance_factor:.0f}")))
+    named = len(counts) <= NAMED_CLASSES
+    with picture(file, (7, 1.6 + 0.2 * len(counts)) if named else (7, 4.2), title, names) as figure:
+        axes = figure.add_subplot()
+        order = np.argsort(-counts, kind="stable")
+        place = np.empty(len(order))
+        place[order] = np.arange(len(order))
+        limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
+        for group, classes in frequencies.groups.items():
+            if len(classes):
+                label = f"{group} ({limits[group]}): {len(classes)}"
+                bars = axes.barh if named else axes.bar
+                bars(place[classes], counts[classes], 0.8 if named else 1.0, color=GROUP_COLOURS[group], label=label)
+        low, high = 0.7, 1.6 * counts.max()
+        if named:
+            axes.set(xscale="log", xlim=(low, high), xlabel="training examples")
+            log_ticks(axes.xaxis, low, high, inches=5)
+            labels = class_labels(names)
+            axes.set_yticks(range(len(order)), [labels[c] for c in order])
+            axes.invert_yaxis()
+            for i, c in enumerate(order):
+                axes.text(max(counts[c], low) * 1.06, i, f"{counts[c]:,}", va="center", fontsize=8)
+        else:
+            axes.set(yscale="log", ylim=(low, high), xlabel="classes, most frequent first", ylabel="training examples")
+            axes.set_xlim(-0.5, len(order) - 0.5)
+            log_ticks(axes.yaxis, low, high, inches=3)
+        legend_below(figure, axes)

@@ -1,0 +1,192 @@
+"""Pictures of what a classifier confuses, and of how far its confidence can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.reports.calibration import calibration_bins
+from hf_sharp.reports.figures import group_limits, half_width
+from hf_sharp.reports.long_tail_report import frequencies_of
+from hf_sharp.reports.plots.by_count import NAMED_CLASSES
+from hf_sharp.reports.plots.fonts import class_labels
+from hf_sharp.reports.plots.layout import label_points, legend_below
+from hf_sharp.reports.plots.style import GROUP_COLOURS, LIGHT, PALETTE, picture
+
+_NUMBERED_CLASSES = 15  # of more classes, the cells of a confusion matrix have no room for numbers
+_DARK = 55  # percent; a number in a darker cell is white
+
+
+def plot_confusion_matrix(
+    predictions: Any, references: Any, frequencies: ClassFrequencies, file: str | Path, title: str = ""
+) -> None:
+    """Draw how often each class is predicted for examples of each class, in percent of the true class's examples.
+
+    The most frequent class in training comes first. More than 30 classes are grouped into many, medium and few; the
+    right predictions stand apart from confusions within the group.
+
+    Args:
+        predictions: (N,) predicted class indices.
+        references: (N,) true class indices.
+        frequencies: of the training set.
+        file: where the picture goes; the suffix chooses the format.
+        title: the picture's title.
+    """
+    shares, rows, columns = confusion_shares(predictions, references, frequencies)
+    side = 2.2 + 0.26 * len(rows)
+    size = (side + 2.2, side + 0.8) if len(rows) > len(GROUP_COLOURS) else (6.5, 3.4)
+    with picture(file, size, title, [*rows, *columns]) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axes.set_yticks(range(len(rows)), rows)
+        turned = max(map(len, columns)) > 3 and len(columns) > len(GROUP_COLOURS) + 1
+        axes.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.spines[:].set_visible(False)
+        if len(rows) <= _NUMBERED_CLASSES:
+            for (row, column), share in np.ndenumerate(shares):
+                if share > 0:
+                    colour = "white" if 100 * share > _DARK else "black"
+                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.9)
+
+
+def confusion_shares(
+    predictions: Any, references: Any, frequencies: ClassFrequencies
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Compute the confusion matrix, its rows divided by their sums.
+
+    Args:
+        predictions: (N,) predicted class indices.
+        references: (N,) true class indices.
+        frequencies: of the training set.
+
+    Returns:
+        (R, C) shares, NaN in a row without examples; the labels of the rows, and those of the columns. Up to 30 classes
+        are rows and columns, the most frequent in training first; of more, the rows are the groups, and the columns are
+        "right" and the groups of wrong predictions.
+
+    Example:
+        >>> frequencies = ClassFrequencies.from_counts([5, 30], names=("cat", "dog"))
+        >>> confusion_shares([1, 0, 1], [0, 0, 1], frequencies)
+        (array([[1. , 0. ],
+               [0.5, 0.5]]), ['dog', 'cat'], ['dog', 'cat'])
+    """
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    num_classes = frequencies.num_classes
+    labels = class_labels([frequencies.name(i) for i in range(num_classes)])
+    if num_classes <= NAMED_CLASSES:
+        order = np.argsort(-frequencies.counts, kind="stable")
+        place = np.argsort(order)
+        rows = columns = [labels[i] for i in order]
+        matrix = _count_pairs(place[references], place[predictions], (num_classes, num_classes))
+    else:
+        groups = [group for group, classes in frequencies.groups.items() if len(classes)]
+        group_of = np.empty(num_classes, dtype=np.int64)
+        for i, group in enumerate(groups):
+            group_of[frequencies.groups[group]] = i
+        limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
+        rows = [f"{group}\n({limits[group]})" for group in groups]
+        columns = ["right", *(f"wrong,\n{group}" for group in groups)]
+        column = np.where(predictions == references, 0, 1 + group_of[predictions])
+        matrix = _count_pairs(group_of[references], column, (len(rows), len(columns)))
+    with np.errstate(invalid="ignore"):
+        return matrix / matrix.sum(1, keepdims=True), rows, columns
+
+
+def _count_pairs(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: str = "") -> None:
+    """Draw precision and recall of every class: a row per class, or of more than 30 classes, precision against recall.
+
+    The most frequent class in training comes first; of more than 30, the five with the lowest recall are named.
+
+    Args:
+        report: the `long_tail_report`.
+        file: where the picture goes; the suffix chooses the format.
+        title: the picture's title.
+    """
+    frequencies = frequencies_of(report)
+    names = [frequencies.name(i) for i in range(frequencies.num_classes)]
+    recall, precision = (
+        np.array([np.nan if share is None else 100 * share for share in report[f"per_class_{figure}"]])
+        for figure in ("recall", "precision")
+    )
+    few_classes = len(names) <= NAMED_CLASSES
+    with picture(file, (7, 1.6 + 0.24 * len(names)) if few_classes else (6.5, 5), title, names) as figure:
+        axes = figure.add_subplot()
+        labels = class_labels(names)
+        if few_classes:
+            _draw_rows(axes, recall, precision, np.argsort(-frequencies.counts, kind="stable"), labels, frequencies)
+        else:
+            _draw_scatter(axes, recall, precision, frequencies)
+        legend_below(figure, axes)
+        if not few_classes:
+            worst = [c for c in np.argsort(recall, kind="stable") if not np.isnan(recall[c] + precision[c])][:5]
+            marks = np.stack([recall, precision], axis=1)
+            points = [tuple(marks[c]) for c in worst]
+            label_points(figure, axes, points, [labels[c] for c in worst], marks[~np.isnan(marks).any(1)])
+
+
+def _draw_rows(
+    axes: Any,
+    recall: np.ndarray,
+    precision: np.ndarray,
+    order: np.ndarray,
+    labels: list[str],
+    frequencies: ClassFrequencies,
+) -> None:
+    places = np.arange(len(order))
+    axes.hlines(places, recall[order], precision[order], color=LIGHT, linewidth=2, zorder=1)
+    axes.plot(recall[order], places, "o", color=PALETTE[1], label="recall")
+    axes.plot(precision[order], places, "D", color=PALETTE[3], fillstyle="none", label="precision")
+    axes.set_yticks(places, [f"{labels[c]} ({frequencies.counts[c]:,})" for c in order])
+    axes.set(xlim=(-3, 103), xlabel="%", ylabel="class (training examples)")
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+
+
+def _draw_scatter(axes: Any, recall: np.ndarray, precision: np.ndarray, frequencies: ClassFrequencies) -> None:
+    limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
+    for (group, classes), marker in zip(frequencies.groups.items(), "osD", strict=True):
+        if len(classes):
+            style = {"color": GROUP_COLOURS[group], "marker": marker, "linestyle": "", "alpha": 0.75, "clip_on": False}
+            axes.plot(recall[classes], precision[classes], label=f"{group} ({limits[group]})", **style)
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), xlabel="recall (%)", ylabel="precision (%)")
+    axes.grid()
+
+
+def plot_reliability(probabilities: Any, references: Any, file: str | Path, title: str = "") -> None:
+    """Draw the reliability diagram: accuracy against confidence in 15 bins, and how many predictions each bin has.
+
+    Args:
+        probabilities: (N, K), rows that sum to 1.
+        references: (N,) true class indices.
+        file: where the picture goes; the suffix chooses the format.
+        title: the picture's title.
+    """
+    probabilities = np.asarray(probabilities)
+    bins = calibration_bins(probabilities.argmax(1), np.asarray(references), probabilities)
+    occupied = bins.count > 0
+    confidence, accuracy, count = (values[occupied] for values in (bins.confidence, bins.accuracy, bins.count))
+    width = np.array([half_width([value], [number]) for value, number in zip(accuracy, count, strict=True)])
+    spread = 100 * np.stack([np.minimum(width, accuracy), np.minimum(width, 1 - accuracy)])
+    with picture(file, (5.5, 5.5), title) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 100], [0, 100], color=PALETTE[0], linestyle="--", label="perfect calibration")
+        style = {"color": PALETTE[1], "marker": "o", "capsize": 2, "linewidth": 1.2}
+        upper.errorbar(100 * confidence, 100 * accuracy, spread, label="this model, 95 % interval", **style)
+        upper.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(-3, 103))
+        upper.set_title(f"expected calibration error {100 * bins.error:.1f} %")
+        edges = np.linspace(0, 100, len(bins.count) + 1)
+        lower.bar(edges[:-1], 100 * bins.count / bins.count.sum(), np.diff(edges), align="edge", color=PALETTE[1])
+        lower.set(xlabel="confidence (%)", ylabel="predictions (%)")
+        for axes in (upper, lower):
+            axes.grid()
+        legend_below(figure, upper)

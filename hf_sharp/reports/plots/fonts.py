@@ -1,0 +1,111 @@
+"""Fonts for names in any script: fallbacks where one is installed, and readable substitutes where none is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from hf_sharp.reports.markdown import one_line
+
+MAIN_FONT = "DejaVu Sans"  # comes with matplotlib
+# They draw a box for every character, or nothing that matplotlib can show.
+_USELESS = ("last resort", "emoji", "adobe blank")
+
+
+def fallback_fonts(texts: Iterable[str]) -> list[str]:
+    """Find installed fonts for the characters that the main font lacks.
+
+    Args:
+        texts: what will be drawn.
+
+    Returns:
+        Names of fonts, for `font.family`.
+    """
+    missing = {ord(character) for text in texts for character in text} - _main_characters()
+    fonts = []
+    for name, path in _installed() if missing else ():
+        if covered := missing & _characters(path):
+            fonts.append(name)
+            missing -= covered
+        if not missing:
+            break
+    return fonts
+
+
+def drawable(text: str) -> str:
+    r"""Escape the characters that no installed font has.
+
+    Args:
+        text: any text.
+
+    Returns:
+        One line, with the others as \u or \U escapes instead of boxes.
+
+    Example:
+        >>> drawable("naïve\n\U000f0000")
+        'naïve'
+    """
+    line = one_line(text)
+    missing = _undrawable(line)
+    return "".join(c.encode("unicode_escape").decode() if c in missing else c for c in line)
+
+
+def class_labels(names: Sequence[str], longest: int = 24) -> list[str]:
+    """Shorten the names of classes for a picture; a name that no installed font can draw is its number.
+
+    Args:
+        names: (K,) the names.
+        longest: the maximal number of characters.
+
+    Returns:
+        (K,) labels.
+
+    Example:
+        >>> class_labels(["snow leopard", "\U000f0000", "a" * 30], longest=12)
+        ['snow leopard', 'class 1', 'aaaaaaaaaaa…']
+    """
+    lines = [one_line(name, longest) for name in names]
+    return [f"class {i}" if not line or _undrawable(line) else line for i, line in enumerate(lines)]
+
+
+def _undrawable(line: str) -> set[str]:
+    missing = {character for character in line if ord(character) not in _main_characters()}
+    return {c for c in missing if not any(ord(c) in _characters(path) for _, path in _installed())}
+
+
+def _main_characters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont
+
+    return _characters(findfont(MAIN_FONT))
+
+
+@cache
+def _installed() -> list[tuple[str, str]]:
+    from matplotlib.font_manager import fontManager
+
+    fonts: dict[str, str] = {}
+    for entry in sorted(fontManager.ttflist, key=_preference):
+        if not any(word in entry.name.lower() for word in _USELESS):
+            fonts.setdefault(entry.name, entry.fname)
+    return list(fonts.items())
+
+
+def _preference(entry: Any) -> tuple[bool, bool, bool, str]:
+    # An upright sans-serif of normal weight looks most like the main font.
+    return (
+        "Sans" not in entry.name,
+        entry.style != "normal",
+        entry.weight not in (400, "normal", "regular"),
+        entry.name,
+    )
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    from matplotlib.font_manager import get_font
+
+    try:
+        return frozenset(get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # unreadable: as good as not installed
+        return frozenset()

@@ -1,0 +1,262 @@
+"""The results of a run: `all_results.json`, which its model card is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.state import PartialState
+from transformers import TrainerCallback
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.losses import LOSSES
+from hf_sharp.registry import Registry
+from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.sharpness.methods import METHODS
+
+RESULTS = "all_results.json"
+_FIGURES = ("train_runtime", "train_steps_per_second", "train_loss")
+_TRAINING_OPTIONS = (
+    *("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16"),
+)
+
+
+class Task(NamedTuple):
+    """A classification task of transformers: how a card speaks of it, and how a model of it is opened."""
+
+    article: str
+    kind: str
+    model_class: str
+    processor: str
+    processor_class: str
+    example: str
+
+
+TASKS = {
+    "image-classification": Task(
+        "An", "image", "AutoModelForImageClassification", "image_processor", "AutoImageProcessor", "picture.png"
+    ),
+    "text-classification": Task(
+        "A", "text", "AutoModelForSequenceClassification", "tokenizer", "AutoTokenizer", "A text to classify."
+    ),
+    "audio-classification": Task(
+        "An", "audio", "AutoModelForAudioClassification", "feature_extractor", "AutoFeatureExtractor", "sound.wav"
+    ),
+}
+
+
+def task_of(architecture: str) -> str | None:
+    """Tell the pipeline's name for a model's class.
+
+    Args:
+        architecture: the class's name.
+
+    Returns:
+        The name; None for a class of no known task.
+
+    Example:
+        >>> task_of("BertForSequenceClassification")
+        'text-classification'
+    """
+    endings = {task: record.model_class.removeprefix("AutoModel") for task, record in TASKS.items()}
+    return next((task for task, ending in endings.items() if architecture.endswith(ending)), None)
+
+
+def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the `all_results.json` of a run.
+
+    Args:
+        folder: the run's.
+
+    Returns:
+        The results.
+
+    Raises:
+        ValueError: there is no such file, or it holds no report: the Trainer's own `save_metrics` uses that name too.
+    """
+    file = Path(folder) / RESULTS
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(results, dict) or not {"report", "options"} <= results.keys():
+        raise ValueError(
+            f"{str(file)!r} does not exist or has no long-tail report. The recipes write it after training; name the "
+            "folder of a run that has finished."
+        )
+    return results
+
+
+class ReportKeeper(TrainerCallback):
+    """Computes the metrics of an evaluation, and keeps the full report until the weights change.
+
+    Args:
+        frequencies: of the training set.
+    """
+
+    def __init__(self, frequencies: ClassFrequencies) -> None:
+        self.frequencies = frequencies
+        self.report: dict[str, Any] | None = None
+        self._computed: dict[str, Any] | None = None  # by an evaluation or a prediction
+        self._of_step: dict[int, dict[str, Any]] = {}
+
+    def compute_metrics(self, prediction: Any) -> dict[str, float]:
+        """Compute what `compute_metrics_for` computes, and hold the full report."""
+        self._computed = report_of_prediction(prediction, self.frequencies)
+        return numbers_of(self._computed)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the report and its step; a set without labels has none."""
+        self.report, self._computed = self._computed, None
+        if self.report is not None:
+            self._of_step[state.global_step] = self.report
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        """Drop what a prediction computed: its examples are not the evaluation set."""
+        self._computed = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop the report: the weights are about to change."""
+        self.report = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the report of the best weights, if they were loaded at the end."""
+        if args.load_best_model_at_end and state.best_global_step:
+            self.report = self._of_step.get(state.best_global_step)
+        self._of_step.clear()
+
+
+def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Collect from a trainer what `all_results.json` holds.
+
+    Args:
+        trainer: a `SharpTrainer`.
+        report: the long-tail report of its current weights; None: they were not evaluated.
+
+    Returns:
+        Results, for `build_card`.
+    """
+    args, frequencies = trainer.args, trainer.class_frequencies
+    log: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), {})
+    values = args.to_dict()
+    records = records_of(trainer)
+    base = {"model_name_or_path": records["model"]["base"]} if "base" in records["model"] else {}
+    return {
+        "report": report
+        or {
+            "class_counts": frequencies.counts.tolist(),
+            "rare_threshold": frequencies.rare_threshold,
+            "common_threshold": frequencies.common_threshold,
+        },
+        "training": {name: log[name] for name in _FIGURES if name in log},
+        "options": records["method"] | {name: values[name] for name in _TRAINING_OPTIONS if name in values} | base,
+        **records,
+        "machine": machine_class(),
+        "versions": versions(),
+    }
+
+
+def records_of(trainer: Any) -> dict[str, dict[str, Any]]:
+    """Describe method and model for a card that may be made where neither is at hand.
+
+    Args:
+        trainer: a `SharpTrainer`.
+
+    Returns:
+        `method`, the options in effect; `described`, a user's own method and loss; and `model`.
+    """
+    return {
+        "method": method_record(trainer.args, trainer.class_loss),
+        "described": descriptions(trainer.args, trainer.class_loss),
+        "model": model_record(trainer.model, trainer.class_frequencies.names),
+    }
+
+
+def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
+    """Collect the options of sharpness, loss and sampler in effect, with the values that the loss chose by default.
+
+    Args:
+        args: `SharpTrainingArguments`.
+        class_loss: the loss; it may be the user's own.
+
+    Returns:
+        Option to value.
+    """
+    head = {"head": args.head} if args.needs_head and args.head is not None else {}
+    loss = type(class_loss)
+    name = vars(loss).get("name") or loss.__name__  # a user's class without a name inherits another one's
+    return {"sharpness": args.sharpness, "loss": name} | args.method | head | class_loss.options | {"loss": name}
+
+
+def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:
+    """Describe the user's own method and loss, for cards that are made where they are not registered.
+
+    Args:
+        args: `SharpTrainingArguments`.
+        class_loss: the loss.
+
+    Returns:
+        sharpness and loss to `summary` and `formula`, as far as they define them; empty for built-in ones.
+    """
+    records: dict[str, tuple[Registry, Any]] = {
+        "sharpness": (METHODS, METHODS[args.sharpness]),
+        "loss": (LOSSES, type(class_loss)),
+    }
+    return {
+        part: {name: str(vars(record)[name]) for name in ("summary", "formula") if vars(record).get(name)}
+        for part, (registry, record) in records.items()
+        if registry.get(name := getattr(record, "name", "")) is not record or name not in registry.builtin
+    }
+
+
+def model_record(model: Any, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Describe a model for its card.
+
+    Args:
+        model: of transformers, a PEFT model around one, or any other module.
+        class_names: (K,) of the training set, for a model whose own labels are LABEL_0, LABEL_1, ...
+
+    Returns:
+        `library` (transformers or peft), and `task`, `base` and `class_names`, as far as they are known.
+    """
+    adapters = getattr(model, "peft_config", None)
+    network = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
+    config = getattr(network, "config", None)
+    base = getattr(config, "_name_or_path", None)
+    if adapters:
+        base = next(iter(adapters.values())).base_model_name_or_path or base
+    id2label = getattr(config, "id2label", None) or {}
+    labels = [str(id2label[index]) for index in sorted(id2label)]
+    if class_names is not None and labels == [f"LABEL_{i}" for i in range(len(class_names))]:
+        labels = list(class_names)
+    record = {"task": task_of(type(network).__name__), "base": base, "class_names": labels}
+    return {"library": "peft" if adapters else "transformers"} | {name: item for name, item in record.items() if item}
+
+
+def local_names(options: Mapping[str, Any]) -> list[str]:
+    """Find which of a run's names are files of this machine, for a card made on another one.
+
+    Args:
+        options: the run's, by name.
+
+    Returns:
+        The dataset and the model, as written in the options, if they are files or folders.
+    """
+    names = (options.get("dataset"), options.get("model_name_or_path"))
+    return [name for name in names if name and os.path.exists(name)]
+
+
+def machine_class() -> str:
+    """Name the hardware that a figure was measured on: "2 CPU cores, x86_64", or the GPUs."""
+    if torch.cuda.is_available():
+        return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """List the installed versions that affect results."""
+    return {name: version(name) for name in ("hf-sharp", "torch", "transformers", "datasets", "accelerate")}

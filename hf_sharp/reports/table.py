@@ -1,0 +1,99 @@
+"""Tables for the terminal: the reports of several runs side by side, and the classes of one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from hf_sharp.reports.figures import group_labels, half_width, percent
+from hf_sharp.reports.long_tail_report import frequencies_of
+
+_ROWS_PER_RUN_ABOVE = 3  # a terminal is longer than wide
+GROUPS = ("many", "medium", "few")
+
+
+def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
+    """Put the long-tail reports of several runs side by side.
+
+    Args:
+        reports: run to `long_tail_report`; group sizes and thresholds are those of the first.
+        title: the table's title.
+
+    Returns:
+        A `rich` table with a column per run, or for more than three runs a row per run; the best is bold.
+    """
+    first = next(iter(reports.values()))
+    sizes = {group: first[f"{group}_classes"] for group in GROUPS}
+    groups = group_labels(first["rare_threshold"], first["common_threshold"], sizes)
+    rows = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy"}
+    rows |= {label: f"{group}_accuracy" for group, label in groups.items()} | {"worst class": "worst_class_recall"}
+    row_per_run = len(reports) > _ROWS_PER_RUN_ABOVE
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("recall in %" if row_per_run else "recall in %, mean over classes", overflow="fold")
+    cells = {label: _row(reports, metric, name_classes=not row_per_run) for label, metric in rows.items()}
+    for heading in rows if row_per_run else reports:
+        label = heading.split(" (")[0].replace(" ", "\n") if row_per_run else escape(heading)
+        table.add_column(label, justify="right")
+    if row_per_run:
+        table.caption, table.caption_justify = "\n".join(groups.values()), "left"
+        for i, run in enumerate(reports):
+            table.add_row(escape(run), *(row[i] for row in cells.values()))
+    else:
+        for label, row in cells.items():
+            table.add_row(label, *row)
+    return table
+
+
+def _row(reports: Mapping[str, Mapping[str, Any]], metric: str, name_classes: bool) -> list[str]:
+    values = [report[metric] for report in reports.values()]
+    best = max((value for value in values if value is not None), default=None)
+    cells = []
+    for report, value in zip(reports.values(), values, strict=True):
+        cell = percent(value) or "–"
+        if metric == "worst_class_recall" and name_classes:
+            cell = f"({escape(str(report['worst_class']))}) {cell}"
+        cells.append(f"[bold]{cell}[/bold]" if value is not None and value == best else cell)
+    return cells
+
+
+def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str | None = None) -> Table:
+    """Show the classes of a report, the rarest in training first.
+
+    Args:
+        report: the `long_tail_report`.
+        rows: how many classes to show; None: all.
+        title: the table's title.
+
+    Returns:
+        A `rich` table. Recall and precision are rounded to what the number of test examples supports.
+
+    Raises:
+        ValueError: `rows` is not positive.
+
+    Example:
+        >>> from hf_sharp.reports.long_tail_report import long_tail_report
+        >>> report = long_tail_report([0, 0, 1], [0, 1, 1], [200, 5], class_names=["dog", "cat"])
+        >>> [list(column.cells) for column in per_class_table(report, rows=1).columns]
+        [['cat'], ['5'], ['few'], ['2'], ['50'], ['100']]
+    """
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows must be at least 1, or None for all classes; got {rows}.")
+    frequencies = frequencies_of(report)
+    counts = frequencies.counts
+    group_of = {int(c): group for group, classes in frequencies.groups.items() for c in classes}
+    order = sorted(range(len(counts)), key=lambda c: (counts[c], c))[:rows]
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table.add_column("class", overflow="fold")
+    for heading in ("training\nexamples", "group", "test\nexamples", "recall\nin %", "precision\nin %"):
+        table.add_column(heading, justify="left" if heading == "group" else "right")
+    for c in order:
+        support = report["per_class_support"][c]
+        shares = [report[f"per_class_{figure}"][c] for figure in ("recall", "precision")]
+        cells = [percent(share, half_width([share], [support])) or "–" for share in shares]
+        table.add_row(escape(frequencies.name(c)), f"{counts[c]:,}", group_of[c], f"{support:,}", *cells)
+    if len(order) < len(counts):
+        table.caption = f"the {len(order)} rarest of {len(counts):,} classes"
+    return table

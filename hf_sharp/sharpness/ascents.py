@@ -1,0 +1,270 @@
+"""The kinds of ascent: each turns one micro-batch into a gradient in `.grad`.
+
+gradient   ε follows the gradient of the perturbed examples (SAM and its kin)
+momentum   ε follows the optimizer's first moment, which costs no pass (Momentum-SAM)
+class_momentum  in class_momentum.py
+reused     every k-th step is sharpness-aware; the steps in between reuse what it added (LookSAM)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.sharpness.ascent import (
+    first_moments,
+    gradient_to_perturbation,
+    perturbed,
+    shards_only,
+    trainable_parameters,
+    with_gradients,
+)
+from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
+from hf_sharp.sharpness.passes import Division, rows_of
+from hf_sharp.sharpness.reuse import ReusedSharpness
+from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpness_aware_backward
+
+
+class Waiting(NamedTuple):
+    """A micro-batch that waits for its passes: its division, and coefficients that were drawn for its examples."""
+
+    inputs: dict[str, Any]
+    division: Division
+    drawn: Tensor | None
+
+
+class Ascent(Protocol):
+    """A kind of ascent."""
+
+    needs_first_moment: bool
+    needs_same_passes: bool  # on every process
+    state: Any  # what a checkpoint holds: an object with a `state_dict`, or None
+
+    def restart(self) -> None:
+        """Forget what is left over from a window that an error cut short."""
+
+    def step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        host_labels: np.ndarray | None,
+        rho: Tensor | float,
+        num_examples: Any,
+    ) -> Tensor:
+        """Add the gradient of one micro-batch to `.grad`, as `SharpnessEngine.step` describes."""
+
+
+class GradientAscent:
+    """ε follows a gradient: that of the micro-batch's perturbed examples, or of its whole accumulation window's.
+
+    Args:
+        engine: the `SharpnessEngine`: it divides micro-batches, and provides radius and loop.
+    """
+
+    needs_first_moment = False
+    needs_same_passes = False
+    state = None
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.loop = engine, engine.loop
+        self.one_window = engine.options.ascent_scope == "window"
+        self.observer: AscentObserver | None = engine.learned_radius
+        self.window: list[Waiting] = []  # micro-batches that wait for the rest of their accumulation window
+
+    def restart(self) -> None:
+        """Forget micro-batches left over from a window that an error cut short."""
+        self.window = []
+
+    def step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        host_labels: np.ndarray | None,
+        rho: Tensor | float,
+        num_examples: Any,
+    ) -> Tensor:
+        """Run the passes of a micro-batch, or put it aside until its window is complete."""
+        engine, loop = self.engine, self.loop
+        waiting = engine.divide(inputs, host_labels)
+        if not (self.one_window or waiting.division.is_perturbed):
+            return loop.plain_step(model, inputs, num_examples)
+        window = [*self.window, waiting]
+        if self.one_window and not loop.window_ends:
+            self.window = window
+            return torch.zeros((), device=loop.device)  # the loss comes with the window's last micro-batch
+        self.window = []
+        if not any(waiting.division.is_perturbed for waiting in window):
+            return self._plain_steps(model, [waiting.inputs for waiting in window], num_examples)
+        return self._sharp_step(model, window, rho, num_examples)
+
+    def _plain_steps(self, model: nn.Module, window: list[dict[str, Any]], num_examples: Any) -> Tensor:
+        losses = []
+        for inputs in window:
+            with nullcontext() if inputs is window[-1] else self.loop.without_sync(model):
+                losses.append(self.loop.plain_step(model, inputs, num_examples))
+        return torch.stack(losses).sum()
+
+    def _sharp_step(self, model: nn.Module, window: list[Waiting], rho: Tensor | float, num_examples: Any) -> Tensor:
+        engine, loop = self.engine, self.loop
+        loop.begin_step(model)
+        engine.prepare_radius(model)
+        micro_batches, counted = [], torch.zeros((), dtype=torch.long, device=loop.device)
+        for waiting in window:
+            inputs = loop.prepare(waiting.inputs)
+            counted += (loop.labels(inputs) != IGNORED_LABEL).sum()
+            micro_batches.append(self._micro_batch(model, inputs, waiting))
+        if engine.shares_epsilon:
+            counted = loop.over_processes(counted.float(), "mean")
+        if num_examples is None:
+            num_examples = counted * loop.num_processes
+        counted = counted.clamp(min=1)
+        self._before_passes(model, loop.reduce(counted, num_examples))
+        step = sharpness_aware_backward(
+            model,
+            micro_batches,
+            rho,
+            reduce=lambda losses: loop.reduce(losses, num_examples),
+            mean=lambda losses: losses.sum() / counted.to(losses.dtype),
+            backward=loop.backward,
+            grad_scale=loop.grad_scale,
+            **engine.metric,
+            without_sync=lambda: loop.without_sync(model),
+            average=engine.average,
+            measure_vanishing=engine.measures_vanishing,
+            observer=self.observer,
+        )
+        self.engine.means.add(step.ascent_grad_norm, step.sharpness)
+        self.engine.report_vanishing(step.vanishing)
+        if engine.effect.is_due(loop.step):
+            losses, (rows, weights) = micro_batches[-1].losses, micro_batches[-1].ascent
+            engine.effect.measure(model, lambda: weights * losses(rows), step.sharpness)
+        return step.loss
+
+    def _before_passes(self, model: nn.Module, scale: Tensor) -> None:
+        if self.engine.reused is not None:
+            self.observer = self.engine.reused
+            self.engine.reused.begin(trainable_parameters(model), scale)
+
+    def _micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], waiting: Waiting) -> MicroBatch:
+        engine, loop = self.engine, self.loop
+        labels = loop.labels(inputs)
+        coefficients = engine.planner.weights(labels) if waiting.drawn is None else engine.sent(waiting.drawn)
+        perturbed_rows, clean_rows, ascent_size = waiting.division
+
+        def examples(rows: np.ndarray | None, weights: Tensor) -> Examples | None:
+            if rows is None:
+                return Examples(None, weights)
+            on_device = engine.sent(torch.from_numpy(rows))
+            return Examples(on_device, weights[on_device]) if len(rows) else None
+
+        frozen: list[Any] = []  # the loss as the first pass found it, for the passes after it
+
+        def losses(rows: Tensor | None) -> Tensor:
+            chosen = rows_of(inputs, rows, len(labels))
+            if frozen:
+                return loop.losses(model, chosen, frozen[0])
+            frozen.append(loop.frozen_loss())
+            return loop.losses(model, chosen)  # moves the state of a loss that has one
+
+        perturbed_examples = examples(perturbed_rows, coefficients)
+        return MicroBatch(losses, perturbed_examples, examples(clean_rows, 1 - coefficients), ascent_size)
+
+
+class MomentumAscent:
+    """ε follows the optimizer's first moment m: ε = −ρ m / ‖m‖, the direction in which training moves. One pass.
+
+    Args:
+        engine: the `SharpnessEngine`, which provides the loop.
+
+    Reference:
+        Momentum-SAM arXiv 2401.12033, algorithm 1.
+    """
+
+    needs_first_moment = True
+    needs_same_passes = False
+    state = None
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.loop = engine, engine.loop
+
+    def restart(self) -> None:
+        """Do nothing: a window leaves nothing over."""
+
+    def step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        host_labels: np.ndarray | None,
+        rho: Tensor | float,
+        num_examples: Any,
+    ) -> Tensor:
+        """Run one plain step at the moved weights."""
+        with shards_only(model.modules()):
+            parameters = trainable_parameters(model)
+            moved, momentum = with_gradients(parameters, first_moments(self.loop.optimizer, parameters))
+            if momentum:  # there is none before the first step
+                gradient_to_perturbation(moved, momentum, -rho, **self.engine.metric)
+            if momentum and self.engine.effect.is_due(self.loop.step):
+                prepared, frozen = self.loop.prepare(inputs), self.loop.frozen_loss()
+                self.engine.effect.measure(
+                    model,
+                    lambda: self.loop.losses(model, prepared, frozen),
+                    moved=lambda: perturbed(moved, [change.clone() for change in momentum]),
+                )
+            with perturbed(moved, momentum) if momentum else nullcontext():
+                return self.loop.plain_step(model, inputs, num_examples)
+
+
+class ReusedAscent:
+    """Every k-th step ascends; the steps in between add what it kept to the plain gradient.
+
+    Args:
+        ascent: of the k-th steps.
+        reused: what is kept.
+    """
+
+    needs_first_moment = False
+    needs_same_passes = True
+
+    def __init__(self, ascent: Any, reused: ReusedSharpness) -> None:
+        self.ascent, self.reused, self.every = ascent, reused, ascent.engine.options.sharpness_every
+        self.state = None  # of `reused`, which the engine owns
+
+    def restart(self) -> None:
+        """Forget what is left over from a window that an error cut short."""
+        self.ascent.restart()
+        self.reused.restart()
+
+    def step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        host_labels: np.ndarray | None,
+        rho: Tensor | float,
+        num_examples: Any,
+    ) -> Tensor:
+        """Ascend, or reuse."""
+        loop = self.ascent.loop
+        ascends = loop.step % self.every == 0
+        if ascends:
+            loss = self.ascent.step(model, inputs, host_labels, rho, num_examples)
+        else:
+            loss = loop.plain_step(model, inputs, num_examples)
+        if loop.window_ends:
+            parameters = trainable_parameters(model)
+            self.reused.keep(parameters) if ascends else self.reused.add(parameters)
+        return loss
+
+
+#: The kinds of ascent that `SharpTrainingArguments(ascent=...)` names.
+ASCENTS: dict[str, Any] = {
+    "gradient": GradientAscent,
+    "momentum": MomentumAscent,
+    "class_momentum": ClassMomentumAscent,
+}

@@ -1,0 +1,74 @@
+"""Whether the ascent does anything: measured once in a training, and reported if it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
+
+_STEP = 10  # by then the momentum has a direction
+# Both losses are of the same examples, so that a change well below the noise between batches still has an effect.
+_NOTHING = 0.1
+
+
+class AscentEffect:
+    """Compares how much ε changes the loss with how much the loss varies between batches.
+
+        effect = |mean ℓ(w + ε) − mean ℓ(w)| / (std ℓ(w) / √N)
+
+    Example:
+        >>> effect = AscentEffect()
+        >>> effect.is_due(3), effect.is_due(10)
+        (False, True)
+    """
+
+    def __init__(self) -> None:
+        self.measured = False
+        self._value: Tensor | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether to measure in this optimizer step."""
+        return not self.measured and step >= _STEP
+
+    def measure(
+        self,
+        model: nn.Module,
+        losses: Callable[[], Tensor],
+        change: Tensor | None = None,
+        moved: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        """Measure, without a gradient, and leave random state and running statistics as they were.
+
+        Args:
+            model: the model, at w.
+            losses: runs a forward pass; the losses of its examples, (N,).
+            change: mean ℓ(w + ε) − mean ℓ(w) of these examples, 0-dimensional, where it is known; else None.
+            moved: a context in which the weights are w + ε, where `change` is None.
+        """
+        self.measured = True
+        devices = {parameter.device for parameter in model.parameters()}
+        with torch.no_grad(), running_statistics_kept(model.modules()):
+            with random_state_kept(devices):
+                at_w = losses()
+            if change is None:
+                with random_state_kept(devices), moved():
+                    change = losses().mean() - at_w.mean()
+        self._value = change.abs() / (at_w.std() / len(at_w) ** 0.5)
+
+    def pop_hint(self, rho: float) -> str | None:
+        """Return a hint, once, if ε changes the loss by less than a tenth of the noise. It reads from the device.
+
+        Args:
+            rho: the radius.
+        """
+        value, self._value = self._value, None
+        if value is None or not value.item() < _NOTHING:
+            return None
+        return (
+            f"With rho={rho:g} the ascent does nothing measurable: it changes the loss of a batch by only "
+            f"{value.item():.2g} times the noise between batches. Try a larger rho."
+        )

@@ -1,0 +1,92 @@
+"""What a second pass must find as the first one found it: random numbers, and running statistics.
+
+Dropout draws with torch. Models and collators may draw with NumPy or Python's `random` as well (SpecAugment does).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what the block does to running statistics (BatchNorm and its kin): the pass at w alone updates them.
+
+    Args:
+        modules: a model's, of which the norm layers are looked at.
+    """
+    buffers = [
+        buffer
+        for module in modules
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer in module.buffers(recurse=False)
+    ]
+    kept = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, original in zip(buffers, kept, strict=True):
+            buffer.copy_(original)
+
+
+class RandomState(NamedTuple):
+    """The random state of the CPU, of devices, of NumPy and of Python."""
+
+    torch: dict[torch.device, Tensor]
+    numpy: Any
+    python: Any
+
+
+def random_state(devices: Iterable[torch.device]) -> RandomState:
+    """Read the random state, so that a second pass can draw the same numbers.
+
+    Args:
+        devices: where the model is; the CPU is always read.
+
+    Returns:
+        The state.
+
+    Example:
+        >>> state = random_state([])
+        >>> first = torch.rand(1).item(), np.random.rand(), random.random()
+        >>> set_random_state(state)
+        >>> (torch.rand(1).item(), np.random.rand(), random.random()) == first
+        True
+    """
+    states = {torch.device("cpu"): torch.get_rng_state()}
+    for device in devices:
+        if device.type not in ("cpu", "meta"):
+            states[device] = torch.get_device_module(device).get_rng_state(*_named(device))
+    return RandomState(states, np.random.get_state(), random.getstate())
+
+
+def set_random_state(state: RandomState) -> None:
+    """Set what `random_state` read."""
+    for device, value in state.torch.items():
+        if device.type == "cpu":
+            torch.set_rng_state(value)
+        else:
+            torch.get_device_module(device).set_rng_state(value, *_named(device))
+    np.random.set_state(state.numpy)
+    random.setstate(state.python)
+
+
+@contextmanager
+def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Leave the random state as it was, whatever the block draws."""
+    state = random_state(devices)
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def _named(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one mps device, and torch.mps takes no name for it

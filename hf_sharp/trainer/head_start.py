@@ -1,0 +1,119 @@
+"""The head before training: a cosine head in place of the linear one, and starting values from the training set."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers import AutoModel, AutoTokenizer
+
+from hf_sharp.model.class_names import init_head_from_class_names
+from hf_sharp.model.cosine_head import CosineHead, use_cosine_head
+from hf_sharp.model.head_init import init_head_from_class_means
+from hf_sharp.training_args import SharpTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+CLIP_SCALE = 25.0  # of cosines with text embeddings: LIFT, arXiv 2309.10019
+
+
+def cosine_head_of(model: nn.Module) -> CosineHead | None:
+    """Find the cosine head of a model."""
+    return next((module for module in model.modules() if isinstance(module, CosineHead)), None)
+
+
+def make_cosine_head(model: nn.Module, num_classes: int, args: SharpTrainingArguments) -> CosineHead | None:
+    """Give a model a cosine head, if the arguments ask for one.
+
+    Args:
+        model: the model, changed in place. A cosine head that it has already is kept.
+        num_classes: K.
+        args: `cosine_head` and its options.
+
+    Returns:
+        The cosine head, or None.
+
+    Raises:
+        ValueError: the model cannot be saved with a cosine head, or has adapters.
+    """
+    existing = cosine_head_of(model)
+    if existing is not None or not args.cosine_head:
+        return existing
+    return use_cosine_head(
+        model,
+        num_classes,
+        scale=args.cosine_scale,
+        learn_scale=args.cosine_learn_scale,
+        allow_custom_code=args.cosine_custom_code,
+        head=args.head,
+    )
+
+
+def start_head(trainer: Any, model: nn.Module) -> None:
+    """Set the starting values of the head, as `head_init` says. One pass over the training set at most.
+
+    Args:
+        trainer: the `LongTailTrainer`, with arguments, training set and class frequencies.
+        model: the model, changed in place.
+
+    Raises:
+        ValueError: a stream, a sharded model, or a model that has no text tower to read class names with.
+    """
+    args = trainer.args
+    if args.head_init == "none":
+        return
+    if trainer.is_fsdp_enabled:
+        raise ValueError(
+            "head_init is not supported with FSDP2. Run hf_sharp.model.head_init.init_head_from_class_means on the "
+            "model first, on one device, and leave head_init at 'none'."
+        )
+    if args.head_init == "class_names":
+        _start_from_names(trainer, model)
+        return
+    if isinstance(trainer.train_dataset, IterableDataset) or not hasattr(trainer.train_dataset, "__len__"):
+        raise ValueError("head_init='class_mean' needs a pass over the training set, which is a stream. Load it whole.")
+    start = init_head_from_class_means(
+        model,
+        _batches(trainer),
+        trainer.class_frequencies.counts,
+        scale=args.head_scale,
+        examples_per_class=args.head_examples,
+        reduce=(lambda value: trainer.accelerator.reduce(value, "sum")) if args.world_size > 1 else None,
+        head=args.head,
+        progress=None if args.disable_tqdm else "class means",
+    )
+    examples = int(start.examples.sum())
+    logger.info("The head starts from the class means of %d examples, with scale %.3g.", examples, start.scale)
+
+
+def _batches(trainer: Any) -> DataLoader:
+    args, data = trainer.args, trainer.train_dataset
+    rows = np.arange(args.process_index, len(data), args.world_size)
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "class means")
+    return DataLoader(
+        Subset(data, rows.tolist()),
+        batch_size=args.eval_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+    )
+
+
+def _start_from_names(trainer: Any, model: nn.Module) -> None:
+    args, names = trainer.args, trainer.class_frequencies.names
+    source = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if names is None or not source:
+        raise ValueError(
+            "head_init='class_names' needs class names, and a model loaded from a checkpoint with a text tower, such "
+            f"as openai/clip-vit-base-patch16; the names are {names}, and the checkpoint is {source!r}."
+        )
+    try:
+        towers, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"head_init='class_names': {source!r} could not be opened with both towers: {error}"
+        ) from error
+    scale = CLIP_SCALE if args.head_scale is None else args.head_scale
+    init_head_from_class_names(model, towers.to(args.device), tokenizer, names, scale=scale, head=args.head)

@@ -1,0 +1,342 @@
+"""LongTailTrainer: the Trainer with a class-frequency-aware loss, samplers, the long-tail report and its model card."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import IGNORED_LABEL, LabelCollator, read_labels
+from hf_sharp.data.sampling import ClassSampler, EpochCounter
+from hf_sharp.losses import ClassFrequencyLoss, build_loss
+from hf_sharp.losses.registry import set_class_importance
+from hf_sharp.losses.training_loss import TrainingLoss
+from hf_sharp.model.cosine_head import CosineHeadCallback
+from hf_sharp.model.head import ClassifierHead
+from hf_sharp.reports.model_card import write_card
+from hf_sharp.reports.results import ReportKeeper, results_of
+from hf_sharp.reports.tracking import send_recall
+from hf_sharp.sharpness import METHODS
+from hf_sharp.sharpness.engine import StepMeans
+from hf_sharp.trainer import preflight
+from hf_sharp.trainer.head_start import make_cosine_head, start_head
+from hf_sharp.trainer.saving import SavingTrainer
+from hf_sharp.training_args import SharpTrainingArguments
+
+
+class LongTailTrainer(SavingTrainer):
+    """What `SharpTrainer` does besides sharpness: the loss, the sampler, the long-tail report and the card."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None,
+        args: SharpTrainingArguments,
+        data_collator: Callable | None,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: Any,
+        *trainer_args: Any,
+        class_frequencies: ClassFrequencies | None,
+        class_loss: ClassFrequencyLoss | None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args, **trainer_kwargs
+        )
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func is not supported: SharpTrainer needs one loss per example, to weight it by class. "
+                "Choose a loss with SharpTrainingArguments(loss=...), or pass your own as class_loss=."
+            )
+        self.args: SharpTrainingArguments = args
+        args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
+        config = getattr(self.model, "config", None)
+        preflight.check_model(cast(nn.Module, self.model))
+        label2id = getattr(config, "label2id", None)
+        self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
+        preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
+        preflight.check_class_loss(class_loss, args, self.class_frequencies)
+        self._given_loss = class_loss
+        self._head: ClassifierHead | None = None
+        self.step_means = StepMeans(args.device)
+        self._starts_fresh = False
+        self._build_method(cast(nn.Module, self.model))
+        if args.cosine_head:
+            self.add_callback(CosineHeadCallback())
+        self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
+        if self.compute_metrics is None:
+            if args.batch_eval_metrics:
+                raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
+            self.report_keeper = ReportKeeper(self.class_frequencies)
+            self.add_callback(self.report_keeper)
+            self.compute_metrics = self.report_keeper.compute_metrics
+        self.label_names = ["labels"]
+        self._epochs = EpochCounter()
+        self.add_callback(self._epochs)
+        # The losses are divided by the number of examples in the accumulation window: see _reduce.
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
+
+    def _build_method(self, model: nn.Module) -> None:
+        frequencies, args = self.class_frequencies, self.args
+        counts, method = frequencies.counts, METHODS[args.sharpness]
+        importance = preflight.class_importance_of(args.class_importance, frequencies)
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+        cosine = make_cosine_head(model, len(counts), args)
+        needs_features = self._given_loss.needs_features if self._given_loss else args.loss_needs_features
+        if method.needs_features or needs_features:
+            self._head = ClassifierHead(model, len(counts), args.head)
+        if self._given_loss is None:
+            feature_dim = None if self._head is None else self._head.feature_dim
+            loss = build_loss(args.loss, counts, feature_dim=feature_dim, **args.loss_arguments)
+        else:
+            loss = self._given_loss
+        set_class_importance(loss, importance)
+        if args.device.type == "mps":  # which has no float64
+            loss.float()
+        # In evaluation mode it takes logits alone; what features add is computed by the training loss.
+        self.class_loss = loss.to(args.device).eval()
+        preflight.check_head(model, self.class_loss)
+        self._logit_scale = 1.0
+        if cosine is not None and loss.needs_cosine_logits:
+            # The model's logits are what the loss makes of the cosines, without its margin.
+            self._logit_scale = float(loss.options["loss_scale"])
+            cosine.set_scale(self._logit_scale)
+        self._late_weight = None
+        if args.reweight_after is not None:
+            balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
+            self._late_weight = cast(Tensor, balanced.weight).to(args.device, torch.float32)
+        self.step_means = StepMeans(args.device)
+        wrap = method.wrap_loss and functools.partial(
+            method.wrap_loss,
+            class_counts=self.class_loss.class_counts,
+            observe=self.step_means.add_sharpness,
+            **args.method_arguments,
+        )
+        self.training_loss = TrainingLoss(self.class_loss, self._head, self._weight_in_force, wrap)
+        options = {
+            **args.method,
+            **({} if self._given_loss is None else {"loss": self.class_loss.name}),
+            **self.class_loss.options,
+            "class_importance": None if importance is None else importance.tolist(),
+            "class_counts": counts.tolist(),
+        }
+        self._remember(options, loss=self.class_loss if self.class_loss.state_dict() else None)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make a new model as `Trainer` does, and rebuild the method, whose options a trial may have changed.
+
+        Args:
+            trial: the trial of a hyperparameter search, or None.
+
+        Returns:
+            The model.
+        """
+        model = super().call_model_init(trial)
+        if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
+            self._build_method(model)
+            if self._starts_fresh:
+                start_head(self, model)
+        return model
+
+    def _before_training(self, fresh: bool) -> None:
+        self._starts_fresh = fresh and self.state.global_step == 0
+        if self._starts_fresh and self.model_init is None:
+            start_head(self, cast(nn.Module, self.model))
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None and self.model_init is not None:  # the model was made before the trial set the options
+            self._build_method(cast(nn.Module, self.model))
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Search as `Trainer` does. Without your own objective or metrics, it maximizes the balanced accuracy.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The best run. With several evaluation sets, the mean of their balanced accuracies counts.
+
+        Raises:
+            ValueError: `direction` is not "maximize", and `compute_objective` is not set.
+        """
+        if len(args) < 2 and kwargs.get("compute_objective") is None and hasattr(self, "report_keeper"):
+            if kwargs.setdefault("direction", "maximize") != "maximize":
+                raise ValueError(
+                    f"direction={kwargs['direction']!r} would look for the lowest balanced accuracy. Leave it out, or "
+                    "pass compute_objective as well."
+                )
+            kwargs["compute_objective"] = _mean_balanced_accuracy
+        return super().hyperparameter_search(*args, **kwargs)
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the training steps that is done."""
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    # ---- the loss ------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the class-frequency-aware loss, reduced as the Trainer reduces.
+
+        Args:
+            model: the model.
+            inputs: a batch with `labels`.
+            return_outputs: also return the model's outputs.
+            num_items_in_batch: the divisor of the summed losses; None uses the number of examples in this batch.
+
+        Returns:
+            The loss, or the loss and the outputs.
+        """
+        losses, outputs = self._losses(model, inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
+        loss = self._reduce(losses, num_items_in_batch)
+        if isinstance(outputs, tuple):
+            outputs = (loss, *outputs)  # where the Trainer expects the loss of a model that got labels
+        return (loss, outputs) if return_outputs else loss
+
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, Any], frozen: ClassFrequencyLoss | None = None
+    ) -> tuple[Tensor, Any]:
+        labels = self._labels(inputs)
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        if self._logit_scale != 1.0:
+            logits = logits / self._logit_scale  # cosines
+        if not model.training:  # evaluations use the same loss throughout training, and logits alone
+            return self.class_loss(logits, labels), outputs
+        return self.training_loss(logits, labels, frozen), outputs
+
+    def _weight_in_force(self) -> Tensor | None:
+        begun = self._late_weight is not None and self.progress >= cast(float, self.args.reweight_after)
+        return self._late_weight if begun else None
+
+    def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
+        if "labels" not in inputs:
+            raise ValueError(
+                f"the batch has no `labels`, only {', '.join(map(repr, inputs))}: is label_column="
+                f"{self.args.label_column!r} the column that holds them, and does the data collator keep it?"
+            )
+        return inputs["labels"]
+
+    def _reduce(self, losses: Tensor, num_items_in_batch: Any) -> Tensor:
+        # In this order, the plain step and Trainer with a compute_loss_func agree to the last bit.
+        loss = losses.sum() / num_items_in_batch
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer` does, and send a picture of recall against class count to trackers that take pictures.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The metrics.
+        """
+        metrics = super().evaluate(*args, **kwargs)
+        report = getattr(getattr(self, "report_keeper", None), "report", None)  # None for a set without labels
+        dataset = args[0] if args else kwargs.get("eval_dataset")
+        several = isinstance(self.eval_dataset if dataset is None else dataset, dict)  # evaluated one by one, from here
+        if report is not None and not several and self.is_world_process_zero():
+            prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+            send_recall(self.callback_handler.callbacks, report, prefix, self.state.global_step)
+        return metrics
+
+    # ---- the data and the card -----------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.sampler == "instance":
+            return super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        label2id = getattr(getattr(self.model, "config", None), "label2id", None)
+        labels = read_labels(
+            data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id
+        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ClassSampler(
+            labels, self.args.sampler, seed, lambda: (self._epochs.epoch, self._num_epochs(len(labels)))
+        )
+
+    def _num_epochs(self, examples: int) -> float:
+        args = self.args
+        batches = examples / (self._train_batch_size * args.world_size)
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+        return max(self.state.max_steps / steps, 1e-9)  # before training there are no steps yet
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast(list[str], self._signature_columns)
+        if self.args.label_column not in columns:
+            columns.append(self.args.label_column)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 (the Trainer's own name)
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the model card: method, class counts, the last evaluation's report on every class, and how to use it.
+
+        Args:
+            language: as for `Trainer`.
+            license: as for `Trainer`.
+            tags: as for `Trainer`.
+            model_name: as for `Trainer`.
+            finetuned_from: as for `Trainer`.
+            tasks: the pipeline's name, where it does not follow from the model's class.
+            dataset_tags: the dataset's name on the Hub.
+            dataset: the dataset's name.
+            dataset_args: not used.
+        """
+        if not self.is_world_process_zero():
+            return
+        names: dict[str, Any] = {"model_name": model_name, "pipeline_tag": _first(tasks)}
+        keeper = getattr(self, "report_keeper", None)
+        write_card(
+            str(self.args.output_dir),
+            results_of(self, keeper and keeper.report),
+            licence=license,
+            language=language,
+            tags=tags or (),
+            base_model=finetuned_from,
+            dataset=_first(dataset) or _first(dataset_tags),
+            repo_id=self.hub_model_id,
+            **{name: value for name, value in names.items() if value},
+        )
+
+
+def _mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
+    accuracies = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
+    return sum(accuracies) / len(accuracies)
+
+
+def _first(names: str | list[str] | None) -> str | None:
+    return names[0] if isinstance(names, list) and names else cast(str | None, names or None)

@@ -1,0 +1,208 @@
+"""The Trainer's saving side: exact resuming, and pushes that report failures."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from hf_sharp.trainer.checkpoint_files import (
+    MethodState,
+    check_adapter_keys,
+    check_keys,
+    check_same_method,
+    check_whole,
+    is_whole_model,
+    load_weights,
+    method_file,
+    whole_checkpoint,
+    written_method,
+)
+from hf_sharp.trainer.hub import fetch_checkpoint, make_branch
+from hf_sharp.training_args import SharpTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+class SavingTrainer(Trainer):
+    """`Trainer` that resumes from a checkpoint exactly, or says why it cannot, and reports failed pushes.
+
+    It loads weights under any key names, skips incomplete checkpoints, and refuses those of another method.
+    """
+
+    args: SharpTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stateful: dict[str, Any] = {}
+        self.method_state = MethodState({}, self.args.world_size, self.args.save_only_model)
+        self.add_callback(self.method_state)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer` does. A checkpoint to resume from must be complete, with the same method and class counts.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the last complete one in `output_dir`.
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            As `Trainer`.
+
+        Raises:
+            ValueError: the checkpoint is incomplete, or has another method or other class counts.
+        """
+        if resume_from_checkpoint is True:
+            index, processes = self.args.process_index, self.args.world_size
+            resume_from_checkpoint = whole_checkpoint(str(self.args.output_dir), index, processes) or True
+        elif resume_from_checkpoint:
+            resume_from_checkpoint = fetch_checkpoint(os.fspath(resume_from_checkpoint), self.args.hub_token)
+            check_whole(resume_from_checkpoint, self.args.process_index)
+        if isinstance(resume_from_checkpoint, str):
+            check_same_method(resume_from_checkpoint, self.method_state.method)
+        self._before_training(fresh=not resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _before_training(self, fresh: bool) -> None:
+        """Do what comes before a training, which is fresh unless it resumes from a checkpoint."""
+
+    def _remember(self, method: dict[str, Any] | None = None, **stateful: Any) -> None:
+        """Record the method in checkpoints, and the state of its parts.
+
+        Args:
+            method: a new method, whose parts replace all earlier ones; None adds parts to the present one.
+            **stateful: the parts, by name: objects with a `state_dict`, or None.
+        """
+        before = {} if method is not None else self._stateful
+        self._stateful = before | {name: part for name, part in stateful.items() if part is not None}
+        self.method_state.stateful = list(self._stateful)
+        if method is not None:
+            self.method_state.method = method
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._stateful:
+            states = {name: part.state_dict() for name, part in self._stateful.items()}
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(states, os.path.join(output_dir, method_file(self.args.process_index)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not self._stateful or checkpoint is None:
+            return
+        own, first = (os.path.join(checkpoint, method_file(index)) for index in (self.args.process_index, 0))
+        if os.path.isfile(file := own if os.path.isfile(own) else first):
+            states = torch.load(file, map_location="cpu", weights_only=True)
+            same_processes = (written_method(Path(checkpoint)) or {}).get("num_processes") == self.args.world_size
+            for name, part in self._stateful.items():
+                part.load_state_dict(states[name])
+                if not same_processes and hasattr(part, "drop_half"):
+                    part.drop_half()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # The file is written last and marks a checkpoint as complete, so an older file must not be there.
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.is_world_process_zero():
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
+        states = cast(dict, self.state.stateful_callbacks)
+        states.setdefault(MethodState.__name__, {})  # missing after resuming from a plain Trainer's checkpoint
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # transformers 5 saves ViT, Swin, BEiT and others under older key names. Trainer loads these without converting
+        # them, and leaves every tensor that does not match unchanged. from_pretrained converts the names.
+        target = self.model if model is None else model
+        if not self.is_fsdp_enabled and is_whole_model(target, resume_from_checkpoint):
+            load_weights(target, resume_from_checkpoint)
+        else:
+            check_adapter_keys(target, resume_from_checkpoint)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        # restore_callback_states_from_checkpoint would restore the state that the checkpoint's training wrote.
+        self.callback_handler.remove_callback(MethodState)
+        self.add_callback(self.method_state)
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if not self.is_fsdp_enabled and is_whole_model(self.model, best):
+            logger.info("Loading the best model from %s.", best)
+            load_weights(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts.
+
+        Args:
+            token: as for `Trainer`.
+            private: as for `Trainer`.
+        """
+        super().init_hf_repo(token, private)
+        if self.is_world_process_zero():
+            self._make_branch(self.args.hub_revision, token)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Push as `Trainer` does. An error says where the model is saved, and how to push it again.
+
+        Args:
+            commit_message: as for `Trainer`.
+            blocking: as for `Trainer`.
+            token: as for `Trainer`.
+            revision: the branch; created if it does not exist.
+            private: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            As `Trainer`.
+        """
+        try:
+            if revision is not None and self.is_world_process_zero():
+                if self.hub_model_id is None:
+                    self.init_hf_repo(token, private)
+                self._make_branch(revision, token)
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        except Exception as error:
+            error.add_note(
+                f"Nothing that was saved in {str(self.args.output_dir)!r} is lost. Push it again with "
+                f"trainer.push_to_hub(), or: hf upload {self.hub_model_id or 'USER/MODEL'} {self.args.output_dir} "
+                f"--exclude '{PREFIX_CHECKPOINT_DIR}-*'"
+            )
+            raise
+
+    def _make_branch(self, revision: str | None, token: str | None) -> None:
+        make_branch(str(self.hub_model_id), revision, self.args.hub_token if token is None else token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._report_failed_pushes()  # before Trainer forgets them
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._report_failed_pushes()
+
+    def _report_failed_pushes(self) -> None:
+        jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])
+        for job in [job for job in jobs if job.done()]:
+            jobs.remove(job)
+            if not job.cancelled() and (error := job.exception()) is not None:
+                logger.warning("Pushing a checkpoint to %s failed: %s", self.hub_model_id, error)

@@ -1,0 +1,170 @@
+"""SharpTrainer: `Trainer` with a sharpness-aware training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import HostLabelCollator
+from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.sharpness.ascent import check_first_moment
+from hf_sharp.sharpness.engine import SharpnessEngine
+from hf_sharp.trainer import preflight
+from hf_sharp.trainer.long_tail_trainer import LongTailTrainer
+from hf_sharp.trainer.training_loop import TrainerLoop
+from hf_sharp.training_args import SharpTrainingArguments
+
+
+class SharpTrainer(LongTailTrainer):
+    """`Trainer` with a sharpness-aware training step, a class-frequency-aware loss and the long-tail report.
+
+    Args:
+        model: an image or sequence classification model with one label per example, as for `Trainer`.
+        args: `SharpTrainingArguments`.
+        data_collator: as for `Trainer`.
+        train_dataset: as for `Trainer`. The class counts are read from its label column, unless `class_frequencies`
+            is set.
+        eval_dataset: as for `Trainer`.
+        processing_class: as for `Trainer`.
+        *trainer_args: further arguments of `Trainer`.
+        class_frequencies: the class frequencies of the training set, where they cannot be read from `train_dataset`
+            (a stream), or should differ from its counts (a resampled set).
+        class_loss: a loss of your own, a `hf_sharp.losses.ClassFrequencyLoss`, in place of the one that
+            `SharpTrainingArguments(loss=...)` names.
+        rho_dataset: the examples that a learned radius is validated on. By default, examples are held out of
+            `train_dataset`.
+        **trainer_kwargs: further arguments of `Trainer`. Without `compute_metrics`, the long-tail report is computed.
+
+    Raises:
+        ValueError: labels that are missing or outside the model's classes, a head that does not fit the classes, a
+            multi-label or regression head, a stream without `class_frequencies`, `compute_loss_func`, or a mode of
+            training that is not supported. All before training starts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: SharpTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *trainer_args: Any,
+        class_frequencies: ClassFrequencies | None = None,
+        class_loss: ClassFrequencyLoss | None = None,
+        rho_dataset: Any = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        args = SharpTrainingArguments("tmp_trainer") if args is None else args
+        preflight.check_arguments(args, train_dataset)
+        label2id = getattr(getattr(model, "config", None), "label2id", None)
+        train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args, label2id)
+        positional = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
+        super().__init__(*positional, class_frequencies=class_frequencies, class_loss=class_loss, **trainer_kwargs)
+        if self.rho_dataset is not None:
+            held_out, config = {"rho_dataset": self.rho_dataset}, getattr(self.model, "config", None)
+            preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
+        if self.is_fsdp_enabled:
+            preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args, self.class_loss)
+            # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+
+    def _build_method(self, model: nn.Module) -> None:
+        super()._build_method(model)
+        preflight.check_radius(model, self.rho_dataset, self.args, trains=self.train_dataset is not None)
+        self.engine = SharpnessEngine(
+            self.args,
+            self.class_frequencies.counts,
+            model,
+            TrainerLoop(self, super().training_step),
+            self.step_means,
+            separable=preflight.check_parts(model, self.args, self.class_loss),
+        )
+        self._remember(**self.engine.stateful)
+
+    @property
+    def rho(self) -> Tensor | float:
+        """The radius of the current step; a learned one is on the device."""
+        return self.engine.rho
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Add the sharpness-aware gradient of one micro-batch to `.grad`.
+
+        Args:
+            model: the model, as wrapped for training.
+            inputs: the micro-batch, with `labels`.
+            num_items_in_batch: the examples of the whole accumulation window, on all processes.
+
+        Returns:
+            The micro-batch's loss at the unperturbed weights, as plain training logs it.
+        """
+        return self.engine.step(model, inputs, num_items_in_batch)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the micro-batches of an accumulation window, as `Trainer` does.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The micro-batches, and how many examples they have on all processes.
+        """
+        self.engine.begin_window()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer as `Trainer` does.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: the ascent follows the optimizer's first moment, and the optimizer keeps none.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.engine.ascent.needs_first_moment:
+            check_first_moment(optimizer)
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and beside the training loss: `rho`, and the means of `ascent_grad_norm` and `sharpness`.
+
+        Args:
+            logs: the values to log.
+            start_time: the start of training.
+        """
+        if "loss" in logs:
+            logs.update(self.engine.pop_log())
+        super().log(logs, start_time)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
+
+        Returns:
+            The dataloader.
+        """
+        # A dispatched batch is put together from tensors of several batches, which cannot carry anything else.
+        dispatched = isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)) or (
+            self.accelerator.dispatch_batches
+        )
+        collator = self.data_collator
+        if self.engine.planner.needs_host_labels and not dispatched:
+            self.data_collator = HostLabelCollator(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = cast(Callable, collator)

@@ -1,0 +1,105 @@
+"""What the sharpness engine asks of the Trainer: the adapter between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
+
+from hf_sharp.sharpness.radius import drawn_rows
+
+
+class TrainerLoop:
+    """A `hf_sharp.sharpness.engine.TrainingLoop` on top of a `SharpTrainer`.
+
+    Args:
+        trainer: the `SharpTrainer`.
+        plain_step: its training step without sharpness: model, inputs and number of examples to the loss.
+    """
+
+    def __init__(self, trainer: Any, plain_step: Callable[..., Tensor]) -> None:
+        self.trainer, self.plain_step = trainer, plain_step
+        args = trainer.args
+        self.device, self.num_processes, self.process_index = args.device, args.world_size, args.process_index
+        self.is_sharded = bool(trainer.is_fsdp_enabled)
+        self.prepare = trainer._prepare_inputs
+        self.labels = trainer._labels
+        self.reduce = trainer._reduce
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps taken."""
+        return self.trainer.state.global_step
+
+    @property
+    def progress(self) -> float:
+        """The fraction of training that is done."""
+        return self.trainer.progress
+
+    @property
+    def window_ends(self) -> bool:
+        """Whether the current micro-batch is the last one of its accumulation window."""
+        return self.trainer.accelerator.sync_gradients
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer."""
+        return self.trainer.optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the coming step."""
+        return self.trainer._get_learning_rate()
+
+    @property
+    def grad_scale(self) -> Tensor | float:
+        """The factor of float16 loss scaling in gradients."""
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
+
+    def begin_step(self, model: nn.Module) -> None:
+        """Put model and optimizer into training mode, and empty the device's cache as often as asked."""
+        model.train()
+        if callable(to_training_mode := getattr(self.trainer.optimizer, "train", None)):
+            to_training_mode()
+        every = self.trainer.args.torch_empty_cache_steps
+        if every is not None and self.step % every == 0:
+            clear_device_cache()
+
+    def losses(self, model: nn.Module, inputs: Any, frozen: Any = None) -> Tensor:
+        """Run a forward pass, and return the loss of each example."""
+        with self.trainer.compute_loss_context_manager():
+            return self.trainer._losses(model, inputs, frozen)[0]
+
+    def frozen_loss(self) -> Any:
+        """Return the loss as it is now, whose state does not move."""
+        return self.trainer.class_loss.frozen()
+
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Run a backward pass, with loss scaling."""
+        self.trainer.accelerator.backward(loss, retain_graph=retain_graph)
+
+    def without_sync(self, model: nn.Module) -> AbstractContextManager:
+        """Keep gradients of passes in the block from being averaged over processes."""
+        synchronized = self.num_processes == 1 or self.is_sharded
+        return nullcontext() if synchronized else self.trainer.accelerator.no_sync(model)
+
+    def over_processes(self, value: Tensor, how: str) -> Tensor:
+        """Reduce a tensor over processes: "mean" or "sum"."""
+        return self.trainer.accelerator.reduce(value, how)
+
+    def validation_inputs(self, draws: int) -> dict[str, Any]:
+        """Draw a micro-batch of `rho_dataset`, and move it to the device without waiting."""
+        trainer, data = self.trainer, self.trainer.rho_dataset
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "validation")
+        number = draws * self.num_processes + self.process_index
+        rows = drawn_rows(number, trainer._train_batch_size, len(data), trainer.args.seed)
+        inputs = collate([data[row] for row in rows.tolist()])
+        if self.device.type == "cuda":
+            inputs = {name: value.pin_memory() for name, value in inputs.items()}
+        return self.prepare(send_to_device(inputs, self.device, non_blocking=True))

@@ -1,0 +1,53 @@
+import datasets
+import numpy as np
+import pytest
+
+from hf_sharp import split_validation
+
+
+def data(counts):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    return datasets.Dataset.from_dict({"id": range(len(labels)), "label": labels.tolist()})
+
+
+def test_every_class_is_split_by_the_fraction():
+    train, validation = split_validation(data([100, 50, 10]), 0.2)
+    assert np.bincount(train["label"]).tolist() == [80, 40, 8]
+    assert np.bincount(validation["label"]).tolist() == [20, 10, 2]
+    assert sorted([*train["id"], *validation["id"]]) == list(range(160))
+
+
+def test_every_class_keeps_a_training_example_and_the_small_ones_are_named(caplog):
+    source = data([40, 2, 1]).cast_column("label", datasets.ClassLabel(names=["cat", "dog", "emu"]))
+    train, validation = split_validation(source, 0.1)
+    assert np.bincount(train["label"]).tolist() == [36, 2, 1]
+    assert np.bincount(validation["label"]).tolist() == [4]
+    assert "2 classes are too small for a validation example: 'dog', 'emu'" in caplog.text
+    train, validation = split_validation(source, 0.5)
+    assert np.bincount(train["label"]).tolist() == [20, 1, 1]
+
+
+def test_the_seed_decides():
+    first, second, other = (split_validation(data([50, 50]), 0.2, seed)[1]["id"][:] for seed in (1, 1, 2))
+    assert first == second != other
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 0.6, float("nan")])
+def test_bad_fractions(fraction):
+    with pytest.raises(ValueError, match=r"must be in \(0, 0.5\], got"):
+        split_validation(data([10, 10]), fraction)
+
+
+def test_nothing_left_to_validate_on():
+    with pytest.raises(ValueError, match=r"0.1 holds out no example: the largest class has 3"):
+        split_validation(data([3, 2]), 0.1)
+
+
+def test_an_empty_dataset():
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        split_validation(data([3, 2]).select([]), 0.1)
+
+
+def test_labels_that_are_names():
+    train, validation = split_validation(datasets.Dataset.from_dict({"label": ["b"] * 20 + ["a"] * 10}), 0.2)
+    assert (train["label"].count("b"), validation["label"].count("a")) == (16, 2)

@@ -1,0 +1,181 @@
+"""Processes end together, a folder is named alike everywhere, and few seeds are not evidence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_sharp import cli
+from hf_sharp.commands import compare, train
+from hf_sharp.commands.compare import paired, seeds_needed, verdict
+from tests.inputs.commands import command, no_traceback  # noqa: F401
+from tests.recipes.conftest import QUICK, TINY_VIT, image_folder  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+
+# `hf-sharp train` with a stand-in for accelerate: a process that starts another one, and both wait.
+STAND_IN = """
+import sys
+from hf_sharp.commands import train
+training = '''
+import signal, subprocess, sys, time
+{ignore}
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(worker.pid, flush=True)
+time.sleep(600)
+'''
+train._command = lambda *_: [sys.executable, "-c", training]
+train._GRACE = 1
+train.launch(None, [])
+"""
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition):
+    for _ in range(1200):
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("ignore", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"], ids=["willing", "stubborn"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_training_ends_with_the_command_that_started_it(number, ignore):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    code = STAND_IN.format(ignore=ignore)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    worker = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait(120) == 128 + number
+    assert wait_for(lambda: not alive(worker))
+
+
+def test_ctrl_c_on_a_training_is_one_line(image_folder, tmp_path):  # noqa: F811
+    words = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    words += ["--max_steps", "100000", "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_sharp.cli", "train", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert wait_for(lambda: any((tmp_path / "out").glob("checkpoint-*"))), "the training has begun"
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "interrupted: --resume_from_checkpoint true continues a training"
+    assert not (tmp_path / "out" / "all_results.json").exists()
+
+
+# ---- words of the command line -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    calls = []
+    monkeypatch.setattr(train, "launch", lambda config, flags, accelerate: calls.append((config, flags, accelerate)))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.yaml", "--rho", "0.1"], ("a.yaml", ["--rho", "0.1"], "single_gpu")),
+        (["a.yaml", "--accelerate", "ddp", "--rho", "0.1"], ("a.yaml", ["--rho", "0.1"], "ddp")),
+        (["--dataset", "photos/"], (None, ["--dataset", "photos/"], "single_gpu")),
+        (["--accelerate", "ddp", "--dataset", "photos/"], (None, ["--dataset", "photos/"], "ddp")),
+        (["--config", "a.yaml", "--use_cpu"], (None, ["--config", "a.yaml", "--use_cpu"], "single_gpu")),
+    ],
+    ids=str,
+)
+def test_the_value_of_a_flag_is_no_config(words, expected, launched):
+    train.main(words)
+    assert launched == [expected]
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_train_without_anything_says_what_to_name(launched, capsys):
+    assert "name a config" in command(capsys, "train")
+    assert launched == []
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--output-dir", "--output"])
+@pytest.mark.parametrize("name", ["evaluate", "adjust", "sharpness"])
+@pytest.mark.usefixtures("no_traceback")
+def test_every_command_takes_output_dir_and_output_and_overwrites_nothing(flag, name, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    more = ["--strength", "1"] if name == "adjust" else []
+    said = command(capsys, name, "m", "digits", flag, tmp_path, *more)
+    assert f"the output folder {str(tmp_path)!r} is not empty" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--output"])
+def test_compare_writes_where_it_is_told_to(flag, tmp_path, monkeypatch, capsys):
+    configs = []
+    for name in ("plain", "sharp"):
+        configs.append(tmp_path / f"{name}.yaml")
+        options = {"model_config": json.loads(TINY_VIT), "use_cpu": True, "sharpness": "none"}
+        configs[-1].write_text(yaml.safe_dump(options))
+    folders = []
+
+    def launch(config, flags, accelerate):
+        folders.append(Path(flags[flags.index("--output_dir") + 1]))
+        assert flags.count("--output_dir") == 1
+        raise SystemExit(3)
+
+    monkeypatch.setattr(compare, "launch", launch)
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *map(str, configs), flag, str(tmp_path / "here")])
+    assert folders == [tmp_path / "here" / "plain" / "seed_0"]
+
+
+# ---- few seeds -----------------------------------------------------------------------------------------------------
+
+
+def said_of(first, second):
+    return verdict(("a", "b"), {"balanced accuracy": paired(first, second)}, 2.0, len(first))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "needed"),
+    [([0.5, 0.5], [0.1, 0.7], 72), ([0.5, 0.5], [0.6, 0.62], 3), ([0.5, 0.5], [0.52, 0.56], 5)],
+)
+def test_two_seeds_cannot_tell_and_the_verdict_says_how_many_could(first, second, needed):
+    said = said_of(first, second)
+    assert said.startswith("2 seeds cannot tell: b is ")
+    assert "±" not in said
+    assert seeds_needed(paired(first, second)["difference"], paired(first, second)["deviation"]) == needed
+    assert f"about {needed} could" in said
+
+
+def test_one_seed_and_no_difference_at_all():
+    assert "one seed cannot tell from chance" in said_of([0.5], [0.6])
+    assert "even 1000 could not" in said_of([0.5, 0.5], [0.4, 0.6])
+
+
+def test_the_number_of_seeds_is_the_smallest_whose_interval_leaves_out_zero():
+    from scipy import stats
+
+    for difference, deviation in ((0.02, 0.02), (0.01, 0.05), (0.3, 0.1)):
+        n = seeds_needed(difference, deviation)
+        half = [float(stats.t.ppf(0.975, m - 1)) * deviation / m**0.5 for m in (n - 1, n) if m > 1]
+        assert half[-1] < abs(difference)
+        assert n == 3 or half[0] >= abs(difference)

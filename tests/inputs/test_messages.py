@@ -1,0 +1,105 @@
+"""A message names the cause, the place (split, file, row) and what to type."""
+
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from hf_sharp import ClassFrequencies
+from hf_sharp.data.loading import load, prepare_splits
+from tests.inputs.commands import command, no_traceback  # noqa: F401
+from tests.recipes.conftest import image_folder  # noqa: F401
+
+
+def write(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(("separator", "written"), [(";", "';'"), ("\t", "'\\t'"), ("|", "'|'")])
+def test_another_separator_is_named_with_the_flag(separator, written, tmp_path, capsys, no_traceback):  # noqa: F811
+    text = f"text{separator}label\na, b{separator}x\nc{separator}y\n"
+    said = command(capsys, "counts", write(tmp_path, "data.csv", text))
+    assert f"are separated by {written}: add --separator {written}" in said
+    data = load(str(tmp_path / "data.csv"), separator=written.strip("'"))
+    assert data["train"]["text"][:] == ["a, b", "c"]
+
+
+@pytest.mark.parametrize("name", ["MAILS.CSV", "mails.Csv", "mails.TSV", "mails.JSONL", "mails.Parquet"])
+def test_endings_may_be_in_upper_case(name, tmp_path):
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+    kind = Path(name).suffix.lower()
+    if kind in (".csv", ".tsv"):
+        table.to_csv(str(tmp_path / name), sep="\t" if kind == ".tsv" else ",")
+    else:
+        getattr(table, "to_json" if kind == ".jsonl" else "to_parquet")(str(tmp_path / name))
+    assert load(str(tmp_path / name))["train"]["label"][:] == ["x", "y"]
+
+
+@pytest.mark.parametrize("place", ["train/stray.png", "train/cat/deep/stray.png"])
+def test_a_picture_beside_the_class_folders_is_named(place, image_folder, capsys, no_traceback):  # noqa: F811
+    stray = Path(image_folder, place)
+    stray.parent.mkdir(exist_ok=True)
+    shutil.copy(Path(image_folder, "train/cat/0.png"), stray)
+    said = command(capsys, "counts", image_folder)
+    assert "not all of them lie in one folder per class" in said
+    assert str(stray) in said
+    assert "(1 such file)" in said
+
+
+def test_pictures_without_class_folders(image_folder, tmp_path, capsys, no_traceback):  # noqa: F811
+    shutil.copytree(Path(image_folder, "train/cat"), tmp_path / "flat")
+    said = command(capsys, "counts", tmp_path / "flat")
+    assert "Put them in one folder per class, flat/CLASS/IMAGE, or add a metadata.csv" in said
+
+
+@pytest.mark.parametrize("labels", [["a", "a"], ["0", "0"], ["same", "same"]], ids=str)
+def test_data_of_one_class_is_called_that(labels, tmp_path, capsys, no_traceback):  # noqa: F811
+    rows = "".join(f"text,{label}\n" for label in labels)
+    said = command(capsys, "counts", write(tmp_path, "data.csv", f"text,label\n{rows}"))
+    assert f"column 'label' has a single class, {labels[0]!r}" in said
+
+
+@pytest.mark.parametrize("empty", [["", ""], [None, None], [-1, -1], [-100, -100]], ids=str)
+def test_an_unlabelled_test_split_is_named(empty):
+    train = ["a", "b"] if empty[0] in ("", None) else [0, 1]
+    column = datasets.Value("string") if empty[0] in ("", None) else datasets.Value("int64")
+    features = datasets.Features({"text": datasets.Value("string"), "label": column})
+    data = datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict({"text": ["x", "y"], "label": labels}, features=features)
+            for split, labels in (("train", train), ("test", empty))
+        }
+    )
+    with pytest.raises(ValueError, match=r"split 'test' has no labels: .*--test_split.*--test_fraction"):
+        prepare_splits(data)
+
+
+def test_one_row_without_a_label_is_named_as_a_person_counts_it():
+    data = {split: datasets.Dataset.from_dict({"x": [1, 2], "label": ["a", "b"]}) for split in ("train", "test")}
+    data["test"] = datasets.Dataset.from_dict({"x": [1, 2, 3], "label": ["a", "b", ""]})
+    with pytest.raises(ValueError, match=r"split 'test', row 3 \(without the header\): column 'label' has no label"):
+        prepare_splits(datasets.DatasetDict(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 1])),
+        Subset(TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 1])), [0, 1]),
+        [(np.zeros(2), 0), (np.zeros(2), 1)],
+    ],
+    ids=["TensorDataset", "Subset", "tuples"],
+)
+def test_examples_without_columns_point_to_class_frequencies(data):
+    with pytest.raises(ValueError, match=r"of type tuple.*class_frequencies=ClassFrequencies.from_counts"):
+        ClassFrequencies.from_dataset(data)
+
+
+def test_a_subset_of_examples_with_columns_is_read():
+    data = Subset([{"label": 0}, {"label": 1}, {"label": 1}], [0, 2])
+    assert ClassFrequencies.from_dataset(data).counts.tolist() == [1, 1]

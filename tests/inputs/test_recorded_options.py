@@ -1,0 +1,129 @@
+"""Commands read what the training recorded beside the model, say what they took over, and warn of contradictions."""
+
+import json
+
+import pytest
+
+from hf_sharp import cli
+from hf_sharp.commands.adjust import AdjustArguments, _card, _warn_of_corrected_model
+from hf_sharp.commands.evaluate import EvaluateArguments
+from hf_sharp.recipe.recorded import recorded, take_over
+from hf_sharp.recipe.saved import LookArguments, choose_data
+from hf_sharp.recipe.texts import train_texts
+from tests.recipes.conftest import QUICK, bert_folder, image_folder, texts  # noqa: F401
+
+
+def taken(options, argv=(), dataset="mails.csv", **data):
+    """The options of `hf-sharp evaluate` after it looked at those of the training."""
+    what, look = EvaluateArguments(), LookArguments(dataset=dataset, **data)
+    take_over({"options": {"dataset": "mails.csv"} | options}, (what, look), list(argv), dataset)
+    return vars(what) | vars(look)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_length", 200),
+        ("tokenizer_name", "t"),
+        ("test_fraction", 0.2),
+        ("validation_fraction", 0.1),
+        ("imbalance_factor", 50.0),
+        ("imbalance_seed", 3),
+        ("label_column", "kind"),
+        ("text_column", "body"),
+        ("image_column", "scan"),
+        ("class_names", ["ham", "spam"]),
+        ("rare_threshold", 5),
+        ("separator", ";"),
+        ("test_split", "held_out"),
+    ],
+)
+def test_options_of_the_training_are_taken_over_and_named(name, value, caplog):
+    assert taken({name: value})[name] == value
+    assert f"taken over from the training: {name} {value}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["test_fraction", "label_column", "imbalance_factor", "class_names"])
+def test_options_of_other_data_are_left_alone(name):
+    default = taken({})[name]
+    assert taken({name: 0.5}, dataset="other.csv")[name] == default
+    assert taken({"max_length": 200}, dataset="other.csv")["max_length"] == 200
+
+
+@pytest.mark.parametrize(
+    ("option", "flags", "data", "message"),
+    [
+        (
+            {"test_fraction": 0.2},
+            ["--test_fraction", "0.5"],
+            {"test_fraction": 0.5},
+            r"test_fraction 0.5 (trained with 0.2)",
+        ),
+        ({}, ["--test_fraction=0.5"], {"test_fraction": 0.5}, "test_fraction 0.5 (trained with None)"),
+        ({}, ["--max-length", "64"], {"max_length": 64}, "max_length 64 (trained with 128)"),
+        ({"imbalance_seed": 1}, ["--imbalance_seed", "2"], {"imbalance_seed": 2}, "imbalance_seed 2 (trained with 1)"),
+    ],
+    ids=str,
+)
+def test_flags_that_contradict_the_training_win_with_a_warning(option, flags, data, message, caplog):
+    (name, value), *_ = data.items()
+    assert taken(option, flags, **data)[name] == value
+    assert f"other options than in the training: {message}" in caplog.text
+    assert ("may be among the others now" in caplog.text) == (name == "test_fraction")
+
+
+def test_the_dataset_of_the_training_is_the_default(tmp_path, caplog):
+    (tmp_path / "all_results.json").write_text(json.dumps({"options": {"dataset": "mails.csv", "test_fraction": 0.2}}))
+    look = LookArguments()
+    choose_data(EvaluateArguments(), look, str(tmp_path), None, [])
+    assert (look.dataset, look.test_fraction) == ("mails.csv", 0.2)
+    with pytest.raises(ValueError, match="name the dataset after the model"):
+        choose_data(EvaluateArguments(), LookArguments(), str(tmp_path / "none"), None, [])
+    with pytest.raises(ValueError, match="two datasets are named"):
+        choose_data(EvaluateArguments(), LookArguments(dataset="b"), str(tmp_path), "a", ["--dataset", "b"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"report": 1}', ""], ids=repr)
+def test_a_folder_without_a_record_has_none(content, tmp_path):
+    assert recorded(str(tmp_path)) == {}
+    (tmp_path / "all_results.json").write_text(content)
+    assert recorded(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "logit_adjusted"}, {"loss": "vs"}, {"loss": "weighted"}, {"reweight_after": 0.8}]
+)
+def test_a_second_correction_is_a_warning(options, caplog):
+    _warn_of_corrected_model({"options": options}, "logit_adjustment")
+    assert "logit_adjustment does it twice" in caplog.text
+
+
+@pytest.mark.parametrize("record", [{}, {"options": {}}, {"options": {"loss": "focal"}}], ids=str)
+def test_a_first_correction_is_none(record, caplog):
+    _warn_of_corrected_model(record, "tau_norm")
+    assert caplog.text == ""
+
+
+def test_the_card_of_a_correction_of_strength_0_does_not_speak_of_one():
+    record = {"method": "tau_norm", "strength": 0.0, "class_counts": [5, 2]}
+    assert "the head is unchanged" in _card("nowhere", record).text
+    assert "was corrected" not in _card("nowhere", record).text
+    assert "was corrected" in _card("nowhere", record | {"strength": 0.5}).text
+    assert AdjustArguments(output_dir="o").strength == "auto"
+
+
+def test_a_report_of_the_same_model_and_data_is_that_of_the_training(bert_folder, tmp_path, caplog):  # noqa: F811
+    import datasets
+
+    data = datasets.Dataset.from_dict(texts((20, 8, 4)))
+    data = data.rename_columns({"text": "body", "label": "kind"})
+    data.to_csv(str(tmp_path / "mails.csv"), sep=";")
+    argv = ["--dataset", str(tmp_path / "mails.csv"), "--test_fraction", "0.25", "--model_name_or_path", bert_folder]
+    argv += ["--text_column", "body", "--label_column", "kind", "--max_length", "4", "--separator", ";", *QUICK]
+    trained = train_texts([*argv, "--output_dir", str(tmp_path / "out")])["sam+cross_entropy"]["report"]
+    assert cli.main(["evaluate", str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["class_counts"] == trained["class_counts"]
+    assert report["per_class_recall"] == trained["per_class_recall"]
+    for name in ("max_length 4", "test_fraction 0.25", "label_column kind", "text_column body"):
+        assert name in caplog.text

@@ -1,0 +1,31 @@
+"""The committed cards are those that the code makes of the committed results."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_sharp.reports.model_card import write_card
+from hf_sharp.reports.results import RESULTS
+
+ROOT = Path(__file__).parents[2]
+CARDS = sorted((ROOT / "model_cards").glob("*/*/README.md"))
+
+
+def test_there_are_cards():
+    assert len(CARDS) >= 3
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.parent.name)
+def test_a_card_is_what_its_results_make(card, tmp_path):
+    folder = shutil.copytree(card.parent.parent, tmp_path / card.parent.parent.name) / card.parent.name
+    (folder / "README.md").unlink()
+    assert write_card(folder, draw=False).read_text() == card.read_text()
+    results = json.loads((folder / RESULTS).read_text())
+    evaluated = {result.metric_type: result.metric_value for result in ModelCard(card.read_text()).data.eval_results}
+    assert evaluated["accuracy"] == results["report"]["accuracy"]
+    results["report"]["accuracy"] += 0.01
+    (folder / RESULTS).write_text(json.dumps(results))
+    assert write_card(folder, draw=False).read_text() != card.read_text(), "the figures are those of the results"

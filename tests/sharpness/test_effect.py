@@ -1,0 +1,43 @@
+"""The hint at a radius that does nothing."""
+
+import pytest
+import torch
+
+from hf_sharp.sharpness.effect import AscentEffect
+from tests.conftest import assert_same_bits, make_vit, weights_of
+
+KINDS = [
+    {"sharpness": "sam"},
+    {"sharpness": "focal_sam"},
+    {"sharpness": "sam", "ascent": "momentum"},
+    {"sharpness": "imbsam", "ascent": "class_momentum"},
+]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize(("rho", "hinted"), [(1e-6, True), (3.0, False)])
+def test_a_radius_that_does_nothing_is_hinted_at_once(make_trainer, caplog, options, rho, hinted):
+    make_trainer(make_vit(), rho=rho, max_steps=30, logging_steps=4, **options).train()
+    assert caplog.text.count("does nothing measurable") == hinted
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_measuring_changes_nothing(make_trainer, monkeypatch, options):
+    def trained(due):
+        monkeypatch.setattr(AscentEffect, "is_due", lambda self, step: due and not self.measured and step >= 2)
+        trainer = make_trainer(make_vit(dropout=0.2), rho=0.3, max_steps=6, **options)
+        trainer.train()
+        assert trainer.engine.effect.measured == due
+        return weights_of(trainer.model)
+
+    assert_same_bits(trained(True), trained(False))
+
+
+def test_the_effect_is_the_change_in_units_of_the_batchs_noise():
+    effect, model = AscentEffect(), torch.nn.Linear(1, 1)
+    for change, hint in ((0.05, "0.05 times the noise"), (0.2, None)):  # against a noise of √2 / √2
+        values = iter([torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0]) + change])
+        effect.measure(model, lambda values=values: next(values))
+        found = effect.pop_hint(0.1)
+        assert (found is None) if hint is None else hint in found
+        assert effect.pop_hint(0.1) is None
