@@ -45,7 +45,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tasks.common import pypi_files
 
-MINILM = {
+MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "num_attention_heads": 12,
     "intermediate_size": 1536,
@@ -388,7 +388,7 @@ def convert_vit(cache: Path) -> tuple[nn.Module, Any, dict]:
     shapes = {tuple(tensor.dims): numpy_helper.to_array(tensor) for tensor in constants.values()}
     parameters["embeddings.position_embeddings"] = np.concatenate([shapes[1, 1, 384], shapes[1, 1369, 384]], axis=1)
     parameters["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # for pre-training alone
-    shape = {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
+    shape: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
     model = _from_checkpoint(Dinov2Model, Dinov2Config(**shape, num_hidden_layers=12), parameters).eval()
     last = next(node.output[0] for node in exported.graph.node if node.name == "/backbone/layernorm/Add_1")
     exported.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
