@@ -56,7 +56,7 @@ def read_data(module: ModuleType, seed: int, with_test: bool) -> dict[str, Examp
     splits = dict(zip(("train", "validation", "test"), module.split(data, seed), strict=True))
     if not with_test:
         del splits["test"]
-    labels = np.asarray(data["label"])
+    labels = np.asarray(data["label"][:])
     tokenizer = None
     if module.KIND == "text":
         from transformers import AutoTokenizer

@@ -49,7 +49,8 @@ def build_model(module: ModuleType, tuning: str, num_classes: int) -> nn.Module:
     )
 
     if module.BACKBONE is None:
-        return ViTForImageClassification(ViTConfig(**VIT, image_size=module.SIZE, num_labels=num_classes))
+        shape = VIT | {"image_size": module.SIZE, "num_labels": num_classes}
+        return ViTForImageClassification(ViTConfig(**shape))
     kind = AutoModelForSequenceClassification if module.KIND == "text" else AutoModelForImageClassification
     model = kind.from_pretrained(BACKBONES / module.BACKBONE, num_labels=num_classes, ignore_mismatched_sizes=True)
     if module.KIND == "image":
