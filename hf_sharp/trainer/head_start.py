@@ -118,4 +118,7 @@ def _start_from_names(trainer: Any, model: nn.Module) -> None:
             f"head_init='class_names': {source!r} could not be opened with both towers: {error}"
         ) from error
     scale = CLIP_SCALE if args.head_scale is None else args.head_scale
-    init_head_from_class_names(model, towers.to(args.device), tokenizer, names, scale=scale, head=args.head)
+    # Where no exact form exists, the map is fitted to the training images.
+    init_head_from_class_names(
+        model, towers.to(args.device), tokenizer, names, scale=scale, batches=_batches(trainer), head=args.head
+    )
