@@ -148,7 +148,7 @@ def train_one(
     arguments: FewShotArguments,
 ) -> dict[str, Any]:
     """Train one backbone, from scratch or from a pretrained one."""
-    folder = Path(args.output_dir)
+    folder = Path(str(args.output_dir))
     print(f"training {folder.parent.name}/{folder.name}")
     model_arguments = ModelArguments(source, None if source else vit_config(arguments))
     processor = load_image_processor(model_arguments)
