@@ -7,11 +7,13 @@ import time
 from types import ModuleType
 from typing import Any, cast
 
+import datasets
 import numpy as np
 import tasks
 import torch
 from torch import Tensor, nn
 
+from hf_sharp.datasets import split_validation
 from study import BACKBONES
 from study.data import Examples, collate, read_data
 from study.figures import RARE, figures
@@ -100,8 +102,26 @@ class _Passes:
         self.backward += len(gradient)
 
 
+def hold_out(train: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Hold out the examples that LETS learns the radius on: of every class, as hf_sharp does with a `datasets.Dataset`.
+
+    Args:
+        train: the training examples.
+        fraction: the share to hold out.
+        seed: the seed of the draw.
+
+    Returns:
+        The remaining examples and those held out.
+    """
+    rows = datasets.Dataset.from_dict({"label": train.labels, "row": np.arange(len(train))})
+    parts = [np.array(part["row"][:]) for part in split_validation(rows, fraction, seed)]
+    remaining, held_out = (Examples([train.inputs[row] for row in part], train.labels[part]) for part in parts)
+    return remaining, held_out
+
+
 def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[str, Any]:
     """Train a model in place; return what training cost."""
+    examples = len(train) * epochs
     from transformers import PrinterCallback
 
     from hf_sharp import SharpTrainer, SharpTrainingArguments
@@ -124,14 +144,18 @@ def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[s
             remove_unused_columns=False,
             rare_threshold=RARE,
         )
-        trainer = SharpTrainer(model=cast(Any, model), args=args, data_collator=collate, train_dataset=train)
+        held_out = None
+        if args.learns_rho:
+            train, held_out = hold_out(train, args.rho_validation_fraction, run.seed)
+        trainer = SharpTrainer(
+            model=cast(Any, model), args=args, data_collator=collate, train_dataset=train, rho_dataset=held_out
+        )
         trainer.remove_callback(PrinterCallback)
         passes = _Passes(model)
         wall, cpu = time.perf_counter(), time.process_time()
         trainer.train()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         passes.hook.remove()
-    examples = len(train) * epochs
     return {
         "train_seconds": round(wall, 1),
         "train_cpu_seconds": round(cpu, 1),

@@ -328,6 +328,16 @@ def test_the_head_starts_from_class_means(random_images):
     assert training.execute(run._replace(head="noise"), epochs=1)[0]["train_accuracy"] < 0.5
 
 
+@pytest.mark.parametrize("row", ["LETS", "LETS as published"])
+def test_lets_learns_the_radius_on_examples_held_out_of_every_class(random_images, row):
+    train = Examples([torch.zeros(1)] * 24, np.arange(24) % 3)
+    remaining, held_out = training.hold_out(train, 0.25, seed=0)
+    assert np.bincount(remaining.labels).tolist() == [6, 6, 6]
+    assert np.bincount(held_out.labels).tolist() == [2, 2, 2]
+    run = make_run("fashion_mnist", ("scratch", "noise"), 1e-3, 0, ROWS[row].options)
+    assert training.execute(run, epochs=1)[0]["passes_backward"] > 1.5
+
+
 def test_a_trial_covers_every_base_and_no_test_set(random_images, tmp_path):
     (line,) = driver.try_out("fashion_mnist", "SAM", tmp_path, epochs=1)
     assert line.startswith("scratch/noise rate 0.001 seed 0")
