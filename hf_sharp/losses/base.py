@@ -1,8 +1,8 @@
-"""What every loss shares: the affine map, data types, buffers, ignored labels, class importance, and the checks.
+"""The base of all losses: affine map, data types, buffers, ignored labels, class importance and checks.
 
     ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
-Most losses only set some of these four vectors. A loss returns one value per example; who trains owns the reduction.
+Most losses only set some of these four vectors. A loss returns one value per example; the trainer reduces them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_sharp.registry import Citation
 
 
 class ClassFrequencyLoss(nn.Module):
-    """Weighted cross-entropy of affinely mapped logits, one value per example. As it is, it is plain cross-entropy.
+    """Weighted cross-entropy of affinely mapped logits, one value per example. Unchanged, it is plain cross-entropy.
 
         ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
@@ -101,12 +101,12 @@ class ClassFrequencyLoss(nn.Module):
                 f"expected logits of shape (N, {num_classes}) and labels of shape (N,), one class per example; got "
                 f"{tuple(logits.shape)} and {tuple(labels.shape)}."
             )
-        if labels.device.type == "cpu":  # on an accelerator, looking would wait for the device
+        if labels.device.type == "cpu":  # on an accelerator, the check would wait for the device
             outside = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= num_classes))
             if outside.any():
                 raise ValueError(f"label {labels[outside][0].item()} is outside the classes 0 to {num_classes - 1}.")
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        existing = labels.clamp(min=0)  # -100 is no index; cross_entropy makes these examples 0
+        existing = labels.clamp(min=0)  # -100 is not an index; cross_entropy gives these examples 0
         return self.weigh(self.unweighted(self.adjust(logits, existing), labels), existing)
 
     def weigh(self, losses: Tensor, labels: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class ClassFrequencyLoss(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `build_loss(class_counts=..., **config)` makes this loss of again, in types that JSON has."""
+        """The arguments with which `build_loss(class_counts=..., **config)` builds this loss again, in JSON types."""
         importance = {} if self.class_importance is None else {"class_importance": self.class_importance.tolist()}
         return {"name": self.name, **self.options, **importance}
 

@@ -1,4 +1,4 @@
-"""The large-margin discriminative loss: cross-entropy, with classes that are compact and far from their boundaries.
+"""The large-margin discriminative loss: cross-entropy, plus compact classes far from their boundaries.
 
     f_i        the features of example i, the head's input; W (K, d) and b (K,) the head
     m̂_c        the mean of f_i over the batch's examples of class c;   C_b the batch's classes
@@ -140,7 +140,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `build_loss(class_counts=..., **config)` makes this loss of again, in types that JSON has."""
+        """The arguments with which `build_loss(class_counts=..., **config)` builds this loss again, in JSON types."""
         return super().config | {"feature_dim": self.centroids.shape[1]}
 
     def forward(
@@ -228,7 +228,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
         scores = torch.nn.functional.linear(means, weight, bias)
         ahead = scores.gather(1, classes[:, None]) - scores
         apart = torch.cdist(weight[classes], weight, compute_mode="donot_use_mm_for_euclid_dist")
-        to_boundary = ahead / torch.where(apart > 0, apart, 1)  # class vectors that are equal have no boundary
+        to_boundary = ahead / torch.where(apart > 0, apart, 1)  # equal class vectors have no boundary
         short = (self.margin.to(features.dtype)[classes, None] - to_boundary).clamp(min=0)
         others = torch.arange(len(weight), device=labels.device) != classes[:, None]
         if options["lm_aggregation"] == "max":
@@ -253,5 +253,5 @@ class LargeMarginLoss(ClassFrequencyLoss):
         means = (sums[:, :-1] / seen.clamp(min=1)).to(self.centroids)
         moved = torch.lerp(means, self.centroids, self.options["lm_momentum"])
         moved = torch.where(self.centroids.isnan(), means, moved)
-        # A new tensor: who keeps the one before for a second pass finds it unchanged.
+        # A new tensor, so that a frozen loss keeps the old one.
         self.centroids = torch.where(seen > 0, moved, self.centroids)

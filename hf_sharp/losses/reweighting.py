@@ -138,11 +138,11 @@ class FocalLoss(ClassFrequencyLoss):
             (N,), of the same type.
         """
         losses = super().unweighted(logits, labels)
-        # 1 − exp(−CE), kept off 0, where the power's derivative is infinite for γ < 1.
+        # 1 − exp(−CE), clamped above 0, where the power has an infinite derivative for γ < 1.
         unsure = -torch.expm1(-losses)
         return unsure.clamp(min=torch.finfo(losses.dtype).tiny) ** self.loss_gamma * losses
 
 
 def _mean_one(weight: Tensor, class_counts: Tensor) -> Tensor:
-    # With the many absent classes of a large label set in the mean, next to nothing is left for the others.
+    # Counting the many absent classes of a large label set in the mean would leave almost no weight for the others.
     return weight / weight[class_counts > 0].mean()

@@ -105,9 +105,11 @@ def _is_ours(error: BaseException) -> bool:
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    ours = (Path(__file__).resolve().parents[1], Path(sys.argv[0]).resolve().parent)
-    # Frames of compiled libraries have relative names, and no file.
-    return raised_in.is_file() and any(raised_in.is_relative_to(folder) for folder in ours)
+    if not raised_in.is_file():  # frames of compiled libraries have relative names
+        return False
+    # The script's folder may contain a virtual environment.
+    in_script = raised_in.is_relative_to(Path(sys.argv[0]).resolve().parent) and "site-packages" not in raised_in.parts
+    return in_script or raised_in.is_relative_to(Path(__file__).resolve().parents[1])
 
 
 def _in_short(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The ascent: from a gradient to a perturbation, and from the perturbed weights back to the very same weights.
+"""The ascent: from a gradient to a perturbation, and from the perturbed weights back to exactly the original ones.
 
 ε = ρ · T² g / (‖T g‖ + 1e-12)        T = 1, or |w| + η on all tensors or on matrices (ASAM)
 """
@@ -22,10 +22,10 @@ ADAPTIVE_SCOPES = ("all", "matrices")
 def gradients_in(gradients: list[Tensor | None], parameters: Sequence[Tensor]) -> Iterator[None]:
     """Let backward passes in the block add to `gradients` instead of `.grad`, and leave `.grad` as it was.
 
-    What earlier micro-batches of an accumulation window left in `.grad` survives, also when a pass raises.
+    Gradients of earlier micro-batches in `.grad` are preserved, even if a pass raises.
 
     Args:
-        gradients: one per parameter, or None where there is none yet; the block's are added to them.
+        gradients: one per parameter, or None if there is none yet; the block's gradients are added to them.
         parameters: the tensors whose `.grad` the block uses.
     """
     kept = [parameter.grad for parameter in parameters]
@@ -52,7 +52,7 @@ def gradient_to_perturbation(
         ε = ρ · T² g / (‖T g‖ + 1e-12)
 
     Args:
-        parameters: the tensors w that the gradients belong to; of sharded ones (DTensor), every process has its part.
+        parameters: the tensors w of the gradients; of sharded ones (DTensor), every process has its part.
         gradients: g, of the same shapes; they are overwritten by ε.
         rho: ρ >= 0, the length of T⁻¹ε over all tensors together, on all processes.
         adaptive_eta: None for T = 1; else η of ASAM's T = |w| + η.
@@ -80,10 +80,10 @@ def gradient_to_perturbation(
         torch._foreach_add_(metric, adaptive_eta)
         torch._foreach_mul_(scaled_gradients, metric)
     norm = global_norm(gradients)
-    # Adding 1e-12 to the norm makes ε = 0 where the gradient is 0, without asking the device whether it is.
+    # Adding 1e-12 to the norm makes ε = 0 if the gradient is 0, without reading from the device.
     scale = (norm + 1e-12).reciprocal() * (rho.to(norm) if isinstance(rho, Tensor) else rho)
     for device_scale, group in _by_device(local_parts(gradients), scale):
-        # In float16 a scale beyond its range would make NaN of a gradient of zeros.
+        # In float16, a scale beyond its range would turn a zero gradient into NaN.
         torch._foreach_mul_(group, device_scale.clamp(max=torch.finfo(group[0].dtype).max))
     if scaled:
         torch._foreach_mul_(scaled_gradients, metric)
@@ -95,12 +95,12 @@ def with_gradients(
     gradients: Sequence[Tensor | None],
     average: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Pick the parameters that have a gradient, and these.
+    """Select the parameters that have a gradient, and their gradients.
 
     Args:
         parameters: the tensors.
         gradients: one per parameter, or None.
-        average: averages gradients over processes, in place; what has none on this process may have one on another.
+        average: averages gradients over processes, in place. A parameter without one here may have one elsewhere.
 
     Returns:
         The parameters that have a gradient, and their gradients.
@@ -122,7 +122,7 @@ def average_over_processes(tensors: Sequence[Tensor], bucket_bytes: int = 2**25)
 
     Args:
         tensors: of the same shapes and in the same order on every process.
-        bucket_bytes: how many bytes travel at once; as much memory again is needed for them.
+        bucket_bytes: the bytes sent at once; a copy of that size is made.
     """
     buckets: list[list[Tensor]] = []
     room: dict[torch.dtype, int] = {}
@@ -146,37 +146,37 @@ _GROUP = 16  # tensors perturbed at once
 
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
-    """Add ε to the parameters for the time of the block; afterwards every bit of them is as it was.
+    """Add ε to the parameters within the block; afterwards they are bit-identical to before.
 
-    The weights are restored by copy, whatever happens in the block: subtracting ε again misses 1.5 % of float32
-    weights and 29 % of bfloat16 ones.
+    The weights are restored from a copy, even after an error: subtracting ε would miss 1.5 % of float32 weights and
+    29 % of bfloat16 ones.
 
     Args:
         parameters: the tensors to perturb, in place.
-        epsilon: ε, of the same shapes. The list is emptied as it is used, so that its memory is free.
+        epsilon: ε, of the same shapes. The list is emptied while it is used, to free its memory.
     """
     weights, originals = local_parts(parameters), list[Tensor]()
     restored = False
     try:
         try:
             _move(weights, epsilon, originals)
-            torch.clear_autocast_cache()  # an autocast region around both passes would go on using casts of w
+            torch.clear_autocast_cache()  # an autocast region around both passes would reuse its casts of w
             yield
         finally:
             _restore(weights, originals)
             restored = True
     finally:
-        if not restored:  # an interrupt came while the weights were being put back
+        if not restored:  # interrupted while the weights were being restored
             _restore(weights, originals)
         torch.clear_autocast_cache()
 
 
 @torch.no_grad()
 def _move(weights: list[Tensor], epsilon: list[Tensor], originals: list[Tensor]) -> None:
-    for start in range(0, len(weights), _GROUP):  # what one group of ε leaves, the next originals take
+    for start in range(0, len(weights), _GROUP):  # the memory freed by one group of ε holds the next originals
         group = weights[start : start + _GROUP]
         copies = [torch.empty_like(weight) for weight in group]
-        torch._foreach_copy_(copies, group)  # on a GPU a few kernels, where clone() takes one for every tensor
+        torch._foreach_copy_(copies, group)  # a few kernels on a GPU, where clone() launches one per tensor
         originals += copies
         torch._foreach_add_(group, local_parts(epsilon[:_GROUP]))
         del epsilon[:_GROUP]
@@ -189,18 +189,18 @@ def _restore(weights: list[Tensor], originals: list[Tensor]) -> None:
 
 
 def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Give tensors, of sharded ones (DTensor) this process's part: to compute on element by element, without graph."""
+    """Return tensors, or this process's part of sharded ones (DTensor), for elementwise computation without a graph."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 @contextmanager
 def shards_only(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Make FSDP2 drop the whole weights that it kept from a pass, and in case of an error those of the block.
+    """Make FSDP2 drop the gathered weights of an earlier pass, and after an error those of the block.
 
-    A whole weight that outlives a change of its shards is wrong: one of the perturbed weights, after an error.
+    A gathered weight is stale once its shards change; after an error it would be a perturbed one.
 
     Args:
-        modules: a model's, of which the sharded ones are looked for.
+        modules: the modules of a model; those that FSDP2 shards are found among them.
     """
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
     for module in sharded:
@@ -215,14 +215,14 @@ def shards_only(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @torch.no_grad()
 def vanishing_share(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Tensor:
-    """Measure which share of the entries of ε other than 0 is lost to rounding when it is added to the parameters.
+    """Measure the share of nonzero entries of ε that are lost to rounding when ε is added to the parameters.
 
     Args:
-        parameters: the tensors that ε is for.
+        parameters: the tensors that ε belongs to.
         epsilon: ε, of the same shapes.
 
     Returns:
-        From 0 to 1, a 0-dimensional float32 tensor on the device of the first parameter; of this process's shards.
+        A 0-dimensional float32 tensor from 0 to 1, on the device of the first parameter, for this process's shards.
 
     Example:
         >>> w, e = [torch.ones(2, dtype=torch.bfloat16)], [torch.tensor([0.001, 0.5], dtype=torch.bfloat16)]

@@ -36,7 +36,7 @@ def class_conditional_losses(
     cc_phi: float = 0.5,
     ignored_label: int = -100,
 ) -> tuple[Tensor, Tensor]:
-    """Mix every example's loss with its loss where the head is perturbed along its own class's gradient.
+    """Mix every example's loss with its loss at a head perturbed along its own class's gradient.
 
     Args:
         loss: (N, K) logits and (N,) labels to (N,) losses.
@@ -65,7 +65,7 @@ def class_conditional_losses(
         CC-SAM, *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition* (CVPR 2023), stage 1;
         its second stage, retraining the head, is a training of its own.
     """
-    with torch.autocast(logits.device.type, enabled=False):  # its half precision is not enough for a Gram matrix
+    with torch.autocast(logits.device.type, enabled=False):  # half precision is too coarse for a Gram matrix
         dtype = torch.promote_types(logits.dtype, torch.float32)
         z, f = logits.to(dtype), features.to(dtype)
         counted = labels != ignored_label
@@ -85,7 +85,7 @@ def class_conditional_losses(
                 norm, longest = (
                     ((a @ m) * a).sum(1).clamp(min=0).sqrt() for m in (products * of_features, of_features)
                 )
-                # δ grows as the gradient vanishes. What is no more than a softmax's rounding has no direction.
+                # δ grows as the gradient vanishes. A gradient below the rounding error of a softmax has no direction.
                 usable = norm > torch.finfo(torch.float32).eps * longest
                 return torch.where(usable, scale / norm.clamp(min=torch.finfo(dtype).tiny) ** 1.5, 0)[:, None]
 

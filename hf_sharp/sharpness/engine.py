@@ -139,7 +139,7 @@ class SharpnessEngine:
             fraction=options.ascent_fraction,
             stochastic=options.draws_examples,
             separable=separable,
-            # What is learned or reused needs an ascent on every process, or on none.
+            # A learned or reused quantity needs an ascent on every process, or on none.
             same_passes=self.shares_epsilon
             or (several and (options.learns_rho or ASCENTS[options.ascent].needs_same_passes))
             or options.sharpness_every > 1,
@@ -234,7 +234,7 @@ class SharpnessEngine:
         Returns:
             The micro-batch with its division.
         """
-        if host_labels is None and self.planner.stochastic:  # a stream's; this waits for the device
+        if host_labels is None and self.planner.stochastic:  # the labels of a stream; this waits for the device
             host_labels = inputs["labels"].cpu().numpy()
         draw = (self.loop.step, self.position, self.loop.process_index)
         return Waiting(inputs, *self.planner.divide(host_labels, len(self.loop.labels(inputs)), draw))
@@ -250,7 +250,7 @@ class SharpnessEngine:
         radius, step = self.learned_radius, self.loop.step
         if radius is None:
             return
-        if radius.direction is not None and radius.watched == step - 1:  # these are the weights that it led to
+        if radius.direction is not None and radius.watched == step - 1:  # the weights after the watched ascent
             radius.validate(*self._validation_half(radius, model))
         if step % self.options.rho_update_every == 0 and self.loop.window_ends:
             radius.watch(step, self.loop.learning_rate)

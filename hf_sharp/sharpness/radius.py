@@ -1,6 +1,6 @@
 """The radius ρ of the ascent, over the course of training: constant, scheduled, or learned (LETS).
 
-LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê) do best on validation data, ê the unit ascent:
+LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê) are best on validation data; ê is the unit ascent:
 
     alignment   U = −cos(∇L_val(θ'), g)             dU/dρ = −(v − (vᵀu) u)ᵀ H ê / ‖g‖,   v and u of ∇L_val and g, unit
     gap         U = ½ (L_val(θ') − L_train(θ'))²    dU/dρ = −η (L_val − L_train) (∇L_val − ∇L_train)ᵀ H ê
@@ -84,18 +84,18 @@ def hessian_direction(
     unit: Sequence[Tensor] = (),
     grad_scale: Tensor | float = 1.0,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Compute H ê, which is how the gradient at θ + ρ ê changes with ρ, and that gradient.
+    """Compute H ê, the change of the gradient at θ + ρ ê with ρ, and that gradient.
 
         exact: ∇(∇L · ê)        secant: (∇L(θ + ρ ê) − ∇L(θ)) / ρ        fisher: ∇L ⊙ ∇L ⊙ ê
 
     Args:
         kind: one of `RHO_HESSIANS`.
-        loss: L at θ + ρ ê, a scalar with its graph, which is kept.
+        loss: L at θ + ρ ê, a scalar; its graph is kept.
         parameters: θ + ρ ê.
-        rho: ρ > 0, 0-dimensional; the secant reads it.
-        gradients: ∇L(θ), of the parameters' shapes; the secant reads them.
-        unit: ê = T² g / ‖T g‖, of the parameters' shapes; the other two read it.
-        grad_scale: what the loss is multiplied by on its way back (float16 loss scaling); it cancels.
+        rho: ρ > 0, 0-dimensional; used by the secant.
+        gradients: ∇L(θ), one tensor per parameter; used by the secant.
+        unit: ê = T² g / ‖T g‖, one tensor per parameter; used by the other two.
+        grad_scale: the factor of float16 loss scaling in the backward pass; it cancels.
 
     Returns:
         H ê, and ∇L(θ + ρ ê): one tensor per parameter each; zeros for one that the loss does not reach.
@@ -106,7 +106,7 @@ def hessian_direction(
         ([tensor([18.])], [tensor([27.])])
 
     Reference:
-        LETS arXiv 2408.08222; `fisher` is the diagonal approximation that it uses.
+        LETS arXiv 2408.08222; `fisher` is its diagonal approximation.
     """
     inputs, exact = list(parameters), kind == "exact"
 
@@ -134,9 +134,9 @@ def radius_derivative(
 ) -> Tensor:
     """Compute dU/dρ after a step of size η along −∇L_train(θ + ρ ê).
 
-    `validation` rewards a longer step, and a larger ρ lengthens the gradient, although Adam does not care how long it
-    is; `gap` is a product of two differences that are noise. `alignment` asks where the step goes, and only that: how
-    well it is aligned with the validation gradient that the step finds.
+    `validation` rewards a longer step, and a larger ρ makes the gradient longer, although Adam ignores its length.
+    `gap` is a product of two noisy differences. `alignment` depends on the direction of the step alone: how well it agrees
+    with the validation gradient after the step.
 
     Args:
         objective: one of `RHO_OBJECTIVES`.
@@ -164,13 +164,13 @@ def radius_derivative(
 
 
 def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.ndarray:
-    """Give the rows of the n-th batch of an endless draw without replacement: a new order whenever all have been drawn.
+    """Draw the rows of the n-th batch without replacement; once all rows are drawn, a new order begins.
 
     Args:
         number: n >= 0.
         batch_size: rows in a batch.
-        examples: how many there are to draw from.
-        seed: of the orders.
+        examples: the number of examples to draw from.
+        seed: the seed of the orders.
 
     Returns:
         (batch_size,) int64.
@@ -201,8 +201,8 @@ class LearnedRadius:
         adaptive_eta: as in the ascent.
         adaptive_scope: as in the ascent.
         device: where the parameters are.
-        mean: averages a 0-dimensional tensor over processes, so that ρ is one number.
-        average: averages gradients over processes, in place, where the ascent's are averaged too.
+        mean: averages a 0-dimensional tensor over processes, so that all have the same ρ.
+        average: averages gradients over processes, in place, if the ascent's are averaged as well.
 
     Example:
         >>> radius = LearnedRadius(0.05, learning_rate=0.1)
@@ -234,11 +234,11 @@ class LearnedRadius:
         self.derivative = torch.zeros_like(self.log_scale)
         self.draws = 0
         self.direction: list[Tensor] | None = None  # H ê
-        self.step: list[Tensor] = []  # ∇L_train(θ + ρ ê), where the objective reads it
+        self.step: list[Tensor] = []  # ∇L_train(θ + ρ ê), if the objective uses it
         self.watched = -1
         self._learning_rate = 0.0
         self._watch: float | None = None
-        self._rho_now = self.rho  # of the ascent under way
+        self._rho_now = self.rho  # of the current ascent
         self._kept: list[Tensor] = []
         self._validation: tuple[Tensor, list[Tensor]] | None = None
 
@@ -248,18 +248,18 @@ class LearnedRadius:
         return self.initial * self.log_scale.exp()
 
     def watch(self, step: int, learning_rate: float) -> None:
-        """Prepare an update from the ascent that follows, in this step, which the optimizer takes with this rate."""
+        """Prepare an update from the next ascent, in this step, which the optimizer takes with this learning rate."""
         self.watched, self._watch = step, learning_rate
 
     def validate(self, loss: Tensor, gradients: list[Tensor]) -> None:
-        """Take the validation half at θ': L_val, and its gradient, one tensor per parameter of the ascent."""
+        """Receive the validation half at θ': L_val, and its gradient, one tensor per parameter of the ascent."""
         self._validation = loss, gradients
         self.draws += 1
 
     def at_w(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
-        """See the gradient, times `grad_scale`, and the loss of an ascent, before the one becomes ε."""
+        """Receive the gradient, times `grad_scale`, and the loss of an ascent, before the gradient becomes ε."""
         self._rho_now = self.rho
         if [half.shape for half in self.direction or ()] != [gradient.shape for gradient in gradients]:
             self.drop_half()  # a callback has unfrozen layers
@@ -281,7 +281,7 @@ class LearnedRadius:
                 gradient_to_perturbation(parameters, self._kept, 1.0, **self.metric)
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
-        """See the loss of a micro-batch at w + ε, with its graph, which is kept."""
+        """Receive the loss of a micro-batch at w + ε; its graph is kept."""
         if not self._kept:
             return
         more, here = hessian_direction(
@@ -298,18 +298,18 @@ class LearnedRadius:
             self.direction, self.step = more, here
         else:
             torch._foreach_add_([*self.direction, *self.step], [*more, *here])
-        if self.hessian == "secant":  # the gradients at w of all micro-batches are in the first one's difference
+        if self.hessian == "secant":  # the first difference contains the gradients at w of all micro-batches
             torch._foreach_zero_(self._kept)
 
     def drop_half(self) -> None:
-        """Drop an update that is half done: its other half cannot come."""
+        """Drop an update that cannot be completed."""
         self.direction, self.step, self._validation = None, [], None
 
     def update(self, derivative: Tensor) -> None:
         """Take a step of Adam on s = log ρ, down dU/ds = ρ dU/dρ or its sign.
 
         Args:
-            derivative: dU/dρ; one that is not finite, after an overflow or an ascent without examples, counts as 0.
+            derivative: dU/dρ; a value that is not finite (overflow, no examples in the ascent) counts as 0.
         """
         derivative = derivative.to(self.log_scale)
         self.derivative = self.mean(torch.where(derivative.isfinite(), derivative, 0))
@@ -320,7 +320,7 @@ class LearnedRadius:
         self.log_scale.clamp_(min(low, 0.0), max(high, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: ρ, Adam's moments, the place in the validation order, and an update half done."""
+        """Return ρ, Adam's moments, the place in the validation order and a half-finished update, for a checkpoint."""
         return {
             "log_scale": self.log_scale,
             "adam": self.adam.state_dict(),
@@ -332,10 +332,10 @@ class LearnedRadius:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Args:
-            state: of a radius with the same options.
+            state: from a radius with the same options.
         """
         self.log_scale.copy_(state["log_scale"])
         self.adam.load_state_dict(state["adam"])

@@ -1,4 +1,4 @@
-"""What a second pass must find as the first one found it: random numbers, and running statistics.
+"""What both passes of a step must share: random numbers; and what the second must not change: running statistics.
 
 Dropout draws with torch. Models and collators may draw with NumPy or Python's `random` as well (SpecAugment does).
 """
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what the block does to running statistics (BatchNorm and its kin): the pass at w alone updates them.
+    """Undo the block's updates of running statistics (BatchNorm and similar): only the pass at w updates them.
 
     Args:
-        modules: a model's, of which the norm layers are looked at.
+        modules: the modules of a model.
     """
     buffers = [
         buffer
@@ -80,7 +80,7 @@ def set_random_state(state: RandomState) -> None:
 
 @contextmanager
 def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Leave the random state as it was, whatever the block draws."""
+    """Restore the random state after the block."""
     state = random_state(devices)
     try:
         yield

@@ -1,9 +1,9 @@
-"""LookSAM: sharpness computed every k-th step, and what it added reused in the steps between.
+"""LookSAM: sharpness is computed every k-th step, and reused in the steps in between.
 
     v = g_s − (⟨g, g_s⟩ / ‖g‖²) g        g at w, g_s the sharpness-aware gradient, of the same examples; every k-th step
-    gradient = g + α ‖g‖ v / ‖v‖         the steps between
+    gradient = g + α ‖g‖ v / ‖v‖         the steps in between
 
-What sharpness adds along g is in g already; what it adds across it changes slowly, and is kept as a unit vector.
+The part of g_s along g is already in g. The part orthogonal to g changes slowly; it is kept as a unit vector.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hf_sharp.sharpness.ascent import global_norm, inner_product
 
 
 class ReusedSharpness:
-    """What LookSAM keeps from one sharpness-aware step for the steps that follow. An observer of the ascents.
+    """The direction that LookSAM keeps from one sharpness-aware step for the next ones. It observes the ascents.
 
     Args:
-        alpha: α >= 0, how strongly it is reused; 0.7 is the paper's.
+        alpha: α >= 0, the weight of the reused direction; the paper's 0.7.
         device: where the parameters are.
         average: averages gradients over processes, in place, so that v is the same on all of them.
 
@@ -30,7 +30,7 @@ class ReusedSharpness:
         >>> reused = ReusedSharpness(alpha=0.5)
         >>> reused.begin([w])
         >>> reused.at_w([w], [torch.tensor([2.0, 0.0])], torch.tensor(1.0), 1.0)  # g
-        >>> w.grad = torch.tensor([3.0, 4.0])  # g_s: [0, 4] of it are across g
+        >>> w.grad = torch.tensor([3.0, 4.0])  # g_s; [0, 4] of it is orthogonal to g
         >>> reused.keep([w])
         >>> w.grad = torch.tensor([0.0, 10.0])  # the next step's g
         >>> reused.add([w]), w.grad
@@ -57,8 +57,8 @@ class ReusedSharpness:
         """Prepare for an ascent.
 
         Args:
-            parameters: the trainable ones; `.grad` holds what earlier micro-batches of the window added.
-            scale: what the ascent's gradient is multiplied by in the step's, a mean in a sum over the window.
+            parameters: the trainable parameters; `.grad` holds the gradients of earlier micro-batches of the window.
+            scale: the factor of the ascent's gradient, a mean, in the step's gradient, a sum over the window.
         """
         if self._plain is None:
             self._plain = [torch.zeros_like(parameter) for parameter in parameters]
@@ -69,17 +69,17 @@ class ReusedSharpness:
     def at_w(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
-        """See the ascent's gradient; with what the clean pass left in `.grad`, it is the plain gradient."""
+        """Receive the ascent's gradient. Added to the clean pass's gradient in `.grad`, it is the plain gradient."""
         self._add_gradients(parameters, 1.0)
         for total, gradient in zip(cast(list[Tensor], self._plain), gradients, strict=True):
             total.add_(gradient * self._scale)
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
-        """See nothing: the gradient at w + ε is in `.grad` in the end."""
+        """Do nothing: `.grad` will hold the gradient at w + ε."""
 
     @torch.no_grad()
     def keep(self, parameters: Sequence[Tensor]) -> None:
-        """Keep v of the step that ends, whose sharpness-aware gradient is in `.grad`; not of one that overflowed."""
+        """Keep v of the step that ends, whose gradient is in `.grad`, unless it overflowed."""
         plain, self._plain = cast(list[Tensor], self._plain), None
         if self.average is not None:
             self.average(plain)
@@ -103,12 +103,12 @@ class ReusedSharpness:
         torch._foreach_add_(gradients, [length.to(v) * v for _, v in pairs])
 
     def _direction_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        # Layers that a callback unfreezes make another list of parameters: none of it is of theirs.
+        # If a callback has unfrozen layers, the list of parameters differs and v no longer fits.
         shapes = [parameter.shape for parameter in parameters]
         return self.direction if self.direction and [v.shape for v in self.direction] == shapes else None
 
     def restart(self) -> None:
-        """Forget what an error left of a step that did not end."""
+        """Forget the gradients of a step that an error cut short."""
         self._plain = None
 
     def _add_gradients(self, parameters: Sequence[Tensor], sign: float) -> None:
@@ -117,14 +117,14 @@ class ReusedSharpness:
                 total.add_(parameter.grad, alpha=sign)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: v."""
+        """Return v, for a checkpoint."""
         return {"direction": self.direction}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Args:
-            state: of a run with the same model.
+            state: from a run with the same model.
         """
         direction = state["direction"]
         self.direction = None if direction is None else [v.to(self.device) for v in direction]

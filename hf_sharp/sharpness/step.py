@@ -4,10 +4,9 @@
     ε    = ρ · T² g_c / (‖T g_c‖ + 1e-12)
     grad = ∇ reduce((1 − c_y) · ℓ)(w)  +  ∇ reduce(c_y · ℓ)(w + ε)         the clean pass; the perturbed pass
 
-`reduce` is what plain training does with the losses of its examples; `grad` is added to `.grad`, as one plain backward
-pass would do. Every pass takes those examples only whose weight in it is not 0, and the ascent may take some of them;
-where ascent and clean pass take the same examples, they share a forward pass. The examples may come in several
-micro-batches, which then share one ε.
+`reduce` reduces the losses of examples as plain training does. `grad` is added to `.grad`, as by one plain backward
+pass. Every pass uses only the examples whose weight in it is not 0; the ascent may use a part of them. If ascent and
+clean pass use the same examples, they share a forward pass. Several micro-batches share one ε.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ class Backward(Protocol):
 
 
 class Examples(NamedTuple):
-    """Some examples of a micro-batch.
+    """A part of a micro-batch's examples.
 
     Args:
-        rows: (n,) int64, which of the micro-batch's examples; None: all of them.
-        weights: (n,), what their losses are multiplied by.
+        rows: (n,) int64, the rows of the examples; None for all of them.
+        weights: (n,), the factors of their losses.
     """
 
     rows: Tensor | None
@@ -59,11 +58,11 @@ class MicroBatch(NamedTuple):
     """Examples that go through the model at once.
 
     Args:
-        losses: runs the forward pass of the examples in given rows (None: all of them) at the current weights, and
-            returns their ℓ (n,), with its graph.
-        perturbed: the examples of the perturbed pass, weighted by c_y; None: there are none.
-        clean: those of the clean pass, weighted by 1 − c_y; None: there are none.
-        ascent_size: how many of `perturbed` the ascent takes, from the first on; None: all of them.
+        losses: runs the forward pass of the examples in some rows (None for all) at the current weights, and returns
+            their ℓ (n,) with its graph.
+        perturbed: the examples of the perturbed pass, weighted by c_y, or None.
+        clean: the examples of the clean pass, weighted by 1 − c_y, or None.
+        ascent_size: the ascent uses the first so many of `perturbed`; None for all of them.
     """
 
     losses: Callable[[Tensor | None], Tensor]
@@ -73,7 +72,7 @@ class MicroBatch(NamedTuple):
 
     @property
     def ascent(self) -> Examples:
-        """The examples of the ascent; what stands for others too weighs more."""
+        """The examples of the ascent. If they stand in for others, their weights are larger."""
         rows, weights = cast(Examples, self.perturbed)
         if self.ascent_size is None or rows is None:
             return Examples(rows, weights)
@@ -81,23 +80,23 @@ class MicroBatch(NamedTuple):
 
 
 class AscentObserver(Protocol):
-    """Sees the two ends of an ascent."""
+    """Observes both ends of an ascent."""
 
     def at_w(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
-        """See g_c times `grad_scale`, and mean(c_y · ℓ), at w, before g_c becomes ε."""
+        """Receive g_c times `grad_scale`, and mean(c_y · ℓ), at w, before g_c becomes ε."""
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
-        """See mean(c_y · ℓ) of a micro-batch's ascent at w + ε, with its graph, which is to be kept."""
+        """Receive mean(c_y · ℓ) of a micro-batch's ascent at w + ε, whose graph must be kept."""
 
 
 class SharpnessStep(NamedTuple):
-    """What a step saw, as 0-dimensional tensors on the device.
+    """The figures of a step, as 0-dimensional tensors on the device.
 
-    `loss` is reduce(ℓ) at w, what plain training logs (estimated from the ascent's examples, where it takes a part of
-    them); `ascent_grad_norm` is ‖T g_c‖; `sharpness` is the ascent's mean(c_y · ℓ) at w + ε minus at w; `vanishing` is
-    the share of ε that rounding took, where it was asked for.
+    `loss` is reduce(ℓ) at w, which plain training logs (estimated from the ascent's examples if it uses a part of
+    them). `ascent_grad_norm` is ‖T g_c‖. `sharpness` is the ascent's mean(c_y · ℓ) at w + ε minus that at w.
+    `vanishing` is the share of ε lost to rounding, if it was measured.
     """
 
     loss: Tensor
@@ -122,12 +121,12 @@ def sharpness_aware_backward(
     measure_vanishing: bool = False,
     observer: AscentObserver | None = None,
 ) -> SharpnessStep:
-    """Add the sharpness-aware gradient of some micro-batches to `.grad` of the trainable parameters. They share one ε.
+    """Add the sharpness-aware gradient of micro-batches that share one ε to `.grad` of the trainable parameters.
 
-    The weights are bit-identical afterwards, also when a pass raises. The perturbed pass draws the dropout masks of the
-    ascent, where both take the same examples; running statistics see the passes at w only. Nothing here waits for the
-    device. Where a gradient overflows in any pass, there is one in `.grad` too, which is what makes a float16
-    GradScaler skip the step.
+    The weights are bit-identical afterwards, even if a pass raises. The perturbed pass draws the same dropout masks as
+    the ascent if both use the same examples; only passes at w update running statistics. Nothing here waits for the
+    device. If a gradient overflows in any pass, `.grad` contains an overflow too, so that a float16 GradScaler skips
+    the step.
 
     A model that FSDP2 shards is perturbed shard by shard, and its ε is always that of all processes, whose passes must
     be the same.
@@ -164,7 +163,7 @@ def sharpness_aware_backward(
     Reference:
         SAM arXiv 2010.01412, algorithm 1; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8.
     """
-    modules = list(model.modules())  # walking through a model takes its time: once, and for the parameters too
+    modules = list(model.modules())  # walking through a model takes time, so once for modules and parameters
     with shards_only(modules):
         everything = list(dict.fromkeys(w for module in modules for w in module._parameters.values() if w is not None))
         parameters = [parameter for parameter in everything if parameter.requires_grad]
@@ -183,7 +182,7 @@ def sharpness_aware_backward(
             observer.at_w(reached, epsilon, torch.stack(weighted_at_w).sum(), grad_scale)
         norm = gradient_to_perturbation(reached, epsilon, rho, adaptive_eta, adaptive_scope)
         vanishing = vanishing_share(reached, epsilon) if measure_vanishing else None
-        one = 1 + 0 * norm  # or NaN, after an overflow in the first pass: the second then has one too, whatever it sees
+        one = 1 + 0 * norm  # NaN after an overflow in the first pass, so that the second overflows too
 
         again = [batch for batch in micro_batches if batch.perturbed is not None]
         with perturbed(reached, epsilon), running_statistics_kept(modules), random_state_kept(devices):
