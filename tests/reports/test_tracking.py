@@ -54,7 +54,7 @@ def test_a_set_without_labels_has_no_picture(make_trainer, tmp_path, monkeypatch
 
 
 def test_without_a_tracker_nothing_is_drawn(make_trainer, monkeypatch):
-    monkeypatch.setattr("hf_sharp.trainer.long_tail_trainer.plot_recall_by_count", lambda *args: pytest.fail("drawn"))
+    monkeypatch.setattr("hf_sharp.reports.tracking.plot_recall_by_count", lambda *args: pytest.fail("drawn"))
     make_trainer(eval_dataset=make_images(seed=1)).evaluate()
 
 

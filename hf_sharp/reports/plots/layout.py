@@ -42,9 +42,9 @@ def plain_ticks(low: float, high: float, inches: float, along_text: bool = True)
 
     Example:
         >>> plain_ticks(2, 124, inches=6)
-        [2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
-        >>> plain_ticks(2, 124, inches=3)
         [2, 5, 10, 20, 50, 100]
+        >>> plain_ticks(2, 124, inches=1.5)
+        [3, 10, 30, 100]
         >>> plain_ticks(0, 6000, inches=5)
         [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     """
