@@ -148,9 +148,10 @@ def train_one(
     arguments: FewShotArguments,
 ) -> dict[str, Any]:
     """Train one backbone, from scratch or from a pretrained one."""
-    folder = Path(args.output_dir)
+    folder = Path(str(args.output_dir))
     print(f"training {folder.parent.name}/{folder.name}")
-    model_arguments = ModelArguments(source, None if source else vit_config(arguments))
+    # The other domains have classes of their own.
+    model_arguments = ModelArguments(source, None if source else vit_config(arguments), new_head=source is not None)
     processor = load_image_processor(model_arguments)
     trained_on = [parts[domain] for domain in options["domains"]]
     images = DomainImages([part.train for part in trained_on], processor)

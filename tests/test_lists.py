@@ -17,7 +17,7 @@ from hf_sharp.cli import COMMANDS
 from hf_sharp.geometry import GeometryCallback
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.registry import loss_options
-from hf_sharp.recipe import ImageArguments, ModelArguments, RecipeParser, RunArguments, TextArguments
+from hf_sharp.recipe import AdapterArguments, ImageArguments, ModelArguments, RecipeParser, RunArguments, TextArguments
 from hf_sharp.sharpness import METHODS, RHO_SCHEDULES
 from tests.conftest import make_images
 from tests.recipes.conftest import image_folder, vit_folder  # noqa: F401
@@ -131,7 +131,9 @@ def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
     if "_classification.py" not in words[script]:
         return
     data = TextArguments if "text" in words[script] else ImageArguments
-    parser = RecipeParser((data, ModelArguments, RunArguments, SharpTrainingArguments), words[script + 1 :])
+    parser = RecipeParser(
+        (data, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), words[script + 1 :]
+    )
     parser.set_defaults(use_cpu=True)
     parser.build(bf16=False)
 

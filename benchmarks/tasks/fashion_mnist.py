@@ -58,7 +58,7 @@ def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np
         Rows for training, validation and test.
     """
     rng = np.random.default_rng(seed)
-    labels, is_test = np.asarray(data["label"]), np.asarray(data["is_test"])
+    labels, is_test = np.asarray(data["label"][:]), np.asarray(data["is_test"][:])
     training, validation = [], []
     for label, count in zip(rng.permutation(len(COUNTS)), COUNTS, strict=True):
         rows = rng.permutation(np.flatnonzero((labels == label) & ~is_test))

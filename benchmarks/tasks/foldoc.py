@@ -114,7 +114,7 @@ def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np
         Rows for training, validation and test.
     """
     return divide(
-        data["label"],
+        data["label"][:],
         np.arange(len(data)),
         seed,
         test_per_class=8,

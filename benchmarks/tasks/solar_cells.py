@@ -86,8 +86,8 @@ def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np
         Rows for training, validation and test.
     """
     return divide(
-        data["label"],
-        data["group"],
+        data["label"][:],
+        data["group"][:],
         seed,
         test_per_class=30,
         validation_per_class=20,

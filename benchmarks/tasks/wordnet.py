@@ -91,7 +91,7 @@ def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np
     Returns:
         Rows for training, validation and test.
     """
-    labels = np.asarray(data["label"])
+    labels = np.asarray(data["label"][:])
     natural = np.bincount(labels)
     wanted = np.maximum(natural // 80, 3)
     return divide(

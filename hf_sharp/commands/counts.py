@@ -13,7 +13,6 @@ from hf_sharp.data.loading import load, no_split
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import Flags
-from hf_sharp.reports.plots import plot_counts
 
 SHOWN = 30
 
@@ -59,6 +58,8 @@ def main(argv: list[str]) -> None:
     for line in suggestions(frequencies):
         console.print(f"• {line}", highlight=False)
     if flags.picture is not None:
+        from hf_sharp.reports.plots import plot_counts  # which needs matplotlib and torch
+
         with stage(f"the picture {flags.picture!r} cannot be written"):
             plot_counts(frequencies, flags.picture, flags.dataset)
         console.print(f"picture  {flags.picture}", highlight=False, soft_wrap=True)

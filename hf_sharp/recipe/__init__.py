@@ -5,6 +5,7 @@ from typing import Any
 
 # Where each name lives. Imported when it is used, so that light commands do not import torch.
 _HOME = {
+    "AdapterArguments": "adapters",
     "DataArguments": "arguments",
     "ImageArguments": "images",
     "LookArguments": "saved",

@@ -21,6 +21,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from hf_sharp.losses import LOSSES
+from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
@@ -187,6 +188,7 @@ def run_side_by_side(
     title: str,
     output_dir: str,
     data: Mapping[str, Any] | None = None,
+    merge: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Train, evaluate and save every run; show all of them in one table and one picture.
 
@@ -200,6 +202,7 @@ def run_side_by_side(
         title: title of table and picture.
         output_dir: the folder for the picture.
         data: what was found out about the data, recorded with the results.
+        merge: whether adapters are merged into the saved model.
 
     Returns:
         Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, `data` if there is
@@ -220,7 +223,7 @@ def run_side_by_side(
         if state.is_main_process:
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
-        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, data or {})
+        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, data or {}, merge)
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
@@ -242,11 +245,14 @@ def _train_and_evaluate(
     make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
     test_dataset: datasets.Dataset,
     data: Mapping[str, Any],
+    merge: bool,
 ) -> dict[str, Any]:
     args = run.args
     set_seed(args.seed)  # all runs start from the same weights
     trainer = make_trainer(args)
+    check_merging(trainer, merge)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
+    adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
     trainer.save_model()  # before the test data is read: what fails there must not lose the model
     if trainer.is_world_process_zero():
         trainer.save_state()
@@ -262,6 +268,7 @@ def _train_and_evaluate(
         "versions": versions(),
         **records_of(trainer),
         **({"data": dict(data)} if data else {}),
+        **adapter,
     }
     if args.learns_rho:
         logged = [entry for entry in trainer.state.log_history if "rho" in entry]

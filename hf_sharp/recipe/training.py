@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 
+from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArguments, load_splits
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import load_model
@@ -43,9 +44,9 @@ def train_classifier(
     Raises:
         ValueError: options, data and model that do not fit each other.
     """
-    parser = RecipeParser((arguments, ModelArguments, RunArguments, SharpTrainingArguments), argv)
+    parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
-    data, model, _, args = parser.build()
+    data, model, _, adapters, args = parser.build()
     runs = plan_runs(parser)
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
         raise ValueError(
@@ -63,6 +64,7 @@ def train_classifier(
         classifier = load_model(auto, model, class_names)
         if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and its kin
             classifier.config.pad_token_id = getattr(processor, "pad_token_id", None)
+        classifier = add_adapters(classifier, len(class_names), adapters, args)
         with stage("the trainer cannot be made"):
             trainer = SharpTrainer(
                 model=classifier,
@@ -77,4 +79,4 @@ def train_classifier(
     prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
     record = {name: value for name, value in prepared.items() if value}
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record)
+    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record, adapters.peft_merge)

@@ -139,6 +139,9 @@ def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -
     """
     training, radius = results.get("training", {}), results.get("radius")
     rows = [("seed", code(results["options"].get("seed", DEFAULTS["seed"])))]
+    if adapter := results.get("adapter"):
+        saved = "merged into the saved weights" if adapter.get("merged") else "saved without the model"
+        rows.append(("adapters", f"{code(adapter['type'])}, {adapter['trained_parameters']:,} parameters, {saved}"))
     if is_finite_number(training.get("train_runtime")):
         rows.append(("training time", duration(training["train_runtime"])))
     speed = _steps_per_second(results)

@@ -12,7 +12,7 @@ micro-batches, which then share one ε.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol, cast
 
@@ -27,7 +27,13 @@ from hf_sharp.sharpness.ascent import (
     vanishing_share,
     with_gradients,
 )
-from hf_sharp.sharpness.replay import random_state, random_state_kept, running_statistics_kept, set_random_state
+from hf_sharp.sharpness.replay import (
+    RandomState,
+    random_state,
+    random_state_kept,
+    running_statistics_kept,
+    set_random_state,
+)
 
 
 class Backward(Protocol):
@@ -164,30 +170,11 @@ def sharpness_aware_backward(
         parameters = [parameter for parameter in everything if parameter.requires_grad]
         devices = {parameter.device for parameter in everything}
         ascent_gradients: list[Tensor | None] = [None] * len(parameters)
-        random_states, losses_at_w, weighted_at_w, weighted_at_epsilon = [], [], [], []
-
+        weighted_at_epsilon: list[Tensor] = []
         with without_sync():
-            for batch in micro_batches:
-                losses = None
-                if batch.perturbed is not None:
-                    random_states.append(random_state(devices))
-                    rows, weights = batch.ascent
-                    losses = batch.losses(rows)
-                    ascent_loss = mean(weights * losses)
-                    shared = batch.clean is not None and batch.clean.rows is rows
-                    with gradients_in(ascent_gradients, parameters):
-                        backward(ascent_loss, retain_graph=shared)
-                    losses_at_w.append(reduce(weights * losses.detach()))
-                    weighted_at_w.append(ascent_loss.detach())
-                    losses = losses if shared else None
-                    del ascent_loss
-                if batch.clean is not None:
-                    rows, weights = batch.clean
-                    loss = reduce(weights * (batch.losses(rows) if losses is None else losses))
-                    backward(loss, retain_graph=False)
-                    losses_at_w.append(loss.detach())
-                    del loss
-                del losses  # and with them the graph of the passes at w
+            random_states, losses_at_w, weighted_at_w = _passes_at_w(
+                micro_batches, parameters, devices, ascent_gradients, reduce, mean, backward
+            )
 
         fill = average or (None if observer is None else lambda gradients: None)
         reached, epsilon = with_gradients(parameters, ascent_gradients, fill)
@@ -213,3 +200,39 @@ def sharpness_aware_backward(
 
     sharpness = torch.stack(weighted_at_epsilon).sum() - torch.stack(weighted_at_w).sum()
     return SharpnessStep(torch.stack(losses_at_w).sum(), norm / grad_scale, sharpness, vanishing)
+
+
+def _passes_at_w(
+    micro_batches: Sequence[MicroBatch],
+    parameters: Sequence[Tensor],
+    devices: Collection[torch.device],
+    ascent_gradients: list[Tensor | None],
+    reduce: Callable[[Tensor], Tensor],
+    mean: Callable[[Tensor], Tensor],
+    backward: Backward,
+) -> tuple[list[RandomState], list[Tensor], list[Tensor]]:
+    # Adds g_c to `ascent_gradients`, and the clean gradient to `.grad`. Returns, by perturbed micro-batch, the random
+    # state; by pass, its part of the loss at w; and by perturbed micro-batch, mean(c_y · ℓ).
+    random_states, losses_at_w, weighted_at_w = [], [], []
+    for batch in micro_batches:
+        losses = None
+        if batch.perturbed is not None:
+            random_states.append(random_state(devices))
+            rows, weights = batch.ascent
+            losses = batch.losses(rows)
+            ascent_loss = mean(weights * losses)
+            shared = batch.clean is not None and batch.clean.rows is rows
+            with gradients_in(ascent_gradients, parameters):
+                backward(ascent_loss, retain_graph=shared)
+            losses_at_w.append(reduce(weights * losses.detach()))
+            weighted_at_w.append(ascent_loss.detach())
+            losses = losses if shared else None
+            del ascent_loss
+        if batch.clean is not None:
+            rows, weights = batch.clean
+            loss = reduce(weights * (batch.losses(rows) if losses is None else losses))
+            backward(loss, retain_graph=False)
+            losses_at_w.append(loss.detach())
+            del loss
+        del losses  # and with them the graph of the passes at w
+    return random_states, losses_at_w, weighted_at_w

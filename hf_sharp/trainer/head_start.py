@@ -22,7 +22,9 @@ CLIP_SCALE = 25.0  # of cosines with text embeddings: LIFT, arXiv 2309.10019
 
 def cosine_head_of(model: nn.Module) -> CosineHead | None:
     """Find the cosine head of a model."""
-    return next((module for module in model.modules() if isinstance(module, CosineHead)), None)
+    heads = [module for module in model.modules() if isinstance(module, CosineHead)]
+    # PEFT keeps the frozen original beside the copy that is trained.
+    return next((head for head in heads if head.weight.requires_grad), heads[0] if heads else None)
 
 
 def make_cosine_head(model: nn.Module, num_classes: int, args: SharpTrainingArguments) -> CosineHead | None:
@@ -116,4 +118,7 @@ def _start_from_names(trainer: Any, model: nn.Module) -> None:
             f"head_init='class_names': {source!r} could not be opened with both towers: {error}"
         ) from error
     scale = CLIP_SCALE if args.head_scale is None else args.head_scale
-    init_head_from_class_names(model, towers.to(args.device), tokenizer, names, scale=scale, head=args.head)
+    # Where no exact form exists, the map is fitted to the training images.
+    init_head_from_class_names(
+        model, towers.to(args.device), tokenizer, names, scale=scale, batches=_batches(trainer), head=args.head
+    )

@@ -2,38 +2,26 @@ import doctest
 import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import tasks
 import torch
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def evidence():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("evidence")
-    sys.path.remove(str(ROOT / "benchmarks"))
-
-
-@pytest.fixture(scope="module")
-def tasks(evidence):
-    return evidence.tasks
-
-
-@pytest.fixture(scope="module")
-def common(tasks):
-    return importlib.import_module("tasks.common")
-
+from study import driver, training
+from study.data import Examples
+from study.figures import figures, paired
+from study.plan import STAGES, Search, make_plan, stops
+from study.report import draw, make_table
+from study.results import adjusted_after_training, choose_strength, collect
+from study.rows import ADJUSTED, PLAIN, ROWS, is_available
+from study.runs import FINAL_SEEDS, TUNING_SEEDS, make_run
+from tasks import common
 
 # ---- the split rules -----------------------------------------------------------------------------------------------
 
 
-def test_the_test_set_is_balanced_and_no_group_is_on_two_sides(common):
+def test_the_test_set_is_balanced_and_no_group_is_on_two_sides():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [200, 60, 20])
     groups = rng.integers(0, 90, len(labels))  # groups of about three, many of them across classes
@@ -48,14 +36,14 @@ def test_the_test_set_is_balanced_and_no_group_is_on_two_sides(common):
         assert not (found[1] & found[2])
 
 
-def test_a_large_series_is_not_taken_for_the_test_set_while_there_are_single_files(common):
+def test_a_large_series_is_not_taken_for_the_test_set_while_there_are_single_files():
     groups = [0] * 20 + list(range(1, 11))
     train, _, test = common.divide([0] * 30, groups, 3, test_per_class=6, validation_per_class=1)
     assert min(test) >= 20
     assert set(range(20)) <= set(train)
 
 
-def test_what_is_trained_on_is_thinned_after_the_other_sides_were_drawn(common):
+def test_what_is_trained_on_is_thinned_after_the_other_sides_were_drawn():
     labels = np.repeat([0, 1], [100, 20])
     options = {"test_per_class": 8, "validation_per_class": 4}
     kept = lambda left: np.maximum(left // 5, 3)  # noqa: E731
@@ -67,23 +55,23 @@ def test_what_is_trained_on_is_thinned_after_the_other_sides_were_drawn(common):
     assert not set(train) & (set(validation) | set(test))
 
 
-def test_a_class_that_cannot_fill_its_test_set_is_an_error(common):
+def test_a_class_that_cannot_fill_its_test_set_is_an_error():
     with pytest.raises(ValueError, match=r"class 1 has 3 examples"):
         common.divide([0] * 10 + [1] * 3, range(13), 0, test_per_class=4, validation_per_class=1)
 
 
-def test_every_seed_has_its_own_split_and_the_same_seed_the_same(common):
+def test_every_seed_has_its_own_split_and_the_same_seed_the_same():
     def test_rows(seed):
         return common.divide([0] * 50, range(50), seed, test_per_class=5, validation_per_class=5)[2].tolist()
 
     assert test_rows(1) == test_rows(1) != test_rows(2)
 
 
-def test_texts_under_two_labels_are_left_out(common):
+def test_texts_under_two_labels_are_left_out():
     assert common.unambiguous(["A town.", "a town", "RFC 1", "RFC 2", "other"], [0, 1, 2, 2, 0]) == [2, 4]
 
 
-def test_fashion_mnist_has_the_tail_and_the_original_test_set(tasks):
+def test_fashion_mnist_has_the_tail_and_the_original_test_set():
     module = tasks.load("fashion_mnist")
     labels = np.tile(np.arange(10), 700)
     data = datasets.Dataset.from_dict({"label": labels, "is_test": np.arange(7000) >= 6900})
@@ -97,7 +85,7 @@ def test_fashion_mnist_has_the_tail_and_the_original_test_set(tasks):
 
 
 @pytest.mark.parametrize("name", ["wordnet", "foldoc", "clipart", "solar_cells", "fashion_mnist"])
-def test_a_task_has_the_whole_interface(tasks, name):
+def test_a_task_has_the_whole_interface(name):
     module = tasks.load(name)
     assert name == module.NAME
     assert module.KIND in ("text", "image")
@@ -108,12 +96,12 @@ def test_a_task_has_the_whole_interface(tasks, name):
         assert list(values) == sorted(values)
 
 
-def test_an_unknown_task_is_named(tasks):
+def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="unknown task 'mnist'"):
         tasks.load("mnist")
 
 
-def test_lines_of_the_sources_are_read(tasks):
+def test_lines_of_the_sources_are_read():
     wordnet, foldoc, cells = map(tasks.load, ("wordnet", "foldoc", "solar_cells"))
     assert wordnet.read_line('00021939 06 n 01 artifact 0 000 | a man-made object; "a tool"') == (
         "a man-made object",
@@ -133,28 +121,28 @@ def test_lines_of_the_sources_are_read(tasks):
 # ---- choosing and stopping -----------------------------------------------------------------------------------------
 
 
-def test_the_grid_is_extended_once_beyond_an_end_that_is_best(evidence):
-    search = evidence.Search(5)
+def test_the_grid_is_extended_once_beyond_an_end_that_is_best():
+    search = Search(5)
     assert search.wanted({}) == [1, 2, 3]
     assert search.wanted({1: 0.5, 2: 0.4, 3: 0.3}) == [0]
     assert search.wanted({0: 0.9, 1: 0.5, 2: 0.4, 3: 0.3}) == []
     assert search.wanted({1: 0.3, 2: 0.5, 3: 0.4}) == []
-    assert evidence.Search(3).wanted({0: 0.5}) == [1, 2]
-    assert evidence.Search.best({1: 0.5, 2: 0.5, 3: 0.4}) == 1
+    assert Search(3).wanted({0: 0.5}) == [1, 2]
+    assert Search.best({1: 0.5, 2: 0.5, 3: 0.4}) == 1
 
 
-def test_a_row_stops_when_its_best_setting_is_behind_by_more_than_two_spreads(evidence):
-    assert evidence.stops({1: [-0.03, -0.03]})  # the spread is at least a point
-    assert not evidence.stops({1: [-0.015, -0.015]})
-    assert not evidence.stops({1: [-0.07, -0.01], 2: [-0.2, -0.2]})  # pooled: 0.03
-    assert evidence.stops({1: [-0.08, -0.06], 2: [-0.2, -0.2]})
-    assert not evidence.stops({1: [0.02, 0.04], 2: [-0.5, -0.5]})
+def test_a_row_stops_when_its_best_setting_is_behind_by_more_than_two_spreads():
+    assert stops({1: [-0.03, -0.03]})  # the spread is at least a point
+    assert not stops({1: [-0.015, -0.015]})
+    assert not stops({1: [-0.07, -0.01], 2: [-0.2, -0.2]})  # pooled: 0.03
+    assert stops({1: [-0.08, -0.06], 2: [-0.2, -0.2]})
+    assert not stops({1: [0.02, 0.04], 2: [-0.5, -0.5]})
 
 
-def finished_by(evidence, score):
+def finished_by(score):
     """Let the driver's plan be worked off by made-up scores; gives the final plan and every run, in order."""
     finished, order = {}, []
-    while (plan := evidence.make_plan("foldoc", finished)).wanted:
+    while (plan := make_plan("foldoc", finished)).wanted:
         for run in plan.wanted:
             assert run.key not in finished
             finished[run.key] = {"validation": {"balanced_accuracy": score(run)}}
@@ -169,68 +157,79 @@ def made_up(run):
         0.1 * (options["loss"] == "logit_adjusted") + 0.1 * (run.head == "class_mean") - 0.05 * (run.tuning == "full")
     )
     if options["sharpness"] == "sam" and set(options) == {"sharpness", "loss", "rho"}:
-        value += 0.02 if options["rho"] == 0.02 else -0.3
+        value += 0.02 if options["rho"] == 0.015 else -0.3
     if options["sharpness"] == "imbsam":
         value -= 0.2
     return value
 
 
-def test_the_plan_follows_the_protocol_from_stage_to_stage(evidence):
-    plan, order = finished_by(evidence, made_up)
+def test_the_plan_follows_the_protocol_from_stage_to_stage():
+    plan, order = finished_by(made_up)
     assert plan.stage == "done"
     stages = [stage for stage, _ in order]
-    assert stages == sorted(stages, key=evidence.STAGES.index)
+    assert stages == sorted(stages, key=STAGES.index)
     assert plan.base == ("lora", "class_mean")
     assert plan.rates == {"full": 3e-4, "lora": 3e-3}
-    assert evidence.ROWS["SAM"].tries[plan.chosen["SAM"]] == {"rho": 0.02}
-    assert list(plan.stopped) == ["ImbSAM"]
-    assert plan.stopped["ImbSAM"] == pytest.approx(-0.2)
+    assert ROWS["SAM"].tries[plan.chosen["SAM"]] == {"rho": 0.015}
+    assert plan.stopped == pytest.approx({"ImbSAM, class momentum": -0.2, "ImbSAM": -0.2})
     # The test set belongs to the seeds that chose nothing.
     for stage, run in order:
-        assert run.seed in (evidence.FINAL_SEEDS if stage == "final" else evidence.TUNING_SEEDS)
+        assert run.seed in (FINAL_SEEDS if stage == "final" else TUNING_SEEDS)
         assert stage != "final" or dict(run.options)["sharpness"] != "imbsam"
     # Cross-entropy and weights on the base that people use today, with seeds of their own.
     today = [dict(run.options)["loss"] for stage, run in order if stage == "final" and run.head == "noise"]
     assert today.count("cross_entropy") == today.count("weighted") == 5
 
 
-def test_a_method_is_tried_with_at_most_four_settings_and_two_seeds(evidence):
-    _, order = finished_by(evidence, made_up)
-    for name, row in evidence.ROWS.items():
+def test_a_method_is_tried_with_at_most_four_settings_and_two_seeds():
+    _, order = finished_by(made_up)
+    for name, row in ROWS.items():
         assert len(row.tries) in (1, 3, 5), name
     of_momentum = [run for stage, run in order if stage == "tune" and dict(run.options).get("ascent") == "momentum"]
     assert len(of_momentum) == 8  # all settings are alike, so the smallest is best, and the one below is tried
 
 
-def test_where_todays_base_is_the_better_one_its_rows_stand_once(evidence):
-    plan, _order = finished_by(
-        evidence, lambda run: 0.5 - 0.1 * (run.head == "class_mean") - 0.1 * (run.tuning == "lora")
-    )
+def test_where_todays_base_is_the_better_one_its_rows_stand_once():
+    plan, _order = finished_by(lambda run: 0.5 - 0.1 * (run.head == "class_mean") - 0.1 * (run.tuning == "lora"))
     assert plan.base == ("full", "noise")
     assert "cross-entropy, today's base" not in plan.chosen
     assert "cross-entropy" in plan.chosen
 
 
-def test_rows_wait_for_options_that_are_not_there_yet(evidence):
-    assert evidence.is_available({"sharpness": "sam", "ascent": "momentum"})
-    assert not evidence.is_available({"no_such_option": 1})
-    assert not evidence.is_available({"sharpness": "sam", "ascent": "no_such_ascent"})
+def test_rows_wait_for_options_that_are_not_there_yet():
+    assert is_available({"sharpness": "sam", "ascent": "momentum"})
+    assert not is_available({"no_such_option": 1})
+    assert not is_available({"sharpness": "sam", "ascent": "no_such_ascent"})
 
 
-def test_every_setting_that_is_there_is_accepted_by_the_arguments(evidence, tmp_path):
+def test_the_middle_of_every_grid_of_radii_is_the_default(tmp_path):
     from hf_sharp import SharpTrainingArguments
 
-    for row in evidence.ROWS.values():
-        for options in row.tries if evidence.is_available(row.options) else ():
+    grids = [row for row in ROWS.values() if len(row.tries) == 5 and "rho" in row.tries[0]]
+    assert len(grids) == 8
+    for row in grids:
+        assert row.tries[2]["rho"] == SharpTrainingArguments(tmp_path, use_cpu=True, **row.options).radius
+        assert list(row.tries) == sorted(row.tries, key=lambda options: options["rho"])
+
+
+def test_no_row_waits_for_an_option():
+    assert make_plan("foldoc", {}).waiting == []
+
+
+def test_every_setting_that_is_there_is_accepted_by_the_arguments(tmp_path):
+    from hf_sharp import SharpTrainingArguments
+
+    for row in ROWS.values():
+        for options in row.tries if is_available(row.options) else ():
             SharpTrainingArguments(tmp_path, use_cpu=True, **row.options | options)
 
 
 # ---- runs are not repeated -----------------------------------------------------------------------------------------
 
 
-def test_a_runs_name_hangs_on_everything_it_depends_on(evidence, monkeypatch):
-    run = evidence.make_run("foldoc", ("full", "noise"), 1e-4, 0, evidence.PLAIN)
-    same = evidence.make_run("foldoc", ("full", "noise"), 1e-4, 0, dict(reversed(evidence.PLAIN.items())))
+def test_a_runs_name_hangs_on_everything_it_depends_on(monkeypatch):
+    run = make_run("foldoc", ("full", "noise"), 1e-4, 0, PLAIN)
+    same = make_run("foldoc", ("full", "noise"), 1e-4, 0, dict(reversed(PLAIN.items())))
     assert run.key == same.key
     others = [
         run._replace(seed=1),
@@ -238,84 +237,123 @@ def test_a_runs_name_hangs_on_everything_it_depends_on(evidence, monkeypatch):
         run._replace(head="class_mean"),
         run._replace(tuning="lora"),
         run._replace(task="wordnet"),
-        evidence.make_run("foldoc", ("full", "noise"), 1e-4, 0, evidence.ADJUSTED),
+        make_run("foldoc", ("full", "noise"), 1e-4, 0, ADJUSTED),
     ]
     assert len({run.key, *(other.key for other in others)}) == 7
     before = run.key
-    monkeypatch.setattr(evidence.tasks.load("foldoc"), "VERSION", 99)
+    monkeypatch.setattr(tasks.load("foldoc"), "VERSION", 99)
     assert run.key != before
 
 
-def test_a_finished_run_is_not_repeated_and_a_failed_one_leaves_its_reason(evidence, tmp_path, monkeypatch):
-    run = evidence.make_run("foldoc", ("full", "noise"), 1e-4, 0, evidence.PLAIN)
+def test_a_finished_run_is_not_repeated_and_a_failed_one_leaves_its_reason(tmp_path, monkeypatch):
+    run = make_run("foldoc", ("full", "noise"), 1e-4, 0, PLAIN)
     calls = []
 
-    def execute(run):
+    def execute(run, epochs):
         calls.append(run)
         return {"validation": {"balanced_accuracy": 0.5}}, {"validation_logits": np.zeros((2, 3))}
 
-    monkeypatch.setattr(evidence, "execute", execute)
+    monkeypatch.setattr(driver, "execute", execute)
     for _ in range(2):
-        assert evidence.work(run, tmp_path) == run.key
+        assert driver.work(run, tmp_path) == run.key
     assert len(calls) == 1
-    assert evidence.read_finished(tmp_path) == {run.key: {"validation": {"balanced_accuracy": 0.5}}}
+    assert driver.read_finished(tmp_path) == {run.key: {"validation": {"balanced_accuracy": 0.5}}}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".npz"]
 
-    def fail(run):
+    def fail(run, epochs):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(evidence, "execute", fail)
+    monkeypatch.setattr(driver, "execute", fail)
     other = run._replace(seed=1)
     with pytest.raises(RuntimeError, match="out of luck"):
-        evidence.work(other, tmp_path)
+        driver.work(other, tmp_path)
     assert "out of luck" in (tmp_path / f"{other.key}.error").read_text()
     assert not (tmp_path / f"{other.key}.lock").exists()
-    assert other.key not in evidence.read_finished(tmp_path)
+    assert other.key not in driver.read_finished(tmp_path)
 
 
-def test_a_claim_holds_while_its_process_lives(evidence, tmp_path):
-    assert evidence.claim(tmp_path, "a")
-    assert not evidence.claim(tmp_path, "a")
-    (tmp_path / "b.lock").write_text("999999999")  # of a process that is no more
-    assert evidence.claim(tmp_path, "b")
+def test_a_claim_excludes_others_until_it_ends(tmp_path):
+    with driver.claim(tmp_path, "a") as first, driver.claim(tmp_path, "a") as second:
+        assert (first, second) == (True, False)
+        assert driver.is_claimed(tmp_path, "a")
+        assert not driver.is_claimed(tmp_path, "b")
+    assert not driver.is_claimed(tmp_path, "a")
+    (tmp_path / "c.lock").write_text("1")  # left behind by a killed process
+    with driver.claim(tmp_path, "c") as ours:
+        assert ours
 
 
-@pytest.mark.parametrize("head", ["noise", "class_mean"])
-def test_a_tuning_run_never_loads_the_test_set(evidence, monkeypatch, head):
+def test_a_run_claimed_by_another_driver_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "execute", None)
+    run = make_run("foldoc", ("full", "noise"), 1e-4, 0, PLAIN)
+    with driver.claim(tmp_path, run.key):
+        assert driver.work(run, tmp_path) == run.key
+    assert driver.read_finished(tmp_path) == {}
+
+
+@pytest.fixture
+def random_images(monkeypatch):
+    """Replaces the data of every task; records whether the test set was asked for."""
     asked = []
 
-    def data(module, seed, with_test):
+    def read(module, seed, with_test):
         asked.append(with_test)
         rng = np.random.default_rng(seed)
-        images = lambda n: [torch.from_numpy(rng.integers(0, 255, (28, 28, 1), np.uint8)) for _ in range(n)]  # noqa: E731
+        images = [torch.from_numpy(rng.integers(0, 255, (28, 28, 1), np.uint8)) for _ in range(24)]
         names = ("train", "validation", "test") if with_test else ("train", "validation")
-        return {name: evidence.Examples(images(24), np.arange(24) % 3) for name in names}
+        return {name: Examples(images, np.arange(24) % 3) for name in names}
 
-    monkeypatch.setattr(evidence, "read_data", data)
-    run = evidence.make_run("fashion_mnist", ("scratch", head), 1e-3, 0, {"sharpness": "sam", "loss": "logit_adjusted"})
-    left, arrays = evidence.execute(run, epochs=1)
-    assert asked == [False]
-    assert "test" not in left
+    monkeypatch.setattr(training, "read_data", read)
+    return asked
+
+
+def test_a_tuning_run_never_loads_the_test_set(random_images):
+    run = make_run("fashion_mnist", ("scratch", "noise"), 1e-3, 0, {"sharpness": "sam", "loss": "logit_adjusted"})
+    record, arrays = training.execute(run, epochs=1)
+    assert random_images == [False]
+    assert "test" not in record
     assert "test_logits" not in arrays
-    assert (left["passes_forward"], left["passes_backward"]) == (2, 2)
+    assert (record["passes_forward"], record["passes_backward"]) == (2, 2)
     assert arrays["validation_logits"].shape == (24, 3)
-    assert (left["head_scale"] is None) == (head == "noise")
-    left, arrays = evidence.execute(run._replace(seed=10), epochs=1)
-    assert asked == [False, True]
-    assert evidence.figures(arrays["test_logits"], arrays["test_labels"], arrays["class_counts"]) == left["test"]
+    record, arrays = training.execute(run._replace(seed=10), epochs=1)
+    assert random_images == [False, True]
+    assert figures(arrays["test_logits"], arrays["test_labels"], arrays["class_counts"]) == record["test"]
     with pytest.raises(ValueError, match="seed 5 is neither"):
-        evidence.execute(run._replace(seed=5))
+        training.execute(run._replace(seed=5))
+
+
+def test_the_head_starts_from_class_means(random_images):
+    run = make_run("fashion_mnist", ("scratch", "class_mean"), 0.0, 0, PLAIN)
+    assert training.execute(run, epochs=1)[0]["train_accuracy"] > 0.6
+    assert training.execute(run._replace(head="noise"), epochs=1)[0]["train_accuracy"] < 0.5
+
+
+@pytest.mark.parametrize("row", ["LETS", "LETS as published"])
+def test_lets_learns_the_radius_on_examples_held_out_of_every_class(random_images, row):
+    train = Examples([torch.zeros(1)] * 24, np.arange(24) % 3)
+    remaining, held_out = training.hold_out(train, 0.25, seed=0)
+    assert np.bincount(remaining.labels).tolist() == [6, 6, 6]
+    assert np.bincount(held_out.labels).tolist() == [2, 2, 2]
+    run = make_run("fashion_mnist", ("scratch", "noise"), 1e-3, 0, ROWS[row].options)
+    assert training.execute(run, epochs=1)[0]["passes_backward"] > 1.5
+
+
+def test_a_trial_covers_every_base_and_no_test_set(random_images, tmp_path):
+    (line,) = driver.try_out("fashion_mnist", "SAM", tmp_path, epochs=1)
+    assert line.startswith("scratch/noise rate 0.001 seed 0")
+    assert "'rho': 0.05" in line
+    assert random_images == [False]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "evidence",
+        *(f"study.{name}" for name in ("figures", "plan")),
         "backbones.convert",
         *(f"tasks.{name}" for name in ("common", "images", "wordnet", "foldoc", "solar_cells")),
     ],
 )
-def test_the_examples_of_the_docstrings_hold(evidence, name):
+def test_the_examples_of_the_docstrings_hold(name):
     found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert found.attempted
     assert not found.failed
@@ -324,36 +362,24 @@ def test_the_examples_of_the_docstrings_hold(evidence, name):
 # ---- figures, head, tables -----------------------------------------------------------------------------------------
 
 
-def test_a_head_of_class_means_tells_clear_classes_apart(evidence):
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 3], [50, 9, 3])  # class 2 has no examples
-    centres = np.eye(5)[:4] * 6
-    features = centres[labels] + rng.normal(size=(len(labels), 5))
-    scale = evidence.choose_scale(features, labels, 4, seed=0)
-    weight, bias = evidence.class_mean_head(features, labels, 4, scale)
-    logits = torch.tensor(features, dtype=torch.float32) @ weight.T + bias
-    assert (logits.argmax(1).numpy() == labels).mean() > 0.95
-    assert weight.norm(dim=1).tolist() == pytest.approx([scale, scale, 0, scale], rel=1e-5)
-
-
-def test_figures_of_a_diverged_run_are_figures(evidence):
-    found = evidence.figures(np.full((4, 2), np.nan), np.array([0, 0, 1, 1]), np.array([30, 5]))
+def test_figures_of_a_diverged_run_are_figures():
+    found = figures(np.full((4, 2), np.nan), np.array([0, 0, 1, 1]), np.array([30, 5]))
     assert found["balanced_accuracy"] == 0.5
     assert found["few_accuracy"] == 0
     assert found["calibration_error"] is None
 
 
-def test_the_strength_after_training_is_chosen_on_validation_data(evidence):
+def test_the_strength_after_training_is_chosen_on_validation_data():
     labels = np.array([0, 1] * 20)
     logits = np.stack([np.full(40, 2.0), np.where(labels == 1, 1.0, -3.0)], axis=1)
     arrays = {"validation_logits": logits, "validation_labels": labels, "class_counts": np.array([90, 10])}
-    strength = evidence.choose_strength([arrays])
+    strength = choose_strength([arrays])
     assert strength == 0.5  # the smallest with τ (log 0.9 − log 0.1) > 1
-    adjusted = evidence.adjusted_after_training(logits, arrays["class_counts"], strength)
+    adjusted = adjusted_after_training(logits, arrays["class_counts"], strength)
     assert (adjusted.argmax(1) == labels).all()
 
 
-def made_up_result(evidence):
+def made_up_result():
     def seeds(shift):
         return {
             str(seed): {
@@ -369,7 +395,7 @@ def made_up_result(evidence):
                 "passes_forward": 1.0,
                 "passes_backward": 1.0,
             }
-            for index, seed in enumerate(evidence.FINAL_SEEDS)
+            for index, seed in enumerate(FINAL_SEEDS)
         }
 
     rows = {"cross-entropy, today's base": {"seeds": seeds(0.0)}, "logit adjustment": {"seeds": seeds(0.0)}}
@@ -379,7 +405,7 @@ def made_up_result(evidence):
         "command": "python benchmarks/evidence.py foldoc",
         "machine": "2 CPU cores",
         "versions": {"torch": "2.0"},
-        "final_seeds": list(evidence.FINAL_SEEDS),
+        "final_seeds": list(FINAL_SEEDS),
         "classes": 3,
         "class_counts": [50, 20, 4],
         "few_classes": 1,
@@ -391,8 +417,8 @@ def made_up_result(evidence):
     }
 
 
-def test_the_table_shows_paired_differences_and_what_stopped(evidence):
-    table = evidence.make_table(made_up_result(evidence))
+def test_the_table_shows_paired_differences_and_what_stopped():
+    table = make_table(made_up_result())
     (sam,) = [line for line in table.splitlines() if line.startswith("| SAM (rho 0.02)")]
     assert "62.0 ± 1.6" in sam
     assert "**+10.0** (+10.0 … +10.0)" in sam
@@ -402,23 +428,21 @@ def test_the_table_shows_paired_differences_and_what_stopped(evidence):
     assert widths == {13}
 
 
-def test_the_interval_is_students(evidence):
-    found = evidence.paired([0.1, 0.2, 0.3], [0.0, 0.0, 0.0])
+def test_the_interval_is_students():
+    found = paired([0.1, 0.2, 0.3], [0.0, 0.0, 0.0])
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert found["mean"] == pytest.approx(0.2)
     assert (found["low"], found["high"]) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
-    assert math.isnan(evidence.paired([0.1], [0.0])["low"])
+    assert math.isnan(paired([0.1], [0.0])["low"])
 
 
-def test_the_picture_has_every_run(evidence, tmp_path):
-    evidence.draw(made_up_result(evidence), tmp_path / "picture.png")
+def test_the_picture_has_every_run(tmp_path):
+    draw(made_up_result(), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
 
 
-def test_what_is_collected_is_json_and_the_table_can_be_made_of_it(evidence, tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "OUTPUTS", tmp_path)
-    folder = tmp_path / "foldoc"
-    folder.mkdir()
+def test_what_is_collected_is_json_and_the_table_can_be_made_of_it(tmp_path):
+    folder = tmp_path
     labels, counts = np.arange(12) % 3, np.array([50, 20, 4])
     rng = np.random.default_rng(0)
 
@@ -433,20 +457,20 @@ def test_what_is_collected_is_json_and_the_table_can_be_made_of_it(evidence, tmp
             "train_cpu_seconds": 10.0,
             "passes_forward": 1.0,
             "passes_backward": 1.0,
-            "validation": evidence.figures(logits, labels, counts),
+            "validation": figures(logits, labels, counts),
         }
-        if run.seed in evidence.FINAL_SEEDS:
+        if run.seed in FINAL_SEEDS:
             arrays |= {"test_logits": logits, "test_labels": labels}
-            left["test"] = evidence.figures(logits, labels, counts)
+            left["test"] = figures(logits, labels, counts)
         np.savez(folder / f"{run.key}.npz", **arrays)
         (folder / f"{run.key}.json").write_text(json.dumps(left))
 
-    while (plan := evidence.make_plan("foldoc", evidence.read_finished(folder))).wanted:
+    while (plan := make_plan("foldoc", driver.read_finished(folder))).wanted:
         for run in plan.wanted:
             leave(run)
-    result = json.loads(json.dumps(evidence.collect("foldoc", "a command")))
+    result = json.loads(json.dumps(collect("foldoc", folder, "a command")))
     assert result["stage"] == "done"
     assert "cross-entropy, adjusted after training" in result["rows"]
     assert all(len(row["seeds"]) == 5 for row in result["rows"].values())
     assert len(result["runs"]) == len(list(folder.glob("*.json")))
-    assert "| logit adjustment |" in evidence.make_table(result)
+    assert "| logit adjustment |" in make_table(result)

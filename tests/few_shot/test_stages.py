@@ -15,6 +15,7 @@ def test_a_stage_runs_once_and_refuses_other_options(tmp_path):
         results = resume_stage(file, {"seed": 0, "names": ("x",)}, lambda: runs.append(1) or {"loss": 0.5})
         assert results == {"options": {"seed": 0, "names": ["x"]}, "loss": 0.5} == json.loads(file.read_text())
     assert len(runs) == 1
+    assert [path.name for path in file.parent.iterdir()] == ["stage.json"]
     with pytest.raises(ValueError, match=r"stage.json' was written with other options \(seed: 0 then, 1 now, names: "):
         resume_stage(file, {"seed": 1}, dict)
 

@@ -93,14 +93,14 @@ def test_validation_is_the_average_of_prototype_over_the_domains():
     domains = [pictures("one"), pictures("two", 5, seed=1)]
     model = make_vit(num_labels=6, num_channels=3)
     validation = EpisodeValidation(domains, PROCESSOR, 10, episodes=4, seed=3, ways=5, shots=2)
-    state = TrainerState(global_step=7, max_steps=20)
+    state = TrainerState(global_step=7, max_steps=23)
     validation.on_step_end(None, state, TrainerControl(), model=model)
     assert validation.accuracies == {}, "not a step to validate at"
-    state.global_step = 20
+    state.global_step = 23  # the last step, though not a multiple of 10
     validation.on_step_end(None, state, TrainerControl(), model=model)
     backbone = load_backbone(model, PROCESSOR)
     expected = [evaluate(backbone, d, episodes=4, seed=3, ways=5, shots=2).accuracy for d in domains]
-    assert validation.accuracies == {20: pytest.approx(np.mean(expected))}
+    assert validation.accuracies == {23: pytest.approx(np.mean(expected))}
 
 
 def test_adapters_are_validated_and_merged(tmp_path):

@@ -148,7 +148,7 @@ def test_resuming_from_a_revision_on_the_hub(hub, as_user, tmp_path, with_checkp
     with pytest.raises(AssertionError, match="tensors differ"):
         assert_same_bits(first, load_file(checkpoint / "model.safetensors"))
     (checkpoint / "optimizer.pt").unlink()
-    with pytest.raises(Failed, match=r"is torn: optimizer\.pt .* is missing"):
+    with pytest.raises(Failed, match=r"is incomplete: optimizer\.pt .* is missing"):
         as_user(tasks.train, str(tmp_path / "torn"), {}, str(checkpoint))
 
 

@@ -530,7 +530,7 @@ def test_the_picture_has_a_line_per_model_and_group(tmp_path, monkeypatch):
     reports["other"]["few"] = None
     plot_loss_along(reports, tmp_path / "new" / "picture.png", "a title")
     left, right = figures[0].axes
-    assert [text.get_text() for text in left.get_legend().get_texts()] == [
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [
         "one, all classes",
         "one, few",
         "other, all classes",
@@ -601,7 +601,7 @@ def test_texts_from_the_command_line(bert_folder, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--split", "validation"], "there is no validation split"),
+        (["--split", "validation"], "there is no split 'validation'"),
         (["--dataset", "elsewhere"], "two datasets are named"),
         (["--examples", "0"], "the sample must have at least 1 example"),
     ],
@@ -614,7 +614,7 @@ def test_bad_command_line_options(image_models, image_folder, tmp_path, more, sa
 
 def test_a_model_is_neither_compared_with_itself_nor_overwritten(image_models, image_folder, tmp_path):  # noqa: F811
     sam, _ = image_models
-    with pytest.raises(ValueError, match="the model is compared with itself"):
+    with pytest.raises(ValueError, match="the model would be compared with itself"):
         command.main([sam, image_folder, "--compare_with", sam, "--output", str(tmp_path / "out")])
     with pytest.raises(ValueError, match="is not empty"):
         command.main([sam, image_folder, "--output", sam])

@@ -176,13 +176,13 @@ def test_what_has_no_effect_in_a_run_is_not_taken_over_from_the_other(tmp_path):
 def test_differences_on_the_command_line(tmp_path):
     other, vs, main = runs(tmp_path, "--loss", "cdt", "--compare_with", "loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2")
     assert (other.name, vs.name, main.name) == ("loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2", "sam+cdt")
-    assert (other.args.loss, other.args.rho) == ("ldt", 0.05)
+    assert (other.args.loss, other.args.radius) == ("ldt", 0.05)
     assert (vs.args.loss, vs.args.loss_gamma, vs.args.rho) == ("vs", 0.1, 0.2)
     for text, message in (
         ("los=ldt", "unknown option in 'los=ldt': 'los'. Did you mean 'loss'"),
         ("loss=ldt,rho", "expected option=value,option=value; got 'loss=ldt,rho'"),
         ("rho=big", "rho: 'big' is not what is expected"),
-        ("imbalance_factor=7", "'imbalance_factor=7' is to hold the training options that differ"),
+        ("imbalance_factor=7", "'imbalance_factor=7' may only hold the training options that differ"),
     ):
         with pytest.raises(ValueError, match=message):
             runs(tmp_path, "--compare_with", text)
@@ -202,12 +202,12 @@ def test_what_lies_beside_the_runs_is_not_written_over(tmp_path):
 
 
 def test_one_checkpoint_cannot_serve_two_runs(tmp_path):
-    with pytest.raises(ValueError, match=r"is one run's checkpoint, and there are 2 runs. Say true"):
+    with pytest.raises(ValueError, match=r"is the checkpoint of one run, and there are 2 runs. Set it to true"):
         runs(tmp_path, "--compare_with", "baseline", "--resume_from_checkpoint", "somewhere/checkpoint-5")
 
 
 def test_two_runs_of_one_name(tmp_path):
-    with pytest.raises(ValueError, match="have one name"):
+    with pytest.raises(ValueError, match="have the same name"):
         runs(tmp_path, "--compare_with", "baseline", "baseline")
 
 

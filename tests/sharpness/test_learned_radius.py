@@ -314,7 +314,7 @@ def test_a_separate_validation_set(make_trainer):
         ({"rho_learning_rate": 0.1}, "rho_learning_rate=0.1 has no effect with rho_schedule='constant'"),
         (LEARNED | {"rho_validation_fraction": 0.0}, "rho_validation_fraction must be in (0, 0.5], got 0.0"),
         (LEARNED | {"rho_validation_fraction": 0.6}, "rho_validation_fraction must be in (0, 0.5], got 0.6"),
-        (LEARNED | {"rho_validation_fraction": 0.001}, "leaves no validation example"),
+        (LEARNED | {"rho_validation_fraction": 0.001}, "holds out no example"),
         (LEARNED | {"rho": 0.0}, "a learned radius starts at rho, which must be > 0"),
         (LEARNED | {"rho_update_every": 0}, "rho_update_every must be at least 1"),
         (LEARNED | {"rho_hessian": "diagonal"}, "unknown rho_hessian 'diagonal'"),

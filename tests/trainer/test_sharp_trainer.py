@@ -798,7 +798,7 @@ def test_the_saved_model_is_an_ordinary_checkpoint(make_trainer, tmp_path):
 
 def test_no_label_column_names_the_columns(make_trainer):
     with pytest.raises(
-        ValueError, match=r"no label column 'label'; the columns are 'pixel_values', 'section'.*label_column="
+        ValueError, match=r"no label column 'label'; the columns are 'pixel_values', 'section'.*label_column"
     ):
         make_trainer(train_dataset=make_images(label_column="section"))
 

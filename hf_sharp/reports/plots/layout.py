@@ -46,7 +46,7 @@ def plain_ticks(low: float, high: float, inches: float, along_text: bool = True)
         >>> plain_ticks(2, 124, inches=1.5)
         [3, 10, 30, 100]
         >>> plain_ticks(0, 6000, inches=5)
-        [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+        [0, 1, 3, 10, 30, 100, 300, 1000, 3000]
     """
     zero = [0] if low <= 0 else []
     start = 1.0 if low <= 0 else low

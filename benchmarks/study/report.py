@@ -1,0 +1,127 @@
+"""The Markdown table and the picture of a task, from its results file."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from study.figures import paired
+from study.rows import REFERENCE
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    if any(value is None for value in values):
+        return "–"
+    numbers = [100 * cast(float, value) for value in values]
+    spread = f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):.1f}{spread}"
+
+
+def _difference(ours: Mapping[str, Mapping], reference: Mapping[str, Mapping], metric: str) -> str:
+    pairs = [(ours[seed][metric], reference[seed][metric]) for seed in ours if seed in reference]
+    if len(pairs) < 2 or any(None in pair for pair in pairs):
+        return "–"
+    interval = {name: 100 * value for name, value in paired(*zip(*pairs, strict=True)).items()}
+    bold = "**" if interval["low"] > 0 or interval["high"] < 0 else ""
+    return f"{bold}{interval['mean']:+.1f}{bold} ({interval['low']:+.1f} … {interval['high']:+.1f})"
+
+
+def _few(result: Mapping[str, Any]) -> str:
+    return "few_accuracy" if result["few_classes"] else "rarest_third"
+
+
+def _cost(row: Mapping[str, Any]) -> float:
+    return statistics.fmean(seed["train_cpu_seconds"] for seed in row["seeds"].values())
+
+
+def make_table(result: Mapping[str, Any]) -> str:
+    """Make the Markdown table of a task.
+
+    Args:
+        result: the result of `collect`.
+
+    Returns:
+        One line per row of the protocol: means and standard deviations over seeds in %, and paired differences with
+        their 95 % intervals, bold where they exclude 0; then the stopped rows, and how the table was made.
+    """
+    few_name = "few (n < 20)" if result["few_classes"] else "rarest third"
+    lines = [
+        f"| {result['task']} | balanced | {few_name} | worst class | calibration error | macro F1 | training | cost | "
+        f"balanced − cross-entropy | few − cross-entropy | balanced − logit adjustment | few − logit adjustment |",
+        "|" + "---|" * 12,
+    ]
+    lines += [_line(result, name) for name in result["rows"]]
+    for name, value in result["stopped"].items():
+        lines.append(f"| {name} | stopped: {100 * value:+.1f} on validation data |" + " |" * 10)
+    return "\n".join([*lines, "", _caption(result)]) + "\n"
+
+
+def _line(result: Mapping[str, Any], name: str) -> str:
+    rows, row, few = result["rows"], result["rows"][name], _few(result)
+    nothing: dict[str, Any] = {"seeds": {}}
+    plain = rows.get("cross-entropy, today's base", rows.get("cross-entropy", nothing))["seeds"]
+    reference = rows.get(REFERENCE, nothing)
+    base_cost = _cost(reference) if reference["seeds"] else math.nan
+    seeds = row["seeds"]
+    chosen = ", ".join(f"{key} {value}" for key, value in result["chosen"].get(name, {}).items())
+    if "strength" in row:
+        chosen = f"τ {row['strength']}"
+    metrics = ("balanced_accuracy", few, "worst_class_recall", "calibration_error", "macro_f1", "train_accuracy")
+    cells = [
+        f"{name} ({chosen})" if chosen else name,
+        *(_percent([seed[metric] for seed in seeds.values()]) for metric in metrics),
+        f"{_cost(row):.0f} s, {_cost(row) / base_cost:.2f}",
+        *(_difference(seeds, plain, metric) for metric in ("balanced_accuracy", few)),
+        *(_difference(seeds, reference["seeds"], metric) for metric in ("balanced_accuracy", few)),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _caption(result: Mapping[str, Any]) -> str:
+    sizes, counts = result["sizes"], result["class_counts"]
+    tail = f"{result['classes']} classes from {counts[0]} down to {counts[-1]} training examples, " if counts else ""
+    return (
+        f"{tail}{result['few_classes']} of them with fewer than 20; {sizes.get('train', 0)} for training, "
+        f"{sizes.get('validation', 0)} for validation. Base: {', '.join(result['base'] or ['not chosen yet'])}. Seeds "
+        f"{', '.join(map(str, result['final_seeds']))}: mean ± standard deviation; differences are paired, with 95 % "
+        f"intervals. `{result['command']}` on {result['machine']}, torch {result['versions']['torch']}. Data: "
+        f"`benchmarks/results/evidence_{result['task']}.json`."
+    )
+
+
+def draw(result: Mapping[str, Any], file: Path) -> None:
+    """Draw every final run: one line per row, one dot per seed, one colour per seed.
+
+    Args:
+        result: the result of `collect`.
+        file: the picture, a PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows, few = result["rows"], _few(result)
+    panels = {"balanced_accuracy": "balanced accuracy in %", few: f"{few.replace('_', ' ')} in %"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * max(len(rows), 1)), sharey=True)
+    colours = {str(seed): f"C{index}" for index, seed in enumerate(result["final_seeds"])}
+    for axis, (metric, label) in zip(axes, panels.items(), strict=True):
+        for height, row in enumerate(rows.values()):
+            values = {seed: 100 * run[metric] for seed, run in row["seeds"].items() if run[metric] is not None}
+            for seed, value in values.items():
+                axis.plot(value, height, "o", color=colours[seed], markersize=5, alpha=0.8)
+            if values:
+                axis.plot(statistics.fmean(values.values()), height, "|", color="black", markersize=14)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), list(rows))
+    axes[0].invert_yaxis()
+    handles = [pyplot.Line2D([], [], marker="o", linestyle="", color=c, label=f"seed {s}") for s, c in colours.items()]
+    axes[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.suptitle(f"{result['task']}: every run; the bar is the mean")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

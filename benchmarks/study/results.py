@@ -1,0 +1,154 @@
+"""Collect the finished runs of a task for benchmarks/results/evidence_TASK.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from study.driver import read_finished
+from study.figures import RARE, figures
+from study.plan import Plan, Search, make_plan
+from study.rows import ADJUSTED, POST_HOC, POST_HOC_STRENGTHS, ROWS
+from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run
+
+COST = ("train_accuracy", "train_cpu_seconds", "passes_forward", "passes_backward")
+PACKAGES = ("hf-sharp", "torch", "transformers", "peft", "datasets", "numpy")
+
+
+def adjusted_after_training(logits: np.ndarray, counts: np.ndarray, strength: float) -> np.ndarray:
+    """Subtract τ log π from the logits, as `hf_sharp.posthoc` does in a head's bias."""
+    priors = np.log(np.maximum(counts, 0.5) / counts.sum())
+    return logits - strength * priors
+
+
+def choose_strength(runs: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Choose the strength of the correction after training, by the same criterion as every other setting.
+
+    Args:
+        runs: the arrays of the runs with the tuning seeds.
+
+    Returns:
+        The element of `POST_HOC_STRENGTHS` with the highest mean balanced accuracy on validation data; the smallest of
+        equally good ones.
+    """
+    scores: dict[int, float] = {}
+    for index, strength in enumerate(POST_HOC_STRENGTHS):
+        accuracies = []
+        for arrays in runs:
+            logits = adjusted_after_training(arrays["validation_logits"], arrays["class_counts"], strength)
+            metrics = figures(logits, arrays["validation_labels"], arrays["class_counts"])
+            accuracies.append(cast(float, metrics["balanced_accuracy"]))
+        scores[index] = statistics.fmean(accuracies)
+    return POST_HOC_STRENGTHS[Search.best(scores)]
+
+
+class _Rows:
+    """The rows of the results file, from the finished runs of a task."""
+
+    def __init__(self, folder: Path, plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder, self.plan, self.finished = folder, plan, finished
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, kind: str, runs: Sequence[Run]) -> None:
+        """Add a row with the final seeds that are finished, if any."""
+        records = {run.seed: self.finished[run.key] for run in runs if run.key in self.finished}
+        if records:
+            self.rows[name] = {
+                "kind": kind,
+                "options": dict(runs[0].options),
+                "base": [runs[0].tuning, runs[0].head],
+                "seeds": {
+                    str(seed): {**record["test"], **{key: record[key] for key in COST}}
+                    for seed, record in records.items()
+                },
+            }
+
+    def add_trained(self) -> None:
+        """Add the bases and all rows that were trained to the end."""
+        for tuning, head in self.plan.bases:
+            name = f"base: {tuning}, head from {head.replace('_', ' ')}"
+            self.add(name, "base", self.plan.runs((tuning, head), FINAL_SEEDS, ADJUSTED))
+        for name, row in ROWS.items():
+            if name in self.plan.chosen and name not in self.plan.stopped:
+                runs = self.plan.runs_of(row, self.plan.chosen[name], FINAL_SEEDS)
+                self.add(name, "control" if row.control else "sharp", runs)
+
+    def add_post_hoc(self) -> None:
+        """Add the rows that are computed from logits."""
+        for name, source in POST_HOC.items():
+            tuning = self.plan.runs_of(ROWS[source], 0, TUNING_SEEDS)
+            if source not in self.rows or any(run.key not in self.finished for run in tuning):
+                continue
+            strength = choose_strength([self.arrays(run) for run in tuning])
+            seeds = {}
+            for run in self.plan.runs_of(ROWS[source], 0, FINAL_SEEDS):
+                if run.key in self.finished:
+                    arrays = self.arrays(run)
+                    logits = adjusted_after_training(arrays["test_logits"], arrays["class_counts"], strength)
+                    metrics = figures(logits, arrays["test_labels"], arrays["class_counts"])
+                    seeds[str(run.seed)] = self.rows[source]["seeds"][str(run.seed)] | metrics
+            self.rows[name] = self.rows[source] | {"kind": "control", "strength": strength, "seeds": seeds}
+
+    def arrays(self, run: Run) -> dict[str, np.ndarray]:
+        with np.load(self.folder / f"{run.key}.npz") as file:
+            return dict(file)
+
+
+def collect(task: str, folder: Path, command: str) -> dict[str, Any]:
+    """Collect the content of benchmarks/results/evidence_TASK.json.
+
+    Args:
+        task: the task's name.
+        folder: where its runs were written.
+        command: the command that produced them.
+
+    Returns:
+        The choices of the protocol, every run with its figures, and for each row the figures of every finished final
+        seed.
+    """
+    finished = read_finished(folder)
+    plan = make_plan(task, finished)
+    rows = _Rows(folder, plan, finished)
+    if plan.base is not None:
+        rows.add_trained()
+        rows.add_post_hoc()
+    example = next(iter(finished.values()), {})
+    counts = example.get("class_counts", ())
+    return {
+        "task": task,
+        "command": command,
+        "machine": machine_class(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "protocol": "benchmarks/protocol.md",
+        "tuning_seeds": list(TUNING_SEEDS),
+        "final_seeds": list(FINAL_SEEDS),
+        "stage": plan.stage,
+        "classes": len(counts),
+        "class_counts": sorted(counts, reverse=True),
+        "few_classes": sum(count < RARE for count in counts),
+        "sizes": example.get("sizes", {}),
+        "rates": plan.rates,
+        "base": plan.base,
+        "chosen": {name: dict(ROWS[name].tries[index]) for name, index in plan.chosen.items() if name in ROWS},
+        "validation": {
+            name: {str(index): round(value, 4) for index, value in scores.items()}
+            for name, scores in plan.validation.items()
+        },
+        "stopped": {name: round(value, 4) for name, value in plan.stopped.items()},
+        "waiting": plan.waiting,
+        "rows": rows.rows,
+        "runs": [record | {"key": key} for key, record in finished.items()],
+    }
+
+
+def machine_class() -> str:
+    """Describe the machine without naming it: cores, architecture, memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GB, CPU only, one thread per run"

@@ -1,0 +1,231 @@
+"""Parameter-efficient fine-tuning in the recipes: PEFT adapters in the encoder, and a head that is trained whole."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_sharp.model.cosine_head import CosineHead
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.trainer.head_start import make_cosine_head
+from hf_sharp.trainer.sharp_trainer import SharpTrainer
+from hf_sharp.training_args import SharpTrainingArguments
+
+_RANK = 8
+
+
+@dataclass
+class AdapterArguments:
+    """Whether to train adapters in place of the encoder's weights."""
+
+    peft: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Train PEFT adapters and the head only: lora, or a mapping with the type and the options of its "
+            "PEFT config, in YAML or JSON."
+        },
+    )
+    peft_rank: int | None = field(default=None, metadata={"help": f"LoRA: the rank of the adapters; {_RANK}."})
+    peft_alpha: float | None = field(
+        default=None, metadata={"help": "LoRA: the adapters are multiplied by alpha / rank; twice the rank."}
+    )
+    peft_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The layers that get adapters, by the ends of their names; all linear layers of the encoder."
+        },
+    )
+    peft_merge: bool = field(
+        default=True, metadata={"help": "Merge the adapters into the weights of the saved model, for pipeline()."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.peft, str) and self.peft.lstrip().startswith("{"):
+            try:
+                self.peft = json.loads(self.peft)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"peft is not JSON: {error}. Got {self.peft!r}.") from error
+        if isinstance(self.peft, str):
+            self.peft = None if self.peft.lower() == "none" else {"type": self.peft}
+        if isinstance(self.peft, dict) and "type" not in self.peft:
+            raise ValueError(f"peft needs a type, such as lora; it has {', '.join(map(repr, self.peft)) or 'nothing'}.")
+        names = ("peft_rank", "peft_alpha", "peft_targets")
+        unused = [name for name in names if getattr(self, name) is not None]
+        if self.peft is None and (unused or not self.peft_merge):
+            raise ValueError(f"{(unused or ['peft_merge'])[0]} has no effect without peft. Add --peft lora.")
+        of_lora = [name for name in unused if name != "peft_targets"]
+        if isinstance(self.peft, dict) and str(self.peft["type"]).lower() != "lora" and of_lora:
+            raise ValueError(
+                f"{of_lora[0]} is an option of lora. Put the options of {self.peft['type']!r} into the mapping peft."
+            )
+        for name in ("peft_rank", "peft_alpha"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+
+    def options(self) -> dict[str, Any]:
+        """Collect the options of the PEFT config, without its type."""
+        mapping = dict(self.peft) if isinstance(self.peft, dict) else {}
+        options: dict[str, Any] = {}
+        if str(mapping.pop("type", "")).lower() == "lora":
+            rank = self.peft_rank or mapping.get("r") or _RANK
+            options = {"r": rank, "lora_alpha": self.peft_alpha or mapping.get("lora_alpha") or 2 * rank}
+        if self.peft_targets is not None:
+            options["target_modules"] = list(self.peft_targets)
+        return mapping | options
+
+
+def add_adapters(
+    model: PreTrainedModel, num_classes: int, adapters: AdapterArguments, args: SharpTrainingArguments
+) -> Any:
+    """Freeze a classifier and add adapters to its encoder; the head and a pooler below it stay trainable.
+
+    A cosine head is made first, as it changes the model that the adapters are added to.
+
+    Args:
+        model: the classifier, changed in place.
+        num_classes: K.
+        adapters: which adapters.
+        args: `cosine_head` and its options, and the launcher's FSDP.
+
+    Returns:
+        The PEFT model, or `model` if no adapters were asked for.
+
+    Raises:
+        ValueError: PEFT is not installed, the type is unknown or has no layers to adapt, an option does not exist, or
+            the adapters could not be saved as asked.
+
+    Reference:
+        LoRA: Hu et al., arXiv 2106.09685. For long tails: LIFT, arXiv 2309.10019.
+    """
+    if not isinstance(adapters.peft, dict):
+        return model
+    kind, peft = str(adapters.peft["type"]), _import_peft()
+    config_class = _config_class(peft, kind)
+    if args.cosine_head and not adapters.peft_merge:
+        raise ValueError(
+            "peft_merge=false would save an adapter without the LayerNorm that cosine_head changes, and the adapter "
+            "would predict something else. Leave peft_merge on, or cosine_head off."
+        )
+    make_cosine_head(model, num_classes, args)
+    heads = head_modules(model)
+    options = adapters.options()
+    known = {item.name for item in fields(config_class) if item.init}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(
+            f"peft: {unknown[0]!r} is not an option of {kind!r}; its options are {', '.join(sorted(known))}."
+        )
+    options.setdefault("modules_to_save", heads)
+    if kind.upper() != "LN_TUNING":  # which adapts norms, and knows where they are
+        options.setdefault("target_modules", _linear_layers(model, heads))
+    try:
+        return peft.get_peft_model(model, config_class(**options))
+    except ValueError as error:  # of PEFT's
+        raise ValueError(
+            f"adapters of type {kind!r} cannot be added to {type(model).__name__}: {error} See --peft_targets."
+        ) from error
+
+
+def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
+    """Merge the adapters of a trained model into its weights, if it has any.
+
+    Args:
+        trainer: after training; its model is replaced by the merged one.
+        merge: False keeps the adapters apart; they are then saved alone.
+
+    Returns:
+        The `adapter` record of the results: type, options and number of trained parameters, and whether it is merged.
+        Empty for a model without adapters.
+
+    Raises:
+        ValueError: the model is sharded.
+    """
+    model: Any = trainer.model
+    if not hasattr(model, "peft_config"):
+        return {}
+    config = next(iter(model.peft_config.values()))
+    names = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+    record = {name: value for name in names if (value := getattr(config, name, None))}
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    record |= {"type": config.peft_type.value, "trained_parameters": trained, "merged": merge}
+    if merge:
+        with stage("the adapters cannot be merged", "Save them alone with --peft_merge false."):
+            trainer.model = trainer.model_wrapped = model.merge_and_unload()
+    return {"adapter": record}
+
+
+def check_merging(trainer: SharpTrainer, merge: bool) -> None:
+    """Raise a ValueError before training where the adapters could not be merged after it."""
+    if merge and trainer.is_fsdp_enabled and hasattr(trainer.model, "peft_config"):
+        raise ValueError("adapters cannot be merged into a model that FSDP2 has sharded. Add --peft_merge false.")
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """List the layers to train whole: those outside the encoder, and those of a pooler inside it.
+
+    Args:
+        model: an image or sequence classifier.
+
+    Returns:
+        Names of single layers, as most types of adapters cannot merge beside larger modules that are trained whole.
+        Layers without trainable parameters are left out.
+    """
+    encoder = getattr(model, model.base_model_prefix, None)
+    outside = [name for name, child in model.named_children() if child is not encoder and not _encodes(child)]
+    poolers = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
+    layers = {
+        ".".join(filter(None, (head, name))): layer
+        for head in (*outside, *poolers)
+        for name, layer in model.get_submodule(head).named_modules()
+    }
+    return [name for name, layer in layers.items() if any(weight.requires_grad for weight in layer.parameters(False))]
+
+
+def _encodes(module: nn.Module) -> bool:
+    # An encoder that is not where base_model_prefix says, such as CLIP's vision_model.
+    return isinstance(module, PreTrainedModel) or any(isinstance(part, nn.ModuleList) for part in module.modules())
+
+
+def _linear_layers(model: nn.Module, heads: list[str]) -> list[str]:
+    inside = {id(part) for name in heads for part in model.get_submodule(name).modules()}
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not isinstance(module, CosineHead) and id(module) not in inside
+    ]
+    if not layers:
+        raise ValueError(
+            f"peft: {type(model).__name__} has no linear layers outside its head. Name the layers with --peft_targets."
+        )
+    return layers
+
+
+def _import_peft() -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise ValueError("--peft needs PEFT: pip install 'hf-sharp[peft]'.") from error
+
+
+def _config_class(peft: Any, kind: str) -> Any:
+    mapping = {getattr(name, "value", name): config for name, config in _configs(peft).items()}
+    usable = {
+        name: config
+        for name, config in mapping.items()
+        if {"target_modules", "modules_to_save"} <= {item.name for item in fields(config)}
+    }
+    if kind.upper() not in mapping:
+        raise ValueError(f"unknown type of peft {kind!r}; PEFT has {', '.join(sorted(map(str.lower, usable)))}.")
+    if kind.upper() not in usable:
+        raise ValueError(
+            f"peft type {kind!r} adapts no layers of a classifier. Choose lora, or another type with layers."
+        )
+    return usable[kind.upper()]
+
+
+def _configs(peft: Any) -> dict[Any, Any]:
+    return importlib.import_module(f"{peft.__name__}.mapping").PEFT_TYPE_TO_CONFIG_MAPPING

@@ -1,0 +1,154 @@
+"""Adapters in the recipes: what is trained, what is saved, and what is refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    pipeline,
+)
+
+from hf_sharp import SharpTrainingArguments
+from hf_sharp.recipe import train_images, train_texts
+from hf_sharp.recipe.adapters import AdapterArguments, add_adapters, head_modules
+from tests.conftest import make_bert, make_vit
+from tests.recipes.conftest import QUICK
+
+TINY_CLIP = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def arguments(tmp_path, **options):
+    return SharpTrainingArguments(str(tmp_path / "out"), use_cpu=True, **options)
+
+
+def images(image_folder, vit_folder, tmp_path, *flags):
+    argv = ["--dataset", image_folder, "--model_name_or_path", vit_folder, "--output_dir", str(tmp_path / "out")]
+    return train_images([*argv, *QUICK, "--learning_rate", "1e-2", *flags])
+
+
+@pytest.mark.parametrize("method", ["none", "sam", "focal_sam", "imbsam", "cc_sam"])
+def test_a_merged_adapter_opens_in_a_pipeline(method, image_folder, vit_folder, tmp_path):
+    flags = ["--peft", "lora", "--peft_rank", "2", "--sharpness", method, "--max_steps", "3"]
+    (results,) = images(image_folder, vit_folder, tmp_path, *flags).values()
+    assert results["adapter"] | {"trained_parameters": 0} == {
+        "type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "trained_parameters": 0,
+        "merged": True,
+    }
+    assert results["model"]["library"] == "transformers"
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert "merged into the saved weights" in (tmp_path / "out" / "README.md").read_text()
+    classify = pipeline("image-classification", str(tmp_path / "out"))
+    assert {score["label"] for score in classify(f"{image_folder}/test/cat/0.png")} == {"cat", "dog", "emu"}
+    before = AutoModelForImageClassification.from_pretrained(vit_folder).state_dict()
+    after = AutoModelForImageClassification.from_pretrained(str(tmp_path / "out")).state_dict()
+    changed = {
+        name for name in before if before[name].shape != after[name].shape or not before[name].equal(after[name])
+    }
+    assert "classifier.weight" in changed
+    assert any(name.endswith(("q_proj.weight", "query.weight")) for name in changed)
+    assert not any("layernorm" in name or "embeddings" in name for name in changed)
+
+
+def test_an_adapter_is_saved_alone_if_asked_to(image_folder, vit_folder, tmp_path):
+    (results,) = images(image_folder, vit_folder, tmp_path, "--peft", "lora", "--peft_merge", "false").values()
+    assert results["adapter"]["merged"] is False
+    assert results["model"]["library"] == "peft"
+    assert (tmp_path / "out" / "adapter_config.json").exists()
+    assert "saved without the model" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_cosine_head_class_means_and_lora_together(image_folder, vit_folder, tmp_path):
+    flags = ["--peft", "lora", "--cosine_head", "true", "--head_init", "class_mean", "--max_steps", "20"]
+    (results,) = images(image_folder, vit_folder, tmp_path, *flags, "--loss", "logit_adjusted").values()
+    saved = AutoModelForImageClassification.from_pretrained(str(tmp_path / "out"))
+    lengths = saved.classifier.weight.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full((3,), 25 / 16**0.5), rtol=1e-4, atol=1e-4)
+    assert saved.vit.layernorm.weight.eq(1).all()
+    classify = pipeline("image-classification", str(tmp_path / "out"))
+    names = [
+        classify(f"{image_folder}/test/{name}/{i}.png")[0]["label"] for name in ("cat", "dog", "emu") for i in range(3)
+    ]
+    correct = [got == name for got, name in zip(names, ["cat"] * 3 + ["dog"] * 3 + ["emu"] * 3, strict=True)]
+    assert sum(correct) / 9 == pytest.approx(results["report"]["accuracy"])
+
+
+def test_ldam_sets_the_scale_of_the_head_that_is_trained(image_folder, vit_folder, tmp_path):
+    flags = ["--peft", "lora", "--cosine_head", "true", "--loss", "ldam", "--loss_scale", "20"]
+    images(image_folder, vit_folder, tmp_path, *flags)
+    saved = AutoModelForImageClassification.from_pretrained(str(tmp_path / "out"))
+    torch.testing.assert_close(
+        saved.classifier.weight.norm(dim=1), torch.full((3,), 20 / 16**0.5), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_mapping_names_another_type_and_a_run_resumes(text_folder, bert_folder, tmp_path):
+    config = tmp_path / "peft.yaml"
+    config.write_text("peft: {type: ia3, feedforward_modules: []}\npeft_targets: [query, value]\n")
+    argv = ["--config", str(config), "--dataset", str(text_folder / "csv"), "--model_name_or_path", bert_folder, *QUICK]
+    argv += ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", str(tmp_path / "out")]
+    (whole,) = train_texts(argv).values()
+    assert whole["adapter"]["type"] == "IA3"
+    (tmp_path / "out" / "all_results.json").unlink()
+    for file in (tmp_path / "out" / "checkpoint-2").iterdir():
+        file.unlink()
+    (tmp_path / "out" / "checkpoint-2").rmdir()
+    (resumed,) = train_texts([*argv, "--resume_from_checkpoint", "true"]).values()
+    assert resumed["report"] == whole["report"]
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
+
+
+def test_the_head_and_its_pooler_are_trained_whole():
+    clip = CLIPForImageClassification(
+        CLIPConfig(text_config=TINY_CLIP, vision_config=TINY_CLIP | {"image_size": 8, "patch_size": 4})
+    )
+    roberta = RobertaForSequenceClassification(RobertaConfig(vocab_size=20, **TINY_CLIP))
+    assert head_modules(make_vit()) == ["classifier"]
+    assert head_modules(make_bert()) == ["classifier", "bert.pooler.dense"]
+    assert head_modules(clip) == ["classifier"]
+    assert head_modules(roberta) == ["classifier.dense", "classifier.out_proj"]
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"pip install 'hf-sharp\[peft\]'"):
+        add_adapters(make_vit(), 4, AdapterArguments(peft="lora"), arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peft_rank": 4}, "peft_rank has no effect without peft"),
+        ({"peft_merge": False}, "peft_merge has no effect without peft"),
+        ({"peft": "lora", "peft_rank": 0}, "peft_rank must be above 0"),
+        ({"peft": "{rank: 4}"}, "peft is not JSON"),
+        ({"peft": {"r": 4}}, "peft needs a type, such as lora; it has 'r'"),
+        ({"peft": "ia3", "peft_rank": 4}, "peft_rank is an option of lora"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterArguments(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "training", "message"),
+    [
+        ({"peft": "lorra"}, {}, "unknown type of peft 'lorra'; PEFT has .*lora"),
+        ({"peft": "prompt_tuning"}, {}, "adapts no layers"),
+        ({"peft": {"type": "lora", "ranks": 2}}, {}, "'ranks' is not an option of 'lora'"),
+        ({"peft": "lora", "peft_targets": ["nowhere"]}, {}, "cannot be added to ViTForImageClassification"),
+        ({"peft": "lora", "peft_merge": False}, {"cosine_head": True}, "Leave peft_merge on, or cosine_head off"),
+    ],
+)
+def test_adapters_that_cannot_be_added(options, training, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        add_adapters(make_vit(), 4, AdapterArguments(**options), arguments(tmp_path, **training))
