@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
@@ -151,6 +150,8 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
     Returns:
         The `long_tail_report`; with the calibration error if there are logits, and all are finite.
     """
+    from scipy.special import softmax  # slow to import
+
     outputs, labels = prediction.predictions, prediction.label_ids
     if isinstance(labels, list):  # eval_do_concat_batches=False
         labels = np.concatenate(labels)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_sharp.model.predicted_geometry import cosines
 from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.layout import legend_below, log_ticks
 from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture
@@ -27,6 +26,8 @@ def plot_geometry(
         file: where the picture goes; the suffix chooses the format.
         names: (K,) class names, shown for up to 20 classes.
     """
+    from hf_sharp.model.predicted_geometry import cosines  # torch, which a picture of counts does without
+
     counts = np.asarray(class_counts)
     order = np.argsort(-counts, kind="stable")
     names = [str(i) for i in range(len(counts))] if names is None else names

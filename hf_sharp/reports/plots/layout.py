@@ -43,8 +43,8 @@ def plain_ticks(low: float, high: float, inches: float, along_text: bool = True)
     Example:
         >>> plain_ticks(2, 124, inches=6)
         [2, 5, 10, 20, 50, 100]
-        >>> plain_ticks(2, 124, inches=3)
-        [2, 5, 10, 20, 50, 100]
+        >>> plain_ticks(2, 124, inches=1.5)
+        [3, 10, 30, 100]
         >>> plain_ticks(0, 6000, inches=5)
         [0, 1, 3, 10, 30, 100, 300, 1000, 3000]
     """

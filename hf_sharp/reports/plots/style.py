@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_sharp.losses import LOSSES
 from hf_sharp.reports.markdown import without_paths
 from hf_sharp.reports.plots.fonts import MAIN_FONT, drawable, fallback_fonts
-from hf_sharp.sharpness.methods import METHODS
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method's is that of its place in METHODS.
 PALETTE = ("#666666", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -115,6 +113,9 @@ def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) ->
 
 
 def _place(run: str) -> int | None:
+    from hf_sharp.losses import LOSSES  # torch, which a picture of counts does without
+    from hf_sharp.sharpness.methods import METHODS
+
     method = run.split("+")[0]
     if method in ("baseline", "plain training") or method in LOSSES:
         method = "none"
