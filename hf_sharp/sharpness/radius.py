@@ -135,8 +135,8 @@ def radius_derivative(
     """Compute dU/dρ after a step of size η along −∇L_train(θ + ρ ê).
 
     `validation` rewards a longer step, and a larger ρ makes the gradient longer, although Adam ignores its length.
-    `gap` is a product of two noisy differences. `alignment` depends on the direction of the step alone: how well it agrees
-    with the validation gradient after the step.
+    `gap` is a product of two noisy differences. `alignment` depends on the direction of the step alone: how well it
+    agrees with the validation gradient after the step.
 
     Args:
         objective: one of `RHO_OBJECTIVES`.
