@@ -349,12 +349,28 @@ def asam_table() -> str:
     )
 
 
+def ascent_costs() -> str:
+    """Show what the one-pass ascents, a late sharp phase and an informed head cost."""
+    result = results("ascent_costs")
+    rows = {
+        **{f"a step of {name}, against a plain step": row for name, row in result["steps"].items() if name != "none"},
+        "a run of SAM with `sharpness_after=0.8`, against a plain run": result["sharpness_after=0.8"],
+        '`head_init="class_mean"`, against the forward passes of one epoch': result["head_init=class_mean"],
+    }
+    lines = ["| | median | quartiles |", "|---|---|---|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {row['median']:.2f} | {row['lower_quartile']:.2f} to {row['upper_quartile']:.2f} |")
+    note = f"{result['model']}; interleaved ratios of {result['rounds']} rounds. `{result['command']}` on "
+    return "\n".join([*lines, "", f"{note}{result['machine']}. Data: `benchmarks/results/ascent_costs.json`."])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **REFERENCE_TABLES,
     "cost_full": cost_table,
     "budget": budget_table,
     "radius_signal": signal_table,
     "asam_scope": asam_table,
+    "ascent_costs": ascent_costs,
     "geometry": geometry_table,
     "few_shot": few_shot_table,
     "few_shot_speed": speed_table,
