@@ -44,7 +44,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tasks.common import pypi_files
+from tasks.packages import pypi_files
 
 MINILM: dict[str, Any] = {
     "hidden_size": 384,

@@ -17,8 +17,9 @@ import datasets
 import numpy as np
 from PIL import Image, ImageFile
 
-from tasks.common import cached, debian_files, divide
+from tasks.division import divide
 from tasks.images import near_duplicate_key, series_of, square
+from tasks.packages import cached, debian_files
 
 NAME, VERSION, KIND, BACKBONE = "clipart", 1, "image", "efficientnet-lite0"
 EPOCHS = 10

@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 
 from hf_sharp.datasets import load_idx
-from tasks.common import cached, debian_files
+from tasks.packages import cached, debian_files
 
 NAME, VERSION, KIND, BACKBONE = "fashion_mnist", 1, "image", None
 EPOCHS = 60

@@ -17,8 +17,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from tasks.common import cached, divide, pypi_files
+from tasks.division import divide
 from tasks.images import near_duplicate_key
+from tasks.packages import cached, pypi_files
 
 NAME, VERSION, KIND, BACKBONE = "solar_cells", 1, "image", "efficientnet-lite0"
 EPOCHS = 10

@@ -16,7 +16,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from tasks.common import cached, debian_files, divide, unambiguous
+from tasks.division import divide, unambiguous
+from tasks.packages import cached, debian_files
 
 NAME, VERSION, KIND, BACKBONE = "wordnet", 1, "text", "paraphrase-MiniLM-L3-v2"
 EPOCHS = 8

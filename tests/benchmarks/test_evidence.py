@@ -16,7 +16,7 @@ from study.report import draw, make_table
 from study.results import adjusted_after_training, choose_strength, collect
 from study.rows import ADJUSTED, PLAIN, ROWS, is_available
 from study.runs import FINAL_SEEDS, TUNING_SEEDS, make_run
-from tasks import common
+from tasks import division
 
 # ---- the split rules -----------------------------------------------------------------------------------------------
 
@@ -26,7 +26,7 @@ def test_the_test_set_is_balanced_and_no_group_is_on_two_sides():
     labels = np.repeat([0, 1, 2], [200, 60, 20])
     groups = rng.integers(0, 90, len(labels))  # groups of about three, many of them across classes
     for seed in range(5):
-        sides = common.divide(labels, groups, seed, test_per_class=5, validation_per_class=4)
+        sides = division.divide(labels, groups, seed, test_per_class=5, validation_per_class=4)
         _train, validation, test = sides
         assert np.bincount(labels[test]).tolist() == [5, 5, 5]
         assert all(1 <= count <= 4 for count in np.bincount(labels[validation]))
@@ -38,7 +38,7 @@ def test_the_test_set_is_balanced_and_no_group_is_on_two_sides():
 
 def test_a_large_series_is_not_taken_for_the_test_set_while_there_are_single_files():
     groups = [0] * 20 + list(range(1, 11))
-    train, _, test = common.divide([0] * 30, groups, 3, test_per_class=6, validation_per_class=1)
+    train, _, test = division.divide([0] * 30, groups, 3, test_per_class=6, validation_per_class=1)
     assert min(test) >= 20
     assert set(range(20)) <= set(train)
 
@@ -47,9 +47,9 @@ def test_what_is_trained_on_is_thinned_after_the_other_sides_were_drawn():
     labels = np.repeat([0, 1], [100, 20])
     options = {"test_per_class": 8, "validation_per_class": 4}
     kept = lambda left: np.maximum(left // 5, 3)  # noqa: E731
-    train, validation, test = common.divide(labels, range(120), 1, **options, training_counts=kept)
+    train, validation, test = division.divide(labels, range(120), 1, **options, training_counts=kept)
     assert np.bincount(labels[train]).tolist() == [(100 - 8 - 4) // 5, 3]
-    _, same_validation, same_test = common.divide(labels, range(120), 1, **options)
+    _, same_validation, same_test = division.divide(labels, range(120), 1, **options)
     assert validation.tolist() == same_validation.tolist()
     assert test.tolist() == same_test.tolist()
     assert not set(train) & (set(validation) | set(test))
@@ -57,18 +57,18 @@ def test_what_is_trained_on_is_thinned_after_the_other_sides_were_drawn():
 
 def test_a_class_that_cannot_fill_its_test_set_is_an_error():
     with pytest.raises(ValueError, match=r"class 1 has 3 examples"):
-        common.divide([0] * 10 + [1] * 3, range(13), 0, test_per_class=4, validation_per_class=1)
+        division.divide([0] * 10 + [1] * 3, range(13), 0, test_per_class=4, validation_per_class=1)
 
 
 def test_every_seed_has_its_own_split_and_the_same_seed_the_same():
     def test_rows(seed):
-        return common.divide([0] * 50, range(50), seed, test_per_class=5, validation_per_class=5)[2].tolist()
+        return division.divide([0] * 50, range(50), seed, test_per_class=5, validation_per_class=5)[2].tolist()
 
     assert test_rows(1) == test_rows(1) != test_rows(2)
 
 
 def test_texts_under_two_labels_are_left_out():
-    assert common.unambiguous(["A town.", "a town", "RFC 1", "RFC 2", "other"], [0, 1, 2, 2, 0]) == [2, 4]
+    assert division.unambiguous(["A town.", "a town", "RFC 1", "RFC 2", "other"], [0, 1, 2, 2, 0]) == [2, 4]
 
 
 def test_fashion_mnist_has_the_tail_and_the_original_test_set():

