@@ -350,7 +350,7 @@ def test_a_trial_covers_every_base_and_no_test_set(random_images, tmp_path):
     [
         *(f"study.{name}" for name in ("figures", "plan")),
         "backbones.convert",
-        *(f"tasks.{name}" for name in ("common", "images", "wordnet", "foldoc", "solar_cells")),
+        *(f"tasks.{name}" for name in ("division", "images", "wordnet", "foldoc", "solar_cells")),
     ],
 )
 def test_the_examples_of_the_docstrings_hold(name):
