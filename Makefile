@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST_OPTIONS ?=
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # The rooms whose tests take seconds, without runs of several processes or of commands.
-FAST_TESTS := tests/data tests/losses tests/sharpness tests/geometry tests/model tests/reports tests/few_shot \
+FAST_TESTS := tests/data tests/losses tests/sharpness tests/geometry tests/model tests/reports \
   tests/trainer/test_sharp_trainer.py tests/test_training_args.py hf_sharp
 
 .DEFAULT_GOAL := help
