@@ -158,6 +158,8 @@ class SharpnessEngine:
         self.measures_vanishing = any(p.dtype.itemsize < 4 for p in trainable_parameters(model))
         self._vanishing: Tensor | None = None
         self.effect = AscentEffect()
+        # Processes may ascend in different steps, and an extra pass of one alone would break DDP's order of broadcasts.
+        self.effect.measured = loop.num_processes > 1
         self.dtype_name = str(widest_dtype(model)).removeprefix("torch.")
         if options.torch_compile and (options.learns_rho or not self.planner.uniform):
             # A graph that serves two backward passes must keep its buffers after the first.
