@@ -5,6 +5,7 @@
 #
 # WORKERS  processes, one core each (1)
 # NICE     scheduling priority, from 0 to 19 (10)
+# TASKS    which ones, in which order (all)
 # PYTHON   the interpreter (python)
 cd "$(dirname "$0")/.." || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1
@@ -16,13 +17,8 @@ evidence() {
         failures=$((failures + 1))
 }
 
-for tasks in "wordnet foldoc" "fashion_mnist clipart solar_cells"; do
-    for stage in rate base; do
-        for task in $tasks; do evidence "$task" --stage "$stage"; done
-    done
-done
-for stage in tune final; do
-    for task in wordnet foldoc fashion_mnist clipart solar_cells; do evidence "$task" --stage "$stage"; done
+for stage in final further_final; do
+    for task in ${TASKS:-fashion_mnist wordnet foldoc clipart solar_cells}; do evidence "$task" --stage "$stage"; done
 done
 echo "$(date '+%F %T') finished; $failures drivers failed"
 [ "$failures" -eq 0 ]

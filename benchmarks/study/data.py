@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from study import BACKBONES, CACHE
 
-MAX_TOKENS = 24
-
 
 class Examples(torch.utils.data.Dataset):
     """Examples in memory: one tensor and one label each."""
@@ -66,7 +64,7 @@ def read_data(module: ModuleType, seed: int, with_test: bool) -> dict[str, Examp
     def inputs_of(rows: np.ndarray) -> list[Tensor]:
         part = data.select(rows)
         if tokenizer is not None:
-            tokens = tokenizer(list(part["text"]), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+            tokens = tokenizer(list(part["text"]), truncation=True, max_length=module.MAX_TOKENS)["input_ids"]
             return [torch.tensor(ids) for ids in tokens]
         images = (np.asarray(image) for image in part["image"])
         return [torch.from_numpy(image.reshape(*image.shape[:2], -1).copy()) for image in images]

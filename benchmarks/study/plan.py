@@ -6,14 +6,15 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import tasks
 
 from study.rows import ADJUSTED, PLAIN, POST_HOC, ROWS, Row, is_available
-from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run, make_run
+from study.runs import FINAL_SEEDS, RATE_SEEDS, TUNING_SEEDS, Run, make_run
 
-STAGES = ("rate", "base", "tune", "final")
+STAGES = ("rate", "base", "tune", "final", "further_tune", "further_final")
 
 
 class Search:
@@ -139,7 +140,15 @@ def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]]) -> Plan:
     """
     plan = Plan(task, waiting=[name for name, row in ROWS.items() if not is_available(row.options)])
     protocol = _Protocol(plan, finished)
-    steps = (protocol.choose_rates, protocol.choose_base, protocol.tune_rows, protocol.final_runs)
+    main = {name: row for name, row in ROWS.items() if not row.further}
+    steps = (
+        protocol.choose_rates,
+        protocol.choose_base,
+        partial(protocol.tune_rows, main),
+        partial(protocol.final_runs, main),
+        partial(protocol.tune_rows, ROWS),
+        partial(protocol.final_runs, ROWS),
+    )
     for stage, step in zip(STAGES, steps, strict=True):
         wanted = list(dict.fromkeys(run for run in step() if run.key not in finished))
         if wanted:
@@ -149,7 +158,7 @@ def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]]) -> Plan:
 
 
 class _Protocol:
-    """The four stages. Each returns the runs it needs, and fills in the plan where they are finished."""
+    """The stages. Each returns the runs it needs, and fills in the plan where they are finished."""
 
     def __init__(self, plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
         self.plan, self.finished = plan, finished
@@ -176,7 +185,7 @@ class _Protocol:
         for tuning, rates in tasks.load(self.plan.task).RATES.items():
             name = f"learning rate, {tuning}"
             candidates = [
-                [make_run(self.plan.task, (tuning, "noise"), rate, seed, PLAIN) for seed in TUNING_SEEDS]
+                [make_run(self.plan.task, (tuning, "noise"), rate, seed, PLAIN) for seed in RATE_SEEDS]
                 for rate in rates
             ]
             wanted += self.search(name, candidates)
@@ -195,10 +204,10 @@ class _Protocol:
     def _duplicates(self, row: Row) -> bool:
         return row.base == "today" and self.plan.base == self.plan.today
 
-    def tune_rows(self) -> list[Run]:
+    def tune_rows(self, rows: Mapping[str, Row]) -> list[Run]:
         """Choose the settings of every row, and stop rows that are far behind."""
         wanted: list[Run] = []
-        for name, row in ROWS.items():
+        for name, row in rows.items():
             if name in self.plan.waiting or self._duplicates(row):
                 continue
             # A control without settings has nothing to choose, and cannot stop.
@@ -230,12 +239,12 @@ class _Protocol:
         if stops(differences):
             self.plan.stopped[name] = max(statistics.fmean(values) for values in differences.values())
 
-    def final_runs(self) -> list[Run]:
+    def final_runs(self, rows: Mapping[str, Row]) -> list[Run]:
         """List the runs that read the test set: all bases, all controls, and the rows that did not stop."""
         wanted: list[Run] = []
         for base in self.plan.bases:
             wanted += self.plan.runs(base, FINAL_SEEDS, ADJUSTED)
-        for name, row in ROWS.items():
+        for name, row in rows.items():
             if name in self.plan.chosen and name not in self.plan.stopped:
                 wanted += self.plan.runs_of(row, self.plan.chosen[name], FINAL_SEEDS)
         # Ordered by seed, so that comparisons are complete for the first seeds early on.

@@ -11,9 +11,9 @@ from typing import Any
 PLAIN = {"sharpness": "none", "loss": "cross_entropy"}
 ADJUSTED = {"sharpness": "none", "loss": "logit_adjusted"}
 # The value in the middle of each grid is hf_sharp's default for that ascent.
-RADII = (0.005, 0.015, 0.05, 0.15, 0.5)
-MOMENTUM_RADII = (0.075, 0.25, 0.75, 2.5, 7.5)
-ADAPTIVE_RADII = (0.1, 0.3, 1.0, 3.0, 10.0)
+RADII = (0.015, 0.05, 0.15)
+MOMENTUM_RADII = (0.25, 0.75, 2.5)
+ADAPTIVE_RADII = (0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,37 @@ class Row:
 
     Args:
         options: options of `SharpTrainingArguments` that all runs of the row share.
-        tries: further options, one dictionary per setting. With five settings, in rising order, only the middle three
-            are tried, and one more if the best of them is the first or the last.
+        tries: more options, one dictionary per setting.
         base: "better", or "today": full fine-tuning and a randomly initialised head.
         control: whether the row always gets final runs.
+        further: whether the row waits until all others are finished.
     """
 
     options: Mapping[str, Any]
     tries: tuple[Mapping[str, Any], ...] = ({},)
     base: str = "better"
     control: bool = False
+    further: bool = False
 
 
 def _settings(name: str, values: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
     return tuple({name: value} for value in values)
 
 
-def _sharp(radii: Sequence[float] = (), **options: Any) -> Row:
-    return Row({"loss": "logit_adjusted", **options}, _settings("rho", radii) or ({},))
+def _sharp(radii: Sequence[float] = (), *, further: bool = False, **options: Any) -> Row:
+    return Row({"loss": "logit_adjusted", **options}, _settings("rho", radii) or ({},), further=further)
 
 
 ROWS: dict[str, Row] = {
     "cross-entropy, today's base": Row(PLAIN, base="today", control=True),
     "inverse-frequency weights, today's base": Row(PLAIN | {"loss": "weighted"}, base="today", control=True),
     "cross-entropy": Row(PLAIN, control=True),
+    "logit adjustment": Row(ADJUSTED, control=True),
+    "logit adjustment, tuned τ": Row(ADJUSTED, _settings("loss_tau", (1.0, 1.5, 2.0)), control=True),
+    "momentum-SAM": _sharp(MOMENTUM_RADII, sharpness="sam", ascent="momentum"),
+    "SAM": _sharp(RADII, sharpness="sam"),
+    "SAM after 80 %": _sharp(RADII, sharpness="sam", sharpness_after=0.8),
+    "LETS": _sharp(sharpness="sam", rho=0.05, rho_schedule="learned"),
     "class weights": Row(
         PLAIN,
         (
@@ -54,23 +61,25 @@ ROWS: dict[str, Row] = {
             {"loss": "class_balanced", "loss_beta": 0.9},
         ),
         control=True,
+        further=True,
     ),
     "rare classes drawn more often": Row(
-        PLAIN, _settings("sampler", ("class_balanced", "square_root", "progressive")), control=True
+        PLAIN, _settings("sampler", ("class_balanced", "square_root", "progressive")), control=True, further=True
     ),
-    "logit adjustment": Row(ADJUSTED, control=True),
-    "logit adjustment, tuned τ": Row(ADJUSTED, _settings("loss_tau", (0.5, 1.0, 1.5, 2.0, 3.0)), control=True),
-    "momentum-SAM": _sharp(MOMENTUM_RADII, sharpness="sam", ascent="momentum"),
-    "Focal-SAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="focal_sam", ascent="class_momentum"),
-    "ImbSAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="imbsam", ascent="class_momentum"),
-    "SAM": _sharp(RADII, sharpness="sam"),
-    "SAM after 80 %": _sharp(RADII, sharpness="sam", sharpness_after=0.8),
-    "Focal-SAM": _sharp(RADII, sharpness="focal_sam"),
-    "ImbSAM": _sharp(RADII, sharpness="imbsam"),
-    "ASAM": _sharp(ADAPTIVE_RADII, sharpness="sam", adaptive=True, adaptive_scope="all"),
-    "LETS": _sharp(sharpness="sam", rho=0.05, rho_schedule="learned"),
+    "Focal-SAM, class momentum": _sharp(
+        MOMENTUM_RADII, sharpness="focal_sam", ascent="class_momentum", further=True
+    ),
+    "ImbSAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="imbsam", ascent="class_momentum", further=True),
+    "Focal-SAM": _sharp(RADII, sharpness="focal_sam", further=True),
+    "ImbSAM": _sharp(RADII, sharpness="imbsam", further=True),
+    "ASAM": _sharp(ADAPTIVE_RADII, sharpness="sam", adaptive=True, adaptive_scope="all", further=True),
     "LETS as published": _sharp(
-        sharpness="sam", rho=0.05, rho_schedule="learned", rho_objective="gap", rho_update="adam"
+        sharpness="sam",
+        rho=0.05,
+        rho_schedule="learned",
+        rho_objective="gap",
+        rho_update="adam",
+        further=True,
     ),
 }
 REFERENCE = "logit adjustment"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import tasks
 
+RATE_SEEDS = (0,)
 TUNING_SEEDS = (0, 1)
 FINAL_SEEDS = (10, 11, 12, 13, 14)
 BATCH = 32

@@ -21,7 +21,7 @@ from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, Run
 
 VIT: dict[str, Any] = {
     "num_channels": 1,
-    "patch_size": 4,
+    "patch_size": 7,
     "hidden_size": 96,
     "intermediate_size": 192,
     "num_hidden_layers": 4,

@@ -5,6 +5,7 @@
     KIND          "text" or "image"
     BACKBONE      the folder that benchmarks/backbones writes, or None: a small ViT from scratch
     EPOCHS        how long a run trains
+    MAX_TOKENS    where texts are cut (text tasks)
     RATES         learning rates by base, five in rising order, of which the middle three are tried first
     prepare(folder)    download, read and cache everything; returns a datasets.Dataset
     split(data, seed)  returns (train, validation, test): rows of the dataset, as integers

@@ -22,7 +22,7 @@ from tasks.division import divide, unambiguous
 from tasks.packages import cached, debian_files
 
 NAME, VERSION, KIND, BACKBONE = "foldoc", 1, "text", "paraphrase-MiniLM-L3-v2"
-EPOCHS = 8
+EPOCHS, MAX_TOKENS = 8, 24
 RATES = {"full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 SMALLEST = 20
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
