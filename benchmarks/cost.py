@@ -1,6 +1,7 @@
 """What one training step costs: SharpTrainer's methods and peers against a plain Trainer step, in one process.
 
 python benchmarks/cost.py   # needs pip install -e '.[benchmarks]'
+python benchmarks/cost.py --size base --batch_size 64 --bf16 --rounds 10   # ViT-B/16 and BERT-base, for a GPU
 
 Every round takes one step of every method, in shuffled order, on the same batch; the ratio to the plain steps of the
 same rounds is what counts, so a machine that slows down slows both. A method that does something every k-th step is
@@ -14,6 +15,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,36 +67,54 @@ PEERS = (
     "peer: Focal-SAM, three backward passes",
 )
 PERIODS = {"sam, learned radius": 5, "sam, sharpness_every 10": 10, PEERS[1]: 10}
+KINDS = ("vit", "bert", "vit, LoRA", "bert, LoRA")
+MEASURED = ("rounds", "batch_size", "size")
+PACKAGES = ("torch", "transformers", "pytorch_optimizer")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_model(kind: str) -> torch.nn.Module:
-    """Make a model whose step takes some tenths of a second on two cores; "tiny": 100 k parameters in 100 tensors."""
+@dataclass(frozen=True)
+class Size:
+    """How large the models and their inputs are."""
+
+    model: dict[str, int]
+    image: dict[str, int]
+    tokens: int = 64
+    vocabulary: int = 8000
+
+
+_SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_hidden_layers": 6}
+_TINY = {"hidden_size": 36, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 6}
+SIZES = {
+    "tiny": Size(_TINY, {"image_size": 8, "patch_size": 8}, 8),  # 100 k parameters in 100 tensors
+    "small": Size(_SMALL, {"image_size": 64, "patch_size": 8}),  # some tenths of a second a step on two cores
+    "base": Size({}, {"image_size": 224, "patch_size": 16}, 128, 30522),  # ViT-B/16 and BERT-base
+}
+
+
+def make_model(kind: str, size: Size) -> torch.nn.Module:
+    """Make a model, randomly initialised."""
     set_seed(0)
-    if kind == "tiny":
-        size: dict[str, Any] = {"hidden_size": 36, "intermediate_size": 96, "num_attention_heads": 2}
-    else:
-        size = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
-    size |= {"num_hidden_layers": 6, "num_labels": len(COUNTS)}
+    shape: dict[str, Any] = size.model | {"num_labels": len(COUNTS)}
     if kind.startswith("bert"):
-        model: Any = BertForSequenceClassification(BertConfig(**size, vocab_size=8000))
+        model: Any = BertForSequenceClassification(BertConfig(**shape, vocab_size=size.vocabulary))
     else:
-        model = ViTForImageClassification(ViTConfig(**size, image_size=8 if kind == "tiny" else 64, patch_size=8))
+        model = ViTForImageClassification(ViTConfig(**shape, **size.image))
     if kind.endswith("LoRA"):
         lora = LoraConfig(r=4, target_modules=r".*(query|value|q_proj|v_proj)", modules_to_save=["classifier"])
         model = get_peft_model(model, lora)
     return model
 
 
-def make_batch(kind: str, size: int) -> dict[str, torch.Tensor]:
+def make_batch(kind: str, examples: int, size: Size) -> dict[str, torch.Tensor]:
     """Make a batch whose classes follow COUNTS."""
     rng = np.random.default_rng(0)
-    labels = torch.tensor(rng.choice(len(COUNTS), size, p=np.array(COUNTS) / sum(COUNTS)))
+    labels = torch.tensor(rng.choice(len(COUNTS), examples, p=np.array(COUNTS) / sum(COUNTS)))
     if kind.startswith("bert"):
-        tokens = torch.tensor(rng.integers(5, 8000, (size, 64)))
+        tokens = torch.tensor(rng.integers(5, size.vocabulary, (examples, size.tokens)))
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
-    side = 8 if kind == "tiny" else 64
-    return {"pixel_values": torch.randn(size, 3, side, side), "labels": labels}
+    side = size.image["image_size"]
+    return {"pixel_values": torch.randn(examples, 3, side, side), "labels": labels}
 
 
 def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any, bf16: bool) -> Any:
@@ -106,6 +126,7 @@ def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any, 
         max_steps=10**6,
         bf16=bf16,
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
         **(options or {"sharpness": "none"}),
     )
     if options is None:
@@ -237,12 +258,13 @@ def quartiles(values: np.ndarray) -> list[float]:
     return [round(float(q), 3) for q in np.percentile(values, [25, 50, 75])]
 
 
-def measure(kind: str, rounds: int, batch_size: int, bf16: bool) -> dict:
+def measure(kind: str, arguments: argparse.Namespace) -> dict:
     """Measure every method on one model: median and quartiles of the ratio to the plain step."""
-    model: Any = make_model(kind)
+    size, batch_size, bf16 = SIZES[arguments.size], arguments.batch_size, arguments.bf16
+    model: Any = make_model(kind, size)
     plain = make_trainer(model, None, None, bf16)
-    batch = {name: value.to(plain.args.device) for name, value in make_batch(kind, batch_size).items()}
-    columns = {name.replace("labels", "label"): value.tolist() for name, value in make_batch(kind, 256).items()}
+    batch = {name: value.to(plain.args.device) for name, value in make_batch(kind, batch_size, size).items()}
+    columns = {name.replace("labels", "label"): value.tolist() for name, value in make_batch(kind, 256, size).items()}
     validation = datasets.Dataset.from_dict(columns).with_format("torch")
     steps = {"plain Trainer": step_of(plain, batch)}
     for name, options in METHODS.items():
@@ -250,10 +272,14 @@ def measure(kind: str, rounds: int, batch_size: int, bf16: bool) -> dict:
         steps[name] = step_of(trainer, batch)
     steps |= {name: step_of_peer(name, plain, model, batch) for name in PEERS}
     passes = {name: count_passes(step, model, PERIODS.get(name, 1), batch_size) for name, step in steps.items()}
+    if arguments.compile:
+        model.compile()
+        for step in steps.values():
+            step()
     memory = {name: max(peak_bytes(step) for _ in range(PERIODS.get(name, 1))) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
-    for _ in range(rounds):
+    for _ in range(arguments.rounds):
         random.shuffle(order)
         for name in order:
             seconds[name].append(seconds_of(steps[name]))
@@ -287,8 +313,8 @@ def overhead(rounds: int) -> dict:
 
     And what the weights' way to w + ε and back takes of it, which are five kernels on every tensor.
     """
-    model: Any = make_model("tiny")
-    batch = make_batch("tiny", 4)
+    model: Any = make_model("vit", SIZES["tiny"])
+    batch = make_batch("vit", 4, SIZES["tiny"])
     trainers = {name: make_trainer(model, METHODS[name], None, False) for name in ("none", "sam")}
     batch = {name: value.to(trainers["none"].args.device) for name, value in batch.items()}
     size = torch.tensor(4)
@@ -317,31 +343,34 @@ def overhead(rounds: int) -> dict:
 
 
 def main() -> None:
-    """Measure, show, and write benchmarks/results/cost.json (on a GPU: cost_gpu.json)."""
+    """Measure, show, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="a multiple of 10")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--size", choices=SIZES, default="small", help="of models and inputs")
+    parser.add_argument("--models", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true", help="compile the model")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/cost.json")
     arguments = parser.parse_args()
     random.seed(0)
-    kinds = ("vit", "bert", "vit, LoRA", "bert, LoRA")
-    command = f"python benchmarks/cost.py --rounds {arguments.rounds} --batch_size {arguments.batch_size}"
+    measured = " ".join(f"--{name} {value}" for name, value in vars(arguments).items() if name in MEASURED)
+    flags = "".join(f" --{name}" for name in ("bf16", "compile") if getattr(arguments, name))
     result: dict[str, Any] = {
-        "command": command + (" --bf16" if arguments.bf16 else ""),
+        "command": f"python benchmarks/cost.py {measured}{flags}",
         "machine": machine_class(),
         "seed": 0,
-        "versions": {"torch": torch.__version__.partition("+")[0], "pytorch_optimizer": version("pytorch_optimizer")},
+        "versions": {name: version(name).partition("+")[0] for name in PACKAGES},
         "tiny": overhead(100),
-        "models": {kind: measure(kind, arguments.rounds, arguments.batch_size, arguments.bf16) for kind in kinds},
+        "models": {kind: measure(kind, arguments) for kind in arguments.models},
     }
-    table = Table("step", *(f"{kind}: times plain (quartiles)" for kind in kinds), "passes (fwd + bwd)")
+    table = Table("step", *(f"{kind}: times plain (quartiles)" for kind in arguments.models), "passes (fwd + bwd)")
     for name in next(iter(result["models"].values()))["methods"]:
         rows = [model["methods"][name] for model in result["models"].values()]
         cells = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*row["ratio_quartiles"]) for row in rows]
         table.add_row(name, *cells, f"{rows[0]['passes']['forward']:g} + {rows[0]['passes']['backward']:g}")
     Console().print(table)
-    file = "cost_gpu.json" if torch.cuda.is_available() else "cost.json"
-    (ROOT / "benchmarks" / "results" / file).write_text(json.dumps(result, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

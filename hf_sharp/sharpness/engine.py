@@ -161,8 +161,8 @@ class SharpnessEngine:
         # Processes may ascend in different steps, and an extra pass of one alone would break DDP's order of broadcasts.
         self.effect.measured = loop.num_processes > 1
         self.dtype_name = str(widest_dtype(model)).removeprefix("torch.")
-        if options.torch_compile and (options.learns_rho or not self.planner.uniform):
-            # A graph that serves two backward passes must keep its buffers after the first.
+        if options.learns_rho or not self.planner.uniform:
+            # If the model is compiled, a graph that serves two backward passes must keep its buffers after the first.
             torch._functorch.config.donated_buffer = False
 
     def _make_learned_radius(self) -> LearnedRadius:

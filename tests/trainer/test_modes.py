@@ -130,6 +130,18 @@ def test_compiled_gives_the_gradient_of_eager(make_trainer, options, backend):
 
 
 @pytest.mark.parametrize("options", SHARP, ids=method_id)
+def test_a_model_that_comes_compiled_gives_the_gradient_of_eager(make_trainer, options):
+    images = make_images(dtype=np.float64)
+    eager = trained_gradients(make_trainer, options, double()(), images)
+    torch.compiler.reset()
+    torch._functorch.config.donated_buffer = True  # torch's default, whatever other tests set
+    model = double()()
+    model.compile(backend="aot_eager")
+    for one, other in zip(eager, trained_gradients(make_trainer, options, model, images), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", SHARP, ids=method_id)
 @pytest.mark.parametrize(
     "optim", ["sgd", "adafactor", "adamw_torch_fused", "rmsprop", "adagrad", "schedule_free_adamw", "schedule_free_sgd"]
 )
