@@ -54,7 +54,9 @@ def build_model(module: ModuleType, tuning: str, num_classes: int) -> nn.Module:
         shape = VIT | {"image_size": module.SIZE, "num_labels": num_classes}
         return ViTForImageClassification(ViTConfig(**shape))
     kind = AutoModelForSequenceClassification if module.KIND == "text" else AutoModelForImageClassification
-    model = kind.from_pretrained(BACKBONES / module.BACKBONE, num_labels=num_classes, ignore_mismatched_sizes=True)
+    model = kind.from_pretrained(
+        BACKBONES / module.BACKBONE, num_labels=num_classes, ignore_mismatched_sizes=True, dtype=torch.float32
+    )
     if module.KIND == "image":
         model = model.to(memory_format=torch.channels_last)
         freeze_gates(model)
@@ -78,11 +80,12 @@ def predict(model: nn.Module, examples: Examples) -> np.ndarray:
         (N, K) logits.
     """
     model.eval()
+    device = next(model.parameters()).device
     logits = []
     for start in range(0, len(examples), 100):
         batch = collate([examples[row] for row in range(start, min(start + 100, len(examples)))])
-        batch.pop("labels")
-        logits.append(model(**batch).logits.float().numpy())
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        logits.append(model(**inputs).logits.float().cpu().numpy())
     return np.concatenate(logits)
 
 
@@ -140,7 +143,7 @@ def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[s
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             remove_unused_columns=False,
             rare_threshold=RARE,
         )
@@ -175,15 +178,16 @@ def execute(run: Run, epochs: float | None = None) -> tuple[dict[str, Any], dict
         The content of the run's JSON file, and the logits.
 
     Raises:
-        ValueError: the seed is neither a tuning seed nor a final seed.
+        ValueError: the seed is neither a tuning seed nor one from the first final seed on.
     """
     from transformers import set_seed
 
     torch.set_num_threads(1)
-    if run.seed not in (*FINAL_SEEDS, *TUNING_SEEDS):
-        raise ValueError(f"seed {run.seed} is neither a tuning seed {TUNING_SEEDS} nor a final seed {FINAL_SEEDS}.")
+    final = run.seed >= FINAL_SEEDS[0]
+    if not final and run.seed not in TUNING_SEEDS:
+        raise ValueError(f"seed {run.seed} is neither a tuning seed {TUNING_SEEDS} nor at least {FINAL_SEEDS[0]}.")
     module = tasks.load(run.task)
-    splits = read_data(module, run.seed, with_test=run.seed in FINAL_SEEDS)
+    splits = read_data(module, run.seed, with_test=final)
     train = splits["train"]
     num_classes = int(max(splits["validation"].labels.max(), train.labels.max())) + 1
     counts = np.bincount(train.labels, minlength=num_classes)

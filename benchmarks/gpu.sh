@@ -1,0 +1,51 @@
+#!/bin/bash
+# Everything that needs a GPU, in one command of at most nine minutes. Each phase writes its JSON to $OUT (default
+# outputs/gpu), whatever becomes of the others.
+#
+#   python benchmarks/gpu_pack.py                 # where there is a network; makes .gpu/
+#   bash benchmarks/gpu.sh                        # on the GPU machine, from the root of the checkout, beside .gpu/
+#   SIZE=tiny ROUNDS=10 TRY=1 bash benchmarks/gpu.sh   # the same on a CPU, to see that it works
+#
+# SIZE     of the models whose steps are timed: tiny, small or base (ViT-B/16 and BERT-base)
+# ROUNDS   steps of every method, a multiple of 10
+# TRY      not empty: without the GPU tests, with few seeds and little time
+# PYTHON   the interpreter (python3)
+cd "$(dirname "$0")/.." || exit 1
+out=${OUT:-outputs/gpu}
+mkdir -p "$out"
+python=${PYTHON:-python3}
+size=${SIZE:-base} rounds=${ROUNDS:-20}
+batch=64 seeds=20 workers=12 tests=110 steps=90 compiled=130 training=150
+if [ -n "$TRY" ]; then batch=4 seeds=1 workers=2 tests=60 steps=200 compiled=300 training=60; fi
+
+site=$(mktemp -d)
+if [ -z "$TRY" ] && compgen -G ".gpu/wheels/*.whl" > /dev/null; then
+    # They are found before what is installed, so .gpu/ holds only what the machine lacks.
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" .gpu/wheels/*.whl || exit 1
+fi
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+if [ -d .gpu/data ]; then mkdir -p data && cp -r .gpu/data/. data/; fi
+failures=0
+
+phase() { # name, seconds, command
+    local name=$1 limit=$2 start=$SECONDS
+    shift 2
+    echo "== $name (at most $limit s)"
+    timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
+    local status=${PIPESTATUS[0]}
+    [ "$status" -eq 0 ] || failures=$((failures + 1))
+    printf '{"phase": "%s", "exit_status": %d, "seconds": %d}\n' "$name" "$status" $((SECONDS - start)) >> "$out/phases.jsonl"
+}
+
+rm -f "$out/phases.jsonl"
+phase tests $tests "$python" -m pytest -q -p no:cacheprovider -n 4 --junitxml "$out/tests.xml" \
+    tests/trainer/test_cuda.py tests/trainer/test_mixed_precision.py tests/model/test_curvature.py
+phase steps $steps "$python" benchmarks/cost.py --size "$size" --batch_size $batch --rounds "$rounds" --bf16 \
+    --models vit bert --output "$out/cost_gpu.json"
+phase compiled_steps $compiled "$python" benchmarks/cost.py --size "$size" --batch_size $batch --rounds "$rounds" --bf16 \
+    --compile --models vit --output "$out/cost_gpu_compiled.json"
+phase training $((training + 60)) "$python" benchmarks/gpu_seeds.py wordnet fashion_mnist --seeds $seeds \
+    --workers $workers --limit-seconds $training --output "$out/evidence_gpu.json"
+cat "$out/phases.jsonl"
+echo "$failures phases failed"
+[ "$failures" -eq 0 ]
