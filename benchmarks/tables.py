@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tasks
 from reference import REFERENCE_TABLES
+from study.claims import lets_line, overview
+from study.report import make_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -364,6 +367,27 @@ def ascent_costs() -> str:
     return "\n".join([*lines, "", f"{note}{result['machine']}. Data: `benchmarks/results/ascent_costs.json`."])
 
 
+def evidence() -> dict[str, dict[str, Any]]:
+    """Read the results of the tasks of the evidence that have some."""
+    files = {task: RESULTS / f"evidence_{task}.json" for task in tasks.NAMES}
+    return {task: json.loads(file.read_text()) for task, file in files.items() if file.exists()}
+
+
+def evidence_overview() -> str:
+    """Compare the best row of every task with what people do today."""
+    return overview(list(evidence().values()))
+
+
+def evidence_tasks() -> str:
+    """Show the rows of every task."""
+    return "\n\n".join(f"### {task}\n\n{make_table(result)}" for task, result in evidence().items())
+
+
+def evidence_lets() -> str:
+    """Show where the learned radius stands beside the best fixed one."""
+    return "\n".join(f"- {line}" for result in evidence().values() if (line := lets_line(result)))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **REFERENCE_TABLES,
     "cost_full": cost_table,
@@ -376,6 +400,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "few_shot_speed": speed_table,
     "curvature_speed": curvature_speed,
     "small_passes": small_passes,
+    "evidence_overview": evidence_overview,
+    "evidence_tasks": evidence_tasks,
+    "evidence_lets": evidence_lets,
 }
 
 

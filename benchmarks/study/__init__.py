@@ -9,6 +9,7 @@ training    train and evaluate one run
 driver      work through the plan with several processes; resumable
 results     collect finished runs for benchmarks/results/evidence_TASK.json
 report      the Markdown table and the picture of a task
+claims      the comparisons that the protocol judges, over all tasks
 """
 
 from pathlib import Path

@@ -20,7 +20,8 @@ def _percent(values: Sequence[float | None]) -> str:
     return f"{statistics.fmean(numbers):.1f}{spread}"
 
 
-def _difference(ours: Mapping[str, Mapping], reference: Mapping[str, Mapping], metric: str) -> str:
+def difference(ours: Mapping[str, Mapping], reference: Mapping[str, Mapping], metric: str) -> str:
+    """Show the mean paired difference of a metric in points with its 95 % interval, bold where it excludes 0."""
     pairs = [(ours[seed][metric], reference[seed][metric]) for seed in ours if seed in reference]
     if len(pairs) < 2 or any(None in pair for pair in pairs):
         return "–"
@@ -29,7 +30,8 @@ def _difference(ours: Mapping[str, Mapping], reference: Mapping[str, Mapping], m
     return f"{bold}{interval['mean']:+.1f}{bold} ({interval['low']:+.1f} … {interval['high']:+.1f})"
 
 
-def _few(result: Mapping[str, Any]) -> str:
+def few_metric(result: Mapping[str, Any]) -> str:
+    """Name the metric of the rare classes: of those under 20 examples, or without such ones of the rarest third."""
     return "few_accuracy" if result["few_classes"] else "rarest_third"
 
 
@@ -44,40 +46,43 @@ def make_table(result: Mapping[str, Any]) -> str:
         result: the result of `collect`.
 
     Returns:
-        One line per row of the protocol: means and standard deviations over seeds in %, and paired differences with
-        their 95 % intervals, bold where they exclude 0; then the stopped rows, and how the table was made.
+        One line per row of the protocol: means and standard deviations over seeds in %, and paired differences to
+        logit adjustment with their 95 % intervals, bold where they exclude 0; then the stopped rows, and how the table
+        was made.
     """
     few_name = "few (n < 20)" if result["few_classes"] else "rarest third"
     lines = [
-        f"| {result['task']} | balanced | {few_name} | worst class | calibration error | macro F1 | training | cost | "
-        f"balanced − cross-entropy | few − cross-entropy | balanced − logit adjustment | few − logit adjustment |",
-        "|" + "---|" * 12,
+        f"| {result['task']} | balanced | {few_name} | worst class | calibration error | training | cost | "
+        f"balanced − logit adjustment | few − logit adjustment |",
+        "|" + "---|" * 9,
     ]
     lines += [_line(result, name) for name in result["rows"]]
     for name, value in result["stopped"].items():
-        lines.append(f"| {name} | stopped: {100 * value:+.1f} on validation data |" + " |" * 10)
+        lines.append(f"| {name} | stopped: {100 * value:+.1f} on validation data |" + " |" * 7)
     return "\n".join([*lines, "", _caption(result)]) + "\n"
 
 
 def _line(result: Mapping[str, Any], name: str) -> str:
-    rows, row, few = result["rows"], result["rows"][name], _few(result)
-    nothing: dict[str, Any] = {"seeds": {}}
-    plain = rows.get("cross-entropy, today's base", rows.get("cross-entropy", nothing))["seeds"]
-    reference = rows.get(REFERENCE, nothing)
-    base_cost = _cost(reference) if reference["seeds"] else math.nan
+    rows, row, few = result["rows"], result["rows"][name], few_metric(result)
+    reference = rows.get(REFERENCE, {"seeds": {}})["seeds"]
     seeds = row["seeds"]
     chosen = ", ".join(f"{key} {value}" for key, value in result["chosen"].get(name, {}).items())
     if "strength" in row:
         chosen = f"τ {row['strength']}"
-    metrics = ("balanced_accuracy", few, "worst_class_recall", "calibration_error", "macro_f1", "train_accuracy")
+    metrics = ("balanced_accuracy", few, "worst_class_recall", "calibration_error", "train_accuracy")
     cells = [
         f"{name} ({chosen})" if chosen else name,
         *(_percent([seed[metric] for seed in seeds.values()]) for metric in metrics),
-        f"{_cost(row):.0f} s, {_cost(row) / base_cost:.2f}",
-        *(_difference(seeds, plain, metric) for metric in ("balanced_accuracy", few)),
-        *(_difference(seeds, reference["seeds"], metric) for metric in ("balanced_accuracy", few)),
+        f"{relative_cost(result, name):.2f}",
+        *(difference(seeds, reference, metric) for metric in ("balanced_accuracy", few)),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def relative_cost(result: Mapping[str, Any], name: str) -> float:
+    """Give the CPU time of a row's runs as a multiple of that of logit adjustment; nan where that is not known."""
+    reference = result["rows"].get(REFERENCE, {"seeds": {}})
+    return _cost(result["rows"][name]) / _cost(reference) if reference["seeds"] else math.nan
 
 
 def _caption(result: Mapping[str, Any]) -> str:
@@ -104,7 +109,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows, few = result["rows"], _few(result)
+    rows, few = result["rows"], few_metric(result)
     panels = {"balanced_accuracy": "balanced accuracy in %", few: f"{few.replace('_', ' ')} in %"}
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * max(len(rows), 1)), sharey=True)
     colours = {str(seed): f"C{index}" for index, seed in enumerate(result["final_seeds"])}

@@ -45,7 +45,8 @@ def train_classifier(
         ValueError: options, data and model that do not fit each other.
     """
     parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
+    every = 0.05  # of all steps: long runs do not log too much, and short ones enough to see where they go
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), logging_steps=every, **defaults)
     data, model, _, adapters, args = parser.build()
     runs = plan_runs(parser)
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":

@@ -9,6 +9,7 @@ import pytest
 import tasks
 import torch
 from study import driver, training
+from study.claims import best_row, lets_line, overview
 from study.data import Examples
 from study.figures import figures, paired
 from study.plan import STAGES, Search, make_plan, stops
@@ -431,10 +432,29 @@ def test_the_table_shows_paired_differences_and_what_stopped():
     (sam,) = [line for line in table.splitlines() if line.startswith("| SAM (rho 0.02)")]
     assert "62.0 ± 1.6" in sam
     assert "**+10.0** (+10.0 … +10.0)" in sam
-    assert "110 s, 1.10" in sam
+    assert "| 1.10 |" in sam
     assert "| ImbSAM | stopped: -20.0 on validation data |" in table
     widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
-    assert widths == {13}
+    assert widths == {10}
+
+
+def test_the_overview_takes_the_best_row_by_validation_not_by_test():
+    result = made_up_result()
+    rows = result["rows"]
+    rows["inverse-frequency weights, today's base"] = rows["cross-entropy, today's base"]
+    rows["LETS"] = rows["SAM"]
+    result["validation"] = {"SAM": {"0": 0.5, "1": 0.4}, "logit adjustment, tuned τ": {"0": 0.6}, "base": {"0": 0.9}}
+    assert best_row(result) == "logit adjustment"  # it is behind SAM on the test set
+    result["validation"]["SAM"]["1"] = 0.7
+    assert best_row(result) == "SAM"
+    (line,) = overview([result]).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:5] == ["foldoc", "52.0 / 30.0", "52.0 / 30.0", "SAM (rho 0.02)", "62.0 / 56.0"]
+    assert cells[5] == "**+10.0** (+10.0 … +10.0)"
+    assert cells[9] == "1.10"
+    assert lets_line(result) == "foldoc: against SAM at its best radius (62.0 ± 1.6), LETS +0.0 points"
+    del rows["cross-entropy, today's base"]
+    assert len(overview([result]).splitlines()) == 2
 
 
 def test_the_interval_is_students():

@@ -149,6 +149,14 @@ def test_a_tracker_sees_one_name_for_training_and_test(named, image_folder, tmp_
     assert set(seen) == {f"{start}/baseline", f"{start}/sam+cross_entropy"}
 
 
+def test_a_run_logs_at_least_ten_times(image_folder, tmp_path):
+    out = tmp_path / "out"
+    argv = ["--dataset", str(image_folder), "--model_config", TINY_VIT, "--output_dir", str(out), *QUICK]
+    recipe("image")([*argv, "--max_steps", "30"])
+    logs = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert 10 <= len([log for log in logs if "loss" in log]) <= 30
+
+
 def test_a_validation_fraction_comes_out_of_the_training_split(image_folder, tmp_path):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     results = recipe("image")([*argv, "--validation_fraction", "0.34", "--eval_strategy", "steps", "--eval_steps", "1"])
