@@ -14,7 +14,8 @@ import tasks
 from study.rows import ADJUSTED, PLAIN, POST_HOC, ROWS, Row, is_available
 from study.runs import FINAL_SEEDS, RATE_SEEDS, TUNING_SEEDS, Run, make_run
 
-STAGES = ("rate", "base", "tune", "final", "further_tune", "further_final")
+STAGES = ("rate", "base", "controls", "tune", "final", "further_tune", "further_final")
+READS_TEST = ("controls", "final", "further_final")
 
 
 class Search:
@@ -144,6 +145,7 @@ def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]]) -> Plan:
     steps = (
         protocol.choose_rates,
         protocol.choose_base,
+        protocol.run_controls,
         partial(protocol.tune_rows, main),
         partial(protocol.final_runs, main),
         partial(protocol.tune_rows, ROWS),
@@ -204,6 +206,15 @@ class _Protocol:
     def _duplicates(self, row: Row) -> bool:
         return row.base == "today" and self.plan.base == self.plan.today
 
+    def run_controls(self) -> list[Run]:
+        """List the runs with the final seeds of the bases, and of the main controls with nothing to choose."""
+        wanted = [run for base in self.plan.bases for run in self.plan.runs(base, FINAL_SEEDS, ADJUSTED)]
+        for name, row in ROWS.items():
+            if row.control and len(row.tries) == 1 and not row.further and not self._duplicates(row):
+                self.plan.chosen[name] = 0
+                wanted += self.plan.runs_of(row, 0, FINAL_SEEDS)
+        return sorted(wanted, key=lambda run: run.seed)
+
     def tune_rows(self, rows: Mapping[str, Row]) -> list[Run]:
         """Choose the settings of every row, and stop rows that are far behind."""
         wanted: list[Run] = []
@@ -240,10 +251,8 @@ class _Protocol:
             self.plan.stopped[name] = max(statistics.fmean(values) for values in differences.values())
 
     def final_runs(self, rows: Mapping[str, Row]) -> list[Run]:
-        """List the runs that read the test set: all bases, all controls, and the rows that did not stop."""
+        """List the runs with the final seeds of all controls and of the rows that did not stop."""
         wanted: list[Run] = []
-        for base in self.plan.bases:
-            wanted += self.plan.runs(base, FINAL_SEEDS, ADJUSTED)
         for name, row in rows.items():
             if name in self.plan.chosen and name not in self.plan.stopped:
                 wanted += self.plan.runs_of(row, self.plan.chosen[name], FINAL_SEEDS)

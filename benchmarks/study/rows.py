@@ -51,7 +51,6 @@ ROWS: dict[str, Row] = {
     "logit adjustment, tuned τ": Row(ADJUSTED, ({}, *_settings("loss_tau", (1.5, 2.0))), control=True),
     "momentum-SAM": _sharp(MOMENTUM_RADII, sharpness="sam", ascent="momentum"),
     "SAM": _sharp(RADII, sharpness="sam"),
-    "SAM after 80 %": _sharp(RADII, sharpness="sam", sharpness_after=0.8),
     "LETS": _sharp(sharpness="sam", rho=0.05, rho_schedule="learned"),
     "class weights": Row(
         PLAIN,
@@ -66,6 +65,7 @@ ROWS: dict[str, Row] = {
     "rare classes drawn more often": Row(
         PLAIN, _settings("sampler", ("class_balanced", "square_root", "progressive")), control=True, further=True
     ),
+    "SAM after 80 %": _sharp(RADII, sharpness="sam", sharpness_after=0.8, further=True),
     "Focal-SAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="focal_sam", ascent="class_momentum", further=True),
     "ImbSAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="imbsam", ascent="class_momentum", further=True),
     "Focal-SAM": _sharp(RADII, sharpness="focal_sam", further=True),
