@@ -26,7 +26,7 @@ from pathlib import Path
 
 import tasks
 import torch
-from study import CACHE, OUTPUTS, RESULTS
+from study import CACHE, OUTPUTS, PICTURES, RESULTS
 from study.driver import drive, read_finished, try_out
 from study.plan import STAGES, make_plan
 from study.report import draw, make_table
@@ -60,7 +60,7 @@ def show_results(task: str, tables: bool, picture: bool) -> None:
     if tables:
         print(make_table(result))
     if picture:
-        draw(result, RESULTS / f"evidence_{task}.png")
+        draw(result, PICTURES / f"evidence_{task}.png")
 
 
 def train(task: str, folder: Path, arguments: argparse.Namespace) -> None:

@@ -17,3 +17,4 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CACHE, BACKBONES, OUTPUTS = ROOT / "data/evidence", ROOT / "data/backbones", ROOT / "outputs/evidence"
 RESULTS = ROOT / "benchmarks/results"
+PICTURES = ROOT / "docs/pictures"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from hf_sharp.reports.plots.style import MARKERS, PALETTE, picture
 from study.figures import paired
 from study.rows import REFERENCE
 
@@ -97,36 +98,45 @@ def _caption(result: Mapping[str, Any]) -> str:
     )
 
 
+KINDS = {"base": PALETTE[0], "control": PALETTE[1], "sharp": PALETTE[3]}
+
+
 def draw(result: Mapping[str, Any], file: Path) -> None:
-    """Draw every final run: one line per row, one dot per seed, one colour per seed.
+    """Draw every final run: one line per row, one marker per seed, one colour per kind of row.
 
     Args:
         result: the result of `collect`.
         file: the picture, a PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows, few = result["rows"], few_metric(result)
-    panels = {"balanced_accuracy": "balanced accuracy in %", few: f"{few.replace('_', ' ')} in %"}
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.2 + 0.32 * max(len(rows), 1)), sharey=True)
-    colours = {str(seed): f"C{index}" for index, seed in enumerate(result["final_seeds"])}
-    for axis, (metric, label) in zip(axes, panels.items(), strict=True):
-        for height, row in enumerate(rows.values()):
-            values = {seed: 100 * run[metric] for seed, run in row["seeds"].items() if run[metric] is not None}
-            for seed, value in values.items():
-                axis.plot(value, height, "o", color=colours[seed], markersize=5, alpha=0.8)
-            if values:
-                axis.plot(statistics.fmean(values.values()), height, "|", color="black", markersize=14)
-        axis.set_xlabel(label)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), list(rows))
-    axes[0].invert_yaxis()
-    handles = [pyplot.Line2D([], [], marker="o", linestyle="", color=c, label=f"seed {s}") for s, c in colours.items()]
-    axes[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.suptitle(f"{result['task']}: every run; the bar is the mean")
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    few_name = "classes under 20 examples" if few == "few_accuracy" else "rarest third of the classes"
+    panels = {"balanced_accuracy": "balanced accuracy in %", few: f"{few_name}, recall in %"}
+    title = f"{result['task']}: every run with the final seeds; the bar is the mean"
+    with picture(file, (9.5, 1.4 + 0.28 * max(len(rows), 1)), title) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, (metric, label) in zip(axes, panels.items(), strict=True):
+            for height, row in enumerate(rows.values()):
+                colour = KINDS[row.get("kind", "control")]
+                values = {seed: 100 * run[metric] for seed, run in row["seeds"].items() if run[metric] is not None}
+                for seed, value in values.items():
+                    marker = MARKERS[result["final_seeds"].index(int(seed)) % len(MARKERS)]
+                    axis.plot(value, height, marker, color=colour, markersize=5, alpha=0.75, clip_on=False)
+                if values:
+                    axis.plot(statistics.fmean(values.values()), height, "|", color="black", markersize=13)
+            axis.set_xlabel(label)
+            axis.grid(axis="x")
+        axes[0].set_yticks(range(len(rows)), list(rows))
+        axes[0].invert_yaxis()
+        figure.legend(handles=_legend(result["final_seeds"]), loc="outside lower center", ncols=8)
+
+
+def _legend(seeds: Sequence[int]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    names = {"base": "bases, with logit adjustment", "control": "without sharpness", "sharp": "with sharpness"}
+    kinds = [Line2D([], [], color=KINDS[kind], linewidth=5, label=name) for kind, name in names.items()]
+    marks = [
+        Line2D([], [], marker=MARKERS[i % len(MARKERS)], linestyle="", color="black", label=f"seed {seed}")
+        for i, seed in enumerate(seeds)
+    ]
+    return kinds + marks
