@@ -16,7 +16,7 @@ from hf_sharp.data import sampling
 from hf_sharp.losses import LOSSES, ClassFrequencyLoss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.registry import Citation
-from hf_sharp.sharpness import METHODS, methods
+from hf_sharp.sharpness import METHODS, choices
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes" / "configs"
 
@@ -103,7 +103,7 @@ def citation_list() -> str:
     """List the papers to cite, with what each is cited for, and their BibTeX entries."""
     cited: dict[Citation, list[str]] = {}
     records = [(name, METHODS[name].citations or ()) for name in METHODS.builtin]
-    records += [(choice.field, choice.citations) for choice in (*methods.CHOICES, *training_loss.CHOICES)]
+    records += [(choice.field, choice.citations) for choice in (*choices.CHOICES, *training_loss.CHOICES)]
     records += [(name, LOSSES[name].citations) for name in LOSSES.builtin]
     records += [(choice.field, choice.citations) for choice in sampling.CHOICES]
     for name, papers in records:

@@ -14,7 +14,7 @@ from hf_sharp.data import sampling
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model import head_init
-from hf_sharp.sharpness import METHODS, methods
+from hf_sharp.sharpness import METHODS, choices
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ PLAIN_METHOD = {
     "cosine_head": False,
 }
 # A choice comes after the one that brings its field into effect.
-CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
+CHOICES = (*choices.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
 
 
 def options_in_effect(values: Mapping[str, Any]) -> set[str]:

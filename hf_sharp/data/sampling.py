@@ -36,6 +36,7 @@ CHOICES = (
                 arxiv="1910.09217",
             ),
         ),
+        summary="Training draws rare classes more often than they are.",
     ),
 )
 

@@ -22,6 +22,7 @@ CHOICES = (
         lambda values: values.get("reweight_after") is not None,
         ("loss_beta",),
         (*ClassBalancedLoss.citations, *LDAMLoss.citations),
+        "In the last part of training, rare classes have larger weights (DRW).",
     ),
 )
 

@@ -44,12 +44,23 @@ CHOICES = (
         ("head_scale", "head"),
         (LIFT,),
     ),
-    Choice("head_init", lambda values: values.get("head_init") == "class_mean", ("head_examples",)),
+    Choice(
+        "head_init",
+        lambda values: values.get("head_init") == "class_mean",
+        ("head_examples",),
+        summary="The head starts from the means of the classes.",
+    ),
+    Choice(
+        "head_init",
+        lambda values: values.get("head_init") == "class_names",
+        summary="The head starts from the model's text features of the class names.",
+    ),
     Choice(
         "cosine_head",
         lambda values: bool(values.get("cosine_head")),
         ("cosine_scale", "cosine_learn_scale", "cosine_custom_code", "head"),
         (LIFT,),
+        "The head compares directions: features and rows are normalised.",
     ),
 )
 

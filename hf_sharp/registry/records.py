@@ -121,12 +121,14 @@ class Choice:
         applies: whether it is chosen, from the values of all options by name; some may be missing.
         options: the fields that have an effect with these values only.
         citations: what to cite for them.
+        summary: a sentence on what they do, for the model card.
     """
 
     field: str
     applies: Callable[[Mapping[str, Any]], bool]
     options: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
+    summary: str = ""
 
 
 def option_names(function: Callable, without: Iterable[str] = ()) -> tuple[str, ...]:

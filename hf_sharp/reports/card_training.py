@@ -16,12 +16,13 @@ from hf_sharp.model.head_init import CHOICES as HEAD_CHOICES
 from hf_sharp.registry import Citation, Registry
 from hf_sharp.reports.figures import duration, is_finite_number
 from hf_sharp.reports.markdown import code, escaped, one_line, published, without_paths
-from hf_sharp.sharpness.methods import CHOICES as SHARPNESS_CHOICES
+from hf_sharp.sharpness.choices import CHOICES as SHARPNESS_CHOICES
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
 # The parts of a method that a record describes: how the card calls them, and their registries.
 DESCRIBED: dict[str, Registry] = {"sharpness": METHODS, "loss": LOSSES}
+_CHOICES = {"sharpness": SHARPNESS_CHOICES, "loss": (*LOSS_CHOICES, *SAMPLER_CHOICES, *HEAD_CHOICES)}
 
 _SHORTEST_TIMED = 30.0  # seconds; the start-up dominates the speed of a shorter run
 DEFAULTS: dict[str, Any] = {
@@ -105,7 +106,7 @@ def _value(value: Any) -> str:
 
 
 def description(part: str, method: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
-    """Describe the sharpness method or the loss by its record: summary and formula.
+    """Describe the sharpness method or the loss by its record, summary and formula, and by what else was chosen.
 
     Args:
         part: sharpness or loss.
@@ -118,7 +119,8 @@ def description(part: str, method: Mapping[str, Any], recorded: Mapping[str, Any
     record = own_record(part, method[part]) or recorded
     summary, formula = record.get("summary"), record.get("formula")
     text = escaped(summary, 500) if summary else f"{code(method[part])}, defined by the authors of this model."
-    return f"{text} Formula: {code(formula)}." if formula else text
+    chosen = [choice.summary for choice in _CHOICES[part] if choice.summary and choice.applies(method)]
+    return " ".join([f"{text} Formula: {code(formula)}." if formula else text, *chosen])
 
 
 def own_record(part: str, name: str) -> Mapping[str, Any]:
@@ -183,7 +185,7 @@ def shown_command(command: str) -> str:
 def citations(method: Mapping[str, Any]) -> list[Citation]:
     """List the papers of the methods in effect, as their records cite them."""
     papers = [*(own_record("sharpness", method["sharpness"]).get("citations") or ())]
-    for choice in (*SHARPNESS_CHOICES, *LOSS_CHOICES, *SAMPLER_CHOICES, *HEAD_CHOICES):
+    for choice in (choice for part in _CHOICES.values() for choice in part):
         if choice.applies(method):
             papers += choice.citations
     papers += own_record("loss", method["loss"]).get("citations") or ()

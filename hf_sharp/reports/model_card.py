@@ -41,6 +41,7 @@ def build_card(
     picture: str | None = PICTURE,
     plain: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
+    folder: str | None = None,
     library_name: str | None = None,
 ) -> ModelCard:
     """Build the card of a trained model from its results, which every figure comes from.
@@ -60,7 +61,8 @@ def build_card(
         class_names: K names. Default: the results' model's; without them, classes are numbers.
         picture: file name of the picture of recall against count, beside the card; None: there is none.
         plain: the results of plain training on the same data, for comparison.
-        repo_id: the name that `pipeline` opens. Default: `model_name`.
+        repo_id: the name on the Hub that `pipeline` opens.
+        folder: what `pipeline` opens without `repo_id`. Default: `model_name`.
         library_name: the library that loads the model. Default: transformers, or peft for an adapter.
 
     Returns:
@@ -108,7 +110,7 @@ def build_card(
         name=escaped(name),
         summary=_summary(task, base_model, dataset, options, frequencies),
         limitations=limitations,
-        **_usage(task, library, base_model, repo_id, name, frequencies),
+        **_usage(task, library, base_model, repo_id, folder or name, frequencies),
         **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture),
         **training.training_section(results, plain, method),
     )
@@ -156,6 +158,7 @@ def write_card(
         )
     options.setdefault("picture", PICTURE if (folder / PICTURE).is_file() else None)
     options.setdefault("model_name", _model_name(folder.absolute(), results["options"], options.get("repo_id")))
+    options.setdefault("folder", _shown_folder(folder.absolute()))
     card = folder / "README.md"
     build_card(results, **options).save(card)
     return card
@@ -167,6 +170,12 @@ def _model_name(folder: Path, options: Mapping[str, Any], repo_id: str | None) -
     sharpness, loss = (options.get(part, training.DEFAULTS[part]) for part in ("sharpness", "loss"))
     is_run = folder.name in (f"{sharpness}+{loss}", loss)  # one of the runs side by side in a folder
     return (folder.parent.name if is_run else "") or folder.name
+
+
+def _shown_folder(folder: Path) -> str:
+    # What opens the model from the working folder; of a folder elsewhere, which no card names, only the end.
+    here = Path.cwd()
+    return folder.relative_to(here).as_posix() if folder.is_relative_to(here) and folder != here else folder.name
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -215,14 +224,14 @@ def _usage(
     library: str,
     base_model: str | None,
     repo_id: str | None,
-    name: str,
+    folder: str,
     frequencies: ClassFrequencies,
 ) -> dict[str, Any]:
     return {
         "usage": TASKS.get(task or ""),
         "adapter": library == "peft",
         "task": json.dumps(task),
-        "opened": json.dumps(one_line(repo_id or name), ensure_ascii=False),
+        "opened": json.dumps(one_line(repo_id or folder), ensure_ascii=False),
         "base": json.dumps(hub_id(base_model) or "path/to/base_model"),
         "published": repo_id is not None,
         "num_classes": frequencies.num_classes,

@@ -636,13 +636,44 @@ def test_write_card_reads_the_folder_draws_and_its_lines_of_python_run(tmp_path,
         ("birds/focal_sam+vs", "ann/rare-birds", "rare-birds"),
     ],
 )
-def test_the_title_is_the_name_of_folder_or_repository_and_not_of_the_loss(tmp_path, folder, repo_id, name):
+def test_the_title_is_the_name_of_folder_or_repository_and_not_of_the_loss(
+    tmp_path, monkeypatch, folder, repo_id, name
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "all_results.json").write_text(json.dumps(make_results()))
     card = ModelCard.load(write_card(tmp_path / folder, draw=False, **({"repo_id": repo_id} if repo_id else {})))
     assert f"\n# {name}\n" in card.text
-    assert f'pipeline("image-classification", "{repo_id or name}")' in card.text
+    assert f'pipeline("image-classification", "{repo_id or folder}")' in card.text, "what opens the model from here"
     assert card.data.model_name == name
+
+
+def test_a_folder_elsewhere_is_named_by_its_last_part(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "birds" / "all_results.json").write_text(json.dumps(make_results()))
+    text = write_card(tmp_path / "birds", draw=False).read_text()
+    assert 'pipeline("image-classification", "birds")' in text
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"ascent": "momentum"}, "follows the optimizer's first moment"),
+        ({"adaptive": True}, "relative to the size of each weight"),
+        ({"rho_schedule": "learned"}, "learned on held-out examples"),
+        ({"sampler": "square_root"}, "draws rare classes more often"),
+        ({"reweight_after": 0.8}, "larger weights (DRW)"),
+        ({"cosine_head": True}, "compares directions"),
+    ],
+)
+def test_what_was_chosen_beside_method_and_loss_is_told(chosen, sentence):
+    text = build_card(make_results(sharpness="sam", **chosen), model_name="m").text
+    told = text.split("<details>")[0]
+    assert sentence in told
+    assert sentence not in build_card(make_results(sharpness="sam"), model_name="m").text
 
 
 @pytest.mark.parametrize("root", ["/srv/ann/", "/data/", "C:\\Users\\ann\\", "~/"])

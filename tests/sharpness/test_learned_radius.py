@@ -440,7 +440,7 @@ def test_adam_sees_the_derivative_of_log_rho():
 
 
 def test_the_paper_is_cited_for_the_published_algorithm_alone():
-    from hf_sharp.sharpness.methods import CHOICES, LETS
+    from hf_sharp.sharpness.choices import CHOICES, LETS
 
     def cited(**options):
         values = {"rho_schedule": "learned", "rho_objective": "alignment", "rho_update": "sign"} | options
