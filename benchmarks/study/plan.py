@@ -204,7 +204,10 @@ class _Protocol:
         return wanted
 
     def _duplicates(self, row: Row) -> bool:
-        return row.base == "today" and self.plan.base == self.plan.today
+        if row.base != "today" or self.plan.base != self.plan.today:
+            return False
+        others = [other for other in ROWS.values() if other.base != "today" and len(other.tries) == 1]
+        return any(other.options == row.options for other in others)
 
     def run_controls(self) -> list[Run]:
         """List the runs with the final seeds of the bases, and of the main controls with nothing to choose."""

@@ -204,6 +204,7 @@ def test_where_todays_base_is_the_better_one_its_rows_stand_once():
     assert plan.base == ("full", "noise")
     assert "cross-entropy, today's base" not in plan.chosen
     assert "cross-entropy" in plan.chosen
+    assert "inverse-frequency weights, today's base" in plan.chosen, "no other row has its options"
 
 
 def test_rows_wait_for_options_that_are_not_there_yet():
