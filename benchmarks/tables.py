@@ -18,10 +18,12 @@ from typing import Any
 import tasks
 from reference import REFERENCE_TABLES
 from study.claims import lets_line, overview
+from study.figures import paired
 from study.report import make_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SHOWN_SEEDS = 3  # one by one; of more the mean is shown
 ROWS = {
     "accuracy": "accuracy",
     "balanced accuracy": "balanced_accuracy",
@@ -63,9 +65,11 @@ def percent(metric: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any], metric: str) -> str:
-    """Show mean, standard deviation and the value of every seed, in percent."""
+    """Show mean, standard deviation and, of few seeds, the value of each, in percent."""
     if metric not in row:
         return "–"
+    if len(row[metric]["per_seed"]) > SHOWN_SEEDS:
+        return percent(row[metric])
     values = " / ".join(f"{100 * value:.1f}" for value in row[metric]["per_seed"])
     return values if row[metric]["stdev"] is None else f"{percent(row[metric])} ({values})"
 
@@ -78,12 +82,31 @@ def accuracy_table(name: str) -> str:
         return f"{radius_table(result)}\n\n{how_it_was_made(name, result)}"
     if len(runs) > 3:
         return f"{loss_table(result)}\n\n{how_it_was_made(name, result)}"
-    lines = ["| recall in % | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    titles = [title.replace("+", " + ").replace("sharpness=none", result["config"]["loss"]) for title in runs]
+    many = len(result["seeds"]) > SHOWN_SEEDS
+    lines = [f"| recall in % | {' | '.join(titles)} |{' gain |' * many}", "|---|" + "---|" * (len(runs) + many)]
     for label, metric in ROWS.items():
         group = f" ({classes[label]} class{'' if classes[label] == 1 else 'es'})" if label in classes else ""
-        lines.append(f"| {label}{group} | " + " | ".join(cell(row, metric) for row in runs.values()) + " |")
+        gain = f" {gain_over_first(runs, metric)} |" if many else ""
+        lines.append(f"| {label}{group} | " + " | ".join(cell(row, metric) for row in runs.values()) + f" |{gain}")
     lines += ["", how_it_was_made(name, result)]
+    if many:
+        *_, last = runs.values()
+        ours, first = (row["balanced_accuracy"]["per_seed"] for row in (last, next(iter(runs.values()))))
+        won = sum(a > b for a, b in zip(ours, first, strict=True))
+        lines[-1] += f" Gain: last minus first run, paired by seed, with its 95 % interval; positive in {won} of "
+        lines[-1] += f"{len(ours)} seeds for balanced accuracy."
     return "\n".join(lines)
+
+
+def gain_over_first(runs: dict[str, Any], metric: str) -> str:
+    """Show the mean paired difference between the last and the first run in points, with its 95 % interval."""
+    first, *_, last = runs.values()
+    if metric not in first or metric not in last:
+        return "–"
+    found = paired(last[metric]["per_seed"], first[metric]["per_seed"])
+    mean, low, high = (100 * found[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
 def loss_table(result: dict[str, Any]) -> str:
@@ -107,9 +130,9 @@ def how_it_was_made(name: str, result: dict[str, Any]) -> str:
     seeds = f"seeds {', '.join(map(str, result['seeds']))}: mean ± standard deviation"
     if len(result["seeds"]) == 1:
         seeds = f"seed {result['seeds'][0]}"
+    each = " (each seed)" if len(spans) <= 3 and len(result["seeds"]) <= SHOWN_SEEDS else ""
     return (
-        f"`{result['command']}` on {result['machine']}, {seeds}"
-        f"{'' if len(spans) > 3 else ' (each seed)'}; {sum(counts):,} training examples, classes from "
+        f"`{result['command']}` on {result['machine']}, {seeds}{each}; {sum(counts):,} training examples, classes from "
         f"{max(counts):,} down to {min(counts)}; few means n < {result['rare_threshold']}, many n > "
         f"{result['common_threshold']}. Training: {seconds}. Data: `benchmarks/results/{name}.json`."
     )

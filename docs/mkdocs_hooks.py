@@ -18,9 +18,9 @@ def on_files(files, config):
     for page in (*(ROOT / "docs").rglob("*.md"), *map(ROOT.joinpath, PAGES)):
         for link in LINK.findall(page.read_text()):
             path = (page.parent / link).resolve()
-            if path.is_file() and not path.is_relative_to(ROOT / "docs") and path.suffix != ".md":
+            if path.is_file() and not path.is_relative_to(ROOT / "docs"):
                 name = path.relative_to(ROOT).as_posix()
-                if name not in files.src_uris:
+                if name not in PAGES and name not in files.src_uris:
                     files.append(File.generated(config, name, content=path.read_bytes()))
     return files
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.loading import load, prepare_splits
@@ -121,12 +122,14 @@ class ModelArguments:
             near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING, n=1)
             raise ValueError(f"unknown model_type {model_type!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
         known = CONFIG_MAPPING[model_type]()
+        # Convolutional networks have no such option; the image processor is made to this size.
+        resized = {"image_size"} if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES else set()
         for name, value in options.items():
-            if not hasattr(known, name):
+            if not hasattr(known, name) and name not in resized:
                 near = difflib.get_close_matches(name, vars(known), n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"unknown key in model_config: {name!r} is not an option of {model_type!r}.{hint}")
-            if isinstance(value, str) and isinstance(getattr(known, name), float):
+            if isinstance(value, str) and isinstance(getattr(known, name, None), float):
                 options[name] = float(value)  # YAML reads 1e-12 as text
         return CONFIG_MAPPING[model_type](**options, **head)
 

@@ -100,6 +100,17 @@ def test_bad_model_configs(model_config, message):
         model.make_config()
 
 
+def test_images_for_a_network_without_an_image_size_are_resized_to_one():
+    from hf_sharp.recipe.images import load_image_processor
+
+    argv = ["--model_config", '{"model_type": "resnet", "image_size": 32}', "--use_cpu"]
+    model = RecipeParser(CLASSES, argv).build()[1]
+    assert load_image_processor(model).size == {"height": 32, "width": 32}
+    argv[1] = '{"model_type": "bert", "image_size": 32}'
+    with pytest.raises(ValueError, match="'image_size' is not an option of 'bert'"):
+        RecipeParser(CLASSES, argv).build()[1].make_config()
+
+
 def test_numbers_that_yaml_reads_as_text_inside_the_model_config(config):
     argv = config("model_config: {model_type: vit, layer_norm_eps: 1e-12}\nuse_cpu: true\n")
     assert RecipeParser(CLASSES, argv).build()[1].make_config().layer_norm_eps == 1e-12
