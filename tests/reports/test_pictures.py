@@ -1,7 +1,11 @@
 """Every picture is opened: its texts lie inside it and apart from each other, and none of them is a row of boxes."""
 
 import itertools
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -394,3 +398,14 @@ def test_precision_and_recall_of_every_class_are_drawn(drawn):
     assert list(recall.get_xdata()) == [100 * value for value in shown["per_class_recall"]]
     drawn_precision = [None if np.isnan(value) else value / 100 for value in precision.get_xdata()]
     assert drawn_precision == pytest.approx(shown["per_class_precision"])
+
+
+def test_a_backend_of_another_environment_does_not_matter(tmp_path):
+    code = f"""
+from hf_sharp.reports.plots.style import picture
+with picture({str(tmp_path / "a.png")!r}, (3, 3), "title"):
+    pass
+"""
+    environment = os.environ | {"MPLBACKEND": "module://no_such_module.backend"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[2])
+    assert (tmp_path / "a.png").stat().st_size > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
     Yields:
         A `matplotlib.figure.Figure`; it belongs to no window and no global state.
     """
-    import matplotlib
+    matplotlib = _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,6 +65,14 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
         yield figure
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file)
+
+
+def _import_matplotlib() -> Any:
+    try:
+        return importlib.import_module("matplotlib")
+    except ValueError:  # MPLBACKEND is of another environment, such as that of the notebook that started this process
+        os.environ["MPLBACKEND"] = "agg"
+        return importlib.import_module("matplotlib")
 
 
 def shown_title(title: str) -> str:
