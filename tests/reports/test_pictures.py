@@ -406,6 +406,6 @@ from hf_sharp.reports.plots.style import picture
 with picture({str(tmp_path / "a.png")!r}, (3, 3), "title"):
     pass
 """
-    environment = os.environ | {"MPLBACKEND": "module://no_such_module.backend"}
+    environment = os.environ | {"MPLBACKEND": "no_such_backend"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[2])
     assert (tmp_path / "a.png").stat().st_size > 1000
