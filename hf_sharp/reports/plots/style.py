@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,15 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
 
 
 def _import_matplotlib() -> Any:
-    try:
-        return importlib.import_module("matplotlib")
-    except ValueError:  # MPLBACKEND is of another environment, such as that of the notebook that started this process
-        os.environ["MPLBACKEND"] = "agg"
-        return importlib.import_module("matplotlib")
+    # MPLBACKEND may name a backend of another environment, such as that of the notebook that started this process.
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
 
 
 def shown_title(title: str) -> str:
