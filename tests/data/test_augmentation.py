@@ -170,7 +170,7 @@ def test_randaugment_by_kornia(monkeypatch):
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_mixing_labels_is_refused_with_the_reason(name):
-    with pytest.raises(ValueError, match="one class per example.* Use crop_flip or randaugment"):
+    with pytest.raises(ValueError, match=r"one class per example.* Use crop_flip or randaugment"):
         check_augmentation(name)
 
 
