@@ -147,7 +147,7 @@ def test_class_means_are_those_of_plain_images(tmp_path):
 
 
 def rank_batches(out):
-    return trained(out, dataloader_num_workers=0)[0].seen
+    return trained(out)[0].seen
 
 
 def test_processes_draw_numbers_of_their_own(tmp_path):

@@ -152,6 +152,8 @@ def test_a_config_trains_on_a_stand_in(config, tmp_path, request):
         flags += ["--dataset", "digits"]
     else:
         flags += make_stand_in(values["dataset"], tmp_path / "data")
+        if "imbalance_factor" in values:
+            flags += ["--imbalance_factor", "5"]  # of the largest class's 20 examples
     name = values.get("model_name_or_path")
     texts = "text_classification.py" in config.read_text()
     if name:
