@@ -111,7 +111,7 @@ class ImageAugmentation:
     repeats looks different each time. All copies of the object, also those in workers, share the epoch.
 
     Args:
-        name: crop_flip (a random crop, resized, and a flip of every second picture) or randaugment (then two random
+        name: crop_flip (a random crop, resized, and mirrored with probability ½) or randaugment (then two random
             operations of RandAugment at magnitude 9 of 30).
         size: height and width of the results, in pixels.
         seed: an integer >= 0.
