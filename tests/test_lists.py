@@ -17,7 +17,14 @@ from hf_sharp.cli import COMMANDS
 from hf_sharp.geometry import GeometryCallback
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.registry import loss_options
-from hf_sharp.recipe import AdapterArguments, ImageArguments, ModelArguments, RecipeParser, RunArguments, TextArguments
+from hf_sharp.recipe import (
+    AdapterArguments,
+    ModelArguments,
+    RecipeParser,
+    RunArguments,
+    TextArguments,
+    TrainImageArguments,
+)
 from hf_sharp.sharpness import METHODS, RHO_SCHEDULES
 from tests.conftest import make_images
 from tests.recipes.conftest import image_folder, vit_folder  # noqa: F401
@@ -130,7 +137,7 @@ def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
     assert Path(words[script]).exists()
     if "_classification.py" not in words[script]:
         return
-    data = TextArguments if "text" in words[script] else ImageArguments
+    data = TextArguments if "text" in words[script] else TrainImageArguments
     parser = RecipeParser(
         (data, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), words[script + 1 :]
     )

@@ -14,14 +14,12 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
-from hf_sharp.recipe.arguments import ModelArguments, RunArguments
 from hf_sharp.recipe.flags import Flags
+from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import check_finished
-from hf_sharp.recipe.saved import LookArguments
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS
-from hf_sharp.training_args import SharpTrainingArguments
 
 METRICS = {
     "accuracy": "accuracy",
@@ -141,8 +139,7 @@ def main(argv: list[str]) -> None:
             f"expected at least one seed, got {arguments.seeds}, and two configs with different names, got {names}."
         )
     output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
-    classes = (LookArguments, ModelArguments, RunArguments, SharpTrainingArguments)
-    asked = [RecipeParser(classes, ["--config", config, *flags]).values for config in configs]  # both before training
+    asked = [RecipeParser(OPTIONS, ["--config", config, *flags]).values for config in configs]  # both before training
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(arguments.seeds):
         for name, config, options in zip(names, configs, asked, strict=True):

@@ -9,6 +9,7 @@ from rich.table import Table
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
+from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, no_split
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.recipe.boundary import stage
@@ -21,6 +22,7 @@ def _flags() -> Flags:
     parser = Flags(prog="hf-sharp counts", description="Count the examples of every class in a dataset.")
     parser.add_argument("dataset", help="the dataset: as --dataset of the recipes")
     parser.add_argument("--dataset_config", help="configuration of a dataset on the Hub")
+    parser.add_argument("--split_lists", nargs="+", default=[], help="split=file: lists of `path label` lines")
     parser.add_argument("--train_split", default="train", help="the split to count (default: train)")
     parser.add_argument("--label_column", default="label", help="the column with the labels (default: label)")
     parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> None:
     """
     flags = _flags().read(argv)
     with stage(f"the dataset {flags.dataset!r} cannot be loaded"):
-        splits = load(flags.dataset, flags.dataset_config, flags.separator)
+        splits = load(flags.dataset, flags.dataset_config, flags.separator, parse_lists(flags.split_lists))
     if flags.train_split not in splits:
         raise ValueError(f"{no_split(flags.train_split, splits)} Choose with --train_split.")
     data = splits[flags.train_split]

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import HfArgumentParser
 
+from hf_sharp.data.views import TTA, check_tta
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.parser import read_flags
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
@@ -27,6 +28,10 @@ class EvaluateArguments:
     rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
     common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
     batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
+    tta: str = field(
+        default="none",
+        metadata={"help": f"Images: average the logits of several crops: {', '.join(TTA)}."},
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "A new folder for report.json and the picture.", "aliases": ["--output"]}
     )
@@ -46,13 +51,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
+    check_tta(what.tta)
     choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
         raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
-    logits, labels = saved.predict(what.split, what.batch_size)
+    logits, labels = saved.predict(what.split, what.batch_size, what.tta)
     probabilities = logits.softmax(1).numpy()
     report = long_tail_report(
         probabilities.argmax(1),
@@ -65,6 +71,9 @@ def main(argv: list[str]) -> None:
     )
     name, console = Path(names.model).name, Console()
     title = f"{data.dataset}, split {what.split}: {len(labels):,} examples"
+    if TTA[what.tta]:
+        title += f" in {len(TTA[what.tta])} views"
+        report["tta"] = what.tta
     console.print(comparison_table({name: report}, title))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
@@ -11,12 +12,15 @@ from hf_sharp.data.files import load_file, load_folder
 from hf_sharp.data.idx import is_idx_folder, load_idx
 from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
+from hf_sharp.data.listed import load_listed
 from hf_sharp.data.split import split_validation
 
 _EMBEDDED = {"digits": digits}
 
 
-def load(name: str, config: str | None = None, separator: str | None = None) -> datasets.DatasetDict:
+def load(
+    name: str, config: str | None = None, separator: str | None = None, lists: Mapping[str, str] | None = None
+) -> datasets.DatasetDict:
     """Load a dataset with all its splits.
 
     Args:
@@ -24,6 +28,7 @@ def load(name: str, config: str | None = None, separator: str | None = None) -> 
             in one folder per class; one CSV / JSON / Parquet file; or a name on the Hub.
         config: configuration of a dataset on the Hub.
         separator: what separates the columns of CSV files; default: a comma, or a tab in TSV files.
+        lists: split to a text file that names its images; `name` is then the folder of the images. See `load_listed`.
 
     Returns:
         The splits by name. A single file is the split `train`.
@@ -31,6 +36,8 @@ def load(name: str, config: str | None = None, separator: str | None = None) -> 
     Raises:
         ValueError: a path that does not exist or holds no data, or a table that cannot be read.
     """
+    if lists:
+        return load_listed(name, lists)
     if name in _EMBEDDED:
         return _EMBEDDED[name]()
     path = Path(name).expanduser()

@@ -126,9 +126,16 @@ class ClassSampler(Sampler[int]):
 
 
 class EpochCounter(TrainerCallback):
-    """Counts the epochs that were started, from 0, including those that ended early."""
+    """Counts the epochs that were started, from 0, including those that ended early.
+
+    Args:
+        told: called with the number of each epoch before its first batch is fetched.
+    """
 
     epoch = 0
+
+    def __init__(self, told: Callable[[int], Any] | None = None) -> None:
+        self.told = told
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start at 0, or at the epoch that a resumed training continues."""
@@ -137,3 +144,5 @@ class EpochCounter(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the epoch."""
         self.epoch += 1
+        if self.told is not None:
+            self.told(self.epoch)

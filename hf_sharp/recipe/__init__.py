@@ -14,6 +14,7 @@ _HOME = {
     "RunArguments": "arguments",
     "SavedModel": "saved",
     "TextArguments": "texts",
+    "TrainImageArguments": "images",
     "load_splits": "arguments",
     "open_saved": "saved",
     "plan_runs": "runs",

@@ -6,19 +6,17 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from hf_sharp.recipe.adapters import AdapterArguments
-from hf_sharp.recipe.arguments import ModelArguments, RunArguments
+from hf_sharp.recipe.arguments import ModelArguments
 from hf_sharp.recipe.boundary import run_recipe
 from hf_sharp.recipe.images import train_images
+from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.recipe.saved import LookArguments
 from hf_sharp.recipe.texts import train_texts
-from hf_sharp.training_args import SharpTrainingArguments
 
 
 def main() -> None:
     """Look at the model that the config and the flags name, and train."""
-    parser = RecipeParser((LookArguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments))
+    parser = RecipeParser(OPTIONS)
     named: Any = {name: parser.values.get(name) for name in ("model_name_or_path", "model_config")}
     model = ModelArguments(**named)
     if model.model_name_or_path:

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_sharp.data.checking import Checks, check_splits
+from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, prepare_splits
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import split_validation
@@ -30,6 +31,13 @@ class DataArguments:
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    split_lists: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Text files that name the images of each split, one `path label` a line, as split=file; dataset is "
+            "the folder that the paths start from."
+        },
+    )
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     test_split: str = field(default="test", metadata={"help": "The split for the final report."})
     test_fraction: float | None = field(
@@ -69,6 +77,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         Checks(self.check_data)
+        parse_lists(self.split_lists or ())
+        if self.split_lists and self.dataset_config:
+            raise ValueError("split_lists is for a folder of images, and dataset_config for a dataset on the Hub.")
         if self.validation_split == self.test_split:
             raise ValueError(
                 f"validation_split and test_split are both {self.test_split!r}: a checkpoint chosen on the test "
@@ -152,7 +163,7 @@ class RunArguments:
 def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
     """Load and check the splits `train`, `test` and perhaps `validation`, with named classes."""
     with stage(f"the dataset {data.dataset!r} cannot be loaded"):
-        loaded = load(data.dataset, data.dataset_config, data.separator)
+        loaded = load(data.dataset, data.dataset_config, data.separator, parse_lists(data.split_lists or ()))
     used = [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]
     checked, data.left_out = check_splits(
         {split: rows for split, rows in loaded.items() if split in used},

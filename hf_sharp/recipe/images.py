@@ -8,14 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import numpy as np
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hf_sharp.data.augmentation import AUGMENTATIONS, ImageAugmentation, check_augmentation, suggest_augmentation
 from hf_sharp.data.pictures import WIDE_MODES, open_picture, raw_pictures, to_rgb, value_range
+from hf_sharp.data.views import TTA, View, check_tta
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.training import train_classifier
+from hf_sharp.recipe.training import Extras, train_classifier
+from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 100  # pictures that `augment: auto` is chosen by
 
 
 @dataclass
@@ -37,6 +44,30 @@ class ImageArguments(DataArguments):
             len(self.picture_range) != 2 or not self.picture_range[0] < self.picture_range[1]
         ):
             raise ValueError(f"picture_range is a lower and a higher value, got {self.picture_range}.")
+
+
+@dataclass
+class TrainImageArguments(ImageArguments):
+    """Which images, and how training and the final report see them."""
+
+    augment: str = field(
+        default="auto",
+        metadata={
+            "help": f"Change the training images at random: {', '.join(AUGMENTATIONS)}, or auto: crop_flip for colour "
+            "images of at least 32 pixels, none for others."
+        },
+    )
+    tta: str = field(
+        default="none",
+        metadata={
+            "help": f"Test-time augmentation: the final report averages the logits of several crops: {', '.join(TTA)}."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_augmentation(self.augment)
+        check_tta(self.tta)
 
 
 def load_image_processor(model: ModelArguments, data: ImageArguments | None = None) -> Any:
@@ -83,7 +114,7 @@ def prepare_images(
             "you give pictures to pipeline(), which would cut off values above 255.",
             *limits,
         )
-    return splits.with_transform(_to_pixels(processor, data, label_column))
+    return splits.with_transform(ToPixels(processor, data, label_column))
 
 
 def _range_of(train: datasets.Dataset, image_column: str) -> tuple[float, float] | None:
@@ -91,18 +122,153 @@ def _range_of(train: datasets.Dataset, image_column: str) -> tuple[float, float]
     return value_range(picture for picture in pictures if picture.mode in WIDE_MODES)
 
 
-def _to_pixels(processor: Any, data: ImageArguments, label_column: str) -> Callable[[dict], dict]:
-    image_column = data.image_column
-    limits = None if data.picture_range is None else (data.picture_range[0], data.picture_range[1])
+class ToPixels:
+    """The transform from pictures to pixel values.
 
-    def transform(batch: dict[str, list]) -> dict[str, Any]:
-        images = [to_rgb(image, limits) for image in batch[image_column]]
-        return {
-            "pixel_values": processor(images, return_tensors="pt")["pixel_values"],
-            label_column: batch[label_column],
-        }
+    Args:
+        processor: the image processor.
+        data: the column with the images, and their range.
+        label_column: the column with the labels, which stays.
+        change: changes the pictures of a batch to the size that the model takes; None: the processor resizes them.
+    """
 
-    return transform
+    def __init__(
+        self,
+        processor: Any,
+        data: ImageArguments,
+        label_column: str,
+        change: Callable[[list[Image.Image]], list[Image.Image]] | None = None,
+    ) -> None:
+        self.processor, self.image_column, self.label_column = processor, data.image_column, label_column
+        self.limits = None if data.picture_range is None else (data.picture_range[0], data.picture_range[1])
+        self.change = change
+        if isinstance(change, ImageAugmentation):
+            self.set_epoch = change.set_epoch
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
+        """Turn the pictures of a batch into `pixel_values`."""
+        images = [to_rgb(image, self.limits) for image in batch[self.image_column]]
+        if self.change is None:
+            inputs = self.processor(images, return_tensors="pt")
+        else:
+            inputs = self.processor(self.change(images), do_resize=False, return_tensors="pt")
+        return {"pixel_values": inputs["pixel_values"], self.label_column: batch[self.label_column]}
+
+
+class _Cut:
+    # One view of each picture of a batch.
+    def __init__(self, view: View, size: tuple[int, int], resample: int) -> None:
+        self.view, self.size, self.resample = view, size, resample
+
+    def __call__(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        return [self.view(picture, self.size, self.resample) for picture in pictures]
+
+
+def input_size(processor: Any) -> tuple[int, int]:
+    """Find the size of the images that a model takes, by its processor.
+
+    Args:
+        processor: the image processor.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        ValueError: the size depends on the picture, or the processor resizes even where it is told not to.
+    """
+    sizes = set()
+    try:
+        for picture in (Image.new("RGB", (64, 64)), Image.new("RGB", (96, 64))):
+            sizes.add(tuple(processor(picture, return_tensors="pt")["pixel_values"].shape[-2:]))
+        height, width = next(iter(sizes))
+        picture = Image.new("RGB", (width, height))
+        sizes.add(tuple(processor(picture, do_resize=False, return_tensors="pt")["pixel_values"].shape[-2:]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(processor).__name__} cannot take images that are cut already: {error}. Leave augment and tta at "
+            "none."
+        ) from error
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{type(processor).__name__} makes images of several sizes, {sorted(sizes)}, and crops need one. Leave "
+            "augment and tta at none."
+        )
+    return height, width
+
+
+def views_of(
+    rows: datasets.Dataset, processor: Any, data: ImageArguments, label_column: str, tta: str
+) -> tuple[datasets.Dataset, ...]:
+    """Make the views of a split for test-time augmentation.
+
+    Args:
+        rows: a split, as `prepare_images` returns it.
+        processor: the image processor.
+        data: the column with the images.
+        label_column: the column with the labels.
+        tta: which views, one of `hf_sharp.data.views.TTA`.
+
+    Returns:
+        The split with another transform for each view.
+    """
+    if not TTA[tta]:
+        return ()
+    size, resample = input_size(processor), _resample(processor)
+    changes = [_Cut(view, size, resample) for view in TTA[tta]]
+    return tuple(rows.with_transform(ToPixels(processor, data, label_column, change)) for change in changes)
+
+
+def _resample(processor: Any) -> int:
+    filter_ = getattr(processor, "resample", None)
+    return int(Image.Resampling.BICUBIC if filter_ is None else filter_)
+
+
+def image_extras(
+    splits: datasets.DatasetDict, processor: Any, data: TrainImageArguments, args: SharpTrainingArguments
+) -> Extras:
+    """Make what images have besides their splits: the augmentation and the views of the test images.
+
+    Args:
+        splits: from `prepare_images`.
+        processor: the image processor.
+        data: `augment` and `tta`.
+        args: the label column, and whether this process logs.
+
+    Returns:
+        The extras.
+
+    Raises:
+        ValueError: an augmentation without its library, or a processor whose images have no fixed size.
+    """
+    name, why = _chosen_augmentation(splits["train"], processor, data)
+    if args.process_index == 0:
+        logger.warning("Augmentation of training images: %s%s.", name, why)
+    record = {"augmentation": name}
+    make = None
+    if name != "none":
+        size, resample = input_size(processor), _resample(processor)
+        library = ImageAugmentation(name, size, 0, resample).library
+        record |= {"augmentation_library": library} if library else {}
+
+        def make(args: SharpTrainingArguments) -> ToPixels:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            return ToPixels(processor, data, args.label_column, ImageAugmentation(name, size, seed, resample))
+
+    return Extras(make, data.tta, views_of(splits["test"], processor, data, args.label_column, data.tta), record)
+
+
+def _chosen_augmentation(train: datasets.Dataset, processor: Any, data: TrainImageArguments) -> tuple[str, str]:
+    if data.augment != "auto":
+        return data.augment, ""
+    rows = np.unique(np.linspace(0, len(train) - 1, _LOOKED_AT).astype(int))
+    pictures = raw_pictures(train.select(rows), data.image_column)[:][data.image_column]
+    name, why = suggest_augmentation(open_picture(picture) for picture in pictures)
+    if name != "none":
+        try:
+            input_size(processor)
+        except ValueError as error:
+            return "none", f", because {error}"
+    return name, f", because {why}; --augment {'none turns it off' if name != 'none' else 'crop_flip turns it on'}"
 
 
 def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -116,10 +282,11 @@ def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]
     """
     return train_classifier(
         argv,
-        ImageArguments,
+        TrainImageArguments,
         AutoModelForImageClassification,
         load_image_processor,
         prepare_images,
         "images",
+        image_extras,
         remove_unused_columns=False,  # the transform needs the image column, which the model's forward does not name
     )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from accelerate.state import PartialState
@@ -24,7 +24,7 @@ from hf_sharp.losses import LOSSES
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.reports.long_tail_report import mean_prediction, numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
 from hf_sharp.reports.results import RESULTS, local_names, machine_class, records_of, versions
@@ -44,6 +44,20 @@ _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
 }
+
+
+class TestData(NamedTuple):
+    """The data of the final report.
+
+    Attributes:
+        split: the test split.
+        tta: the name of the test-time augmentation.
+        views: the split in each of its views.
+    """
+
+    split: datasets.Dataset
+    tta: str = "none"
+    views: Sequence[datasets.Dataset] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +198,7 @@ def _not_empty(folder: Path) -> str:
 def run_side_by_side(
     runs: Sequence[Run],
     make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
-    test_dataset: datasets.Dataset,
+    test: TestData,
     title: str,
     output_dir: str,
     data: Mapping[str, Any] | None = None,
@@ -198,7 +212,7 @@ def run_side_by_side(
     Args:
         runs: the runs.
         make_trainer: takes training arguments and makes a trainer with a fresh model.
-        test_dataset: the data of the reports; read once, after training.
+        test: the data of the reports; read after training, once and once more for each view.
         title: title of table and picture.
         output_dir: the folder for the picture.
         data: what was found out about the data, recorded with the results.
@@ -206,7 +220,7 @@ def run_side_by_side(
 
     Returns:
         Run name to its results: `report`, `training`, `options`, `command`, `machine`, `versions`, `data` if there is
-        anything to record, and `radius` over the steps if it is learned.
+        anything to record, `tta` if there are views, and `radius` over the steps if it is learned.
     """
     state = PartialState()
     for run in runs if len(runs) > 1 else ():
@@ -223,7 +237,7 @@ def run_side_by_side(
         if state.is_main_process:
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
-        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test_dataset, data or {}, merge)
+        results[run.name] = finished or _train_and_evaluate(run, make_trainer, test, data or {}, merge)
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
@@ -243,7 +257,7 @@ def run_side_by_side(
 def _train_and_evaluate(
     run: Run,
     make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
-    test_dataset: datasets.Dataset,
+    test: TestData,
     data: Mapping[str, Any],
     merge: bool,
 ) -> dict[str, Any]:
@@ -257,7 +271,7 @@ def _train_and_evaluate(
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
-        report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
+        report, tta = _tested(trainer, test)
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
@@ -268,6 +282,7 @@ def _train_and_evaluate(
         "versions": versions(),
         **records_of(trainer),
         **({"data": dict(data)} if data else {}),
+        **tta,
         **adapter,
     }
     if args.learns_rho:
@@ -282,6 +297,17 @@ def _train_and_evaluate(
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
     _track(trainer, run.name, result)
     return result
+
+
+def _tested(trainer: SharpTrainer, test: TestData) -> tuple[dict[str, Any], dict[str, Any]]:
+    # The report, and with views the record of what one view gives, which is what pipeline() does.
+    report = report_of_prediction(trainer.predict(test.split), trainer.class_frequencies)
+    if not test.views:
+        return report, {}
+    one_view = {name: report[name] for name in ("accuracy", "balanced_accuracy")}
+    mean = mean_prediction(map(trainer.predict, test.views))
+    record = {"name": test.tta, "views": len(test.views), "one_view": one_view}
+    return report_of_prediction(mean, trainer.class_frequencies), {"tta": record}
 
 
 def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:

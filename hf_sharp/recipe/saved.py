@@ -29,7 +29,7 @@ from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.images import ImageArguments, prepare_images
+from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
 
@@ -105,6 +105,7 @@ class SavedModel:
         splits: `train`, `test` and perhaps `validation`.
         frequencies: class frequencies of the training split.
         label_column: the column with the labels.
+        data: the options of the data.
     """
 
     name: str
@@ -113,6 +114,7 @@ class SavedModel:
     splits: datasets.DatasetDict
     frequencies: ClassFrequencies
     label_column: str
+    data: LookArguments
 
     def batches(self, split: str, batch_size: int = 64) -> DataLoader:
         """Make the batches of a split as the model takes them, with `labels`.
@@ -124,27 +126,42 @@ class SavedModel:
         Returns:
             A DataLoader, in the order of the data.
         """
-        texts = "input_ids" in self.splits[split].column_names
+        return self._batches(self.splits[split], batch_size)
+
+    def _batches(self, rows: datasets.Dataset, batch_size: int) -> DataLoader:
+        texts = "input_ids" in rows.column_names
         collate: Any = DataCollatorWithPadding(self.processor) if texts else DefaultDataCollator()
         return DataLoader(
-            self.splits[split],
+            rows,
             batch_size,
             collate_fn=LabelCollator(collate, self.label_column, None),
         )
 
-    def predict(self, split: str, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    def predict(self, split: str, batch_size: int = 64, tta: str = "none") -> tuple[Tensor, Tensor]:
         """Run the model over a split.
 
         Args:
             split: one of `splits`.
             batch_size: examples per batch.
+            tta: for images: run it over several views, one of `hf_sharp.data.views.TTA`, and average the logits.
 
         Returns:
             Logits (N, K) in float32 and labels (N,), on the CPU.
+
+        Raises:
+            ValueError: `tta` for texts.
         """
+        rows = self.splits[split]
+        if tta != "none" and "input_ids" in rows.column_names:
+            raise ValueError(f"tta={tta!r} is for images, and the data are texts. Leave it at none.")
+        views = views_of(rows, self.processor, self.data, self.label_column, tta) if tta != "none" else (rows,)
+        predicted = [self._run(view, split, batch_size) for view in views]
+        return torch.stack([logits for logits, _ in predicted]).mean(0), predicted[0][1]
+
+    def _run(self, rows: datasets.Dataset, split: str, batch_size: int) -> tuple[Tensor, Tensor]:
         logits, labels = [], []
         with torch.inference_mode():
-            for batch in tqdm(self.batches(split, batch_size), desc=split, unit="batch", leave=False):
+            for batch in tqdm(self._batches(rows, batch_size), desc=split, unit="batch", leave=False):
                 labels.append(batch.pop("labels"))
                 inputs = {name: value.to(self.model.device) for name, value in batch.items()}
                 logits.append(self.model(**inputs).logits.float().cpu())
@@ -185,7 +202,7 @@ def open_saved(
     prepare: Any = prepare_images if images else prepare_texts
     prepared = prepare(splits, processor, data, label_column)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, label_column)
+    return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, label_column, data)
 
 
 def _aligned(

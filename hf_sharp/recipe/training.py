@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -13,9 +14,25 @@ from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArgument
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.recipe.runs import plan_runs, run_side_by_side
+from hf_sharp.recipe.runs import TestData, plan_runs, run_side_by_side
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
+
+
+class Extras(NamedTuple):
+    """What a recipe's data has besides its splits.
+
+    Attributes:
+        make_transform: takes training arguments, and makes the transform that only training sees; None: there is none.
+        tta: the name of the test-time augmentation.
+        views: the test split in each of its views.
+        record: what to record with the results.
+    """
+
+    make_transform: Callable[[SharpTrainingArguments], Any] | None = None
+    tta: str = "none"
+    views: tuple[datasets.Dataset, ...] = ()
+    record: Mapping[str, Any] = MappingProxyType({})
 
 
 def train_classifier(
@@ -25,6 +42,7 @@ def train_classifier(
     load_processor: Callable[[ModelArguments, Any], Any],
     prepare: Callable[[datasets.DatasetDict, Any, Any, str], datasets.DatasetDict],
     examples: str,
+    extras_of: Callable[[datasets.DatasetDict, Any, Any, SharpTrainingArguments], Extras] | None = None,
     **defaults: Any,
 ) -> dict[str, dict[str, Any]]:
     """Train as a config and flags say, together with every run to compare with.
@@ -36,6 +54,8 @@ def train_classifier(
         load_processor: takes the options of model and data, and loads the processor of the model's inputs.
         prepare: takes the splits, the processor, the data's options and the label column; returns splits of inputs.
         examples: what the data consists of, for the title.
+        extras_of: takes the prepared splits, the processor, the data's options and the training arguments; returns
+            what the data has besides its splits.
         **defaults: training arguments, used where neither config nor flags set them.
 
     Returns:
@@ -59,6 +79,7 @@ def train_classifier(
         splits = load_splits(data, args.label_column)
         with stage(f"the {examples} cannot be prepared"):
             splits = prepare(splits, processor, data, args.label_column)
+    extras = extras_of(splits, processor, data, args) if extras_of else Extras()
     class_names = splits["train"].features[args.label_column].names
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
@@ -73,11 +94,15 @@ def train_classifier(
                 train_dataset=splits["train"],
                 eval_dataset=splits.get("validation"),
                 processing_class=processor,
+                train_transform=extras.make_transform and extras.make_transform(args),
             )
             trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
         return trainer
 
     prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
-    record = {name: value for name, value in prepared.items() if value}
-    return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record, adapters.peft_merge)
+    record = {name: value for name, value in prepared.items() if value} | dict(extras.record)
+    if extras.views:
+        title += f"; test {examples} in {len(extras.views)} views"
+    test = TestData(splits["test"], extras.tta, extras.views)
+    return run_side_by_side(runs, make_trainer, test, title, args.output_dir, record, adapters.peft_merge)

@@ -50,6 +50,25 @@ def evaluation_section(
     }
 
 
+def test_time_augmentation(record: Mapping[str, Any] | None) -> str | None:
+    """Say how many views of each image the figures are for, and what one view gives.
+
+    Args:
+        record: `tta` of the results, or None.
+
+    Returns:
+        Markdown, or None if there was one view.
+    """
+    if not record:
+        return None
+    one = record["one_view"]
+    return (
+        f"The figures are for the mean of the logits of {record['views']} views of each image "
+        f"({code(record['name'])}). With one view, as `pipeline()` has it, the accuracy is "
+        f"{percent(one['accuracy'], None)} % and the balanced accuracy {percent(one['balanced_accuracy'], None)} %."
+    )
+
+
 def class_names(frequencies: ClassFrequencies) -> list[str]:
     """List the names of all classes; without names, their numbers."""
     return [frequencies.name(i) for i in range(frequencies.num_classes)]

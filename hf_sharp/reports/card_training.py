@@ -144,6 +144,9 @@ def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -
     if adapter := results.get("adapter"):
         saved = "merged into the saved weights" if adapter.get("merged") else "saved without the model"
         rows.append(("adapters", f"{code(adapter['type'])}, {adapter['trained_parameters']:,} parameters, {saved}"))
+    if augmentation := results.get("data", {}).get("augmentation"):
+        library = results["data"].get("augmentation_library")
+        rows.append(("augmentation", code(augmentation) + (f", by {escaped(library)}" if library else "")))
     if is_finite_number(training.get("train_runtime")):
         rows.append(("training time", duration(training["train_runtime"])))
     speed = _steps_per_second(results)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,11 +152,7 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
     """
     from scipy.special import softmax  # slow to import
 
-    outputs, labels = prediction.predictions, prediction.label_ids
-    if isinstance(labels, list):  # eval_do_concat_batches=False
-        labels = np.concatenate(labels)
-        outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
-    outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    outputs, labels = _outputs_and_labels(prediction)
     counted = labels != IGNORED_LABEL
     if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
         return long_tail_report(outputs[counted], labels[counted], frequencies)
@@ -166,6 +162,44 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict
         return long_tail_report(logits.argmax(-1), labels[counted], frequencies)
     probabilities = softmax(logits, axis=1)
     return long_tail_report(probabilities.argmax(-1), labels[counted], frequencies, probabilities)
+
+
+class MeanPrediction(NamedTuple):
+    """Mean logits (N, K) and labels (N,), named as `Trainer.predict` names them."""
+
+    predictions: np.ndarray
+    label_ids: np.ndarray
+
+
+def mean_prediction(predictions: Iterable[Any]) -> MeanPrediction:
+    """Average the logits of several predictions of the same examples, such as those for several views of an image.
+
+    Args:
+        predictions: as for `report_of_prediction`, with logits.
+
+    Returns:
+        The mean logits (N, K) in float64, and the labels.
+
+    Raises:
+        ValueError: the labels differ, so the examples are not the same; or there is no prediction.
+    """
+    total, labels, number = np.zeros(()), np.zeros(0), 0
+    for number, prediction in enumerate(predictions, 1):
+        outputs, own = _outputs_and_labels(prediction)
+        if number > 1 and not np.array_equal(own, labels):
+            raise ValueError("the predictions to average are of different examples: their labels differ.")
+        total, labels = total + outputs.astype(np.float64), own
+    if not number:
+        raise ValueError("there are no predictions to average.")
+    return MeanPrediction(total / number, labels)
+
+
+def _outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
+    outputs, labels = prediction.predictions, prediction.label_ids
+    if isinstance(labels, list):  # eval_do_concat_batches=False
+        labels = np.concatenate(labels)
+        outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
+    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs), labels
 
 
 def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:

@@ -48,7 +48,8 @@ def build_card(
 
     Args:
         results: the content of `all_results.json`: `report`, `options`, `training`, `machine` and `versions`, and
-            optionally `method`, `described`, `model`, `radius`, `command` and `local`. A report may lack figures.
+            optionally `method`, `described`, `model`, `radius`, `tta`, `command` and `local`. A report may
+            lack figures.
         model_name: the model's name.
         pipeline_tag: the task, such as image-classification. Default: the results' model's; without one, the card does
             not say how to use the model.
@@ -111,6 +112,7 @@ def build_card(
         summary=_summary(task, base_model, dataset, options, frequencies),
         limitations=limitations,
         **_usage(task, library, base_model, repo_id, folder or name, frequencies),
+        tta=evaluation.test_time_augmentation(results.get("tta")),
         **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture),
         **training.training_section(results, plain, method),
     )

@@ -40,12 +40,17 @@ class SharpTrainer(LongTailTrainer):
             `SharpTrainingArguments(loss=...)` names.
         rho_dataset: the examples that a learned radius is validated on. By default, examples are held out of
             `train_dataset`.
+        train_transform: a transform of the batches that training draws, such as augmentation, in place of the one of
+            `train_dataset` (see `datasets.Dataset.with_transform`). The pass for class means, examples held out for a
+            learned radius, and evaluations see the dataset's own. If it has a method `set_epoch`, that is called with
+            the number of each epoch.
         **trainer_kwargs: further arguments of `Trainer`. Without `compute_metrics`, the long-tail report is computed.
 
     Raises:
         ValueError: labels that are missing or outside the model's classes, a head that does not fit the classes, a
-            multi-label or regression head, a stream without `class_frequencies`, `compute_loss_func`, or a mode of
-            training that is not supported. All before training starts.
+            multi-label or regression head, a stream without `class_frequencies`, `compute_loss_func`, a
+            `train_transform` of something other than a `datasets.Dataset`, or a mode of training that is not
+            supported. All before training starts.
     """
 
     def __init__(
@@ -60,14 +65,22 @@ class SharpTrainer(LongTailTrainer):
         class_frequencies: ClassFrequencies | None = None,
         class_loss: ClassFrequencyLoss | None = None,
         rho_dataset: Any = None,
+        train_transform: Callable[[dict], dict] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
+        if train_transform is not None and not isinstance(train_dataset, datasets.Dataset):
+            raise ValueError(
+                f"train_transform needs a datasets.Dataset as train_dataset, got {type(train_dataset).__name__}. Give "
+                "your dataset the transform itself."
+            )
         preflight.check_arguments(args, train_dataset)
         label2id = getattr(getattr(model, "config", None), "label2id", None)
         train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args, label2id)
         positional = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*positional, class_frequencies=class_frequencies, class_loss=class_loss, **trainer_kwargs)
+        self.train_transform = train_transform
+        self._epochs.told = getattr(train_transform, "set_epoch", None)
         if self.rho_dataset is not None:
             held_out, config = {"rho_dataset": self.rho_dataset}, getattr(self.model, "config", None)
             preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
@@ -152,7 +165,9 @@ class SharpTrainer(LongTailTrainer):
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Make the training dataloader; where some classes are not perturbed, batches carry their labels on the host.
+        """Make the training dataloader, with `train_transform`.
+
+        Where some classes are not perturbed, batches carry their labels on the host.
 
         Returns:
             The dataloader.
@@ -161,10 +176,12 @@ class SharpTrainer(LongTailTrainer):
         dispatched = isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)) or (
             self.accelerator.dispatch_batches
         )
-        collator = self.data_collator
+        collator, data = self.data_collator, self.train_dataset
+        if self.train_transform is not None:
+            self.train_dataset = cast(datasets.Dataset, data).with_transform(self.train_transform)
         if self.engine.planner.needs_host_labels and not dispatched:
             self.data_collator = HostLabelCollator(collator)
         try:
             return super().get_train_dataloader()
         finally:
-            self.data_collator = cast(Callable, collator)
+            self.data_collator, self.train_dataset = cast(Callable, collator), data

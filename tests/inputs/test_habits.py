@@ -133,6 +133,7 @@ def test_compare_writes_where_it_is_told_to(flag, tmp_path, monkeypatch, capsys)
     for name in ("plain", "sharp"):
         configs.append(tmp_path / f"{name}.yaml")
         options = {"model_config": json.loads(TINY_VIT), "use_cpu": True, "sharpness": "none"}
+        options |= {"peft": "lora", "augment": "none"}  # options of the recipes, too
         configs[-1].write_text(yaml.safe_dump(options))
     folders = []
 

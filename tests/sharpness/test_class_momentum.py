@@ -6,6 +6,7 @@ import torch
 
 from hf_sharp.sharpness.class_momentum import ClassMomentum
 from tests.conftest import assert_same_bits, make_images, make_vit, weights_of
+from tests.distributed.test_processes import assert_close, train
 from tests.processes import run_processes
 from tests.sharpness.test_cheaper import batch_of, flat_gradient, gradient_at, ready
 from tests.trainer.test_mixed_precision import OverflowIn, in_float16
@@ -187,3 +188,53 @@ def test_two_processes_have_the_same_weights(tmp_path, sync):
     assert_same_bits(first, second)
     same = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert same == (sync == "global"), "the running mean is local unless it is averaged"
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_with_one_mean_equal_one_process_with_a_double_batch(tmp_path, fsdp):
+    """With FSDP2 the running mean is sharded like the weights. ImbSAM draws nothing, so both can be compared."""
+    options = IMBSAM | {"max_steps": 4, "gradient_accumulation_steps": 2}
+    one = train(tmp_path / "one", options | {"per_device_train_batch_size": 8})
+    sync = {} if fsdp else {"ascent_sync": "global"}
+    ranks = run_processes(train, tmp_path / "two", options | sync, fsdp, folder=tmp_path)
+    assert ranks[0]["kinds"] == ({"DTensor"} if fsdp else {"Parameter"})
+    assert_same_bits(ranks[0]["weights"], ranks[1]["weights"])
+    assert_close(ranks[0], one)
+    plain = train(tmp_path / "plain", options | {"per_device_train_batch_size": 8, "rho": 0.0})
+    with pytest.raises(AssertionError):
+        assert_close(ranks[0], plain)
+
+
+def test_sharded_training_resumes_exactly(tmp_path):
+    options = FOCAL | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole_run = run_processes(train, tmp_path / "out", options, True, folder=tmp_path)
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    resumed = run_processes(train, tmp_path / "out", options, True, None, checkpoint, folder=tmp_path)
+    for rank in range(2):
+        assert len(resumed[rank]["gradients"]) == 2
+        assert_same_bits(resumed[rank]["weights"], whole_run[rank]["weights"])
+
+
+def overflow_in_shards():
+    """An overflow in the shards of one process must leave the mean of both unchanged."""
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    momentum = ClassMomentum(beta=0.5)
+    found = []
+    for value in (1.0, float("inf"), 3.0):
+        whole = torch.full((4,), 1.0)
+        whole[3] = value  # on the second process
+        shard = torch.distributed.tensor.distribute_tensor(whole, mesh, [torch.distributed.tensor.Shard(0)])
+        momentum.add([torch.zeros_like(shard)], [shard])
+        momentum.update()
+        found.append(momentum.mean[0].full_tensor().clone())
+    return found
+
+
+def test_an_overflow_in_the_shards_of_one_process_is_seen_by_both(tmp_path):
+    for found in run_processes(in_gloo, overflow_in_shards, folder=tmp_path):
+        assert [mean.tolist() for mean in found] == [[0.5] * 4, [0.5] * 4, [0.75, 0.75, 0.75, 1.75]]
+
+
+def in_gloo(function):
+    torch.distributed.init_process_group("gloo")
+    return function()

@@ -5,6 +5,8 @@ import torch
 
 from hf_sharp.sharpness.effect import AscentEffect
 from tests.conftest import assert_same_bits, make_vit, weights_of
+from tests.distributed.test_processes import train
+from tests.processes import run_processes
 
 KINDS = [
     {"sharpness": "sam"},
@@ -41,3 +43,21 @@ def test_the_effect_is_the_change_in_units_of_the_batchs_noise():
         found = effect.pop_hint(0.1)
         assert (found is None) if hint is None else hint in found
         assert effect.pop_hint(0.1) is None
+
+
+def measurements(out, options):
+    """How often a training measures the effect of its ascent, which would be hinted at with such a radius."""
+    measure, done = AscentEffect.measure, []
+    AscentEffect.measure = lambda self, *args, **more: done.append(1) or measure(self, *args, **more)
+    try:
+        train(out, options | {"rho": 1e-6, "max_steps": 12}, dtype=torch.float32)
+    finally:
+        AscentEffect.measure = measure
+    return len(done)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_several_processes_do_not_measure(options, tmp_path):
+    # Processes may ascend in different steps, and a pass of one alone would break the order of their broadcasts.
+    assert measurements(tmp_path / "one", options) == 1
+    assert run_processes(measurements, tmp_path / "two", options, folder=tmp_path) == [0, 0]

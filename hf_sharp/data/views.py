@@ -1,0 +1,63 @@
+"""Fixed views of a picture for test-time augmentation: the same for every picture, and without random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+_ZOOM = 248 / 224  # LIFT crops 224 pixels from 248
+_CORNERS = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class View:
+    """One crop of a picture, perhaps mirrored.
+
+    The picture is resized so that it covers 248 / 224 of the result in the direction where it is shorter, and the
+    result is cut out of it. Both are one operation of PIL.
+
+    Args:
+        place: where the crop lies, across and down: 0 left or top, 1 right or bottom.
+        mirrored: left and right are swapped.
+
+    Example:
+        >>> View((0.5, 0.5))(Image.new("RGB", (40, 30)), (8, 8), Image.Resampling.BICUBIC).size
+        (8, 8)
+    """
+
+    place: tuple[float, float]
+    mirrored: bool = False
+
+    def __call__(self, picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+        """Cut the view out of a picture.
+
+        Args:
+            picture: of any size.
+            size: height and width of the result, in pixels.
+            resample: PIL's filter for resizing.
+
+        Returns:
+            The view.
+        """
+        height, width = size
+        scale = max(width * _ZOOM / picture.width, height * _ZOOM / picture.height)
+        across, down = width / scale, height / scale
+        left, upper = self.place[0] * (picture.width - across), self.place[1] * (picture.height - down)
+        view = picture.resize((width, height), Image.Resampling(resample), (left, upper, left + across, upper + down))
+        return ImageOps.mirror(view) if self.mirrored else view
+
+
+_FIVE = tuple(View(place) for place in _CORNERS)
+# The sets of views by name; `five_crop` is LIFT's (arXiv 2309.10019).
+TTA: dict[str, tuple[View, ...]] = {
+    "none": (),
+    "five_crop": _FIVE,
+    "ten_crop": (*_FIVE, *(View(place, True) for place in _CORNERS)),
+}
+
+
+def check_tta(name: str) -> None:
+    """Raise a ValueError for an unknown set of views."""
+    if name not in TTA:
+        raise ValueError(f"unknown tta {name!r}; expected one of {', '.join(TTA)}.")
