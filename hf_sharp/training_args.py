@@ -15,7 +15,13 @@ from hf_sharp.losses import LOSSES
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model.head_init import HEAD_INITS
-from hf_sharp.option_checks import PLAIN_METHOD, check_options, options_in_effect, unused_options
+from hf_sharp.option_checks import (
+    PLAIN_METHOD,
+    check_options,
+    options_in_effect,
+    unused_options,
+    warn_of_double_correction,
+)
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.ascent import ADAPTIVE_SCOPES
 from hf_sharp.sharpness.ascents import ASCENTS
@@ -191,7 +197,8 @@ class SharpTrainingArguments(TrainingArguments):
     label_column: str = _option("label", "The dataset column with one label per example (the model gets `labels`).")
 
     def __post_init__(self) -> None:
-        check_options(self, _CHOICES)
+        self.check()
+        warn_of_double_correction(self)
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
         self.metric_is_default = self.metric_for_best_model is None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
@@ -200,6 +207,14 @@ class SharpTrainingArguments(TrainingArguments):
         if self.hub_token is not None:  # httpx refuses a token with a line end, in an error that shows it
             self.hub_token = self.hub_token.strip()
         super().__post_init__()
+
+    def check(self) -> None:
+        """Check the options again, where they were changed after they were made.
+
+        Raises:
+            ValueError: see the class.
+        """
+        check_options(self, _CHOICES)
 
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.

@@ -19,22 +19,32 @@ from hf_sharp.data.labels import arrow_column
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "Rename the classes of the data, or train a model for them."
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
 
 
 def align_dataset(
-    data: Any, label_column: str, names: Sequence[str] | None, which: str, other: str, *, subset: bool = False
+    data: Any,
+    label_column: str,
+    names: Sequence[str] | None,
+    which: str,
+    other: str,
+    *,
+    subset: bool = False,
+    remedy: str = "",
 ) -> Any:
     """Give a dataset the class indices of `names`, aligned by name.
 
     Args:
-        data: a `datasets.Dataset` with a ClassLabel column; anything else comes back unchanged.
+        data: a `datasets.Dataset`, or a stream of `datasets`, with a ClassLabel column; anything else comes back
+            unchanged.
         label_column: the column with the labels.
         names: K class names, of the model; None: the dataset comes back unchanged.
         which: what the dataset is, as in "the evaluation set", for the error.
         other: what `names` belong to.
         subset: allow the dataset to lack classes, as evaluation data may; they are reported.
+        remedy: what to do about other names, for the error.
 
     Returns:
         The dataset; its label column has the classes `names`. Other columns, format and transform stay.
@@ -48,20 +58,39 @@ def align_dataset(
         >>> align_dataset(data, "label", ["a", "b"], "the test set", "the model")["label"][:]
         [1, 0]
     """
-    if not isinstance(data, datasets.Dataset) or names is None or label_column not in data.column_names:
+    feature = declared_classes(data, label_column)
+    if feature is None or names is None:
         return data
-    feature = data.features[label_column]
-    if not isinstance(feature, datasets.ClassLabel):
-        return data
-    remedy = "Rename the classes of the data, or train a model for them."
-    order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy)
+    order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy or _REMEDY)
     if order is None:
         return data
     if absent := [name for name in names if name not in feature.names]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
+    if isinstance(data, datasets.IterableDataset):
+        return _renumbered(data, label_column, order, names)
     codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
     indices = np.where(codes < 0, codes, order[codes])
     return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
+
+
+def declared_classes(data: Any, label_column: str) -> datasets.ClassLabel | None:
+    """Look up the ClassLabel of a dataset's label column; None where it declares none."""
+    features = data.features if isinstance(data, (datasets.Dataset, datasets.IterableDataset)) else None
+    feature = (features or {}).get(label_column)
+    return feature if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _renumbered(
+    stream: datasets.IterableDataset, label_column: str, order: np.ndarray, names: Sequence[str]
+) -> datasets.IterableDataset:
+    indices = order.tolist()
+
+    def renumber(row: dict[str, Any]) -> dict[str, Any]:
+        label = row[label_column]
+        return row | {label_column: label if label is None or label < 0 else indices[int(label)]}
+
+    features = datasets.Features({**stream.features, label_column: datasets.ClassLabel(names=list(names))})
+    return stream.map(renumber, features=features)
 
 
 def name_classes(
