@@ -99,12 +99,13 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
     return {option: reason(option) for option in without_effect}
 
 
-def check_options(args: Any, choices: Mapping[str, Iterable[str]]) -> None:
+def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool = True) -> None:
     """Raise a ValueError for options that are unknown, out of range, useless or in conflict.
 
     Args:
         args: `SharpTrainingArguments`.
         choices: the possible values of fields, by name.
+        unused: whether to check for useless ones.
     """
     for name, known in choices.items():
         if getattr(args, name) not in known:
@@ -112,7 +113,8 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]]) -> None:
     for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
             setattr(args, name, _json(name, getattr(args, name)))
-    _check_unused(args)
+    if unused:
+        _check_unused(args)
     _check_numbers(args)
     _check_loss(args)
     _check_sampler(args)

@@ -204,17 +204,22 @@ class SharpTrainingArguments(TrainingArguments):
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = "balanced_accuracy"
+        if str(self.metric_for_best_model).endswith(("calibration_error", "expected_cost")):
+            self.greater_is_better = bool(self.greater_is_better)  # transformers knows of losses only
         if self.hub_token is not None:  # httpx refuses a token with a line end, in an error that shows it
             self.hub_token = self.hub_token.strip()
         super().__post_init__()
 
-    def check(self) -> None:
+    def check(self, unused: bool = True) -> None:
         """Check the options again, where they were changed after they were made.
+
+        Args:
+            unused: whether an option without effect is an error. In a search a trial may set `rho` for any method.
 
         Raises:
             ValueError: see the class.
         """
-        check_options(self, _CHOICES)
+        check_options(self, _CHOICES, unused)
 
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.

@@ -158,7 +158,7 @@ class LongTailTrainer(SavingTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         if trial is not None and self.model_init is not None:  # the model was made before the trial set the options
-            self.args.check()
+            self.args.check(unused=False)
             self._build_method(cast(nn.Module, self.model))
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
