@@ -1,5 +1,7 @@
 """Options are checked when the trainer is made and at every trial, and the metrics are known before training."""
 
+from types import SimpleNamespace
+
 import datasets
 import pytest
 from transformers.trainer_utils import HPSearchBackend
@@ -40,7 +42,7 @@ def test_options_that_were_changed_afterwards(option, value, message, make_train
 def searching(make_trainer):
     args = make_trainer(max_steps=1).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
-    trainer.hp_search_backend = HPSearchBackend.WANDB  # whose trials are dicts
+    trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: trial.params
     return trainer
 
 
@@ -59,15 +61,15 @@ def searching(make_trainer):
 def test_the_options_of_a_trial(trial, message, make_trainer):
     trainer = searching(make_trainer)
     with pytest.raises(ValueError, match=message):
-        trainer.train(trial=trial)
+        trainer.train(trial=SimpleNamespace(params=trial, number=0))
     assert trainer.state.global_step == 0
 
 
 @pytest.mark.parametrize("trial", [{"loss": "focal", "rho": 0.01}, {"sharpness": "none", "rho": 0.1}], ids=str)
 def test_a_trial_that_fits_trains_also_with_options_that_its_method_does_not_use(trial, make_trainer, monkeypatch):
-    monkeypatch.setattr("transformers.integrations.hp_params", dict)  # W&B is not here
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # Optuna is not here
     trainer = searching(make_trainer)
-    trainer.train(trial=trial)
+    trainer.train(trial=SimpleNamespace(params=trial, number=0))
     assert trainer.class_loss.name == trial.get("loss", "cross_entropy")
     assert trainer.args.rho == trial["rho"]
     assert trainer.state.global_step == 1
