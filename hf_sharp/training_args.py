@@ -31,6 +31,7 @@ from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULE
 __all__ = ["PLAIN_METHOD", "SharpTrainingArguments", "unused_options"]
 
 SCOPES = ("micro_batch", "window")
+SAVED_AS = "_saved_as"  # the attribute with what replaces values in training_args.bin: paths of this machine
 SYNCS = ("local", "global")
 _CHOICES: dict[str, Iterable[str]] = {}  # the possible values of fields; registries, so that users' own count
 
@@ -223,7 +224,8 @@ class SharpTrainingArguments(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.
-        return vars(self) | {"hub_token": None}
+        values = dict(vars(self))
+        return values | values.pop(SAVED_AS, {}) | {"hub_token": None}
 
     def __copy__(self) -> SharpTrainingArguments:
         return self._holding(vars(self))

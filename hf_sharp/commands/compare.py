@@ -143,6 +143,10 @@ def main(argv: list[str]) -> None:
     output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
     classes = (LookArguments, ModelArguments, RunArguments, SharpTrainingArguments)
     asked = [RecipeParser(classes, ["--config", config, *flags]).values for config in configs]  # both before training
+    last = output / names[1] / "seed_0"
+    if not any((output / name / "seed_0" / RESULTS).is_file() for name in names):  # else it would be found too late
+        check = ["--compare_with", "none", "--check_only", "true", "--output_dir", str(last)]
+        launch(configs[1], [*flags, *check, "--resume_from_checkpoint", "true"], arguments.accelerate)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(arguments.seeds):
         for name, config, options in zip(names, configs, asked, strict=True):

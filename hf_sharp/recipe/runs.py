@@ -24,14 +24,22 @@ from hf_sharp.losses import LOSSES
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.reports.long_tail_report import check_finite, numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
-from hf_sharp.reports.results import RESULTS, local_names, machine_class, records_of, versions
+from hf_sharp.reports.results import (
+    RESULTS,
+    local_names,
+    machine_class,
+    options_of,
+    records_of,
+    versions,
+    write_results,
+)
 from hf_sharp.reports.table import comparison_table
 from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
 from hf_sharp.sharpness import METHODS
-from hf_sharp.trainer.checkpoint_files import whole_checkpoint
+from hf_sharp.trainer.checkpoint_files import check_same_method, whole_checkpoint
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
@@ -39,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 # Options that may differ between a finished run and the same run now.
 _INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
-_INCIDENTAL |= {"hub_token", "push_to_hub", "check_data"}
+_INCIDENTAL |= {"hub_token", "push_to_hub", "check_data", "check_only"}
 _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
@@ -162,7 +170,7 @@ def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True)
         options: options by name; those that cannot change the result are ignored.
         whole: whether these are all options, including those that the recipe adds itself.
     """
-    done = json.loads((folder / RESULTS).read_text())["options"]
+    done = options_of(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))
     asked = {name: value for name, value in options.items() if value is not None and name not in _INCIDENTAL}
     names = done.keys() | asked.keys() if whole else asked.keys()
     differ = sorted(name for name in names if done.get(name) != asked.get(name))
@@ -209,9 +217,8 @@ def run_side_by_side(
         anything to record, and `radius` over the steps if it is learned.
     """
     state = PartialState()
-    for run in runs if len(runs) > 1 else ():
-        if not (Path(str(run.args.output_dir)) / RESULTS).exists():
-            make_trainer(run.args)
+    if len(runs) > 1:
+        check_runs(runs, make_trainer, merge)
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
         file = Path(str(run.args.output_dir)) / RESULTS
@@ -240,6 +247,27 @@ def run_side_by_side(
     return results
 
 
+def check_runs(
+    runs: Sequence[Run], make_trainer: Callable[[SharpTrainingArguments], SharpTrainer], merge: bool = True
+) -> None:
+    """Make the trainer of every run that is not finished, with model, loss, method and head, and train none.
+
+    Args:
+        runs: the runs.
+        make_trainer: as for `run_side_by_side`.
+        merge: whether adapters are to be merged into the saved model.
+
+    Raises:
+        ValueError: what does not fit in any run, or a checkpoint of another method to continue from.
+    """
+    for run in runs:
+        if not (Path(str(run.args.output_dir)) / RESULTS).exists():
+            trainer = make_trainer(run.args)
+            check_merging(trainer, merge)
+            if checkpoint := _checkpoint(run.args):
+                check_same_method(checkpoint, trainer.method_state.method)
+
+
 def _train_and_evaluate(
     run: Run,
     make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
@@ -257,16 +285,19 @@ def _train_and_evaluate(
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
-        report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
+        prediction = trainer.predict(test_dataset)
+        check_finite(prediction.predictions, "the test split")
+        report = report_of_prediction(prediction, trainer.class_frequencies)
+    records = records_of(trainer)
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
         "options": run.options,
-        "local": local_names(run.options),
+        "local": local_names(run.options, records["model"].get("base")),
         "command": _command(),
         "machine": machine_class(),
         "versions": versions(),
-        **records_of(trainer),
+        **records,
         **({"data": dict(data)} if data else {}),
         **adapter,
     }
@@ -275,10 +306,7 @@ def _train_and_evaluate(
         logged.append({"step": trainer.state.global_step, "rho": float(trainer.rho)})
         result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
-        file = Path(str(args.output_dir), RESULTS)
-        unfinished = file.with_suffix(".part")  # the results appear complete or not at all
-        unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
     _track(trainer, run.name, result)
     return result

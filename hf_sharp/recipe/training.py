@@ -13,7 +13,7 @@ from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArgument
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.recipe.runs import plan_runs, run_side_by_side
+from hf_sharp.recipe.runs import check_runs, plan_runs, run_side_by_side
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -39,19 +39,23 @@ def train_classifier(
         **defaults: training arguments, used where neither config nor flags set them.
 
     Returns:
-        Run name to its results, which are also saved.
+        Run name to its results, which are also saved; nothing with `--check_only`.
 
     Raises:
         ValueError: options, data and model that do not fit each other.
     """
     parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
-    data, model, _, adapters, args = parser.build()
+    data, model, which, adapters, args = parser.build()
     runs = plan_runs(parser)
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
         raise ValueError(
             f"eval_strategy={args.eval_strategy.value!r} needs validation data. Add --validation_fraction 0.1, or "
             "--validation_split with the name of a split."
+        )
+    if args.max_steps <= 0 and args.num_train_epochs == 0:
+        raise ValueError(
+            "num_train_epochs is 0: nothing would be trained. hf-sharp evaluate reports on a model as it is."
         )
     processor = load_processor(model, data)
     with args.main_process_first(desc="preparing the data"):
@@ -76,6 +80,9 @@ def train_classifier(
             trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
         return trainer
 
+    if which.check_only:
+        check_runs(runs, make_trainer, adapters.peft_merge)
+        return {}
     prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
     record = {name: value for name, value in prepared.items() if value}

@@ -113,7 +113,9 @@ class SharpTrainer(LongTailTrainer):
         Returns:
             The micro-batch's loss at the unperturbed weights, as plain training logs it.
         """
-        return self.engine.step(model, inputs, num_items_in_batch)
+        loss = self.engine.step(model, inputs, num_items_in_batch)
+        self.record.add(loss)
+        return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the micro-batches of an accumulation window, as `Trainer` does.
