@@ -40,7 +40,10 @@ AT_LEAST = {
     "learning_rate": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
+    "seed": 0,
+    "data_seed": 0,
 }
+_SEEDS = 2**32  # NumPy's limit
 # A choice comes after the one that brings its field into effect.
 CHOICES = (*methods.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
 
@@ -159,6 +162,8 @@ def check_bounds(values: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
 
 def _check_numbers(args: Any) -> None:
     check_bounds(vars(args), AT_LEAST)
+    if (largest := max(args.seed, args.data_seed or 0)) >= _SEEDS:
+        raise ValueError(f"seeds must be below {_SEEDS:,}, got {largest:,}.")
     for name in (
         *("rho", "rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"),
     ):

@@ -142,11 +142,11 @@ def name_classes(
             "label_column the column with the labels?"
         )
     feature = datasets.ClassLabel(names=final)
+    indices = {split: _indices(split, label_column, column, names) for split, column in columns.items()}
+    _warn_of_lookalikes(final)
+    _warn_of_untrained(indices, final)
     return datasets.DatasetDict(
-        {
-            split: _with_labels(splits[split], label_column, _indices(split, label_column, column, names), feature)
-            for split, column in columns.items()
-        }
+        {split: _with_labels(splits[split], label_column, rows, feature) for split, rows in indices.items()}
     )
 
 
@@ -252,6 +252,8 @@ def _renamed(names: list[str], class_names: Sequence[str] | None) -> list[str]:
     if class_names is None:
         return names
     class_names = [str(name) for name in class_names]
+    if twice := [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]:
+        raise ValueError(f"class_names has {shown(twice)} more than once; expected a different name for every class.")
     if set(names) <= set(class_names):
         return class_names  # aligned by name
     if set(names) & set(class_names):
@@ -274,6 +276,31 @@ def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[st
             f"{shown(names)}."
         )
     return indices
+
+
+def _warn_of_lookalikes(names: Sequence[str]) -> None:
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    if same := [group for group in alike.values() if len(group) > 1]:
+        pairs = "; ".join(shown(group) for group in same[:3])
+        logger.warning("Classes whose names differ only in spaces or capitals are different classes: %s.", pairs)
+
+
+def _warn_of_untrained(indices: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
+    training, *others = indices
+    trained = set(np.unique(indices[training]).tolist())
+    for split in others:
+        found, counts = np.unique(indices[split], return_counts=True)
+        unknown = [int(index) for index in found if int(index) not in trained]
+        if unknown:
+            count = int(counts[np.isin(found, unknown)].sum())
+            logger.warning(
+                "Split %r has %s of classes without training examples, which cannot be recognised: %s.",
+                split,
+                "1 example" if count == 1 else f"{count:,} examples",
+                shown([names[index] for index in unknown]),
+            )
 
 
 def _with_labels(

@@ -75,6 +75,11 @@ class DataArguments:
                 f"validation_split and test_split are both {self.test_split!r}: a checkpoint chosen on the test "
                 "split would invalidate its report. Choose another validation_split."
             )
+        if self.validation_split == self.train_split:
+            raise ValueError(
+                f"validation_split and train_split are both {self.train_split!r}: a checkpoint would be chosen on the "
+                "examples that it was trained on. Choose another one, or hold some out with --validation_fraction."
+            )
 
 
 @dataclass

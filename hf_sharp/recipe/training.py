@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
+from transformers import get_scheduler
 
 from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArguments, load_splits
@@ -14,6 +15,7 @@ from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.runs import check_runs, plan_runs, run_side_by_side
+from hf_sharp.sharpness.replay import random_state, set_random_state
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -77,7 +79,9 @@ def train_classifier(
                 eval_dataset=splits.get("validation"),
                 processing_class=processor,
             )
-            trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
+            check_optimizer(trainer)
+        with stage(f"the model cannot take the {examples}"):
+            try_model(trainer)
         return trainer
 
     if which.check_only:
@@ -87,3 +91,48 @@ def train_classifier(
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
     record = {name: value for name, value in prepared.items() if value}
     return run_side_by_side(runs, make_trainer, splits["test"], title, args.output_dir, record, adapters.peft_merge)
+
+
+def check_optimizer(trainer: SharpTrainer) -> None:
+    """Make optimizer and scheduler of a single number: their options must fit, and their packages be installed.
+
+    Args:
+        trainer: the trainer, which keeps none of them.
+
+    Raises:
+        Exception: whatever transformers, torch or another package raises.
+    """
+    args = trainer.args
+    trainer.get_optimizer_cls_and_kwargs(args, cast(Any, trainer.model))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    options: Any = args.lr_scheduler_kwargs
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(10),
+        num_training_steps=10,
+        scheduler_specific_kwargs=options,
+    )
+
+
+def try_model(trainer: SharpTrainer) -> None:
+    """Run the first training example through the model, in evaluation mode; random states stay.
+
+    Args:
+        trainer: the trainer. A model that is sharded later is not tried.
+
+    Raises:
+        Exception: whatever the model raises for such inputs.
+    """
+    model, state = cast(torch.nn.Module, trainer.model), random_state([])
+    if trainer.is_fsdp_enabled:
+        return
+    was_training = model.training
+    try:
+        batch = trainer.data_collator([cast(Any, trainer.train_dataset)[0]])
+        batch.pop("labels")
+        with torch.no_grad():
+            model.eval()(**trainer._prepare_inputs(batch))
+    finally:
+        model.train(was_training)
+        set_random_state(state)

@@ -36,7 +36,9 @@ def metric_names(eval_dataset: Any, frequencies: ClassFrequencies, label_column:
         means = {name for name in _MEANS if all(name in names for names in sets.values())}
         return means | {f"{name}_{metric}" for name, names in sets.items() for metric in names}
     labels = np.arange(frequencies.num_classes)
-    if isinstance(eval_dataset, datasets.Dataset) and label_column in eval_dataset.column_names:
+    if isinstance(eval_dataset, datasets.Dataset):
+        if label_column not in eval_dataset.column_names:
+            return set(_SPEED)
         found = np.unique(read_labels(eval_dataset, label_column)) if len(eval_dataset) else labels
         labels = found[found < frequencies.num_classes]
     report = long_tail_report(labels, labels, frequencies)

@@ -18,7 +18,7 @@ from hf_sharp.data.checking import check_transform
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.data.label_columns import align_dataset, declared_classes
-from hf_sharp.data.labels import read_labels
+from hf_sharp.data.labels import no_label_column, read_labels
 from hf_sharp.data.split import split_validation
 from hf_sharp.sharpness.replay import random_state, set_random_state
 from hf_sharp.training_args import SharpTrainingArguments
@@ -272,7 +272,14 @@ def check_labels(
     sets = {"the training set": train_dataset, **_named_sets(eval_dataset)}
     for which, data in sets.items():
         dataset = _selected(data)
-        if not isinstance(dataset, datasets.Dataset) or label_column not in dataset.column_names:
+        if not isinstance(dataset, datasets.Dataset):
+            continue
+        if len(dataset) == 0:
+            raise ValueError(f"{which} is empty. Leave it out, or give it examples.")
+        if label_column not in dataset.column_names:
+            logger.warning(
+                "%s is evaluated without labels: %s", which, no_label_column(label_column, dataset.column_names)
+            )
             continue
         feature = declared_classes(dataset, label_column)
         if feature is not None and (

@@ -55,7 +55,7 @@ class LongTailTrainer(SavingTrainer):
         self.args: SharpTrainingArguments = args
         args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
         config = getattr(self.model, "config", None)
-        preflight.check_model(cast(nn.Module, self.model))
+        preflight.check_model(cast(nn.Module, self.model), args)
         sets = {"the training set": self.train_dataset, "the evaluation set": self.eval_dataset}
         if args.remove_unused_columns:
             self._set_signature_columns_if_needed()
@@ -87,6 +87,7 @@ class LongTailTrainer(SavingTrainer):
 
     def _build_method(self, model: nn.Module) -> None:
         frequencies, args = self.class_frequencies, self.args
+        self._built_for = args.method
         counts, method = frequencies.counts, METHODS[args.sharpness]
         importance = preflight.class_importance_of(args.class_importance, frequencies)
         if self._head is not None:
@@ -149,6 +150,11 @@ class LongTailTrainer(SavingTrainer):
             if self._starts_fresh:
                 start_head(self, model)
         return model
+
+    def _settle_options(self) -> None:
+        self.args.check(unused=False)
+        if self.args.method != self._built_for:
+            self._build_method(cast(nn.Module, self.model))
 
     def _before_training(self, fresh: bool) -> None:
         self._starts_fresh = fresh and self.state.global_step == 0

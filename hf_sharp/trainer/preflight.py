@@ -77,8 +77,10 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLo
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise a ValueError for a head that is not for single-label classification, or if nothing can be trained."""
+def check_model(model: nn.Module, args: SharpTrainingArguments) -> None:
+    """Raise a ValueError for a head of another task, and for a model that cannot be trained as the arguments ask."""
+    if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        raise ValueError(f"{type(model).__name__} does not support gradient_checkpointing. Leave it out.")
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     if problem in ("multi_label_classification", "regression") or getattr(config, "num_labels", 2) == 1:

@@ -71,6 +71,7 @@ class SavingTrainer(Trainer):
             ValueError: the checkpoint is incomplete, or has another method or other class counts; or losses or weights
                 became infinite or NaN.
         """
+        self._settle_options()
         if resume_from_checkpoint is True:
             index, processes = self.args.process_index, self.args.world_size
             resume_from_checkpoint = whole_checkpoint(str(self.args.output_dir), index, processes) or True
@@ -122,6 +123,9 @@ class SavingTrainer(Trainer):
             raise ValueError(message)
         logger.warning("%s The search goes on.", message)
         self.control.should_training_stop = True
+
+    def _settle_options(self) -> None:
+        """Check options that were changed after the trainer was made, and let them take effect."""
 
     def _before_training(self, fresh: bool) -> None:
         """Do what comes before a training, which is fresh unless it resumes from a checkpoint."""

@@ -39,6 +39,24 @@ def test_options_that_were_changed_afterwards(option, value, message, make_train
         type(trainer)(model=make_vit(), args=args, train_dataset=make_images())
 
 
+@pytest.mark.parametrize(("option", "value"), [("rho", -0.5), ("loss", "focall"), ("rho_schedule", "step")])
+def test_options_that_were_changed_on_the_trainer(option, value, make_trainer):
+    trainer = make_trainer(max_steps=1)
+    setattr(trainer.args, option, value)
+    with pytest.raises(ValueError, match=option):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_loss_that_was_changed_on_the_trainer_takes_effect(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    trainer.args.loss, trainer.args.rho = "focal", 0.5
+    trainer.train()
+    assert trainer.class_loss.name == "focal"
+    assert trainer.rho == 0.5
+    assert trainer.method_state.method["loss"] == "focal"
+
+
 def searching(make_trainer):
     args = make_trainer(max_steps=1).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
@@ -97,6 +115,15 @@ def test_a_group_without_examples_in_the_evaluation_set_has_no_metric(make_train
     frequent = make_images([c if c > 20 else 0 for c in CLASS_COUNTS])
     with pytest.raises(ValueError, match="'few_accuracy' is not reported"):
         make_trainer(eval_dataset=frequent, metric_for_best_model="few_accuracy", **BEST)
+
+
+def test_an_evaluation_set_without_labels_or_examples(make_trainer, caplog):
+    unlabelled = make_images().rename_column("label", "labels")
+    with pytest.raises(ValueError, match="metric_for_best_model='balanced_accuracy' is not reported"):
+        make_trainer(eval_dataset=unlabelled, **BEST)
+    assert "evaluated without labels: there is no label column 'label'; the columns are" in caplog.text
+    with pytest.raises(ValueError, match="the evaluation set 'second' is empty"):
+        make_trainer(eval_dataset={"first": make_images(), "second": make_images().select([])})
 
 
 @pytest.mark.parametrize("kind", [dict, datasets.DatasetDict])
