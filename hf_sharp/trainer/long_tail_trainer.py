@@ -56,9 +56,9 @@ class LongTailTrainer(SavingTrainer):
         args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
         config = getattr(self.model, "config", None)
         preflight.check_model(cast(nn.Module, self.model), args)
-        sets = {"the training set": self.train_dataset, "the evaluation set": self.eval_dataset}
         if args.remove_unused_columns:
             self._set_signature_columns_if_needed()
+            sets = {"the training set": self.train_dataset, "the evaluation set": self.eval_dataset}
             labelled_data.check_transforms(sets, cast(list[str], self._signature_columns))
         self.classes, self.train_dataset, self.eval_dataset, self.class_frequencies = labelled_data.understand(
             self.train_dataset, self.eval_dataset, class_frequencies, args, config
@@ -267,7 +267,7 @@ class LongTailTrainer(SavingTrainer):
         """
         if eval_dataset is None:
             self.eval_dataset = self.classes.align(self.eval_dataset, "the evaluation set")
-        eval_dataset = self.classes.align(eval_dataset, "the evaluation set")
+        eval_dataset = self._understood(eval_dataset, "the evaluation set")
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         prefix = args[1] if len(args) > 1 else kwargs.get("metric_key_prefix", "eval")
         if isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict):
@@ -292,7 +292,13 @@ class LongTailTrainer(SavingTrainer):
         Raises:
             ValueError: the dataset has other classes.
         """
-        return super().predict(self.classes.align(test_dataset, "the test set"), *args, **kwargs)
+        return super().predict(self._understood(test_dataset, "the test set"), *args, **kwargs)
+
+    def _understood(self, data: Any, which: str) -> Any:
+        if self.args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            labelled_data.check_transforms({which: data}, cast(list[str], self._signature_columns))
+        return self.classes.align(data, which)
 
     # ---- the card -----------------------------------------------------------------------------------
 

@@ -202,6 +202,10 @@ def test_a_transform_whose_column_is_removed_is_found_when_the_trainer_is_made(w
         make_trainer(make_vit(), **sets)
     trainer = make_trainer(make_vit(), data, data, remove_unused_columns=False, max_steps=1)
     trainer.train()
+    trainer.args.remove_unused_columns = True
+    for use in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="set reads the column 'image'"):
+            use(data)
 
 
 def test_looking_at_a_transform_draws_no_random_numbers(make_trainer):
