@@ -8,6 +8,10 @@ from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.model.class_rows import permute_classes, renew_head
@@ -18,6 +22,12 @@ from hf_sharp.recipe.boundary import stage
 logger = logging.getLogger(__name__)
 
 _REMEDY = "For a new head on the data's classes add --new_head true; to rename the data's classes use --class_names."
+
+
+_CLASSIFIERS = {
+    "AutoModelForImageClassification": (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "pictures"),
+    "AutoModelForSequenceClassification": (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "texts"),
+}
 
 
 def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedConfig]:
@@ -34,12 +44,16 @@ def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[An
         The class with `from_pretrained`, and the config.
 
     Raises:
-        ValueError: the model needs code of its own that is not trusted.
+        ValueError: the model is for another task, or needs code of its own that is not trusted.
     """
     values, _ = PreTrainedConfig.get_config_dict(name)
     own = str((values.get("architectures") or [""])[0])
     if "auto_map" not in values:
-        return auto, AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+        known, what = _CLASSIFIERS.get(getattr(auto, "__name__", ""), ((config.model_type,), ""))
+        if config.model_type not in known:
+            raise ValueError(f"the model {name!r} ({config.model_type}) does not classify {what}. Name another model.")
+        return auto, config
     base = getattr(transformers, own.removeprefix("Cosine"), None)
     if own.startswith("Cosine") and "cosine_head" in values and base is not None:
         kind = model_class(base)

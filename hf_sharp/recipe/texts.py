@@ -113,6 +113,8 @@ def prepare_texts(
         ValueError: the column is not a text column.
     """
     first = next(iter(splits.values()))
+    if data.text_column == label_column:
+        raise ValueError(f"text_column and label_column are both {label_column!r}. Name the other one's column.")
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"column {data.text_column!r} is not a text column; the columns are {', '.join(first.column_names)}. Name "

@@ -17,7 +17,7 @@ from hf_sharp import cli
 from hf_sharp.commands import compare, train
 from hf_sharp.recipe.__main__ import main as recipe
 from hf_sharp.recipe.boundary import run_recipe
-from tests.conftest import make_vit
+from tests.conftest import make_bert, make_vit
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_traceback")
@@ -91,6 +91,7 @@ MISTAKES = {
         "{model} {images} --check_data some",
         "{model} {images} --picture_range 5 1",
         "{model} {mails} --test_fraction 0.5",
+        "{text_model} {images}",
         "{model} {images} --rare_threshold 9 --common_threshold 3",
         "{picture} {images}",
         "{folder} {images}",
@@ -164,6 +165,7 @@ def here(tmp_path_factory):
     for name in ("model", "coded"):
         model.save_pretrained(root / name)
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(root / name)
+    make_bert(num_labels=2).save_pretrained(root / "text_model")
     config = (root / "coded" / "config.json").read_text()
     (root / "coded" / "config.json").write_text(
         config.replace('"model_type": "vit"', '"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}')
