@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _REMEDY = "For a new head on the data's classes add --new_head true; to rename the data's classes use --class_names."
 
 
-_CLASSIFIERS = {
+_CLASSIFIERS: dict[str, tuple[Any, str]] = {
     "AutoModelForImageClassification": (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "pictures"),
     "AutoModelForSequenceClassification": (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "texts"),
 }
