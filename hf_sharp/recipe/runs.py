@@ -33,6 +33,7 @@ from hf_sharp.reports.results import (
     machine_class,
     options_of,
     records_of,
+    shared_results,
     versions,
     write_results,
 )
@@ -309,7 +310,7 @@ def _train_and_evaluate(
         write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
     _track(trainer, run.name, result)
-    return result
+    return shared_results(result)
 
 
 def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:

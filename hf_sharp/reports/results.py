@@ -95,18 +95,25 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return results
 
 
+def shared_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy results as they are published: of an absolute path in options and command only the last part.
+
+    Args:
+        results: of a run.
+    """
+    shared = {name: shortened(item) if name in _WITHOUT_PATHS else item for name, item in results.items()}
+    return shared | ({"command": shortened_command(shared["command"])} if "command" in shared else {})
+
+
 def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Write the `all_results.json` of a run, which is published: of an absolute path only the last part.
+    """Write the `all_results.json` of a run, which is published.
 
     Args:
         folder: the run's. The options as they were set are kept beside it, in a file that is not published.
         results: the results.
     """
-    shared = {name: shortened(item) if name in _WITHOUT_PATHS else item for name, item in results.items()}
-    if "command" in shared:
-        shared["command"] = shortened_command(shared["command"])
     _write(Path(folder, _LOCAL), {"options": results["options"]})
-    _write(Path(folder, RESULTS), shared)
+    _write(Path(folder, RESULTS), shared_results(results))
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
