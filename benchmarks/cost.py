@@ -77,8 +77,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Size:
     """How large the models and their inputs are."""
 
-    model: dict[str, int]
-    image: dict[str, int]
+    model: dict[str, Any]
+    image: dict[str, Any]
     tokens: int = 64
     vocabulary: int = 8000
 

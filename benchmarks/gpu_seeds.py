@@ -93,7 +93,7 @@ def main() -> None:
             for run in rows_of(task, seed).values()
         ]
     failed = [repr(error) for future in waiting if (error := future.exception()) is not None]
-    result = {
+    result: dict[str, Any] = {
         "command": f"python benchmarks/gpu_seeds.py {' '.join(arguments.tasks)} --seeds {arguments.seeds}",
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine_class(),
         "versions": {"torch": torch.__version__.partition("+")[0]},

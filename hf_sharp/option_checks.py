@@ -30,6 +30,20 @@ PLAIN_METHOD = {
     "head_init": "none",
     "cosine_head": False,
 }
+# Options of transformers that count something, and the least that makes sense; transformers does not check them.
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "num_train_epochs": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "data_seed": 0,
+}
+_SEEDS = 2**32  # NumPy's limit
 # A choice comes after the one that brings its field into effect.
 CHOICES = (*choices.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_init.CHOICES)
 
@@ -88,12 +102,13 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
     return {option: reason(option) for option in without_effect}
 
 
-def check_options(args: Any, choices: Mapping[str, Iterable[str]]) -> None:
+def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool = True) -> None:
     """Raise a ValueError for options that are unknown, out of range, useless or in conflict.
 
     Args:
         args: `SharpTrainingArguments`.
         choices: the possible values of fields, by name.
+        unused: whether to check for useless ones.
     """
     for name, known in choices.items():
         if getattr(args, name) not in known:
@@ -101,7 +116,8 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]]) -> None:
     for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
             setattr(args, name, _json(name, getattr(args, name)))
-    _check_unused(args)
+    if unused:
+        _check_unused(args)
     _check_numbers(args)
     _check_loss(args)
     _check_sampler(args)
@@ -131,7 +147,23 @@ def _check_unused(args: Any) -> None:
             )
 
 
+def check_bounds(values: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
+    """Raise a ValueError for a number below its bound, or that is not one: a batch size of 0, a rate of NaN.
+
+    Args:
+        values: options by name.
+        bounds: the least value of some options.
+    """
+    for name, least in bounds.items():
+        value = values.get(name)
+        if isinstance(value, (int, float)) and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
 def _check_numbers(args: Any) -> None:
+    check_bounds(vars(args), AT_LEAST)
+    if (largest := max(args.seed, args.data_seed or 0)) >= _SEEDS:
+        raise ValueError(f"seeds must be below {_SEEDS:,}, got {largest:,}.")
     for name in (
         *("rho", "rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"),
     ):
@@ -194,8 +226,15 @@ def _check_loss(args: Any) -> None:
             f"reweight_after={args.reweight_after} would weight the classes twice: loss={args.loss!r} does it from "
             "the start. Choose another loss, such as cross_entropy or logit_adjusted."
         )
+
+
+def warn_of_double_correction(args: Any) -> None:
+    """Log a warning where both sampler and loss make up for the class counts; the options have been checked."""
+    if args.sampler == "instance" or args.loss not in LOSSES.builtin:
+        return
+    loss = build_loss(args.loss, [2, 1], feature_dim=1, **args.loss_arguments)
     adjusts = (loss.weight, loss.offset, loss.class_scale, loss.label_scale)
-    if args.sampler != "instance" and (args.reweight_after or any(part is not None for part in adjusts)):
+    if args.reweight_after or any(part is not None for part in adjusts):
         logger.warning(
             "sampler=%r and loss=%r%s both make up for the class counts: rare classes may end up ahead of frequent "
             "ones. One of the two is enough.",

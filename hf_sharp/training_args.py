@@ -15,7 +15,13 @@ from hf_sharp.losses import LOSSES
 from hf_sharp.losses.large_margin import AGGREGATIONS
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model.head_init import HEAD_INITS
-from hf_sharp.option_checks import PLAIN_METHOD, check_options, options_in_effect, unused_options
+from hf_sharp.option_checks import (
+    PLAIN_METHOD,
+    check_options,
+    options_in_effect,
+    unused_options,
+    warn_of_double_correction,
+)
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.ascent import ADAPTIVE_SCOPES
 from hf_sharp.sharpness.ascents import ASCENTS
@@ -25,6 +31,7 @@ from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULE
 __all__ = ["PLAIN_METHOD", "SharpTrainingArguments", "unused_options"]
 
 SCOPES = ("micro_batch", "window")
+SAVED_AS = "_saved_as"  # the attribute with what replaces values in training_args.bin: paths of this machine
 SYNCS = ("local", "global")
 _CHOICES: dict[str, Iterable[str]] = {}  # the possible values of fields; registries, so that users' own count
 
@@ -191,19 +198,34 @@ class SharpTrainingArguments(TrainingArguments):
     label_column: str = _option("label", "The dataset column with one label per example (the model gets `labels`).")
 
     def __post_init__(self) -> None:
-        check_options(self, _CHOICES)
+        self.check()
+        warn_of_double_correction(self)
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
         self.metric_is_default = self.metric_for_best_model is None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = "balanced_accuracy"
+        if str(self.metric_for_best_model).endswith(("calibration_error", "expected_cost")):
+            self.greater_is_better = bool(self.greater_is_better)  # transformers knows of losses only
         if self.hub_token is not None:  # httpx refuses a token with a line end, in an error that shows it
             self.hub_token = self.hub_token.strip()
         super().__post_init__()
 
+    def check(self, unused: bool = True) -> None:
+        """Check the options again, where they were changed after they were made.
+
+        Args:
+            unused: whether an option without effect is an error. In a search a trial may set `rho` for any method.
+
+        Raises:
+            ValueError: see the class.
+        """
+        check_options(self, _CHOICES, unused)
+
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.
-        return vars(self) | {"hub_token": None}
+        values = dict(vars(self))
+        return values | values.pop(SAVED_AS, {}) | {"hub_token": None}
 
     def __copy__(self) -> SharpTrainingArguments:
         return self._holding(vars(self))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -142,7 +142,7 @@ def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]]) -> Plan:
     plan = Plan(task, waiting=[name for name, row in ROWS.items() if not is_available(row.options)])
     protocol = _Protocol(plan, finished)
     main = {name: row for name, row in ROWS.items() if not row.further}
-    steps = (
+    steps: tuple[Callable[[], list[Run]], ...] = (
         protocol.choose_rates,
         protocol.choose_base,
         protocol.run_controls,

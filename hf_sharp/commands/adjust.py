@@ -17,7 +17,7 @@ from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.parser import read_flags
-from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: options that do not fit each other, the model or the data; or an output folder that is not empty.
     """
-    classes: Any = (AdjustArguments, LookArguments)
+    classes: Any = (AdjustArguments, SavedArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp adjust", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")

@@ -17,7 +17,7 @@ from hf_sharp.commands.train import launch
 from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.recipe.runs import check_finished
+from hf_sharp.recipe.planned import check_finished
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS
 
@@ -140,6 +140,10 @@ def main(argv: list[str]) -> None:
         )
     output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
     asked = [RecipeParser(OPTIONS, ["--config", config, *flags]).values for config in configs]  # both before training
+    last = output / names[1] / "seed_0"
+    if not any((output / name / "seed_0" / RESULTS).is_file() for name in names):  # else it would be found too late
+        check = ["--compare_with", "none", "--check_only", "true", "--output_dir", str(last)]
+        launch(configs[1], [*flags, *check, "--resume_from_checkpoint", "true"], arguments.accelerate)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(arguments.seeds):
         for name, config, options in zip(names, configs, asked, strict=True):

@@ -13,8 +13,8 @@ from transformers import HfArgumentParser
 from hf_sharp.data.views import TTA, check_tta
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.parser import read_flags
-from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
-from hf_sharp.reports.long_tail_report import long_tail_report
+from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
+from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.table import comparison_table
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: options that do not fit each other, the model or the data.
     """
-    classes: Any = (EvaluateArguments, LookArguments)
+    classes: Any = (EvaluateArguments, SavedArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
     logits, labels = saved.predict(what.split, what.batch_size, what.tta)
+    check_finite(logits.numpy(), f"the {what.split} split")
     probabilities = logits.softmax(1).numpy()
     report = long_tail_report(
         probabilities.argmax(1),

@@ -23,11 +23,22 @@ from hf_sharp.data.labels import read_labels
 from hf_sharp.data.loading import no_split
 from hf_sharp.model.curvature import measure_curvature
 from hf_sharp.model.group_batches import GROUPS, stratified_sample
+from hf_sharp.option_checks import check_bounds
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.parser import read_flags
-from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.recipe.saved import SavedArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class
+
+_AT_LEAST = {
+    "examples": 1,
+    "hessian_examples": 1,
+    "eigenvalues": 1,
+    "probes": 2,
+    "directions": 1,
+    "rho": 0,
+    "tolerance": 0,
+}
 
 
 @dataclass
@@ -73,11 +84,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: options that do not fit each other, the models or the data; or an output folder that is not empty.
     """
-    classes: Any = (SharpnessArguments, LookArguments)
+    classes: Any = (SharpnessArguments, SavedArguments)
     parser = HfArgumentParser(classes, prog="hf-sharp sharpness", allow_abbrev=False)
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
+    check_bounds(vars(what), _AT_LEAST)
     choose_data(what, data, names.model, names.data, argv)
     output = new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)

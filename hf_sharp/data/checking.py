@@ -155,10 +155,18 @@ def check_transform(data: object, kept_columns: Collection[str], which: str) -> 
     if not isinstance(data, datasets.Dataset) or data.format["type"] != "custom" or len(data) == 0:
         return
     removed = [name for name in data.column_names if name not in kept_columns]
+    if not removed:
+        return
+    row = data.select([0])
     try:
-        data.select([0]).remove_columns(removed)[0]
-    except KeyError as error:
+        row.remove_columns(removed)[0]
+    except Exception as error:
+        try:
+            row[0]
+        except Exception:  # a fault of the transform itself, which using the data shows
+            return
+        read = str(error) if isinstance(error, KeyError) else " or ".join(map(repr, removed))
         raise ValueError(
-            f"the transform of {which} reads the column {error}, which the Trainer removes because the model does not "
+            f"the transform of {which} reads the column {read}, which the Trainer removes because the model does not "
             "take it. Set remove_unused_columns=False."
         ) from error

@@ -66,7 +66,8 @@ def match_names(
     """Find the index in `expected` of every class in `names`, where both have names.
 
     Args:
-        names: as for `align_names`; None, or numbers from 0, where the classes have no names.
+        names: as for `align_names`; None, or numbers from 0, where the classes have no names. Numbers in another order,
+            or without some of them, are names.
         expected: likewise.
         which: as for `align_names`.
         other: as for `align_names`.
@@ -82,8 +83,13 @@ def match_names(
     Example:
         >>> match_names(["0", "1"], ["ham", "spam"], "the data", "the model") is None
         True
+        >>> match_names(["1", "0"], ["0", "1"], "the data", "the model").tolist()
+        [1, 0]
     """
-    if names is None or expected is None or list(names) == list(expected) or _unnamed(names) or _unnamed(expected):
+    if names is None or expected is None or list(names) == list(expected):
+        return None
+    numbered = _unnamed(names) + _unnamed(expected)
+    if numbered == 2 or (numbered and not set(map(str, names)) <= set(map(str, expected))):
         return None
     return align_names(names, expected, which, other, subset=subset, remedy=remedy)
 

@@ -87,12 +87,16 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
         raise ValueError(_unreadable(files, error.__cause__ or error)) from error
 
 
+_LONGEST_TEXT = 2**31 - 1  # characters of a cell; Python's own limit is 131,072, and pandas has none
+
+
 def _columns(file: str, separator: str) -> list[str]:
     # Read before pandas does, which takes the first column for an index where rows are wider than the header.
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
             rows = csv.reader(text, delimiter=separator)
+            csv.field_size_limit(_LONGEST_TEXT)
             header, first = next(rows, None), next(rows, None)
             if header and "\0" in "".join(header):
                 raise csv.Error("NUL")

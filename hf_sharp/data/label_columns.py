@@ -19,22 +19,32 @@ from hf_sharp.data.labels import arrow_column
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "Rename the classes of the data, or train a model for them."
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
 
 
 def align_dataset(
-    data: Any, label_column: str, names: Sequence[str] | None, which: str, other: str, *, subset: bool = False
+    data: Any,
+    label_column: str,
+    names: Sequence[str] | None,
+    which: str,
+    other: str,
+    *,
+    subset: bool = False,
+    remedy: str = "",
 ) -> Any:
     """Give a dataset the class indices of `names`, aligned by name.
 
     Args:
-        data: a `datasets.Dataset` with a ClassLabel column; anything else comes back unchanged.
+        data: a `datasets.Dataset`, or a stream of `datasets`, with a ClassLabel column; anything else comes back
+            unchanged.
         label_column: the column with the labels.
         names: K class names, of the model; None: the dataset comes back unchanged.
         which: what the dataset is, as in "the evaluation set", for the error.
         other: what `names` belong to.
         subset: allow the dataset to lack classes, as evaluation data may; they are reported.
+        remedy: what to do about other names, for the error.
 
     Returns:
         The dataset; its label column has the classes `names`. Other columns, format and transform stay.
@@ -48,20 +58,39 @@ def align_dataset(
         >>> align_dataset(data, "label", ["a", "b"], "the test set", "the model")["label"][:]
         [1, 0]
     """
-    if not isinstance(data, datasets.Dataset) or names is None or label_column not in data.column_names:
+    feature = declared_classes(data, label_column)
+    if feature is None or names is None:
         return data
-    feature = data.features[label_column]
-    if not isinstance(feature, datasets.ClassLabel):
-        return data
-    remedy = "Rename the classes of the data, or train a model for them."
-    order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy)
+    order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy or _REMEDY)
     if order is None:
         return data
     if absent := [name for name in names if name not in feature.names]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
+    if isinstance(data, datasets.IterableDataset):
+        return _renumbered(data, label_column, order, names)
     codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
     indices = np.where(codes < 0, codes, order[codes])
     return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
+
+
+def declared_classes(data: Any, label_column: str) -> datasets.ClassLabel | None:
+    """Look up the ClassLabel of a dataset's label column; None where it declares none."""
+    features = data.features if isinstance(data, (datasets.Dataset, datasets.IterableDataset)) else None
+    feature = (features or {}).get(label_column)
+    return feature if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _renumbered(
+    stream: datasets.IterableDataset, label_column: str, order: np.ndarray, names: Sequence[str]
+) -> datasets.IterableDataset:
+    indices = order.tolist()
+
+    def renumber(row: dict[str, Any]) -> dict[str, Any]:
+        label = row[label_column]
+        return row | {label_column: label if label is None or label < 0 else indices[int(label)]}
+
+    features = datasets.Features({**stream.features, label_column: datasets.ClassLabel(names=list(names))})
+    return stream.map(renumber, features=features)
 
 
 def name_classes(
@@ -113,11 +142,11 @@ def name_classes(
             "label_column the column with the labels?"
         )
     feature = datasets.ClassLabel(names=final)
+    indices = {split: _indices(split, label_column, column, names) for split, column in columns.items()}
+    _warn_of_lookalikes(final)
+    _warn_of_untrained(indices, final)
     return datasets.DatasetDict(
-        {
-            split: _with_labels(splits[split], label_column, _indices(split, label_column, column, names), feature)
-            for split, column in columns.items()
-        }
+        {split: _with_labels(splits[split], label_column, rows, feature) for split, rows in indices.items()}
     )
 
 
@@ -223,6 +252,8 @@ def _renamed(names: list[str], class_names: Sequence[str] | None) -> list[str]:
     if class_names is None:
         return names
     class_names = [str(name) for name in class_names]
+    if twice := [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]:
+        raise ValueError(f"class_names has {shown(twice)} more than once; expected a different name for every class.")
     if set(names) <= set(class_names):
         return class_names  # aligned by name
     if set(names) & set(class_names):
@@ -245,6 +276,31 @@ def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[st
             f"{shown(names)}."
         )
     return indices
+
+
+def _warn_of_lookalikes(names: Sequence[str]) -> None:
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    if same := [group for group in alike.values() if len(group) > 1]:
+        pairs = "; ".join(shown(group) for group in same[:3])
+        logger.warning("Classes whose names differ only in spaces or capitals are different classes: %s.", pairs)
+
+
+def _warn_of_untrained(indices: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
+    training, *others = indices
+    trained = set(np.unique(indices[training]).tolist())
+    for split in others:
+        found, counts = np.unique(indices[split], return_counts=True)
+        unknown = [int(index) for index in found if int(index) not in trained]
+        if unknown:
+            count = int(counts[np.isin(found, unknown)].sum())
+            logger.warning(
+                "Split %r has %s of classes without training examples, which cannot be recognised: %s.",
+                split,
+                "1 example" if count == 1 else f"{count:,} examples",
+                shown([names[index] for index in unknown]),
+            )
 
 
 def _with_labels(

@@ -51,15 +51,6 @@ def read_labels(
     return labels
 
 
-def check_same_names(which: str, names: Sequence[str], expected: Sequence[str] | None) -> None:
-    """Raise a ValueError where two lists hold the same class names in another order: a class would be another's."""
-    if expected is not None and list(names) != list(expected) and set(names) == set(expected):
-        raise ValueError(
-            f"the classes of {which} are in another order ({list(names)[:8]}) than the model's or the training set's "
-            f"({list(expected)[:8]}). Bring them into one order with dataset.align_labels_with_mapping(...)."
-        )
-
-
 def holds_text(kind: pa.DataType) -> bool:
     """Tell whether an Arrow type is one of the text types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

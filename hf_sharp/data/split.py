@@ -46,7 +46,7 @@ def split_validation(
         ([18, 9, 1], [2, 1, 0])
     """
     if not 0 < fraction <= 0.5:
-        raise ValueError(f"the validation fraction must be in (0, 0.5], got {fraction}.")
+        raise ValueError(f"the fraction to hold out must be in (0, 0.5], got {fraction}.")
     if label2id is None and label_column in dataset.column_names:
         names = [name for name in dataset.unique(label_column) if isinstance(name, str)]
         label2id = {name: index for index, name in enumerate(names)}
@@ -63,10 +63,9 @@ def split_validation(
         if count == 0:
             without.append(int(label))
     if not held_out.any():
-        raise ValueError(
-            f"a validation fraction of {fraction} holds out no example: the largest class has "
-            f"{np.bincount(labels).max()}. Use a larger fraction."
-        )
+        largest = int(np.bincount(labels).max())
+        remedy = "Use a larger fraction." if largest > 1 else f"Is {label_column!r} the column with the labels?"
+        raise ValueError(f"a fraction of {fraction} holds out no example: the largest class has {largest}. {remedy}")
     if without:
         feature = dataset.features[label_column]
         absent = feature.int2str(without) if isinstance(feature, datasets.ClassLabel) else without

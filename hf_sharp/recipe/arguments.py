@@ -18,6 +18,8 @@ from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import split_validation
 from hf_sharp.recipe.boundary import stage
 
+TRUST = "Run the code that a model brings along, which may do anything. Cosine heads of hf_sharp do not need it."
+
 
 @dataclass
 class DataArguments:
@@ -85,6 +87,11 @@ class DataArguments:
                 f"validation_split and test_split are both {self.test_split!r}: a checkpoint chosen on the test "
                 "split would invalidate its report. Choose another validation_split."
             )
+        if self.validation_split == self.train_split:
+            raise ValueError(
+                f"validation_split and train_split are both {self.train_split!r}: a checkpoint would be chosen on the "
+                "examples that it was trained on. Choose another one, or hold some out with --validation_fraction."
+            )
 
 
 @dataclass
@@ -99,6 +106,7 @@ class ModelArguments:
     new_head: bool = field(
         default=False, metadata={"help": "Start from a new head, although the pretrained one is for other classes."}
     )
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
 
     def __post_init__(self) -> None:
         if isinstance(self.model_config, str):
@@ -158,6 +166,10 @@ class RunArguments:
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Overwrite existing results."})
+    check_only: bool = field(
+        default=False,
+        metadata={"help": "Load the data and make every run's model, loss and method, but train nothing."},
+    )
 
 
 def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:

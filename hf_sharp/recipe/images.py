@@ -74,7 +74,8 @@ def load_image_processor(model: ModelArguments, data: ImageArguments | None = No
     """Load the pretrained model's image processor, or make one that fits the config; `data` is not used."""
     if model.model_name_or_path:
         with stage(f"the image processor of {model.model_name_or_path!r} cannot be loaded"):
-            return AutoImageProcessor.from_pretrained(model.model_name_or_path)
+            trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
+            return AutoImageProcessor.from_pretrained(model.model_name_or_path, **trusted)
     config = model.make_config()
     size = getattr(config, "image_size", 224)
     if getattr(config, "num_channels", 3) != 3:

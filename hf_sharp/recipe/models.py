@@ -6,16 +6,64 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.model.class_rows import permute_classes, renew_head
+from hf_sharp.model.modeling_cosine_head import model_class
 from hf_sharp.recipe.arguments import ModelArguments
 from hf_sharp.recipe.boundary import stage
 
 logger = logging.getLogger(__name__)
 
 _REMEDY = "For a new head on the data's classes add --new_head true; to rename the data's classes use --class_names."
+
+
+_CLASSIFIERS: dict[str, tuple[Any, str]] = {
+    "AutoModelForImageClassification": (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "pictures"),
+    "AutoModelForSequenceClassification": (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "texts"),
+}
+
+
+def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedConfig]:
+    """Find the class that opens a checkpoint, and its config, without running code from its folder unless trusted.
+
+    A cosine head of hf_sharp is saved with its code. The same class is in this package, and is taken from here.
+
+    Args:
+        auto: the transformers class, such as `AutoModelForImageClassification`.
+        name: the model's folder or Hub name.
+        trust_remote_code: run the code that lies beside the weights.
+
+    Returns:
+        The class with `from_pretrained`, and the config.
+
+    Raises:
+        ValueError: the model is for another task, or needs code of its own that is not trusted.
+    """
+    values, _ = PreTrainedConfig.get_config_dict(name)
+    own = str((values.get("architectures") or [""])[0])
+    if "auto_map" not in values:
+        config = AutoConfig.from_pretrained(name)
+        known, what = _CLASSIFIERS.get(getattr(auto, "__name__", ""), ((config.model_type,), ""))
+        if config.model_type not in known:
+            raise ValueError(f"the model {name!r} ({config.model_type}) does not classify {what}. Name another model.")
+        return auto, config
+    base = getattr(transformers, own.removeprefix("Cosine"), None)
+    if own.startswith("Cosine") and "cosine_head" in values and base is not None:
+        kind = model_class(base)
+        return kind, kind.config_class.from_pretrained(name)
+    if not trust_remote_code:
+        raise ValueError(
+            f"the model {name!r} needs code of its own ({', '.join(map(str, values['auto_map'].values()))}), which "
+            "could do anything on this machine. If you trust its authors, add --trust_remote_code true."
+        )
+    return auto, AutoConfig.from_pretrained(name, trust_remote_code=True)
 
 
 def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
@@ -43,15 +91,16 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
             return auto.from_config(config)
     name = model.model_name_or_path
     with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        config = AutoConfig.from_pretrained(name)
+        kind, config = class_for(auto, name, model.trust_remote_code)
         names = _names(config)
         order = None
         if not model.new_head:
             order = match_names(class_names, names, "the data", f"the model {name!r}", remedy=_REMEDY)
             if order is None and names is not None and len(names) == len(class_names):
                 head = head_options(names)  # the data's classes are numbers
-        loaded = auto.from_pretrained(
-            name, ignore_mismatched_sizes=True, problem_type="single_label_classification", **head
+        trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
+        loaded = kind.from_pretrained(
+            name, **trusted, ignore_mismatched_sizes=True, problem_type="single_label_classification", **head
         )
     if model.new_head or _another_task(config):
         logger.warning("%s: the head is new, for %d classes.", name, len(class_names))

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
+from hf_sharp.option_checks import AT_LEAST, check_bounds
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import check_names, flag_names, raise_errors, refuse_words
 
-# Options that count something, and the least that makes sense; transformers does not check them.
-_AT_LEAST = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "max_length": 1,
-    "batch_size": 1,
-}
+_AT_LEAST = AT_LEAST | {"max_length": 1, "batch_size": 1}
 
 
 class RecipeParser:
@@ -86,7 +76,7 @@ class RecipeParser:
     def build(self, **overrides: Any) -> tuple[Any, ...]:
         """Make the argument dataclasses from the options, with some values replaced (None: the default)."""
         values = {key: value for key, value in (self.values | overrides).items() if value is not None}
-        check_numbers(values)
+        check_bounds(values, _AT_LEAST)
         with stage("the options do not fit together"):
             return tuple(self._parser.parse_dict(values))
 
@@ -114,14 +104,6 @@ class RecipeParser:
             raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise a ValueError for counts and rates that cannot be: a batch size of 0, a negative learning rate."""
-    for name, least in _AT_LEAST.items():
-        value = values.get(name)
-        if isinstance(value, (int, float)) and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
-
-
 def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Parse a command line into dataclasses and refuse what the parser does not know.
 
@@ -140,5 +122,5 @@ def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> t
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     refuse_words(unknown, flag_names(parser))
     for values in parsed:
-        check_numbers(vars(values))
+        check_bounds(vars(values), _AT_LEAST)
     return tuple(parsed)

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hf_sharp.reports.results import RESULTS
+from hf_sharp.reports.results import RESULTS, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ _NOT_TAKEN = {
     "loss_gamma",
     "check_data",
     "left_out",
+    "trust_remote_code",
 }
 # A held-out share that differs from the training's puts training examples into it.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
@@ -45,7 +46,9 @@ def recorded(model: str) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except json.JSONDecodeError:
         results = {}
-    return results if isinstance(results, dict) and isinstance(results.get("options"), dict) else {}
+    if not isinstance(results, dict) or not isinstance(results.get("options"), dict):
+        return {}
+    return results | {"options": options_of(model, results)}
 
 
 def set_flags(argv: Sequence[str]) -> set[str]:

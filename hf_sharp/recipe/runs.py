@@ -7,10 +7,8 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,32 +16,30 @@ import datasets
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
-from hf_sharp.losses import LOSSES
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.reports.long_tail_report import mean_prediction, numbers_of, report_of_prediction
+from hf_sharp.recipe.planned import Run, resumes
+from hf_sharp.reports.long_tail_report import check_finite, mean_prediction, numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
-from hf_sharp.reports.results import RESULTS, local_names, machine_class, records_of, versions
+from hf_sharp.reports.results import (
+    RESULTS,
+    local_names,
+    machine_class,
+    records_of,
+    shared_results,
+    versions,
+    write_results,
+)
 from hf_sharp.reports.table import comparison_table
 from hf_sharp.reports.tracking import finish_runs, send_picture, takes_pictures
-from hf_sharp.sharpness import METHODS
-from hf_sharp.trainer.checkpoint_files import whole_checkpoint
+from hf_sharp.trainer.checkpoint_files import check_same_method, whole_checkpoint
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
-from hf_sharp.training_args import SharpTrainingArguments, unused_options
+from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-# Options that may differ between a finished run and the same run now.
-_INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
-_INCIDENTAL |= {"hub_token", "push_to_hub", "check_data"}
-_METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
-    *(item.name for item in fields(TrainingArguments)),
-    *("label_column", "rare_threshold", "common_threshold"),
-}
 
 
 class TestData(NamedTuple):
@@ -58,141 +54,6 @@ class TestData(NamedTuple):
     split: datasets.Dataset
     tta: str = "none"
     views: Sequence[datasets.Dataset] = ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: its name, its training arguments, and all options that were set, for the record."""
-
-    name: str
-    args: SharpTrainingArguments
-    options: dict[str, Any]
-
-
-def plan_runs(parser: RecipeParser) -> list[Run]:
-    """List the runs: those to compare with first, then the main one.
-
-    Args:
-        parser: the options.
-
-    Returns:
-        The runs. If there are several, each has its own folder in `output_dir`.
-
-    Raises:
-        ValueError: two runs with the same name, or results that would be overwritten.
-    """
-    main = next(arguments for arguments in parser.build() if isinstance(arguments, SharpTrainingArguments))
-    compare_with = [other for other in parser.values.get("compare_with") or [] if other != "none"]
-    changes: dict[str, dict[str, Any]] = {}
-    for other in compare_with:
-        if other == "baseline":
-            plain = dict.fromkeys(_METHOD_FIELDS & set(parser.values)) | {"sharpness": "none", "loss": "cross_entropy"}
-            changes["baseline"] = plain
-        elif "=" in other:
-            changes[other] = _differences(parser.read_inline(other), repr(other))
-        else:
-            changes[Path(other).stem] = _differences(parser.read(other), other)
-    name = main.loss if main.sharpness == "none" else f"{main.sharpness}+{main.loss}"
-    if name in changes or len(changes) != len(compare_with):
-        raise ValueError(f"two of the runs to compare have the same name: {[*map(str, compare_with), name]}.")
-    runs = []
-    for run, change in (changes | {name: {}}).items():
-        change |= _without_effect(parser.values, change)
-        folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
-        built = parser.build(**change, output_dir=folder)
-        args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
-        # Without a name, trackers would show the test after training as a separate run.
-        name_of_all = main.run_name or str(main.output_dir)
-        args.run_name = os.path.join(name_of_all, run) if changes else name_of_all
-        options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
-        runs.append(Run(run, args, options))
-    if len(runs) > 1 and _resume(main) not in (False, True):
-        raise ValueError(
-            f"resume_from_checkpoint={main.resume_from_checkpoint!r} is the checkpoint of one run, and there "
-            f"are {len(runs)} runs. Set it to true: each run continues from the last checkpoint in its own folder."
-        )
-    _check_output(runs, str(main.output_dir), bool(parser.values.get("overwrite_output_dir")))
-    return runs
-
-
-def _without_effect(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, None]:
-    # Options of the main run that have no effect in this one, such as rho without sharpness.
-    if not change:
-        return {}
-    asked = {name: value for name, value in {**values, **change}.items() if value is not None}
-    chosen = {item.name: asked.get(item.name, item.default) for item in fields(SharpTrainingArguments)}
-    if chosen["sharpness"] not in METHODS or chosen["loss"] not in LOSSES:
-        return {}  # refused elsewhere
-    return dict.fromkeys((unused_options(chosen).keys() & values.keys()) - change.keys())
-
-
-def _differences(options: dict[str, Any], where: str) -> dict[str, Any]:
-    trained = {item.name for item in fields(SharpTrainingArguments)} - {"output_dir", "resume_from_checkpoint"}
-    others = sorted(set(options) - trained)
-    if others:
-        raise ValueError(
-            f"{where} may only hold the training options that differ; it also has {', '.join(others)}. Data, model and "
-            "output folder are the same for all compared runs."
-        )
-    return options
-
-
-def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None:
-    planned = {Path(str(run.args.output_dir)) for run in runs}
-    beside = [path for path in Path(output_dir).glob("*") if path not in planned] if len(runs) > 1 else []
-    if beside and not overwrite and not _resume(runs[0].args):
-        raise ValueError(_not_empty(Path(output_dir)))
-    for run in runs:
-        folder = Path(str(run.args.output_dir))
-        above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ValueError(
-                f"the output folder {str(folder)!r} cannot be created: {str(above)!r} is no folder to write to."
-            )
-        if overwrite:
-            run.args.resume_from_checkpoint = None
-            continue
-        if not folder.is_dir() or not any(folder.iterdir()):
-            continue
-        if not _resume(run.args):
-            raise ValueError(_not_empty(folder))
-        if (folder / RESULTS).exists():
-            check_finished(folder, run.options)
-    state = PartialState()
-    state.wait_for_everyone()  # before a faster process creates the folders that a slower one checks
-    if overwrite and state.is_main_process:
-        for run in runs:  # so that a later run does not take these for its own
-            Path(str(run.args.output_dir), RESULTS).unlink(missing_ok=True)
-            for checkpoint in Path(str(run.args.output_dir)).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-    state.wait_for_everyone()
-
-
-def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True) -> None:
-    """Raise a ValueError if the finished run in a folder had other options than the ones now.
-
-    Args:
-        folder: the run's folder.
-        options: options by name; those that cannot change the result are ignored.
-        whole: whether these are all options, including those that the recipe adds itself.
-    """
-    done = json.loads((folder / RESULTS).read_text())["options"]
-    asked = {name: value for name, value in options.items() if value is not None and name not in _INCIDENTAL}
-    names = done.keys() | asked.keys() if whole else asked.keys()
-    differ = sorted(name for name in names if done.get(name) != asked.get(name))
-    if differ:
-        shown = ", ".join(f"{k}: {done.get(k)!r} then, {asked.get(k)!r} now" for k in differ)
-        raise ValueError(
-            f"the finished run in {str(folder)!r} had other options ({shown}). Choose another output_dir, or "
-            "overwrite it with --overwrite_output_dir."
-        )
-
-
-def _not_empty(folder: Path) -> str:
-    return (
-        f"the output folder {str(folder)!r} is not empty. Choose another output_dir, or continue with "
-        "--resume_from_checkpoint true, or overwrite it with --overwrite_output_dir."
-    )
 
 
 def run_side_by_side(
@@ -223,15 +84,14 @@ def run_side_by_side(
         anything to record, `tta` if there are views, and `radius` over the steps if it is learned.
     """
     state = PartialState()
-    for run in runs if len(runs) > 1 else ():
-        if not (Path(str(run.args.output_dir)) / RESULTS).exists():
-            make_trainer(run.args)
+    if len(runs) > 1:
+        check_runs(runs, make_trainer, merge)
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
         file = Path(str(run.args.output_dir)) / RESULTS
         # The main process tells the others, which may not see the file on another machine.
         finished = (
-            json.loads(file.read_text()) if state.is_main_process and _resume(run.args) and file.exists() else None
+            json.loads(file.read_text()) if state.is_main_process and resumes(run.args) and file.exists() else None
         )
         (finished,) = broadcast_object_list([finished])
         if state.is_main_process:
@@ -254,6 +114,27 @@ def run_side_by_side(
     return results
 
 
+def check_runs(
+    runs: Sequence[Run], make_trainer: Callable[[SharpTrainingArguments], SharpTrainer], merge: bool = True
+) -> None:
+    """Make the trainer of every run that is not finished, with model, loss, method and head, and train none.
+
+    Args:
+        runs: the runs.
+        make_trainer: as for `run_side_by_side`.
+        merge: whether adapters are to be merged into the saved model.
+
+    Raises:
+        ValueError: what does not fit in any run, or a checkpoint of another method to continue from.
+    """
+    for run in runs:
+        if not (Path(str(run.args.output_dir)) / RESULTS).exists():
+            trainer = make_trainer(run.args)
+            check_merging(trainer, merge)
+            if checkpoint := _checkpoint(run.args):
+                check_same_method(checkpoint, trainer.method_state.method)
+
+
 def _train_and_evaluate(
     run: Run,
     make_trainer: Callable[[SharpTrainingArguments], SharpTrainer],
@@ -272,15 +153,16 @@ def _train_and_evaluate(
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
         report, tta = _tested(trainer, test)
+    records = records_of(trainer)
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
         "options": run.options,
-        "local": local_names(run.options),
+        "local": local_names(run.options, records["model"].get("base")),
         "command": _command(),
         "machine": machine_class(),
         "versions": versions(),
-        **records_of(trainer),
+        **records,
         **({"data": dict(data)} if data else {}),
         **tta,
         **adapter,
@@ -290,18 +172,17 @@ def _train_and_evaluate(
         logged.append({"step": trainer.state.global_step, "rho": float(trainer.rho)})
         result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
-        file = Path(str(args.output_dir), RESULTS)
-        unfinished = file.with_suffix(".part")  # the results appear complete or not at all
-        unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
     _track(trainer, run.name, result)
-    return result
+    return shared_results(result)
 
 
 def _tested(trainer: SharpTrainer, test: TestData) -> tuple[dict[str, Any], dict[str, Any]]:
     # The report, and with views the record of what one view gives, which is what pipeline() does.
-    report = report_of_prediction(trainer.predict(test.split), trainer.class_frequencies)
+    prediction = trainer.predict(test.split)
+    check_finite(prediction.predictions, "the test split")
+    report = report_of_prediction(prediction, trainer.class_frequencies)
     if not test.views:
         return report, {}
     one_view = {name: report[name] for name in ("accuracy", "balanced_accuracy")}
@@ -334,13 +215,8 @@ def _command() -> str:
     )
 
 
-def _resume(args: SharpTrainingArguments) -> bool | str:
-    asked = args.resume_from_checkpoint  # a truth value, its name, or a folder
-    return {"none": False, "false": False, "": False, "true": True}.get(str(asked).lower(), str(asked))
-
-
 def _checkpoint(args: SharpTrainingArguments) -> str | None:
-    asked, folder = _resume(args), str(args.output_dir)
+    asked, folder = resumes(args), str(args.output_dir)
     if asked is True:
         return whole_checkpoint(folder, args.process_index, args.world_size)
     return asked or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
+from hf_sharp.recipe.arguments import TRUST
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
+from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
 
@@ -39,6 +41,13 @@ logger = logging.getLogger(__name__)
 @dataclass
 class LookArguments(ImageArguments, TextArguments):
     """Which data: images or texts."""
+
+
+@dataclass
+class SavedArguments(LookArguments):
+    """Which data to open a saved model for; and whether the model's own code is trusted."""
+
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
 
 
 def choose_data(what: Any, data: LookArguments, model: str, word: str | None, argv: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def choose_data(what: Any, data: LookArguments, model: str, word: str | None, ar
         if word is None:
             raise ValueError("name the dataset after the model: its training split has the class counts.")
         logger.warning("dataset %s, from the training", word)
-    elif word is not None and data.dataset not in (LookArguments.dataset, word):
+    elif word is not None and "dataset" in set_flags(argv) and data.dataset != word:
         raise ValueError(f"two datasets are named: {word!r} and --dataset {data.dataset!r}. Keep one.")
     if word is not None:
         data.dataset = word
@@ -188,12 +197,15 @@ def open_saved(
     """
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    trust = getattr(data, "trust_remote_code", False)
     with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        model = auto.from_pretrained(name)
+        kind, config = class_for(auto, name, trust)
+        trusted: dict[str, Any] = {"trust_remote_code": True} if trust else {}
+        model = kind.from_pretrained(name, **trusted)
         if images:
-            processor = AutoImageProcessor.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name, **trusted)
         else:
-            processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
+            processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name, config=config, **trusted)
     if not images:
         fit_tokenizer(processor, model.config, name, data)
     splits = _aligned(name, model.config, splits, label_column, subset)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.training import train_classifier
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,12 @@ def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
     if name is None:
         raise ValueError("a model from scratch needs a tokenizer: set tokenizer_name to a name or folder.")
     with stage(f"the tokenizer {name!r} cannot be loaded", "Name another one with --tokenizer_name."):
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        config = AutoConfig.from_pretrained(model.model_name_or_path) if model.model_name_or_path else None
+        config = None
+        if model.model_name_or_path:
+            _, config = class_for(AutoModelForSequenceClassification, model.model_name_or_path, model.trust_remote_code)
+        trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
+        own = {"config": config} if data.tokenizer_name is None and config is not None else {}
+        tokenizer = AutoTokenizer.from_pretrained(name, **own, **trusted)
     fit_tokenizer(tokenizer, config or model.make_config(), name, data)
     return tokenizer
 
@@ -108,6 +113,8 @@ def prepare_texts(
         ValueError: the column is not a text column.
     """
     first = next(iter(splits.values()))
+    if data.text_column == label_column:
+        raise ValueError(f"text_column and label_column are both {label_column!r}. Name the other one's column.")
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"column {data.text_column!r} is not a text column; the columns are {', '.join(first.column_names)}. Name "

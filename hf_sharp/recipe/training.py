@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
+from transformers import get_scheduler
 
 from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArguments, load_splits
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.recipe.runs import TestData, plan_runs, run_side_by_side
+from hf_sharp.recipe.planned import plan_runs
+from hf_sharp.recipe.runs import TestData, check_runs, run_side_by_side
+from hf_sharp.sharpness.replay import random_state, set_random_state
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -59,7 +62,7 @@ def train_classifier(
         **defaults: training arguments, used where neither config nor flags set them.
 
     Returns:
-        Run name to its results, which are also saved.
+        Run name to its results, which are also saved; nothing with `--check_only`.
 
     Raises:
         ValueError: options, data and model that do not fit each other.
@@ -67,12 +70,16 @@ def train_classifier(
     parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
     every = 0.05  # of all steps: long runs do not log too much, and short ones enough to see where they go
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), logging_steps=every, **defaults)
-    data, model, _, adapters, args = parser.build()
+    data, model, which, adapters, args = parser.build()
     runs = plan_runs(parser)
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
         raise ValueError(
             f"eval_strategy={args.eval_strategy.value!r} needs validation data. Add --validation_fraction 0.1, or "
             "--validation_split with the name of a split."
+        )
+    if args.max_steps <= 0 and args.num_train_epochs == 0:
+        raise ValueError(
+            "num_train_epochs is 0: nothing would be trained. hf-sharp evaluate reports on a model as it is."
         )
     processor = load_processor(model, data)
     with args.main_process_first(desc="preparing the data"):
@@ -96,9 +103,14 @@ def train_classifier(
                 processing_class=processor,
                 train_transform=extras.make_transform and extras.make_transform(args),
             )
-            trainer.get_optimizer_cls_and_kwargs(args, classifier)  # it may need a package that is not installed
+            check_optimizer(trainer)
+        with stage(f"the model cannot take the {examples}"):
+            try_model(trainer)
         return trainer
 
+    if which.check_only:
+        check_runs(runs, make_trainer, adapters.peft_merge)
+        return {}
     prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
     title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
     record = {name: value for name, value in prepared.items() if value} | dict(extras.record)
@@ -106,3 +118,48 @@ def train_classifier(
         title += f"; test {examples} in {len(extras.views)} views"
     test = TestData(splits["test"], extras.tta, extras.views)
     return run_side_by_side(runs, make_trainer, test, title, args.output_dir, record, adapters.peft_merge)
+
+
+def check_optimizer(trainer: SharpTrainer) -> None:
+    """Make optimizer and scheduler of a single number: their options must fit, and their packages be installed.
+
+    Args:
+        trainer: the trainer, which keeps none of them.
+
+    Raises:
+        Exception: whatever transformers, torch or another package raises.
+    """
+    args = trainer.args
+    trainer.get_optimizer_cls_and_kwargs(args, cast(Any, trainer.model))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    options: Any = args.lr_scheduler_kwargs
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(10),
+        num_training_steps=10,
+        scheduler_specific_kwargs=options,
+    )
+
+
+def try_model(trainer: SharpTrainer) -> None:
+    """Run the first training example through the model, in evaluation mode; random states stay.
+
+    Args:
+        trainer: the trainer. A model that is sharded later is not tried.
+
+    Raises:
+        Exception: whatever the model raises for such inputs.
+    """
+    model, state = cast(torch.nn.Module, trainer.model), random_state([])
+    if trainer.is_fsdp_enabled:
+        return
+    was_training = model.training
+    try:
+        batch = trainer.data_collator([cast(Any, trainer.train_dataset)[0]])
+        batch.pop("labels")
+        with torch.no_grad():
+            model.eval()(**trainer._prepare_inputs(batch))
+    finally:
+        model.train(was_training)
+        set_random_state(state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from hf_sharp.losses.training_loss import CHOICES as LOSS_CHOICES
 from hf_sharp.model.head_init import CHOICES as HEAD_CHOICES
 from hf_sharp.registry import Citation, Registry
 from hf_sharp.reports.figures import duration, is_finite_number
-from hf_sharp.reports.markdown import code, escaped, one_line, published, without_paths
+from hf_sharp.reports.markdown import code, escaped, one_line, published, shortened_command
 from hf_sharp.sharpness.choices import CHOICES as SHARPNESS_CHOICES
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
@@ -130,7 +129,7 @@ def own_record(part: str, name: str) -> Mapping[str, Any]:
 
 
 def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Make the rows of the table of the run: seed, time, speed, loss, learned radius, hardware and versions.
+    """Make the rows of the table of the run: seed, time, speed, loss, learned radius, data, hardware and versions.
 
     Args:
         results: of the run.
@@ -161,11 +160,32 @@ def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -
         rows.append(("mean training loss", f"{training['train_loss']:.4f}"))
     if radius and radius.get("rho"):
         rows.append(("learned radius ρ", f"from {radius['rho'][0]:.3g} to {radius['rho'][-1]:.3g}"))
+    rows += data_rows(results.get("data", {}))
     if results.get("machine"):
         rows.append(("hardware", escaped(results["machine"])))
     if versions := results.get("versions"):
         rows.append(
             ("versions", ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in versions.items()))
+        )
+    return rows
+
+
+def data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Make the rows on what was done to the data: rows that were left out, and the range of grey values.
+
+    Args:
+        data: `left_out` (rows by split) and `picture_range`, where there are any.
+
+    Returns:
+        Label and Markdown.
+    """
+    rows = []
+    if left_out := data.get("left_out"):
+        counts = ", ".join(f"{int(count):,} of {escaped(split)}" for split, count in left_out.items())
+        rows.append(("rows left out: broken, empty or without a label", counts))
+    if limits := data.get("picture_range"):
+        rows.append(
+            ("grey values", f"from {limits[0]:g} to {limits[1]:g}, scaled to 0 to 255; scale new pictures likewise")
         )
     return rows
 
@@ -178,11 +198,7 @@ def _steps_per_second(results: Mapping[str, Any]) -> float | None:
 
 def shown_command(command: str) -> str:
     """Show a command as code, without access tokens and absolute paths."""
-    try:
-        command = shlex.join(map(without_paths, shlex.split(one_line(command, 2000))))
-    except ValueError:  # not a shell's: an unpaired quote
-        command = without_paths(command)
-    return code(command, 2000)
+    return code(shortened_command(one_line(command, 2000)), 2000)
 
 
 def citations(method: Mapping[str, Any]) -> list[Citation]:

@@ -202,6 +202,23 @@ def _outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs), labels
 
 
+def check_finite(outputs: Any, what: str) -> None:
+    """Raise a ValueError for outputs that are infinite or NaN, of which a report would be meaningless.
+
+    Args:
+        outputs: logits (N, K), a tuple whose first item they are, or class indices (N,).
+        what: what they were computed for, as in "the test split".
+    """
+    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    finite = np.asarray(np.isfinite(logits.reshape(len(logits), -1).astype(np.float64)).all(1))
+    if not finite.all():
+        raise ValueError(
+            f"the model's outputs for {(~finite).sum():,} of {len(finite):,} examples of {what} are not finite (NaN or "
+            f"infinite), such as those for example {int(np.argmin(finite)) + 1}: there is no report. Train with a "
+            "lower learning_rate, evaluate without half precision, and check that the inputs hold no such values."
+        )
+
+
 def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:
     """Restore the class frequencies of a report, with the names if it has them."""
     names = report.get("class_names")

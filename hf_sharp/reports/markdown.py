@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
@@ -54,6 +55,42 @@ def without_paths(text: str) -> str:
     if _WHOLE_PATH.fullmatch(text):
         return _last_part(text)
     return _PATH.sub(lambda match: _last_part(match[0]), text)
+
+
+def shortened(value: Any, name: str = "") -> Any:
+    """Copy options without absolute paths; all else stays as it is, names of classes too.
+
+    Args:
+        value: JSON-like data.
+        name: the option's name.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> shortened({"dataset": "/srv/ann/photos", "class_names": ["/m/01g317"], "seed": 1})
+        {'dataset': 'photos', 'class_names': ['/m/01g317'], 'seed': 1}
+    """
+    if name in ("class_names", "class_importance"):
+        return value
+    if isinstance(value, Mapping):
+        return {key: shortened(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shortened(item) for item in value]
+    return without_paths(value) if isinstance(value, str) else value
+
+
+def shortened_command(command: str) -> str:
+    """Shorten the absolute paths in a shell's command.
+
+    Example:
+        >>> shortened_command("python train.py --dataset '/srv/ann lee/photos'")
+        'python train.py --dataset photos'
+    """
+    try:
+        return shlex.join(map(without_paths, shlex.split(command)))
+    except ValueError:  # not a shell's: an unpaired quote
+        return without_paths(command)
 
 
 def published(value: Any, name: str = "") -> Any:

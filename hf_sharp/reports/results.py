@@ -18,9 +18,13 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses import LOSSES
 from hf_sharp.registry import Registry
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.reports.markdown import shortened, shortened_command
 from hf_sharp.sharpness.methods import METHODS
 
 RESULTS = "all_results.json"
+# What a push leaves out, as its name begins with "_": the options with the paths of this machine.
+_LOCAL = "_local.json"
+_WITHOUT_PATHS = ("options", "local", "model", "data", "adapter", "method")
 _FIGURES = ("train_runtime", "train_steps_per_second", "train_loss")
 _TRAINING_OPTIONS = (
     *("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -89,6 +93,45 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "folder of a run that has finished."
         )
     return results
+
+
+def shared_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy results as they are published: of an absolute path in options and command only the last part.
+
+    Args:
+        results: of a run.
+    """
+    shared = {name: shortened(item) if name in _WITHOUT_PATHS else item for name, item in results.items()}
+    return shared | ({"command": shortened_command(shared["command"])} if "command" in shared else {})
+
+
+def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Write the `all_results.json` of a run, which is published.
+
+    Args:
+        folder: the run's. The options as they were set are kept beside it, in a file that is not published.
+        results: the results.
+    """
+    _write(Path(folder, _LOCAL), {"options": results["options"]})
+    _write(Path(folder, RESULTS), shared_results(results))
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    unfinished = file.with_suffix(".part")  # a file appears complete or not at all
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+
+
+def options_of(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run as they were set, where it was trained on this machine; else as published.
+
+    Args:
+        folder: the run's.
+        results: its `all_results.json`.
+    """
+    file = Path(folder) / _LOCAL
+    local = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else results
+    return dict(local["options"])
 
 
 class ReportKeeper(TrainerCallback):
@@ -237,17 +280,18 @@ def model_record(model: Any, class_names: Sequence[str] | None = None) -> dict[s
     return {"library": "peft" if adapters else "transformers"} | {name: item for name, item in record.items() if item}
 
 
-def local_names(options: Mapping[str, Any]) -> list[str]:
+def local_names(options: Mapping[str, Any], base: str | None = None) -> list[str]:
     """Find which of a run's names are files of this machine, for a card made on another one.
 
     Args:
         options: the run's, by name.
+        base: the pretrained model, as the trained one names it.
 
     Returns:
-        The dataset and the model, as written in the options, if they are files or folders.
+        The dataset, the model and its base, as written in the options, if they are files or folders.
     """
-    names = (options.get("dataset"), options.get("model_name_or_path"))
-    return [name for name in names if name and os.path.exists(name)]
+    names = (options.get("dataset"), options.get("model_name_or_path"), base)
+    return list(dict.fromkeys(name for name in names if name and os.path.exists(name)))
 
 
 def machine_class() -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.labels import IGNORED_LABEL, LabelCollator, read_labels
-from hf_sharp.data.sampling import ClassSampler, EpochCounter
+from hf_sharp.data.labels import IGNORED_LABEL, LabelCollator
 from hf_sharp.losses import ClassFrequencyLoss, build_loss
 from hf_sharp.losses.registry import set_class_importance
 from hf_sharp.losses.training_loss import TrainingLoss
@@ -25,7 +22,7 @@ from hf_sharp.reports.results import ReportKeeper, results_of
 from hf_sharp.reports.tracking import send_recall
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.engine import StepMeans
-from hf_sharp.trainer import preflight
+from hf_sharp.trainer import choosing, labelled_data, preflight
 from hf_sharp.trainer.head_start import make_cosine_head, start_head
 from hf_sharp.trainer.saving import SavingTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -58,10 +55,15 @@ class LongTailTrainer(SavingTrainer):
         self.args: SharpTrainingArguments = args
         args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
         config = getattr(self.model, "config", None)
-        preflight.check_model(cast(nn.Module, self.model))
+        preflight.check_model(cast(nn.Module, self.model), args)
+        if args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            sets = {"the training set": self.train_dataset, "the evaluation set": self.eval_dataset}
+            labelled_data.check_transforms(sets, cast(list[str], self._signature_columns))
+        self.classes, self.train_dataset, self.eval_dataset, self.class_frequencies = labelled_data.understand(
+            self.train_dataset, self.eval_dataset, class_frequencies, args, config
+        )
         label2id = getattr(config, "label2id", None)
-        self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
-        preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
         self._given_loss = class_loss
         self._head: ClassifierHead | None = None
@@ -76,16 +78,16 @@ class LongTailTrainer(SavingTrainer):
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
             self.report_keeper = ReportKeeper(self.class_frequencies)
             self.add_callback(self.report_keeper)
+            choosing.check_best_metric(args, self.eval_dataset, self.class_frequencies)
             self.compute_metrics = self.report_keeper.compute_metrics
         self.label_names = ["labels"]
-        self._epochs = EpochCounter()
-        self.add_callback(self._epochs)
         # The losses are divided by the number of examples in the accumulation window: see _reduce.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
 
     def _build_method(self, model: nn.Module) -> None:
         frequencies, args = self.class_frequencies, self.args
+        self._built_for = args.method
         counts, method = frequencies.counts, METHODS[args.sharpness]
         importance = preflight.class_importance_of(args.class_importance, frequencies)
         if self._head is not None:
@@ -143,10 +145,16 @@ class LongTailTrainer(SavingTrainer):
         """
         model = super().call_model_init(trial)
         if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
+            self.classes.name_model(getattr(model, "config", None))
             self._build_method(model)
             if self._starts_fresh:
                 start_head(self, model)
         return model
+
+    def _settle_options(self) -> None:
+        self.args.check(unused=False)
+        if self.args.method != self._built_for:
+            self._build_method(cast(nn.Module, self.model))
 
     def _before_training(self, fresh: bool) -> None:
         self._starts_fresh = fresh and self.state.global_step == 0
@@ -156,6 +164,7 @@ class LongTailTrainer(SavingTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         if trial is not None and self.model_init is not None:  # the model was made before the trial set the options
+            self.args.check(unused=False)
             self._build_method(cast(nn.Module, self.model))
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
@@ -169,7 +178,8 @@ class LongTailTrainer(SavingTrainer):
             The best run. With several evaluation sets, the mean of their balanced accuracies counts.
 
         Raises:
-            ValueError: `direction` is not "maximize", and `compute_objective` is not set.
+            ValueError: `direction` is not "maximize", and `compute_objective` is not set; or a trial has options that
+                do not fit together.
         """
         if len(args) < 2 and kwargs.get("compute_objective") is None and hasattr(self, "report_keeper"):
             if kwargs.setdefault("direction", "maximize") != "maximize":
@@ -177,7 +187,7 @@ class LongTailTrainer(SavingTrainer):
                     f"direction={kwargs['direction']!r} would look for the lowest balanced accuracy. Leave it out, or "
                     "pass compute_objective as well."
                 )
-            kwargs["compute_objective"] = _mean_balanced_accuracy
+            kwargs["compute_objective"] = choosing.mean_balanced_accuracy
         return super().hyperparameter_search(*args, **kwargs)
 
     @property
@@ -244,52 +254,53 @@ class LongTailTrainer(SavingTrainer):
         loss = losses.sum() / num_items_in_batch
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as `Trainer` does, and send a picture of recall against class count to trackers that take pictures.
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer` does, all examples, and send a picture of recall against class count to trackers.
 
         Args:
+            eval_dataset: as for `Trainer`; classes in another order are aligned by name, and some may be absent.
             *args: as for `Trainer`.
             **kwargs: as for `Trainer`.
 
         Returns:
-            The metrics.
+            The metrics; of several evaluation sets, also the means of balanced accuracy and loss.
         """
-        metrics = super().evaluate(*args, **kwargs)
+        if eval_dataset is None:
+            self.eval_dataset = self.classes.align(self.eval_dataset, "the evaluation set")
+        eval_dataset = self._understood(eval_dataset, "the evaluation set")
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        prefix = args[1] if len(args) > 1 else kwargs.get("metric_key_prefix", "eval")
+        if isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            self.log(means := choosing.means_over_sets(metrics, list(sets), prefix))
+            return metrics | means
         report = getattr(getattr(self, "report_keeper", None), "report", None)  # None for a set without labels
-        dataset = args[0] if args else kwargs.get("eval_dataset")
-        several = isinstance(self.eval_dataset if dataset is None else dataset, dict)  # evaluated one by one, from here
-        if report is not None and not several and self.is_world_process_zero():
-            prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        if report is not None and self.is_world_process_zero():
             send_recall(self.callback_handler.callbacks, report, prefix, self.state.global_step)
         return metrics
 
-    # ---- the data and the card -----------------------------------------------------------------------------------
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict as `Trainer` does, all examples.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if self.args.sampler == "instance":
-            return super()._get_train_sampler(train_dataset)
-        data = self.train_dataset if train_dataset is None else train_dataset
-        label2id = getattr(getattr(self.model, "config", None), "label2id", None)
-        labels = read_labels(
-            data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id
-        )
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ClassSampler(
-            labels, self.args.sampler, seed, lambda: (self._epochs.epoch, self._num_epochs(len(labels)))
-        )
+        Args:
+            test_dataset: as for `Trainer`; classes in another order are aligned by name, and some may be absent.
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
 
-    def _num_epochs(self, examples: int) -> float:
-        args = self.args
-        batches = examples / (self._train_batch_size * args.world_size)
-        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-        steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-        return max(self.state.max_steps / steps, 1e-9)  # before training there are no steps yet
+        Returns:
+            As `Trainer`: logits and labels in the order of the model's classes, and the metrics.
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns = cast(list[str], self._signature_columns)
-        if self.args.label_column not in columns:
-            columns.append(self.args.label_column)
+        Raises:
+            ValueError: the dataset has other classes.
+        """
+        return super().predict(self._understood(test_dataset, "the test set"), *args, **kwargs)
+
+    def _understood(self, data: Any, which: str) -> Any:
+        if self.args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            labelled_data.check_transforms({which: data}, cast(list[str], self._signature_columns))
+        return self.classes.align(data, which)
+
+    # ---- the card -----------------------------------------------------------------------------------
 
     def create_model_card(
         self,
@@ -331,11 +342,6 @@ class LongTailTrainer(SavingTrainer):
             repo_id=self.hub_model_id,
             **{name: value for name, value in names.items() if value},
         )
-
-
-def _mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
-    accuracies = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
-    return sum(accuracies) / len(accuracies)
 
 
 def _first(names: str | list[str] | None) -> str | None:

@@ -1,8 +1,7 @@
-"""What must fit together before training starts: arguments, model, labels and class frequencies."""
+"""What must fit together before training starts: arguments, model, loss and mode of training."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 from collections.abc import Mapping
@@ -15,8 +14,6 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.labels import check_same_names, read_labels
-from hf_sharp.data.split import split_validation
 from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.sharpness import METHODS
@@ -24,7 +21,7 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_STREAMS = (IterableDataset, datasets.IterableDataset)
+STREAMS = (IterableDataset, datasets.IterableDataset)
 
 
 def check_arguments(args: Any, train_dataset: Any) -> None:
@@ -34,12 +31,13 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
             "options and those of sharpness and loss."
         )
+    args.check()  # again: options may have been changed since they were made
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs, and Trainer would use nn.DataParallel, which is not supported. Start "
             "one process per GPU with `accelerate launch` (or show it one GPU with CUDA_VISIBLE_DEVICES=0)."
         )
-    if args.sampler != "instance" and isinstance(train_dataset, _STREAMS):
+    if args.sampler != "instance" and isinstance(train_dataset, STREAMS):
         raise ValueError(
             f"sampler={args.sampler!r} has to choose among all examples, and the train_dataset is a stream. Load it "
             "without streaming, or leave sampler at 'instance'."
@@ -79,14 +77,17 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLo
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise a ValueError for a head that is not for single-label classification, or if nothing can be trained."""
+def check_model(model: nn.Module, args: SharpTrainingArguments) -> None:
+    """Raise a ValueError for a head of another task, and for a model that cannot be trained as the arguments ask."""
+    if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        raise ValueError(f"{type(model).__name__} does not support gradient_checkpointing. Leave it out.")
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     if problem in ("multi_label_classification", "regression") or getattr(config, "num_labels", 2) == 1:
         raise ValueError(
-            f"the model's head is for {problem or 'regression (num_labels=1)'}; SharpTrainer needs a head for "
-            "single_label_classification with 2 classes or more."
+            f"the model's head is for {problem or 'regression (num_labels=1)'}; SharpTrainer needs one for "
+            "single_label_classification with K >= 2 classes. Load the model with from_pretrained(..., num_labels=K, "
+            "problem_type='single_label_classification', ignore_mismatched_sizes=True); a head of another size is new."
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient: there is nothing to train.")
@@ -106,7 +107,8 @@ def check_class_loss(loss: Any, args: SharpTrainingArguments, frequencies: Class
     if loss.class_counts.tolist() != frequencies.counts.tolist():
         raise ValueError(
             f"class_loss was made for the class counts {loss.class_counts.tolist()}, and the training set has "
-            f"{frequencies.counts.tolist()}. Make it with ClassFrequencies.from_dataset(train_dataset).counts."
+            f"{frequencies.counts.tolist()}, in the order of the model's classes. Make it with ClassFrequencies."
+            "from_dataset(train_dataset).counts, and give the data the model's order of classes."
         )
 
 
@@ -165,7 +167,7 @@ def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArgument
             "rho_schedule='learned' needs validation examples, which are held out when the trainer is created. Create "
             "it with rho_schedule='learned'."
         )
-    if isinstance(rho_dataset, _STREAMS):
+    if isinstance(rho_dataset, STREAMS):
         raise ValueError("rho_dataset is a stream; batches are drawn from all of its examples. Load it as a Dataset.")
     kwargs = args.gradient_checkpointing_kwargs
     if args.gradient_checkpointing and isinstance(kwargs, Mapping) and kwargs.get("use_reentrant"):
@@ -179,40 +181,6 @@ def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArgument
             f"rho_hessian='exact' differentiates twice, and {attention} attention cannot. Load the model with "
             "attn_implementation='eager', or choose rho_hessian='secant'."
         )
-
-
-def hold_out(
-    train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments, label2id: Mapping[str, int] | None = None
-) -> tuple[Any, Any]:
-    """Hold validation examples for the learned radius out of the training set, unless `rho_dataset` is set.
-
-    Args:
-        train_dataset: the training set, or None.
-        rho_dataset: the examples that the radius is learned on, or None.
-        args: whether the radius is learned, and the fraction.
-        label2id: class name to index, from the model's config.
-
-    Returns:
-        The examples to train on, and those that the radius is learned on.
-
-    Raises:
-        ValueError: a `rho_dataset` that has no effect, or a training set that cannot be split.
-    """
-    if not args.learns_rho:
-        if rho_dataset is not None:
-            raise ValueError("rho_dataset has no effect without rho_schedule='learned'. Leave it out, or learn rho.")
-        return train_dataset, None
-    if rho_dataset is not None or train_dataset is None:
-        return train_dataset, rho_dataset
-    if not isinstance(train_dataset, datasets.Dataset):
-        raise ValueError(
-            f"rho_schedule='learned' holds out validation examples of a datasets.Dataset; train_dataset is "
-            f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
-        )
-    seed = args.seed if args.data_seed is None else args.data_seed
-    return split_validation(
-        train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column, label2id=label2id
-    )
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
@@ -240,102 +208,3 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.nd
             raise ValueError(f"class_importance has the class {name!r}, which is not a label.{hint}")
         values[index_of[str(name)]] = value
     return values
-
-
-def class_frequencies_of(
-    train_dataset: Any, given: ClassFrequencies | None, args: SharpTrainingArguments, config: Any
-) -> ClassFrequencies:
-    """Use the class frequencies that the user passed, or read them from the training set.
-
-    Args:
-        train_dataset: the training set, or None.
-        given: the user's frequencies, or None.
-        args: the label column, and the thresholds of the groups.
-        config: the model's config: the number of classes, their names and `label2id`.
-
-    Returns:
-        The frequencies, with the arguments' thresholds, and class names if known.
-
-    Raises:
-        ValueError: there is nothing to read them from, or their thresholds differ from the arguments'.
-    """
-    if given is None:
-        if train_dataset is None:
-            raise ValueError(
-                "without a train_dataset the class counts are unknown: pass class_frequencies=ClassFrequencies."
-                "from_counts([...]), with the counts of the model's training set."
-            )
-        if isinstance(train_dataset, _STREAMS):
-            raise ValueError(
-                "the class counts of an iterable train_dataset are unknown before it is read: pass class_frequencies="
-                "ClassFrequencies.from_counts([...]), or ClassFrequencies.from_dataset(dataset) for one pass over it."
-            )
-        num_classes, label2id = getattr(config, "num_labels", None), getattr(config, "label2id", None)
-        given = ClassFrequencies.from_dataset(train_dataset, args.label_column, num_classes, label2id=label2id)
-    for name in ("rare_threshold", "common_threshold"):
-        if getattr(given, name) not in (getattr(ClassFrequencies, name), getattr(args, name)):
-            raise ValueError(
-                f"class_frequencies has {name}={getattr(given, name)}, the arguments have {getattr(args, name)}: set "
-                "it in SharpTrainingArguments."
-            )
-    return dataclasses.replace(
-        given,
-        names=given.names or _names(config, given.num_classes),
-        rare_threshold=args.rare_threshold,
-        common_threshold=args.common_threshold,
-    )
-
-
-def check_labels(
-    train_dataset: Any, eval_dataset: Any, frequencies: ClassFrequencies, label_column: str, config: Any
-) -> None:
-    """Check that the head, the class counts and the labels of every dataset agree on the classes.
-
-    Args:
-        train_dataset: the training set, or None.
-        eval_dataset: one evaluation set, several by name, or None.
-        frequencies: of the training set.
-        label_column: where the labels are.
-        config: the model's config.
-
-    Raises:
-        ValueError: the number of classes or their order differs, or a label is outside the classes.
-    """
-    outputs = getattr(config, "num_labels", None)
-    if outputs not in (None, frequencies.num_classes):
-        raise ValueError(_head_mismatch("the training set", outputs, frequencies.num_classes))
-    sets = {"the training set": train_dataset, **_named_sets(eval_dataset)}
-    for which, dataset in sets.items():
-        if not isinstance(dataset, datasets.Dataset) or label_column not in dataset.column_names:
-            continue
-        feature = dataset.features[label_column]
-        if isinstance(feature, datasets.ClassLabel):
-            if feature.num_classes != frequencies.num_classes:
-                raise ValueError(_head_mismatch(which, frequencies.num_classes, feature.num_classes))
-            check_same_names(which, feature.names, frequencies.names)
-            check_same_names(which, feature.names, _names(config, frequencies.num_classes))
-        label2id = getattr(config, "label2id", None)
-        read_labels(dataset, label_column, num_classes=frequencies.num_classes, label2id=label2id)
-    absent = np.flatnonzero(frequencies.counts == 0)
-    if len(absent):
-        names = ", ".join(repr(frequencies.name(index)) for index in absent[:10])
-        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        noun = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
-        logger.warning("%s no training examples: %s%s.", noun, names, more)
-
-
-def _names(config: Any, num_classes: int) -> tuple[str, ...] | None:
-    id2label = getattr(config, "id2label", None) or {}
-    return tuple(id2label[i] for i in range(num_classes)) if set(id2label) == set(range(num_classes)) else None
-
-
-def _named_sets(eval_dataset: Any) -> dict[str, Any]:
-    named = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-    return {f"the evaluation set {name!r}" if name else "the evaluation set": data for name, data in named.items()}
-
-
-def _head_mismatch(which: str, outputs: int | None, classes: int) -> str:
-    return (
-        f"the model's head has {outputs} outputs, but there are {classes} classes in {which}. If these are the right "
-        f"classes, load the model with from_pretrained(..., num_labels={classes}, ignore_mismatched_sizes=True)."
-    )

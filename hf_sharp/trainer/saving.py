@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from hf_sharp.reports.markdown import without_paths
 from hf_sharp.trainer.checkpoint_files import (
     MethodState,
     check_adapter_keys,
@@ -25,10 +28,15 @@ from hf_sharp.trainer.checkpoint_files import (
     whole_checkpoint,
     written_method,
 )
-from hf_sharp.trainer.hub import fetch_checkpoint, make_branch
-from hf_sharp.training_args import SharpTrainingArguments
+from hf_sharp.trainer.hub import fetch_checkpoint, make_branch, name_base_only
+from hf_sharp.trainer.training_record import TrainingRecord, advice, weights_are_finite
+from hf_sharp.training_args import SAVED_AS, SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 class SavingTrainer(Trainer):
@@ -44,6 +52,9 @@ class SavingTrainer(Trainer):
         self._stateful: dict[str, Any] = {}
         self.method_state = MethodState({}, self.args.world_size, self.args.save_only_model)
         self.add_callback(self.method_state)
+        self._pushes, self._restore_base = False, _nothing
+        self.record = TrainingRecord(self.args.device)
+        self.add_callback(self.record)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer` does. A checkpoint to resume from must be complete, with the same method and class counts.
@@ -57,8 +68,10 @@ class SavingTrainer(Trainer):
             As `Trainer`.
 
         Raises:
-            ValueError: the checkpoint is incomplete, or has another method or other class counts.
+            ValueError: the checkpoint is incomplete, or has another method or other class counts; or losses or weights
+                became infinite or NaN.
         """
+        self._settle_options()
         if resume_from_checkpoint is True:
             index, processes = self.args.process_index, self.args.world_size
             resume_from_checkpoint = whole_checkpoint(str(self.args.output_dir), index, processes) or True
@@ -68,7 +81,51 @@ class SavingTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             check_same_method(resume_from_checkpoint, self.method_state.method)
         self._before_training(fresh=not resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.record.start_again({}, 0)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._stop_if_not_finite(ended=True)
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer` does; the time and loss of a training are those of all its parts.
+
+        Args:
+            logs: the values to log.
+            start_time: the start of training.
+
+        Raises:
+            ValueError: training losses since the last log are not finite.
+        """
+        if "train_runtime" in logs:
+            self._stop_if_not_finite(weights=False)
+            logs.update(self.record.of_all_parts(logs, self.state.global_step))
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self._stop_if_not_finite(weights=False)
+
+    def _stop_if_not_finite(self, weights: bool = True, ended: bool = False) -> None:
+        # Called where values are read from the device anyway: at logs, at checkpoints and at the end.
+        processes = self.args.world_size
+
+        def total(sums: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(sums, "sum") if processes > 1 else sums
+
+        bad, seen = self.record.pop(total, processes)
+        if not (bad or weights):
+            return
+        sound = weights_are_finite(cast(nn.Module, self.model), total)
+        # The scaler of float16 skips steps with infinite losses, which are sound as long as there are others.
+        tolerated = getattr(self.accelerator, "scaler", None) is not None and not (ended and bad == seen)
+        if sound and (not bad or tolerated):
+            return
+        message = advice(self.args, self.state.global_step, "the loss is" if sound else "loss and weights are")
+        if self.hp_search_backend is None:
+            raise ValueError(message)
+        logger.warning("%s The search goes on.", message)
+        self.control.should_training_stop = True
+
+    def _settle_options(self) -> None:
+        """Check options that were changed after the trainer was made, and let them take effect."""
 
     def _before_training(self, fresh: bool) -> None:
         """Do what comes before a training, which is fresh unless it resumes from a checkpoint."""
@@ -107,12 +164,14 @@ class SavingTrainer(Trainer):
                     part.drop_half()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._stop_if_not_finite()
         # The file is written last and marks a checkpoint as complete, so an older file must not be there.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.is_world_process_zero():
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
         states = cast(dict, self.state.stateful_callbacks)
-        states.setdefault(MethodState.__name__, {})  # missing after resuming from a plain Trainer's checkpoint
+        for kind in (MethodState, TrainingRecord):  # missing after resuming from a plain Trainer's checkpoint
+            states.setdefault(kind.__name__, {})
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -128,8 +187,11 @@ class SavingTrainer(Trainer):
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
         # restore_callback_states_from_checkpoint would restore the state that the checkpoint's training wrote.
-        self.callback_handler.remove_callback(MethodState)
-        self.add_callback(self.method_state)
+        for kept in (self.method_state, self.record):
+            self.callback_handler.remove_callback(type(kept))
+            self.add_callback(kept)
+        written = cast(dict, self.state.stateful_callbacks).get(TrainingRecord.__name__, {})
+        self.record.start_again(written if isinstance(written, dict) else {}, self.state.global_step)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -141,6 +203,36 @@ class SavingTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save as `Trainer` does; of an absolute path, `training_args.bin` has the last part only.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+        """
+        with self._arguments_without_paths():
+            super().save_model(*args, **kwargs)
+        if self._pushes and self.is_world_process_zero():
+            self._restore_base = name_base_only(str(self.args.output_dir))
+
+    def save_state(self) -> None:
+        """Save the state as `Trainer` does; of the best checkpoint's path, only the last part."""
+        kept = self.state.best_model_checkpoint
+        self.state.best_model_checkpoint = kept and without_paths(kept)
+        try:
+            super().save_state()
+        finally:
+            self.state.best_model_checkpoint = kept
+
+    @contextmanager
+    def _arguments_without_paths(self) -> Iterator[None]:
+        values = vars(self.args)
+        values[SAVED_AS] = {k: without_paths(v) for k, v in values.items() if type(v) is str}
+        try:
+            yield
+        finally:
+            values.pop(SAVED_AS)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts.
@@ -175,26 +267,36 @@ class SavingTrainer(Trainer):
         Returns:
             As `Trainer`.
         """
+        self._pushes = True
         try:
             if revision is not None and self.is_world_process_zero():
                 if self.hub_model_id is None:
                     self.init_hf_repo(token, private)
                 self._make_branch(revision, token)
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            pushed = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            if hasattr(pushed, "add_done_callback"):  # it goes on in the background
+                pushed.add_done_callback(self._restore_base)
+            else:
+                self._restore_base()
+            return pushed
         except Exception as error:
+            self._restore_base()
             error.add_note(
                 f"Nothing that was saved in {str(self.args.output_dir)!r} is lost. Push it again with "
                 f"trainer.push_to_hub(), or: hf upload {self.hub_model_id or 'USER/MODEL'} {self.args.output_dir} "
-                f"--exclude '{PREFIX_CHECKPOINT_DIR}-*'"
+                f"--exclude '{PREFIX_CHECKPOINT_DIR}-*' --exclude '_*'"
             )
             raise
+        finally:
+            self._pushes, self._restore_base = False, _nothing
 
     def _make_branch(self, revision: str | None, token: str | None) -> None:
         make_branch(str(self.hub_model_id), revision, self.args.hub_token if token is None else token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._report_failed_pushes()  # before Trainer forgets them
-        super()._push_from_checkpoint(checkpoint_folder)
+        with self._arguments_without_paths():
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()

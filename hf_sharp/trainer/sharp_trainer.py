@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedModel
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.labels import HostLabelCollator
+from hf_sharp.data.labels import HostLabelCollator, read_labels
+from hf_sharp.data.sampling import ClassSampler, EpochCounter
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.engine import SharpnessEngine
-from hf_sharp.trainer import preflight
+from hf_sharp.trainer import labelled_data, preflight
 from hf_sharp.trainer.long_tail_trainer import LongTailTrainer
 from hf_sharp.trainer.training_loop import TrainerLoop
 from hf_sharp.training_args import SharpTrainingArguments
@@ -76,14 +79,16 @@ class SharpTrainer(LongTailTrainer):
             )
         preflight.check_arguments(args, train_dataset)
         label2id = getattr(getattr(model, "config", None), "label2id", None)
-        train_dataset, self.rho_dataset = preflight.hold_out(train_dataset, rho_dataset, args, label2id)
+        train_dataset, self.rho_dataset = labelled_data.hold_out(train_dataset, rho_dataset, args, label2id)
         positional = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*positional, class_frequencies=class_frequencies, class_loss=class_loss, **trainer_kwargs)
+        self._epochs = EpochCounter(getattr(train_transform, "set_epoch", None))
+        self.add_callback(self._epochs)
         self.train_transform = train_transform
-        self._epochs.told = getattr(train_transform, "set_epoch", None)
         if self.rho_dataset is not None:
+            self.rho_dataset = self.classes.align(self.rho_dataset, "rho_dataset")
             held_out, config = {"rho_dataset": self.rho_dataset}, getattr(self.model, "config", None)
-            preflight.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
+            labelled_data.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
         if self.is_fsdp_enabled:
             preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args, self.class_loss)
             # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
@@ -120,7 +125,9 @@ class SharpTrainer(LongTailTrainer):
         Returns:
             The micro-batch's loss at the unperturbed weights, as plain training logs it.
         """
-        return self.engine.step(model, inputs, num_items_in_batch)
+        loss = self.engine.step(model, inputs, num_items_in_batch)
+        self.record.add(loss)
+        return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the micro-batches of an accumulation window, as `Trainer` does.
@@ -185,3 +192,63 @@ class SharpTrainer(LongTailTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator, self.train_dataset = cast(Callable, collator), data
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Make the evaluation dataloader; `dataloader_drop_last` leaves out training examples only.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The dataloader.
+        """
+        with self._all_examples():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Make the dataloader of a prediction; `dataloader_drop_last` leaves out training examples only.
+
+        Args:
+            *args: as for `Trainer`.
+            **kwargs: as for `Trainer`.
+
+        Returns:
+            The dataloader.
+        """
+        with self._all_examples():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _all_examples(self) -> Iterator[None]:
+        kept, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = kept
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.sampler == "instance":
+            return super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        label2id = getattr(getattr(self.model, "config", None), "label2id", None)
+        labels = read_labels(
+            data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id
+        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ClassSampler(
+            labels, self.args.sampler, seed, lambda: (self._epochs.epoch, self._num_epochs(len(labels)))
+        )
+
+    def _num_epochs(self, examples: int) -> float:
+        args = self.args
+        batches = examples / (self._train_batch_size * args.world_size)
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+        return max(self.state.max_steps / steps, 1e-9)  # before training there are no steps yet
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast(list[str], self._signature_columns)
+        if self.args.label_column not in columns:
+            columns.append(self.args.label_column)

@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_sharp import cli
 from hf_sharp.data.class_names import align_names, match_names, real_names
-from hf_sharp.data.label_columns import align_dataset
+from hf_sharp.data.label_columns import align_dataset, name_classes
 from hf_sharp.model.class_rows import class_axes, permute_classes, renew_head
 from hf_sharp.recipe.arguments import ModelArguments
 from hf_sharp.recipe.models import load_model
@@ -107,6 +107,20 @@ def test_a_dataset_of_fewer_classes_is_aligned_and_the_absent_ones_are_named(cap
 )
 def test_data_without_declared_classes_comes_back_unchanged(data):
     assert align_dataset(data, "label", ["b", "a"], "it", "that") is data
+
+
+def test_names_that_look_alike_and_classes_of_the_test_split_alone_are_told(caplog):
+    splits = {
+        "train": datasets.Dataset.from_dict({"label": ["ham", "ham ", "spam", "eggs"]}),
+        "test": datasets.Dataset.from_dict({"label": ["Spam", "bacon", "ham", "bacon"]}),
+    }
+    assert len(name_classes(splits, "label")["train"].features["label"].names) == 6
+    assert "differ only in spaces or capitals are different classes: 'Spam', 'spam'; 'ham', 'ham '" in caplog.text
+    assert "Split 'test' has 3 examples of classes without training examples" in caplog.text
+    assert "cannot be recognised: 'Spam', 'bacon'" in caplog.text
+    caplog.clear()
+    name_classes({"train": splits["train"].select([0, 2, 3]), "test": splits["test"].select([2])}, "label")
+    assert caplog.text == ""
 
 
 # ---- heads -------------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_compare_writes_where_it_is_told_to(flag, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(compare, "launch", launch)
     with pytest.raises(SystemExit):
         cli.main(["compare", *map(str, configs), flag, str(tmp_path / "here")])
-    assert folders == [tmp_path / "here" / "plain" / "seed_0"]
+    assert folders == [tmp_path / "here" / "sharp" / "seed_0"], "the second config is checked first"
 
 
 # ---- few seeds -----------------------------------------------------------------------------------------------------

@@ -93,6 +93,9 @@ def test_columns_that_differ_by_split(tmp_path, capsys):
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
+RESNET = '{"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}'
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -124,6 +127,18 @@ def test_columns_that_differ_by_split(tmp_path, capsys):
         (["--report_to", "wandb"], "wandb"),
         (["--optim", "adamw_bnb_8bit"], "bitsandbytes"),
         (["--optim", "adamw_apex_fused"], "apex"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--data_seed", "99999999999"], "seeds must be below 4,294,967,296, got 99,999,999,999"),
+        (["--lr_scheduler_kwargs", '{"x": 1}'], "the trainer cannot be made: get_linear_schedule_with_warmup() got"),
+        (["--class_names", "a", "a", "b"], "class_names has 'a' more than once"),
+        (["--validation_split", "train"], "validation_split and train_split are both 'train'"),
+        (["--test_split", "train"], "the report would be on training data"),
+        (["--max_steps", "0", "--num_train_epochs", "0"], "nothing would be trained"),
+        (
+            ["--model_config", TINY_VIT.replace('"patch_size": 4', '"patch_size": 16')],
+            "the model cannot take the images",
+        ),
+        (["--model_config", RESNET, "--gradient_checkpointing", "true"], "does not support gradient_checkpointing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

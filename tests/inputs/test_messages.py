@@ -65,6 +65,19 @@ def test_data_of_one_class_is_called_that(labels, tmp_path, capsys, no_traceback
     assert f"column 'label' has a single class, {labels[0]!r}" in said
 
 
+def test_labels_that_are_all_different_are_no_labels(tmp_path):
+    rows = "".join(f"text,id {i}\n" for i in range(8))
+    data = load(str(write(tmp_path, "data.csv", f"text,label\n{rows}")))
+    with pytest.raises(ValueError, match=r"the largest class has 1\. Is 'label' the column with the labels\?"):
+        prepare_splits(data, test_fraction=0.5)
+
+
+def test_a_text_of_any_length_is_read(tmp_path):
+    rows = "".join(f"{'word ' * 40_000},{name}\n" for name in "ab")
+    data = load(str(write(tmp_path, "data.csv", f"text,label\n{rows}")))["train"]
+    assert [len(text) for text in data["text"]] == [200_000, 200_000]
+
+
 @pytest.mark.parametrize("empty", [["", ""], [None, None], [-1, -1], [-100, -100]], ids=str)
 def test_an_unlabelled_test_split_is_named(empty):
     train = ["a", "b"] if empty[0] in ("", None) else [0, 1]

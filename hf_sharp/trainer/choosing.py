@@ -1,0 +1,97 @@
+"""Which checkpoint and which trial of a search is the best: the metrics are known before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import read_labels
+from hf_sharp.reports.long_tail_report import long_tail_report, numbers_of
+
+_SPEED = ("runtime", "samples_per_second", "steps_per_second")
+# Of several evaluation sets, the mean of these is reported too, so that each can be the metric of the best model.
+_MEANS = ("balanced_accuracy", "loss")
+
+
+def metric_names(eval_dataset: Any, frequencies: ClassFrequencies, label_column: str) -> set[str]:
+    """List the metrics that an evaluation with the long-tail report will have, without their prefix.
+
+    Args:
+        eval_dataset: one dataset, or several by name. Which groups it has examples of decides which metrics there are.
+        frequencies: of the training set.
+        label_column: the column with the labels.
+
+    Returns:
+        The names; with several sets, those of each with the set's name before them, and the means over the sets.
+
+    Raises:
+        ValueError: labels that cannot be read.
+    """
+    if isinstance(eval_dataset, dict):
+        sets = {name: metric_names(data, frequencies, label_column) for name, data in eval_dataset.items()}
+        means = {name for name in _MEANS if all(name in names for names in sets.values())}
+        return means | {f"{name}_{metric}" for name, names in sets.items() for metric in names}
+    labels = np.arange(frequencies.num_classes)
+    if isinstance(eval_dataset, datasets.Dataset):
+        if label_column not in eval_dataset.column_names:
+            return set(_SPEED)
+        found = np.unique(read_labels(eval_dataset, label_column)) if len(eval_dataset) else labels
+        labels = found[found < frequencies.num_classes]
+    report = long_tail_report(labels, labels, frequencies)
+    return {*numbers_of(report), *_SPEED, "loss", "calibration_error"}
+
+
+def check_best_metric(args: Any, eval_dataset: Any, frequencies: ClassFrequencies) -> None:
+    """Raise a ValueError if the best model is chosen by a metric that no evaluation reports.
+
+    Args:
+        args: `SharpTrainingArguments`.
+        eval_dataset: one dataset, several by name, or None.
+        frequencies: of the training set.
+    """
+    asked = args.metric_for_best_model
+    if asked is None or args.eval_strategy == "no" or eval_dataset is None:
+        return
+    known = metric_names(eval_dataset, frequencies, args.label_column)
+    if args.prediction_loss_only:
+        known = {name for name in known if name.endswith(("loss", *_SPEED))}
+    if asked.removeprefix("eval_") in known:
+        return
+    shown = sorted(known - {name for name in known if name.endswith((*_SPEED, "_classes", "_threshold"))})
+    raise ValueError(
+        f"metric_for_best_model={asked!r} is not reported: no evaluation would find it. Expected one of "
+        f"{', '.join(shown)}; or pass a compute_metrics of your own that returns it."
+    )
+
+
+def means_over_sets(metrics: Mapping[str, float], sets: list[str], prefix: str) -> dict[str, float]:
+    """Average balanced accuracy and loss over evaluation sets.
+
+    Args:
+        metrics: of all sets.
+        sets: their names.
+        prefix: of the metrics, before the set's name.
+
+    Returns:
+        The means, where every set has the metric.
+
+    Example:
+        >>> means_over_sets({"eval_a_loss": 1.0, "eval_b_loss": 3.0}, ["a", "b"], "eval")
+        {'eval_loss': 2.0}
+    """
+    means = {}
+    for name in _MEANS:
+        values = [metrics.get(f"{prefix}_{one}_{name}") for one in sets]
+        if None not in values:
+            means[f"{prefix}_{name}"] = sum(values) / len(values)  # type: ignore[arg-type]
+    return means
+
+
+def mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
+    """Choose the objective of a search: the balanced accuracy; of several evaluation sets, the mean."""
+    accuracies = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
+    return sum(accuracies) / len(accuracies)

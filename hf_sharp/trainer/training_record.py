@@ -1,0 +1,129 @@
+"""What is recorded while training: whether losses and weights stay finite, the whole training's time and mean loss.
+
+A training that was interrupted goes on from a checkpoint. Its time and its mean loss are those of all parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+
+class TrainingRecord(TrainerCallback, ExportableState):
+    """Time and losses of a training, written into every checkpoint. Adding a loss reads nothing from the device.
+
+    Args:
+        device: where the losses are.
+
+    Example:
+        >>> record = TrainingRecord("cpu")
+        >>> record.add(torch.tensor(2.0)), record.add(torch.tensor(float("nan")))
+        (None, None)
+        >>> record.pop(lambda sums: sums, processes=1)
+        (1, 2)
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+        self.start_again({}, 0)
+
+    def start_again(self, saved: Mapping[str, Any], step: int) -> None:
+        """Begin a part of a training.
+
+        Args:
+            saved: what `state` returned at the end of the part before; empty for the first part.
+            step: the step that it begins with.
+        """
+        attributes = saved.get("attributes", {})
+        self._seconds, self._loss = float(attributes.get("seconds", 0)), float(attributes.get("loss", 0))
+        self._first_step, self._started = step, time.time()
+        self._sums, self._seen = torch.zeros(2, device=self._device), 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what is written: the seconds and the sum of losses so far.
+
+        Returns:
+            No `args`, and `attributes`.
+        """
+        seconds = self._seconds + time.time() - self._started
+        return {"args": {}, "attributes": {"seconds": seconds, "loss": self._loss}}
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of a micro-batch."""
+        loss = loss.detach()
+        finite = loss.isfinite()
+        self._sums += torch.stack([torch.where(finite, loss, 0), ~finite]).to(self._sums)
+        self._seen += 1
+
+    def pop(self, over_processes: Callable[[Tensor], Tensor], processes: int) -> tuple[int, int]:
+        """Return how many losses since the last call were not finite, and how many there were; read from the device.
+
+        Args:
+            over_processes: sums a tensor over the processes.
+            processes: their number.
+        """
+        loss, bad = over_processes(self._sums).tolist()
+        self._loss += loss / processes
+        seen, self._seen = self._seen * processes, 0
+        self._sums.zero_()
+        return int(bad), seen
+
+    def of_all_parts(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """Correct the metrics at the end of a training that was interrupted.
+
+        Args:
+            metrics: `train_runtime` and others, of the last part.
+            step: the last step.
+
+        Returns:
+            The metrics that differ for the whole training.
+        """
+        if not self._first_step or not self._seconds or step <= self._first_step:
+            return {}
+        part, share = metrics["train_runtime"], step / (step - self._first_step)
+        seconds = self._seconds + part
+        rates = ("train_samples_per_second", "train_steps_per_second")
+        corrected = {name: round(metrics[name] * part * share / seconds, 3) for name in rates if name in metrics}
+        loss = {"train_loss": self._loss / step} if "train_loss" in metrics else {}
+        return {"train_runtime": round(seconds, 4), **corrected, **loss}
+
+
+def weights_are_finite(model: nn.Module, over_processes: Callable[[Tensor], Tensor]) -> bool:
+    """Tell whether all trained weights are finite. It reads from the device.
+
+    Args:
+        model: the model.
+        over_processes: sums a tensor over the processes, which may hold other shards.
+    """
+    flags = []
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            values = parameter.detach()
+            values = values.to_local() if hasattr(values, "to_local") else values
+            flags.append(~values.isfinite().all())
+    return not flags or not over_processes(torch.stack(flags).sum().float()).item()
+
+
+def advice(args: Any, step: int, what: str) -> str:
+    """Say what to change after the losses or weights of a training became infinite or NaN.
+
+    Args:
+        args: `SharpTrainingArguments`.
+        step: the step at which it was noticed.
+        what: loss or weights.
+
+    Returns:
+        The error's text.
+    """
+    changes = [f"lower learning_rate (it is {args.learning_rate:g})"]
+    changes += ["lower rho" if args.sharpness != "none" else "", "use bf16 instead of fp16" if args.fp16 else ""]
+    return (
+        f"training stopped at step {step}: {what} not finite (NaN or infinite), and nothing was published. "
+        f"{', or '.join(filter(None, changes)).capitalize()}; and check that the inputs hold no such values."
+    )

@@ -1,0 +1,163 @@
+"""Options are checked when the trainer is made and at every trial, and the metrics are known before training."""
+
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from transformers.trainer_utils import HPSearchBackend
+
+from hf_sharp import SharpTrainer
+from tests.conftest import CLASS_COUNTS, make_images, make_vit
+
+BEST = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+BEST |= {"load_best_model_at_end": True, "sharpness": "none"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("rho", -0.5, "rho must be a finite number >= 0, got -0.5"),
+        ("rho", float("nan"), "rho must be a finite number >= 0, got nan"),
+        ("loss", "focall", "unknown loss 'focall'"),
+        ("sharpness", "sams", "unknown sharpness 'sams'"),
+        ("sampler", "balanced", "unknown sampler 'balanced'"),
+        ("loss_tau", 2.0, "loss_tau=2.0 has no effect with loss='cross_entropy'"),
+        ("ascent_fraction", 0.0, r"ascent_fraction must be in \(0, 1\]"),
+        ("reweight_after", 1.5, "reweight_after is a fraction"),
+        ("label_smoothing_factor", 0.1, "label_smoothing_factor=0.1 is not supported"),
+        ("per_device_train_batch_size", 0, "per_device_train_batch_size must be at least 1, got 0"),
+        ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be at least 1, got 0"),
+        ("learning_rate", -1.0, "learning_rate must be at least 0, got -1.0"),
+        ("class_importance", '{"class 9": 2}', "class_importance has the class 'class 9'"),
+    ],
+)
+def test_options_that_were_changed_afterwards(option, value, message, make_trainer):
+    trainer = make_trainer(max_steps=1)
+    args = trainer.args
+    setattr(args, option, value)
+    with pytest.raises(ValueError, match=message):
+        type(trainer)(model=make_vit(), args=args, train_dataset=make_images())
+
+
+@pytest.mark.parametrize(("option", "value"), [("rho", -0.5), ("loss", "focall"), ("rho_schedule", "step")])
+def test_options_that_were_changed_on_the_trainer(option, value, make_trainer):
+    trainer = make_trainer(max_steps=1)
+    setattr(trainer.args, option, value)
+    with pytest.raises(ValueError, match=option):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_loss_that_was_changed_on_the_trainer_takes_effect(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    trainer.args.loss, trainer.args.rho = "focal", 0.5
+    trainer.train()
+    assert trainer.class_loss.name == "focal"
+    assert trainer.rho == 0.5
+    assert trainer.method_state.method["loss"] == "focal"
+
+
+def searching(make_trainer):
+    args = make_trainer(max_steps=1).args
+    trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
+    trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: trial.params
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("trial", "message"),
+    [
+        ({"loss": "focall"}, "unknown loss 'focall'"),
+        ({"rho": -0.5}, "rho must be a finite number >= 0"),
+        ({"loss": "ldam"}, "needs cosine logits"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1"),
+        ({"sampler": "weighted"}, "unknown sampler 'weighted'"),
+        ({"reweight_after": 0.5, "loss": "class_balanced"}, "would weight the classes twice"),
+    ],
+    ids=str,
+)
+def test_the_options_of_a_trial(trial, message, make_trainer):
+    trainer = searching(make_trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.train(trial=SimpleNamespace(params=trial, number=0))
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("trial", [{"loss": "focal", "rho": 0.01}, {"sharpness": "none", "rho": 0.1}], ids=str)
+def test_a_trial_that_fits_trains_also_with_options_that_its_method_does_not_use(trial, make_trainer, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # Optuna is not here
+    trainer = searching(make_trainer)
+    trainer.train(trial=SimpleNamespace(params=trial, number=0))
+    assert trainer.class_loss.name == trial.get("loss", "cross_entropy")
+    assert trainer.args.rho == trial["rho"]
+    assert trainer.state.global_step == 1
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["f1", "eval_f1", "acuracy", "many_accuracy", "first_accuracy", "test_loss"])
+def test_a_metric_that_no_evaluation_reports(metric, make_trainer):
+    with pytest.raises(ValueError, match=rf"metric_for_best_model='{metric}' is not reported.*macro_f1"):
+        make_trainer(eval_dataset=make_images(), metric_for_best_model=metric, **BEST)
+
+
+@pytest.mark.parametrize(
+    "metric", ["macro_f1", "eval_few_accuracy", "loss", "calibration_error", "worst_class_recall", "g_mean", "runtime"]
+)
+def test_a_metric_that_is_reported_is_found(metric, make_trainer):
+    trainer = make_trainer(eval_dataset=make_images(), metric_for_best_model=metric, **BEST)
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
+def test_a_group_without_examples_in_the_evaluation_set_has_no_metric(make_trainer):
+    frequent = make_images([c if c > 20 else 0 for c in CLASS_COUNTS])
+    with pytest.raises(ValueError, match="'few_accuracy' is not reported"):
+        make_trainer(eval_dataset=frequent, metric_for_best_model="few_accuracy", **BEST)
+
+
+def test_an_evaluation_set_without_labels_or_examples(make_trainer, caplog):
+    unlabelled = make_images().rename_column("label", "labels")
+    with pytest.raises(ValueError, match="metric_for_best_model='balanced_accuracy' is not reported"):
+        make_trainer(eval_dataset=unlabelled, **BEST)
+    assert "evaluated without labels: there is no label column 'label'; the columns are" in caplog.text
+    with pytest.raises(ValueError, match="the evaluation set 'second' is empty"):
+        make_trainer(eval_dataset={"first": make_images(), "second": make_images().select([])})
+
+
+@pytest.mark.parametrize("kind", [dict, datasets.DatasetDict])
+def test_two_evaluation_sets_with_the_default_metric_use_the_mean(kind, make_trainer):
+    sets = kind({"first": make_images(seed=2), "second": make_images([5, 5, 5, 5], seed=3)})
+    trainer = make_trainer(eval_dataset=sets, **BEST)
+    trainer.train()
+    logged = {name: value for entry in trainer.state.log_history for name, value in entry.items() if "balanced" in name}
+    means = [
+        entry["eval_balanced_accuracy"] for entry in trainer.state.log_history if "eval_balanced_accuracy" in entry
+    ]
+    assert trainer.state.best_metric == max(means)
+    assert logged["eval_balanced_accuracy"] == pytest.approx(
+        (logged["eval_first_balanced_accuracy"] + logged["eval_second_balanced_accuracy"]) / 2
+    )
+
+
+@pytest.mark.parametrize("metric", ["second_few_accuracy", "eval_first_balanced_accuracy", "loss"])
+def test_two_evaluation_sets_with_a_metric_of_one(metric, make_trainer):
+    sets = {"first": make_images(seed=2), "second": make_images(seed=3)}
+    trainer = make_trainer(eval_dataset=sets, metric_for_best_model=metric, **BEST)
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
+def test_two_evaluation_sets_and_metrics_of_ones_own_take_the_mean_loss(make_trainer):
+    sets = {"first": make_images(seed=2), "second": make_images(seed=3)}
+    own = {"compute_metrics": lambda prediction: {"mine": 1.0}}
+    trainer = make_trainer(eval_dataset=sets, trainer=own, **BEST)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == min(losses)
+
+
+def test_a_calibration_error_is_the_better_the_lower(make_trainer):
+    trainer = make_trainer(eval_dataset=make_images(), metric_for_best_model="calibration_error", **BEST)
+    assert trainer.args.greater_is_better is False
