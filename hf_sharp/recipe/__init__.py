@@ -17,7 +17,7 @@ _HOME = {
     "TrainImageArguments": "images",
     "load_splits": "arguments",
     "open_saved": "saved",
-    "plan_runs": "runs",
+    "plan_runs": "planned",
     "prepare_images": "images",
     "prepare_texts": "texts",
     "read_flags": "parser",

@@ -68,19 +68,11 @@ def train_classifier(
         ValueError: options, data and model that do not fit each other.
     """
     parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
-    every = 0.05  # of all steps: long runs do not log too much, and short ones enough to see where they go
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), logging_steps=every, **defaults)
+    # Logs every twentieth of a run: long ones not too much, short ones enough to see where they go.
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), logging_steps=0.05, **defaults)
     data, model, which, adapters, args = parser.build()
     runs = plan_runs(parser)
-    if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
-        raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r} needs validation data. Add --validation_fraction 0.1, or "
-            "--validation_split with the name of a split."
-        )
-    if args.max_steps <= 0 and args.num_train_epochs == 0:
-        raise ValueError(
-            "num_train_epochs is 0: nothing would be trained. hf-sharp evaluate reports on a model as it is."
-        )
+    _check_asked(data, args)
     processor = load_processor(model, data)
     with args.main_process_first(desc="preparing the data"):
         splits = load_splits(data, args.label_column)
@@ -118,6 +110,18 @@ def train_classifier(
         title += f"; test {examples} in {len(extras.views)} views"
     test = TestData(splits["test"], extras.tta, extras.views)
     return run_side_by_side(runs, make_trainer, test, title, args.output_dir, record, adapters.peft_merge)
+
+
+def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:
+    if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r} needs validation data. Add --validation_fraction 0.1, or "
+            "--validation_split with the name of a split."
+        )
+    if args.max_steps <= 0 and args.num_train_epochs == 0:
+        raise ValueError(
+            "num_train_epochs is 0: nothing would be trained. hf-sharp evaluate reports on a model as it is."
+        )
 
 
 def check_optimizer(trainer: SharpTrainer) -> None:
