@@ -96,8 +96,8 @@ class RecipeParser:
         convert = action.type
         if value is None:
             return None
-        if key == "class_importance" and isinstance(value, dict):
-            return dict(zip(written, value.values(), strict=True))
+        if key in ("class_importance", "cost_matrix") and isinstance(value, dict):
+            return _named_as_written(value, written)
         if convert is str and action.nargs in ("*", "+"):
             return list(map(str, written)) if isinstance(value, (list, tuple)) else [written]
         if action.nargs in ("*", "+"):
@@ -112,6 +112,12 @@ class RecipeParser:
             return convert(value)
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
+
+
+def _named_as_written(value: Any, written: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _named_as_written(inner, written[name]) for name, inner in zip(written, value.values(), strict=True)}
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from hf_sharp.reports.results import RESULTS
 
 logger = logging.getLogger(__name__)
 
-# Options of the model's inputs, whatever the data; all others are taken over for the same data only.
-_OF_INPUTS = {"max_length", "tokenizer_name", "picture_range"}
+# Options of the model, whatever the data; all others are taken over for the same data only.
+_OF_MODEL = {"max_length", "tokenizer_name", "picture_range", "cost_matrix"}
 _NOT_TAKEN = {
     "output_dir",
     "dataset",
@@ -72,16 +72,17 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
     for group in groups:
         for item in fields(group):
             name = item.name
-            if name in _NOT_TAKEN or not (same or name in _OF_INPUTS) or (name not in options and name not in flags):
+            if name in _NOT_TAKEN or not (same or name in _OF_MODEL) or (name not in options and name not in flags):
                 continue
             trained, value = options.get(name, item.default), getattr(group, name)
             if trained == value:
                 continue
-            if name in flags:
-                contradicted[name] = f"{name} {value} (trained with {trained})"
+            if flags & {name, *(alias.lstrip("-") for alias in item.metadata.get("aliases", ()))}:
+                if name != "cost_matrix":  # which changes no training
+                    contradicted[name] = f"{name} {value} (trained with {trained})"
             else:
                 setattr(group, name, trained)
-                taken[name] = f"{name} {trained}"
+                taken[name] = name if name == "cost_matrix" else f"{name} {trained}"
     if taken:
         logger.warning("taken over from the training: %s", ", ".join(taken.values()))
     if contradicted:

@@ -257,7 +257,9 @@ def _train_and_evaluate(
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
-        report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies)
+        report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies, trainer.cost_matrix)
+    if trainer.cost_matrix is not None:  # as numbers: the file may not be there later
+        data = {**data, "cost_matrix": trainer.cost_matrix.tolist()}
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},

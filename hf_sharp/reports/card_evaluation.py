@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.reports.figures import half_width, half_widths, is_finite_number, percent, quantity
+from hf_sharp.reports.figures import cost_per_example, half_width, half_widths, is_finite_number, percent, quantity
 from hf_sharp.reports.markdown import code, escaped
 
 _FOLDED_ABOVE = 20  # classes
@@ -41,6 +41,7 @@ def evaluation_section(
     return {
         "results": results_table(report, plain, frequencies, group_labels),
         "calibration": percent(report.get("calibration_error"), width),
+        "cost": cost_per_example(report),
         "rare": frequencies.rare_threshold,
         "common": frequencies.common_threshold,
         "picture": quote(picture) if picture and "per_class_recall" in report else None,

@@ -63,6 +63,7 @@ class LongTailTrainer(SavingTrainer):
         self.class_frequencies = preflight.class_frequencies_of(train_dataset, class_frequencies, args, config)
         preflight.check_labels(train_dataset, eval_dataset, self.class_frequencies, args.label_column, config)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
+        self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
         self._given_loss = class_loss
         self._head: ClassifierHead | None = None
         self.step_means = StepMeans(args.device)
@@ -74,7 +75,7 @@ class LongTailTrainer(SavingTrainer):
         if self.compute_metrics is None:
             if args.batch_eval_metrics:
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
-            self.report_keeper = ReportKeeper(self.class_frequencies)
+            self.report_keeper = ReportKeeper(self.class_frequencies, self.cost_matrix)
             self.add_callback(self.report_keeper)
             self.compute_metrics = self.report_keeper.compute_metrics
         self.label_names = ["labels"]
