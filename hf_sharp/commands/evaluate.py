@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from transformers import HfArgumentParser
 
+from hf_sharp.model.posthoc import RECORD
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.decisions import DECISIONS, read_decisions
+from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
 from hf_sharp.reports.long_tail_report import long_tail_report
-from hf_sharp.reports.plots import plot_recall_by_count
-from hf_sharp.reports.table import comparison_table
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE = "hf-sharp evaluate outputs/photos photos/ --per_class --output_dir outputs/photos_report"
 
 
 @dataclass
@@ -26,9 +29,18 @@ class EvaluateArguments:
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
     rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
     common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    per_class: str | None = per_class_field()
+    cost_matrix: str | None = field(
+        default=None,
+        metadata={
+            "help": "What mistakes cost, for the expected cost: a CSV file with a row per true class and a column per "
+            'predicted class, or JSON such as {"fraud": 5}. Default: those of the training or of the model.',
+            "aliases": ["--cost"],
+        },
+    )
     batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "A new folder for report.json and the picture.", "aliases": ["--output"]}
+        default=None, metadata={"help": "A new folder for report.json and the pictures.", "aliases": ["--output"]}
     )
 
 
@@ -41,33 +53,36 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: options that do not fit each other, the model or the data.
     """
-    classes: Any = (EvaluateArguments, LookArguments)
-    parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
-    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    what_it_does = "The long-tail report of a model: accuracy, and recall of frequent and of rare classes."
+    parser = command_parser("evaluate", (EvaluateArguments, LookArguments), what_it_does, _EXAMPLE)
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
+    rows = rows_shown(what.per_class)
     choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
         raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
+    decisions = read_decisions(names.model, saved.classes)
+    if decisions.cost_matrix is not None:
+        logger.warning("predictions of least expected cost, with the costs in %s", DECISIONS)
+    costs = what.cost_matrix or decisions.cost_matrix or getattr(saved.model.config, RECORD, {}).get("class_costs")
     logits, labels = saved.predict(what.split, what.batch_size)
-    probabilities = logits.softmax(1).numpy()
+    probabilities, predictions = (values.numpy() for values in decisions.decide(logits))
     report = long_tail_report(
-        probabilities.argmax(1),
+        predictions,
         labels.numpy(),
         saved.frequencies.counts,
         probabilities,
+        cost_matrix=costs,
         class_names=saved.frequencies.names,
         rare_threshold=what.rare_threshold,
         common_threshold=what.common_threshold,
     )
     name, console = Path(names.model).name, Console()
     title = f"{data.dataset}, split {what.split}: {len(labels):,} examples"
-    console.print(comparison_table({name: report}, title))
+    show_report(console, name, report, title, rows)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        plot_recall_by_count({name: report}, output / "recall_by_count.png", title)
-        (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        console.print(f"report   {output / 'report.json'}", highlight=False, soft_wrap=True)
+        write_report(output, name, report, predictions, labels.numpy(), probabilities, title)
+        console.print(f"report   {output / REPORT}", highlight=False, soft_wrap=True)

@@ -125,7 +125,7 @@ def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
         for column, cell in zip(columns, row[1:], strict=True):
             matrix[true, column] = _number(cell, f"{where}: row {row[0]!r}, column {names[column]!r}")
     for i, kind in ((0, "row"), (1, "column")):
-        missing = [names[c] for c in np.flatnonzero(np.isnan(matrix).all(axis=1 - i))]
+        missing = [names[c] for c in np.flatnonzero(np.isnan(matrix).all(axis=1 - i)).tolist()]
         if missing:
             raise ValueError(f"{where} has no {kind} for the class {missing[0]!r}; it needs one for each class.")
     return matrix

@@ -128,6 +128,38 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of the description and of the example."""
+
+
+def command_parser(
+    name: str, classes: Sequence[Any], description: str, example: str, statuses: str = ""
+) -> HfArgumentParser:
+    """Make the parser of a command that takes a model, and data to look at.
+
+    Args:
+        name: the command's.
+        classes: dataclasses of its options.
+        description: what it does.
+        example: a command line.
+        statuses: what exit statuses mean, besides 0 and 1.
+
+    Returns:
+        The parser; its further arguments are `model` and `data`.
+    """
+    ends = f"exit status: 0, or 1 after a mistake, which is named in one line{statuses and '; '}{statuses}"
+    parser = HfArgumentParser(
+        tuple(classes),
+        prog=f"hf-sharp {name}",
+        description=description,
+        epilog=f"example: {example}\n\n{ends}",
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    return parser
+
+
 def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Parse a command line into dataclasses and refuse what the parser does not know.
 

@@ -9,6 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
 from hf_sharp.reports.results import RESULTS
 
 logger = logging.getLogger(__name__)
@@ -40,12 +43,42 @@ def recorded(model: str) -> dict[str, Any]:
     Returns:
         The content of `all_results.json`; empty where there is none.
     """
-    file = Path(model) / RESULTS
+    file = file_beside(model, RESULTS)
     try:
-        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        results = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         results = {}
     return results if isinstance(results, dict) and isinstance(results.get("options"), dict) else {}
+
+
+def file_beside(model: str, name: str) -> Path | None:
+    """Find a file that was saved with a model.
+
+    Args:
+        model: a folder, or a name on the Hub.
+        name: the file's name.
+
+    Returns:
+        The file, downloaded if need be; None where there is none.
+    """
+    if Path(model).exists():
+        return file if (file := Path(model) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(model, name))
+    except (OSError, ValueError, HfHubHTTPError):  # no such file or model, or no network
+        return None
+
+
+def keep_record(record: Mapping[str, Any], folder: Path) -> None:
+    """Write what the training recorded of inputs and data beside a changed model, without the report of the old one.
+
+    Args:
+        record: what `recorded` returned; nothing is written if it is empty.
+        folder: the changed model's.
+    """
+    if record:
+        kept = {name: record[name] for name in ("options", "data") if name in record}
+        (folder / RESULTS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def set_flags(argv: Sequence[str]) -> set[str]:

@@ -24,6 +24,7 @@ from hf_sharp.losses import LOSSES
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.parser import RecipeParser
+from hf_sharp.reports.evaluation_pictures import draw_prediction
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
@@ -257,7 +258,8 @@ def _train_and_evaluate(
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
-        report = report_of_prediction(trainer.predict(test_dataset), trainer.class_frequencies, trainer.cost_matrix)
+        prediction = trainer.predict(test_dataset)
+        report = report_of_prediction(prediction, trainer.class_frequencies, trainer.cost_matrix)
     if trainer.cost_matrix is not None:  # as numbers: the file may not be there later
         data = {**data, "cost_matrix": trainer.cost_matrix.tolist()}
     result = {
@@ -278,6 +280,7 @@ def _train_and_evaluate(
         result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
         file = Path(str(args.output_dir), RESULTS)
+        result["pictures"] = draw_prediction(file.parent, report, prediction)
         unfinished = file.with_suffix(".part")  # the results appear complete or not at all
         unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(file)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -32,6 +33,7 @@ from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
+from hf_sharp.reports.results import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,11 @@ class SavedModel:
     frequencies: ClassFrequencies
     label_column: str
 
+    @property
+    def classes(self) -> list[str]:
+        """K class names, as the model's config has them."""
+        return class_labels_of(self.model.config)
+
     def batches(self, split: str, batch_size: int = 64) -> DataLoader:
         """Make the batches of a split as the model takes them, with `labels`.
 
@@ -151,6 +158,48 @@ class SavedModel:
         return torch.cat(logits), torch.cat(labels)
 
 
+def class_labels_of(config: Any) -> list[str]:
+    """List the class names of a model's config, which `pipeline()` shows; LABEL_0, ... where it has none."""
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+
+def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
+    """Load a saved classifier and the processor of its inputs.
+
+    Args:
+        name: the model's folder or Hub name.
+        images: whether it classifies images, else texts.
+        data: the tokenizer's name; its `max_length` is reduced if the model has fewer positions.
+
+    Returns:
+        The model, on the CPU, and its image processor or tokenizer.
+
+    Raises:
+        ValueError: one of them cannot be loaded, or the tokenizer is not the model's.
+    """
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        model = auto.from_pretrained(name)
+        if images:
+            return model, AutoImageProcessor.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
+    fit_tokenizer(tokenizer, model.config, name, data)
+    return model, tokenizer
+
+
+def takes_images(name: str) -> bool:
+    """Tell from a saved model's config whether it classifies images, else texts; a ValueError if it does neither."""
+    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        config = AutoConfig.from_pretrained(name)
+    tasks = {task_of(architecture) for architecture in config.architectures or ()}
+    if not tasks & {"image-classification", "text-classification"}:
+        raise ValueError(
+            f"the model {name!r} is a {', '.join(config.architectures or ['model'])}, which has no classifier of "
+            "images or texts. Name one that was trained to classify."
+        )
+    return "image-classification" in tasks
+
+
 def open_saved(
     name: str, splits: datasets.DatasetDict, data: LookArguments, label_column: str, *, subset: bool = True
 ) -> SavedModel:
@@ -170,15 +219,7 @@ def open_saved(
         ValueError: the model cannot be loaded, or its classes are not the data's.
     """
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
-    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        model = auto.from_pretrained(name)
-        if images:
-            processor = AutoImageProcessor.from_pretrained(name)
-        else:
-            processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name)
-    if not images:
-        fit_tokenizer(processor, model.config, name, data)
+    model, processor = load_saved(name, images, data)
     splits = _aligned(name, model.config, splits, label_column, subset)
     names: Sequence[str] = splits["train"].features[label_column].names
     frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))

@@ -157,22 +157,26 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_ma
     """
     from scipy.special import softmax  # slow to import
 
+    outputs, labels = outputs_and_labels(prediction)
+    if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
+        return long_tail_report(outputs, labels, frequencies, cost_matrix=cost_matrix)
+    logits = outputs.astype(np.float64)
+    if not np.isfinite(logits).all():  # training diverged; a search or the rest of the training should still continue
+        logger.warning("The model's logits are not all finite, so the report has no calibration error.")
+        return long_tail_report(logits.argmax(-1), labels, frequencies, cost_matrix=cost_matrix)
+    probabilities = softmax(logits, axis=1)
+    return long_tail_report(probabilities.argmax(-1), labels, frequencies, probabilities, cost_matrix=cost_matrix)
+
+
+def outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Give the outputs (N, K) or (N,) of a prediction and its labels (N,), without the examples labelled -100."""
     outputs, labels = prediction.predictions, prediction.label_ids
     if isinstance(labels, list):  # eval_do_concat_batches=False
         labels = np.concatenate(labels)
         outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
     outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
     counted = labels != IGNORED_LABEL
-    if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
-        return long_tail_report(outputs[counted], labels[counted], frequencies, cost_matrix=cost_matrix)
-    logits = outputs[counted].astype(np.float64)
-    if not np.isfinite(logits).all():  # training diverged; a search or the rest of the training should still continue
-        logger.warning("The model's logits are not all finite, so the report has no calibration error.")
-        return long_tail_report(logits.argmax(-1), labels[counted], frequencies, cost_matrix=cost_matrix)
-    probabilities = softmax(logits, axis=1)
-    return long_tail_report(
-        probabilities.argmax(-1), labels[counted], frequencies, probabilities, cost_matrix=cost_matrix
-    )
+    return outputs[counted], labels[counted]
 
 
 def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:

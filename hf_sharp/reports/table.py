@@ -54,7 +54,7 @@ def _row(reports: Mapping[str, Mapping[str, Any]], metric: str, name_classes: bo
     best = (min if metric == "expected_cost" else max)((value for value in values if value is not None), default=None)
     cells = []
     for report, value in zip(reports.values(), values, strict=True):
-        cell = cost_per_example(report) if metric == "expected_cost" else percent(value) or "–"
+        cell = (cost_per_example(report) if metric == "expected_cost" else percent(value)) or "–"
         if metric == "worst_class_recall" and name_classes:
             cell = f"({escape(str(report['worst_class']))}) {cell}"
         cells.append(f"[bold]{cell}[/bold]" if value is not None and value == best else cell)
