@@ -15,8 +15,8 @@ from hf_sharp.data.costs import read_costs
 from hf_sharp.model.costs import class_costs, fold_costs
 from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.changed import card_with_section, save_changed
-from hf_sharp.recipe.decisions import DECISIONS, read_decisions
-from hf_sharp.recipe.saved import LookArguments, class_labels_of, load_saved, takes_images
+from hf_sharp.recipe.decisions import DECISIONS, class_labels_of, read_decisions
+from hf_sharp.recipe.saved import LookArguments, load_saved, takes_images
 from hf_sharp.reports.markdown import escaped
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ def adjust_for_costs(
     data.tokenizer_name = data.tokenizer_name or record.get("options", {}).get("tokenizer_name")
     model, processor = load_saved(name, takes_images(name), data)
     classes = class_labels_of(model.config)
-    matrix, decisions = read_costs(costs, classes, "--cost"), read_decisions(name, classes)
     check_unadjusted(model)
+    matrix, decisions = read_costs(costs, classes, "--cost"), read_decisions(name, model.config)
     _warn_of_balanced_model(record)
     try:
         model = fold_costs(model, matrix, head=head)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hf_sharp.model.posthoc import RECORD
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.decisions import DECISIONS, read_decisions
+from hf_sharp.recipe.decisions import read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
@@ -64,10 +63,10 @@ def main(argv: list[str]) -> None:
     if what.split not in splits:
         raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
-    decisions = read_decisions(names.model, saved.classes)
-    if decisions.cost_matrix is not None:
-        logger.warning("predictions of least expected cost, with the costs in %s", DECISIONS)
-    costs = what.cost_matrix or decisions.cost_matrix or getattr(saved.model.config, RECORD, {}).get("class_costs")
+    decisions = read_decisions(names.model, saved.model.config)
+    if decisions.by_cost:
+        logger.warning("predictions of least expected cost, with the costs saved with the model")
+    costs = what.cost_matrix or decisions.costs
     logits, labels = saved.predict(what.split, what.batch_size)
     probabilities, predictions = (values.numpy() for values in decisions.decide(logits))
     report = long_tail_report(

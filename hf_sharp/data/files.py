@@ -71,7 +71,7 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
     columns: dict[str, list[str]] = {}
     for file in (file for of_split in files.values() for file in of_split):
         if file.lower().endswith(_READABLE):
-            columns[file] = _columns(file, separator)
+            columns[file] = column_names(file, separator)
     first = next(iter(columns), None)
     for file, names in columns.items():
         if set(names) != set(columns[str(first)]):
@@ -87,7 +87,8 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
         raise ValueError(_unreadable(files, error.__cause__ or error)) from error
 
 
-def _columns(file: str, separator: str) -> list[str]:
+def column_names(file: str, separator: str) -> list[str]:
+    """Read the names of the columns of a CSV file, as pandas calls them; a ValueError where it has no rows."""
     # Read before pandas does, which takes the first column for an index where rows are wider than the header.
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:

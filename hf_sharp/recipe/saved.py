@@ -116,11 +116,6 @@ class SavedModel:
     frequencies: ClassFrequencies
     label_column: str
 
-    @property
-    def classes(self) -> list[str]:
-        """K class names, as the model's config has them."""
-        return class_labels_of(self.model.config)
-
     def batches(self, split: str, batch_size: int = 64) -> DataLoader:
         """Make the batches of a split as the model takes them, with `labels`.
 
@@ -156,11 +151,6 @@ class SavedModel:
                 inputs = {name: value.to(self.model.device) for name, value in batch.items()}
                 logits.append(self.model(**inputs).logits.float().cpu())
         return torch.cat(logits), torch.cat(labels)
-
-
-def class_labels_of(config: Any) -> list[str]:
-    """List the class names of a model's config, which `pipeline()` shows; LABEL_0, ... where it has none."""
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
 def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
