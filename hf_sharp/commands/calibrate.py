@@ -116,8 +116,9 @@ def main(argv: list[str]) -> None:
     decisions = replace(
         decisions,
         precision=what.precision,
-        thresholds=[threshold.confidence for threshold in thresholds],
-        scores=[of_class.round(9).tolist() for of_class in scores],
+        # Rounded towards acceptance: float32 and the padding of a batch change the last digits.
+        thresholds=[None if limit is None else math.floor(limit * 1e6) / 1e6 for limit, *_ in thresholds],
+        scores=[(np.ceil(of_class * 1e6) / 1e6).tolist() for of_class in scores],
     )
     result = {
         "temperature": temperature,

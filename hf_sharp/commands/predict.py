@@ -34,7 +34,8 @@ from hf_sharp.reports.results import versions
 logger = logging.getLogger(__name__)
 
 SOME_BROKEN = 3  # exit status
-_NAMED = 5
+_NAMED = 5  # faults in the terminal
+_LISTED = 1000  # in summary.json; the predictions have all
 _SHOWN = 20
 
 _EXAMPLE = """hf-sharp predict outputs/photos new_photos/ --top_k 3 --output_dir outputs/predictions
@@ -175,7 +176,8 @@ def _run(
         raise ValueError(f"--keep {' '.join(names)}: the predictions have columns of such names. Rename them first.")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    labels, faults, total, abstained, start = Counter[str](), dict[str, str](), 0, 0, perf_counter()
+    labels, faults, start = Counter[str](), dict[str, str](), perf_counter()
+    total = abstained = broken = 0
     try:
         with (
             PredictionFile(output, what.format, columns) as file,
@@ -190,7 +192,9 @@ def _run(
                         {"input": row.name, "error": row.fault} | dict(zip(names, row.kept, strict=True)) | line
                     )
                     if row.fault:
-                        faults[row.name] = row.fault
+                        broken += 1
+                        if broken <= _LISTED:
+                            faults[row.name] = row.fault
                     elif line["label"] is None:
                         abstained += 1
                     else:
@@ -203,7 +207,7 @@ def _run(
         raise SystemExit(1) from None
     if total == 0:
         raise ValueError(f"{'the standard input' if source.name == STDIN else repr(source.name)} has no rows.")
-    figures = {"rows": total, "predicted": sum(labels.values()), "abstained": abstained, "broken": len(faults)}
+    figures = {"rows": total, "predicted": sum(labels.values()), "abstained": abstained, "broken": broken}
     return figures | {
         "labels": dict(labels.most_common()),
         "faults": faults,
@@ -225,6 +229,11 @@ def _tell(summary: Mapping[str, Any], output: Path | None, what: PredictArgument
         )
     console = Console(stderr=output is None)
     if output is not None:
+        speed = summary["rows"] / max(summary["seconds"], 1e-3)
+        console.print(
+            f"{quantity(summary['rows'], 'row', 'rows')} in {summary['seconds']:.1f} s, {speed:,.0f} per second",
+            highlight=False,
+        )
         console.print(_labels_table(summary))
         file = output / "summary.json"
         file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -233,9 +242,7 @@ def _tell(summary: Mapping[str, Any], output: Path | None, what: PredictArgument
 
 
 def _labels_table(summary: Mapping[str, Any]) -> Table:
-    speed = summary["rows"] / max(summary["seconds"], 1e-3)
-    title = f"{quantity(summary['rows'], 'row', 'rows')} in {summary['seconds']:.1f} s ({speed:,.0f} per second)"
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table = Table(caption_justify="left")
     table.add_column("label", overflow="fold")
     table.add_column("rows", justify="right")
     table.add_column("share", justify="right")

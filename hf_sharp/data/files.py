@@ -52,11 +52,12 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     Raises:
         ValueError: a table that cannot be read, or images that do not lie in one folder per class.
     """
-    builder = datasets.load_dataset_builder(str(path))
+    name = str(path) if path.is_absolute() else f"./{path}"  # a folder may be called csv, as a loader is
+    builder = datasets.load_dataset_builder(name)
     files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     if isinstance(getattr(builder.config, "sep", None), str):
         return _load_csv(files, separator or builder.config.sep)
-    loaded = datasets.load_dataset(str(path))
+    loaded = datasets.load_dataset(name)
     if type(builder.config).__name__ == "ImageFolderConfig":
         return _image_folder(path, loaded, files)
     if type(builder.config).__name__ == "JsonConfig":
@@ -87,12 +88,25 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
         raise ValueError(_unreadable(files, error.__cause__ or error)) from error
 
 
-def column_names(file: str, separator: str) -> list[str]:
-    """Read the names of the columns of a CSV file, as pandas calls them; a ValueError where it has no rows."""
+def column_names(file: str, separator: str, errors: str = "strict") -> list[str]:
+    """Read the names of the columns of a CSV file, as pandas calls them.
+
+    Args:
+        file: the file.
+        separator: what separates the columns, one character.
+        errors: what to do with bytes that are not UTF-8, as for `open`.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: the file has no rows, another separator, more cells in the first row than names, or another
+            encoding.
+    """
     # Read before pandas does, which takes the first column for an index where rows are wider than the header.
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:
-        with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
+        with opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="") as text:
             rows = csv.reader(text, delimiter=separator)
             header, first = next(rows, None), next(rows, None)
             if header and "\0" in "".join(header):

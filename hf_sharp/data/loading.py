@@ -13,7 +13,7 @@ from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.split import split_validation
 
-_EMBEDDED = {"digits": digits}
+EMBEDDED = {"digits": digits}
 
 
 def load(name: str, config: str | None = None, separator: str | None = None) -> datasets.DatasetDict:
@@ -31,8 +31,8 @@ def load(name: str, config: str | None = None, separator: str | None = None) -> 
     Raises:
         ValueError: a path that does not exist or holds no data, or a table that cannot be read.
     """
-    if name in _EMBEDDED:
-        return _EMBEDDED[name]()
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
     path = Path(name).expanduser()
     if path.is_file():
         return load_file(path, separator)

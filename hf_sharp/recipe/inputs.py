@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
-from hf_sharp.data.loading import load, no_split
+from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.recipe.boundary import stage
 
 STDIN = "-"
@@ -84,7 +84,7 @@ class Source:
         suffix = path.suffix.lower()
         if self.name == STDIN or (path.is_file() and suffix in _LINES):
             return self._of_lines(path)
-        if self.images and (pictures := _pictures(path)):
+        if self.images and self.name not in EMBEDDED and (pictures := _pictures(path)):
             self._keeps_nothing("pictures without a table")
             rows = (Row(name, {"path": str(file), "bytes": None}, []) for name, file in pictures)
             return Inputs(rows, len(pictures))
@@ -135,7 +135,9 @@ class Source:
         return Inputs(rows, total)
 
     def _of_csv(self, path: Path, separator: str) -> Inputs:
-        columns = column_names(str(path), separator)
+        if len(separator) != 1:
+            raise ValueError(f"the separator of columns is one character, got {separator!r}.")
+        columns = column_names(str(path), separator, errors="surrogateescape")
         self._check_columns(columns)
 
         def make(number: int, cells: list[str] | csv.Error) -> Row:

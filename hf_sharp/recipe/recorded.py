@@ -101,11 +101,11 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
         return
     options, flags = record["options"] | record.get("data", {}), set_flags(argv)
     same = _same(str(options.get("dataset", "digits")), dataset)
-    taken, contradicted = {}, {}
+    taken, contradicted, trainings = {}, {}, _options_of_trainings()
     for group in groups:
         for item in fields(group):
             name = item.name
-            if name in _NOT_TAKEN or not (same or name in _OF_MODEL) or (name not in options and name not in flags):
+            if name in _NOT_TAKEN or name not in trainings or not (same or name in _OF_MODEL) or (name not in options and name not in flags):
                 continue
             trained, value = options.get(name, item.default), getattr(group, name)
             if trained == value:
@@ -123,6 +123,15 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
             "; examples that were trained on may be among the others now" if _OF_SPLITS & set(contradicted) else ""
         )
         logger.warning("other options than in the training: %s%s", ", ".join(contradicted.values()), overlap)
+
+
+def _options_of_trainings() -> set[str]:
+    """List what a training can be told; a command has further options of its own."""
+    from hf_sharp.recipe.images import ImageArguments
+    from hf_sharp.recipe.texts import TextArguments
+    from hf_sharp.training_args import SharpTrainingArguments
+
+    return {item.name for group in (ImageArguments, TextArguments, SharpTrainingArguments) for item in fields(group)}
 
 
 def _same(recorded_name: str, dataset: str) -> bool:
