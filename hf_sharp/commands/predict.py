@@ -57,7 +57,11 @@ class PredictArguments:
     )
     format: str = field(default="csv", metadata={"help": "The format of the predictions.", "choices": [*FORMATS]})
     keep: list[str] | None = field(
-        default=None, metadata={"help": "Columns of the data to write beside the predictions."}
+        default=None,
+        metadata={
+            "help": "Columns of the data to write beside the predictions; `label` is written as data_label, as the "
+            "predictions have a column of this name."
+        },
     )
     top_k: int = field(default=0, metadata={"help": "Also write the K most likely classes and their probabilities."})
     abstain: str | None = field(
@@ -170,10 +174,9 @@ def _run(
     predictor: Predictor, chooser: Chooser, source: Source, what: PredictArguments, output: Path | None
 ) -> dict[str, Any]:
     opened = source.open()
-    names = list(source.keep)
+    taken = {"input", "error", *chooser.columns}
+    names = [f"data_{name}" if name in taken else name for name in source.keep]
     columns = {"input": "text"} | dict.fromkeys(names, "text") | chooser.columns | {"error": "text"}
-    if len(columns) != 2 + len(names) + len(chooser.columns):
-        raise ValueError(f"--keep {' '.join(names)}: the predictions have columns of such names. Rename them first.")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     labels, faults, start = Counter[str](), dict[str, str](), perf_counter()

@@ -105,7 +105,12 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
     for group in groups:
         for item in fields(group):
             name = item.name
-            if name in _NOT_TAKEN or name not in trainings or not (same or name in _OF_MODEL) or (name not in options and name not in flags):
+            if (
+                name in _NOT_TAKEN
+                or name not in trainings
+                or not (same or name in _OF_MODEL)
+                or (name not in options and name not in flags)
+            ):
                 continue
             trained, value = options.get(name, item.default), getattr(group, name)
             if trained == value:

@@ -103,13 +103,14 @@ def test_predictions_of_images_are_those_of_the_pipeline(kind, images_model, ima
 
 def test_predictions_of_texts_are_those_of_the_pipeline_and_columns_are_kept(texts_model, mails, tmp_path):
     out = tmp_path / "out"
-    assert run("predict", texts_model, mails, "--keep", "id", "label_name", "--output_dir", out) != 0
-    assert run("predict", texts_model, mails, "--keep", "id", "--batch_size", 7, "--output_dir", out) == 0
+    flags = ("--keep", "id", "label", "--batch_size", 7, "--output_dir", out)
+    assert run("predict", texts_model, mails, *flags) == 0
     rows, source = rows_of(out), datasets.load_dataset("csv", data_files=mails)["train"]
     wanted = pipeline("text-classification", texts_model)(source["text"][:], truncation=True, max_length=16)
     assert [row["label"] for row in rows] == [item["label"] for item in wanted]
     assert [float(row["probability"]) for row in rows] == pytest.approx([item["score"] for item in wanted], abs=1e-5)
     assert [row["id"] for row in rows] == source["id"][:]
+    assert [row["data_label"] for row in rows] == source["label"][:]
     assert [row["input"] for row in rows] == [str(i) for i in range(1, 67)]
     assert len({row["label"] for row in rows}) > 1
 
@@ -338,7 +339,6 @@ def _cost_of_plain(rows, matrix):
         (["DATA", "--format", "parquet"], "Parquet cannot be written to the standard output: add --output_dir"),
         (["DATA", "--device", "tpu9"], "the device 'tpu9' cannot be used"),
         (["DATA", "--keep", "ident"], "has no column 'ident'; the columns are 'text', 'label', 'id'. Name one of"),
-        (["DATA", "--keep", "label"], "the predictions have columns of such names"),
         (["DATA", "--text_column", "body"], "has no column 'body'"),
         (["DATA", "--cost", '{"delta": 3}'], "--cost has the class 'delta', which is not a label"),
         (["nowhere/at/all.csv"], "'nowhere/at/all.csv' does not exist"),
