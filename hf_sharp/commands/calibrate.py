@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _IN_CARD = 10  # classes
 _COVERAGE = 0.9  # whose number of examples the table and the card compare with
+_PICTURE = "calibrated_reliability.png"
 _EXAMPLE = (
     "hf-sharp calibrate outputs/photos photos/ --validation_fraction 0.1 --precision 0.9 "
     "--output_dir outputs/photos_calibrated"
@@ -106,16 +107,28 @@ def main(argv: list[str]) -> None:
     if decisions.class_costs is not None:
         raise ValueError("the head holds costs, so its scores are no probabilities. Calibrate before adjust --cost.")
     logits, labels = (values.numpy() for values in saved.predict("validation", what.batch_size))
-    weights = _balanced_weights(labels) if what.balanced else None
-    temperature = fit_temperature(logits, labels, weights)
+    temperature = fit_temperature(logits, labels, _balanced_weights(labels) if what.balanced else None)
     if not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
         logger.warning("The temperature is at its limit: nearly every validation example is right, or none is.")
     model, decisions = _scaled(saved.model, temperature, decisions, what.head)
+    result, thresholds, decisions = _calibrate(logits, labels, temperature, what.precision, decisions)
+    result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
+    card = card_with_section(names.model, "Confidence", _said(result, thresholds, saved.frequencies), "calibrated")
+    save_changed(names.model, model, saved.processor, output, card, record, decisions)
+    (output / "calibration.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
+    plot_reliability(_probabilities(logits, temperature), labels, output / _PICTURE, title)
+    _show(result, thresholds, saved.frequencies, rows, output)
+
+
+def _calibrate(
+    logits: np.ndarray, labels: np.ndarray, temperature: float, precision: float, decisions: Decisions
+) -> tuple[dict[str, Any], list[Threshold], Decisions]:
     before, after = _probabilities(logits, 1.0), _probabilities(logits, temperature)
-    thresholds, scores = class_thresholds(after, labels, what.precision), calibration_scores(after, labels)
+    thresholds, scores = class_thresholds(after, labels, precision), calibration_scores(after, labels)
     decisions = replace(
         decisions,
-        precision=what.precision,
+        precision=precision,
         # Rounded towards acceptance: float32 and the padding of a batch change the last digits.
         thresholds=[None if limit is None else math.floor(limit * 1e6) / 1e6 for limit, *_ in thresholds],
         scores=[(np.ceil(of_class * 1e6) / 1e6).tolist() for of_class in scores],
@@ -125,18 +138,12 @@ def main(argv: list[str]) -> None:
         "examples": len(labels),
         "before": _figures(before, labels),
         "after": _figures(after, labels),
-        "precision": what.precision,
+        "precision": precision,
         "thresholds": [threshold._asdict() for threshold in thresholds],
         "calibration_examples": [len(of_class) for of_class in scores],
         "classes": decisions.classes,
-        "options": {"model": names.model} | asdict(what) | {"data": asdict(data)},
     }
-    card = card_with_section(names.model, "Confidence", _said(result, thresholds, saved.frequencies), "calibrated")
-    save_changed(names.model, model, saved.processor, output, card, record, decisions)
-    (output / "calibration.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
-    plot_reliability(after, labels, output / "calibrated_reliability.png", title)
-    _show(result, thresholds, saved.frequencies, rows, output)
+    return result, thresholds, decisions
 
 
 def _scaled(model: Model, temperature: float, decisions: Decisions, head: str | None) -> tuple[Model, Decisions]:
@@ -238,13 +245,16 @@ def _said(result: Mapping[str, Any], thresholds: Sequence[Threshold], frequencie
     lines = ["| " + " | ".join(row) + " |" for row in table]
     rest = f" The {len(order)} rarest classes:" if len(order) < len(thresholds) else ""
     before, after = (100 * result[name]["calibration_error"] for name in ("before", "after"))
-    return (
+    paragraphs = [
         f"Its logits were divided by a temperature of {result['temperature']:.3g}, chosen by `hf-sharp calibrate` on "
         f"{result['examples']:,} validation examples. There, the expected calibration error was {before:.1f} % before "
-        f"and {after:.1f} % after. Predictions did not change.\n\n`hf-sharp predict --abstain saved` answers only from "
-        f"a threshold per class, the lowest confidence from which {100 * result['precision']:g} % of the validation "
-        "predictions of the class were right. `hf-sharp predict --coverage 0.9` gives sets of classes that hold the "
-        f"true one in 90 % of the cases, for each class alone; a class with fewer than {examples_needed(_COVERAGE)} "
-        f"validation examples is in every such set.{rest}\n\n"
-        + "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]])
-    )
+        f"and {after:.1f} % after. Predictions did not change. Figures and pictures above are those of the model "
+        "before.",
+        f"![Accuracy of the validation predictions against their confidence]({_PICTURE})",
+        "`hf-sharp predict --abstain saved` answers only from a threshold per class, the lowest confidence from which "
+        f"{100 * result['precision']:g} % of the validation predictions of the class were right. `hf-sharp predict "
+        "--coverage 0.9` gives sets of classes that hold the true one in 90 % of the cases, for each class alone; a "
+        f"class with fewer than {examples_needed(_COVERAGE)} validation examples is in every such set.{rest}",
+        "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]]),
+    ]
+    return "\n\n".join(paragraphs)

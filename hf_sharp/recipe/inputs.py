@@ -17,6 +17,7 @@ from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.reports.figures import quantity
 
 STDIN = "-"
 _LINES = (".txt", ".text")
@@ -144,7 +145,7 @@ class Source:
             if isinstance(cells, csv.Error):
                 raise cells
             if len(cells) != len(columns):
-                raise ValueError(f"{len(cells)} cells, and the header has {len(columns)}")
+                raise ValueError(f"{quantity(len(cells), 'cell', 'cells')}, and the header has {len(columns)}")
             return self._row(number, dict(zip(columns, cells, strict=True)), path.parent)
 
         def read() -> Iterator[list[str] | csv.Error]:

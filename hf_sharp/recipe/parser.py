@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,8 @@ def command_parser(
     parser = HfArgumentParser(
         tuple(classes),
         prog=f"hf-sharp {name}",
-        description=description,
-        epilog=f"example: {example}\n\n{ends}",
+        description=textwrap.fill(description, 80),
+        epilog=f"example: {example}\n\n{textwrap.fill(ends, 80)}",
         allow_abbrev=False,
         formatter_class=_Help,
     )

@@ -1,8 +1,10 @@
 """Commands read what the training recorded beside the model, say what they took over, and warn of contradictions."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 
 from hf_sharp import cli
 from hf_sharp.commands.adjust import AdjustArguments, _card, _warn_of_corrected_model
@@ -102,6 +104,19 @@ def test_a_folder_without_a_record_has_none(content, tmp_path):
     assert recorded(str(tmp_path)) == {}
     (tmp_path / "all_results.json").write_text(content)
     assert recorded(str(tmp_path)) == {}
+
+
+def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch):
+    (tmp_path / "all_results.json").write_text('{"options": {"max_length": 9}}')
+
+    def download(name, file):
+        if name != "user/model":
+            raise EntryNotFoundError("404", response=Mock())
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("hf_sharp.recipe.recorded.hf_hub_download", download)
+    assert recorded("user/model")["options"] == {"max_length": 9}
+    assert recorded("user/other") == {}
 
 
 @pytest.mark.parametrize(
