@@ -33,6 +33,7 @@ from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import per_class_field, rows_shown
 from hf_sharp.reports.calibration import calibration_bins
+from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.figures import half_width, percent
 from hf_sharp.reports.markdown import escaped
 from hf_sharp.reports.plots import plot_reliability
@@ -94,6 +95,11 @@ def main(argv: list[str]) -> None:
     if not 0 < what.precision <= 1:
         raise ValueError(f"--precision must be above 0 and at most 1, got {what.precision}.")
     record = choose_data(what, data, names.model, names.data, argv)
+    if record and not what.balanced and treats_classes_alike(method_of(record["options"])):
+        logger.warning(
+            "The model was trained to treat all classes alike: with --balanced, they count alike here too, as on data "
+            "in which all are equally common."
+        )
     output = new_folder(what.output_dir)
     if data.validation_split is None and data.validation_fraction is None:
         raise ValueError(

@@ -17,6 +17,7 @@ from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.changed import card_with_section, save_changed
 from hf_sharp.recipe.decisions import DECISIONS, class_labels_of, read_decisions
 from hf_sharp.recipe.saved import LookArguments, load_saved, takes_images
+from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.markdown import escaped
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,10 @@ def _reason(error: ValueError) -> str:
 
 
 def _warn_of_balanced_model(record: Mapping[str, Any]) -> None:
-    options = record.get("options", {})
-    if (loss := str(options.get("loss", "cross_entropy"))) in ("logit_adjusted", "balanced_softmax", "vs", "ldt"):
+    if record and treats_classes_alike(method_of(record["options"])):
         logger.warning(
-            "The model was trained with loss=%s: its probabilities, and so the least cost, are those of data in which "
-            "all classes are equally common.",
-            loss,
+            "The model was trained to treat all classes alike: its probabilities, and so the least cost, are those of "
+            "data in which all classes are equally common."
         )
 
 

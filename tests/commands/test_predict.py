@@ -431,6 +431,18 @@ def test_calibration_on_images_with_every_example_or_every_class_alike(balanced,
     assert result["calibration_examples"] == np.bincount(labels).tolist()
 
 
+@pytest.mark.parametrize(("loss", "warned"), [("logit_adjusted", True), ("cross_entropy", False)])
+def test_what_was_trained_for_balanced_classes_is_warned_of(loss, warned, texts_model, mails, tmp_path, caplog):
+    record = {"options": {"dataset": mails, "sharpness": "none", "loss": loss, "validation_fraction": 0.5}}
+    Path(texts_model, "all_results.json").write_text(json.dumps(record | {"report": {}}))
+    flags = ("--test_fraction", 0.2, "--output_dir", tmp_path / "a")
+    assert run("calibrate", texts_model, *flags) == 0
+    assert ("with --balanced, they count alike here too" in caplog.text) == warned
+    assert run("adjust", texts_model, "--cost", '{"gamma": 20}', "--output_dir", tmp_path / "b") == 0
+    assert ("the least cost, are those of data in which all" in caplog.text) == warned
+    assert json.loads((tmp_path / "b" / "all_results.json").read_text()) == record, "without the report"
+
+
 def test_a_temperature_beside_the_model_divides_the_logits():
     logits = torch.tensor([[2.0, 0.0, 1.0]])
     probabilities, decided = Decisions(["a", "b", "c"], temperature=2.0).decide(logits)
