@@ -16,7 +16,9 @@ COMMANDS = {
     "evaluate": "the long-tail report of any checkpoint",
     "sharpness": "how flat the loss is around a trained model, per group of classes",
     "card": "write the model card of a folder that a recipe trained",
-    "adjust": "fold a correction for class imbalance into the head of a trained model",
+    "adjust": "fold a correction for class imbalance, or the costs of mistakes, into the head of a trained model",
+    "calibrate": "choose temperature and thresholds on validation data, and save them with the model",
+    "predict": "what a model says about new images or texts, row by row",
 }
 
 

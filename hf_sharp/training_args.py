@@ -181,6 +181,11 @@ class SharpTrainingArguments(TrainingArguments):
         "What a mistake on a class costs: K numbers, or class name to number (others 1), as JSON. They multiply the "
         "losses of the class's examples.",
     )
+    cost_matrix: dict | str | None = _option(
+        None,
+        "What predicting one class for another costs, for the report: a CSV file, or class name to number or to class "
+        "name and number, as JSON. It does not change the training.",
+    )
     loss_options: dict | str | None = _option(
         None, "Options of a registered loss that have no field here: name to value, as JSON."
     )

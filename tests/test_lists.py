@@ -215,7 +215,11 @@ def test_what_is_logged_is_on_one_page_of_the_docs(make_trainer):
     documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     of_trainer = {"loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos"}
     logged = set()
-    for options in ({"rho_schedule": "learned", "rho_update_every": 1}, {"sharpness": "cc_sam"}, {"sharpness": "none"}):
+    for options in (
+        {"rho_schedule": "learned", "rho_update_every": 1},
+        {"sharpness": "cc_sam"},
+        {"sharpness": "none", "cost_matrix": {"class 3": 9}},
+    ):
         data = make_images([150, 30, 8, 4], seed=2)
         options |= {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
         trainer = make_trainer(train_dataset=data, eval_dataset=data, **options)

@@ -1,25 +1,31 @@
-"""`hf-sharp adjust`: fold a correction for class imbalance into the head of a trained model."""
+"""`hf-sharp adjust`: fold a correction for class imbalance, or the costs of mistakes, into the head of a model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from rich.console import Console
-from transformers import HfArgumentParser
 
+from hf_sharp.commands.costs import adjust_for_costs
 from hf_sharp.losses import LOSSES
 from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.parser import read_flags
-from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.changed import card_with_section, save_changed
+from hf_sharp.recipe.parser import command_parser, read_flags
+from hf_sharp.recipe.recorded import recorded, set_flags
+from hf_sharp.recipe.saved import SavedArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.recipe.showing import per_class_field, rows_shown, show_report, write_report
+from hf_sharp.reports.long_tail_report import long_tail_report
 
 logger = logging.getLogger(__name__)
+
+_EXAMPLE = """hf-sharp adjust outputs/photos photos/ --validation_fraction 0.1 --output_dir outputs/photos_adjusted
+         hf-sharp adjust outputs/photos --cost costs.csv --output_dir outputs/photos_costs"""
 
 
 @dataclass
@@ -36,11 +42,19 @@ class AdjustArguments:
         default="auto",
         metadata={"help": "A number >= 0; 1 is the whole correction; auto: the best one on the validation split."},
     )
+    cost: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a correction: what mistakes cost, as a CSV file with a row per true class and a column "
+            'per predicted class, or as JSON such as {"fraud": 5}.'
+        },
+    )
     loss: str | None = field(
         default=None, metadata={"help": f"predicted_norm: the loss of the training: {', '.join(LOSSES)}."}
     )
     loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: its gamma."})
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    per_class: str | None = per_class_field()
     batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
     head: str | None = field(
         default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
@@ -56,14 +70,27 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: options that do not fit each other, the model or the data; or an output folder that is not empty.
     """
-    classes: Any = (AdjustArguments, SavedArguments)
-    parser = HfArgumentParser(classes, prog="hf-sharp adjust", allow_abbrev=False)
-    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    parser = command_parser(
+        "adjust",
+        (AdjustArguments, SavedArguments),
+        "Change the head of a trained model without training: a correction for class imbalance, or for what mistakes "
+        "cost.",
+        _EXAMPLE,
+    )
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
+    rows = rows_shown(what.per_class)
+    output = new_folder(what.output_dir)
+    if what.cost is not None:
+        if unused := sorted({"method", "strength", "loss", "loss_gamma"} & set_flags(argv)):
+            raise ValueError(
+                f"--{unused[0]} has no effect with --cost, which needs the probabilities of the model as it is. Remove "
+                "one of them."
+            )
+        adjust_for_costs(names.model, what.cost, output, recorded(names.model), data, what.head)
+        return
     record = choose_data(what, data, names.model, names.data, argv)
     _warn_of_corrected_model(record, what.method)
-    output = new_folder(what.output_dir)
     automatic = what.strength == "auto"
     if automatic and data.validation_split is None and data.validation_fraction is None:
         raise ValueError(
@@ -75,27 +102,36 @@ def main(argv: list[str]) -> None:
     splits.pop("test")  # the choice of the strength must not see it
     saved = open_saved(names.model, splits, data, what.label_column, subset=False)
     options = {name: getattr(what, name) for name in ("loss", "loss_gamma") if getattr(what, name) is not None}
-    counts, console = saved.frequencies.counts, Console()
-    if automatic:
-        batches = saved.batches("validation", what.batch_size)
-        options["strength"], scores = choose_strength(
-            saved.model, batches, counts, what.method, head=what.head, **options
-        )
-        best, before = scores[options["strength"]], scores[0.0]
-        console.print(
-            f"strength {options['strength']:g}: balanced accuracy {100 * before:.1f} → {100 * best:.1f} on "
-            f"{len(splits['validation']):,} validation examples"
-            + ("; no correction is better than none: the head stays as it is" if options["strength"] == 0 else ""),
-            highlight=False,
-        )
-    else:
-        options["strength"] = _number(what.strength)
-    adjusted = adjust_head(saved.model, counts, what.method, head=what.head, **options)
-    with stage(f"the adjusted model cannot be saved in {str(output)!r}"):
-        adjusted.save_pretrained(output)
-        saved.processor.save_pretrained(output)
-        _card(names.model, getattr(adjusted.config, RECORD)).save(output / "README.md")
-    console.print(f"model    {output}", highlight=False, soft_wrap=True)
+    options["strength"] = _choose(saved, what, options) if automatic else _number(what.strength)
+    adjusted = adjust_head(saved.model, saved.frequencies.counts, what.method, head=what.head, **options)
+    card = _card(names.model, getattr(adjusted.config, RECORD))
+    save_changed(names.model, adjusted, saved.processor, output, card, record)
+    if "validation" in splits:
+        _show(replace(saved, model=adjusted), what, output, rows)
+    Console().print(f"model    {output}", highlight=False, soft_wrap=True)
+
+
+def _choose(saved: SavedModel, what: AdjustArguments, options: Mapping[str, Any]) -> float:
+    batches, counts = saved.batches("validation", what.batch_size), saved.frequencies.counts
+    strength, scores = choose_strength(saved.model, batches, counts, what.method, head=what.head, **options)
+    Console().print(
+        f"strength {strength:g}: balanced accuracy {100 * scores[0.0]:.1f} → {100 * scores[strength]:.1f} on "
+        f"{len(saved.splits['validation']):,} validation examples"
+        + ("; no correction is better than none: the head stays as it is" if strength == 0 else ""),
+        highlight=False,
+    )
+    return strength
+
+
+def _show(adjusted: SavedModel, what: AdjustArguments, output: Path, rows: int | None) -> None:
+    logits, labels = adjusted.predict("validation", what.batch_size)
+    probabilities, references = logits.double().softmax(1).numpy(), labels.numpy()
+    predictions = probabilities.argmax(1)
+    report = long_tail_report(predictions, references, adjusted.frequencies, probabilities)
+    title = f"after the correction, validation: {len(references):,} examples"
+    if rows != 0:
+        show_report(Console(), output.name, report, title, rows)
+    write_report(output / "validation", output.name, report, predictions, references, probabilities, title)
 
 
 def _warn_of_corrected_model(record: Mapping[str, Any], method: str) -> None:
@@ -118,10 +154,6 @@ def _number(text: str) -> float:
 
 
 def _card(model: str, record: dict) -> ModelCard:
-    try:
-        card = ModelCard.load(Path(model) / "README.md" if Path(model).is_dir() else model)
-    except (OSError, ValueError):  # no card or no network: write a short one
-        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, adjusted\n")
     options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
     if record["strength"] == 0:
         said = f"`hf-sharp adjust` found no strength of {record['method']} above 0 better: the head is unchanged."
@@ -131,5 +163,4 @@ def _card(model: str, record: dict) -> ModelCard:
             f"({options}), for class counts from {max(record['class_counts']):,} to {min(record['class_counts'])}. "
             "Figures above are those of the model before the correction."
         )
-    card.text = f"{card.text.rstrip()}\n\n## Adjusted after training\n\n{said}\n"  # an empty line ends HTML
-    return card
+    return card_with_section(model, "Adjusted after training", said, "adjusted")

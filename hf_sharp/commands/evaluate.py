@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from transformers import HfArgumentParser
 
 from hf_sharp.data.views import TTA, check_tta
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.decisions import read_decisions
+from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
 from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
-from hf_sharp.reports.plots import plot_recall_by_count
-from hf_sharp.reports.table import comparison_table
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE = "hf-sharp evaluate outputs/photos photos/ --per_class --output_dir outputs/photos_report"
 
 
 @dataclass
@@ -27,13 +29,22 @@ class EvaluateArguments:
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
     rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
     common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    per_class: str | None = per_class_field()
+    cost_matrix: str | None = field(
+        default=None,
+        metadata={
+            "help": "What mistakes cost, for the expected cost: a CSV file with a row per true class and a column per "
+            'predicted class, or JSON such as {"fraud": 5}. Default: those of the training or of the model.',
+            "aliases": ["--cost"],
+        },
+    )
     batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
     tta: str = field(
         default="none",
         metadata={"help": f"Images: average the logits of several crops: {', '.join(TTA)}."},
     )
     output_dir: str | None = field(
-        default=None, metadata={"help": "A new folder for report.json and the picture.", "aliases": ["--output"]}
+        default=None, metadata={"help": "A new folder for report.json and the pictures.", "aliases": ["--output"]}
     )
 
 
@@ -46,26 +57,31 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: options that do not fit each other, the model or the data.
     """
-    classes: Any = (EvaluateArguments, SavedArguments)
-    parser = HfArgumentParser(classes, prog="hf-sharp evaluate", allow_abbrev=False)
-    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    what_it_does = "The long-tail report of a model: accuracy, and recall of frequent and of rare classes."
+    parser = command_parser("evaluate", (EvaluateArguments, SavedArguments), what_it_does, _EXAMPLE)
     parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
     check_tta(what.tta)
+    rows = rows_shown(what.per_class)
     choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
     splits = load_splits(data, what.label_column)
     if what.split not in splits:
         raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
     saved = open_saved(names.model, splits, data, what.label_column)
+    decisions = read_decisions(names.model, saved.model.config)
+    if decisions.by_cost:
+        logger.warning("predictions of least expected cost, with the costs saved with the model")
+    costs = what.cost_matrix or decisions.costs
     logits, labels = saved.predict(what.split, what.batch_size, what.tta)
     check_finite(logits.numpy(), f"the {what.split} split")
-    probabilities = logits.softmax(1).numpy()
+    probabilities, predictions = (values.numpy() for values in decisions.decide(logits))
     report = long_tail_report(
-        probabilities.argmax(1),
+        predictions,
         labels.numpy(),
         saved.frequencies.counts,
         probabilities,
+        cost_matrix=costs,
         class_names=saved.frequencies.names,
         rare_threshold=what.rare_threshold,
         common_threshold=what.common_threshold,
@@ -75,9 +91,7 @@ def main(argv: list[str]) -> None:
     if TTA[what.tta]:
         title += f" in {len(TTA[what.tta])} views"
         report["tta"] = what.tta
-    console.print(comparison_table({name: report}, title))
+    show_report(console, name, report, title, rows)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        plot_recall_by_count({name: report}, output / "recall_by_count.png", title)
-        (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        console.print(f"report   {output / 'report.json'}", highlight=False, soft_wrap=True)
+        write_report(output, name, report, predictions, labels.numpy(), probabilities, title)
+        console.print(f"report   {output / REPORT}", highlight=False, soft_wrap=True)

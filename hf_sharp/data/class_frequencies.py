@@ -154,3 +154,8 @@ class ClassFrequencies:
     def name(self, index: int) -> str:
         """Return the name of a class, or its index as text where classes have no names."""
         return self.names[index] if self.names else str(index)
+
+    @property
+    def labels(self) -> list[str]:
+        """K texts: the name of each class, or its index where classes have no names."""
+        return [self.name(index) for index in range(self.num_classes)]

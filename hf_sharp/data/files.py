@@ -52,11 +52,12 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     Raises:
         ValueError: a table that cannot be read, or images that do not lie in one folder per class.
     """
-    builder = datasets.load_dataset_builder(str(path))
+    name = str(path) if path.is_absolute() else f"./{path}"  # a folder may be called csv, as a loader is
+    builder = datasets.load_dataset_builder(name)
     files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     if isinstance(getattr(builder.config, "sep", None), str):
         return _load_csv(files, separator or builder.config.sep)
-    loaded = datasets.load_dataset(str(path))
+    loaded = datasets.load_dataset(name)
     if type(builder.config).__name__ == "ImageFolderConfig":
         return _image_folder(path, loaded, files)
     if type(builder.config).__name__ == "JsonConfig":
@@ -71,7 +72,7 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
     columns: dict[str, list[str]] = {}
     for file in (file for of_split in files.values() for file in of_split):
         if file.lower().endswith(_READABLE):
-            columns[file] = _columns(file, separator)
+            columns[file] = column_names(file, separator)
     first = next(iter(columns), None)
     for file, names in columns.items():
         if set(names) != set(columns[str(first)]):
@@ -90,11 +91,25 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
 _LONGEST_TEXT = 2**31 - 1  # characters of a cell; Python's own limit is 131,072, and pandas has none
 
 
-def _columns(file: str, separator: str) -> list[str]:
+def column_names(file: str, separator: str, errors: str = "strict") -> list[str]:
+    """Read the names of the columns of a CSV file, as pandas calls them.
+
+    Args:
+        file: the file.
+        separator: what separates the columns, one character.
+        errors: what to do with bytes that are not UTF-8, as for `open`.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: the file has no rows, another separator, more cells in the first row than names, or another
+            encoding.
+    """
     # Read before pandas does, which takes the first column for an index where rows are wider than the header.
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:
-        with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
+        with opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="") as text:
             rows = csv.reader(text, delimiter=separator)
             csv.field_size_limit(_LONGEST_TEXT)
             header, first = next(rows, None), next(rows, None)

@@ -15,7 +15,7 @@ from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import load_listed
 from hf_sharp.data.split import split_validation
 
-_EMBEDDED = {"digits": digits}
+EMBEDDED = {"digits": digits}
 
 
 def load(
@@ -38,8 +38,8 @@ def load(
     """
     if lists:
         return load_listed(name, lists)
-    if name in _EMBEDDED:
-        return _EMBEDDED[name]()
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
     path = Path(name).expanduser()
     if path.is_file():
         return load_file(path, separator)

@@ -126,9 +126,9 @@ def adjust_head(
     strength = options.pop("strength", 1.0)
     counts, known = _checked(model, class_counts, method, options, strength)
     adjusted = copy.deepcopy(model)
-    layer = _head_of(adjusted, len(counts), head)
-    old = _head_in_float64(layer)
-    _put(layer, METHODS[method](old, counts, strength, **options))
+    layer = find_head(adjusted, len(counts), head)
+    old = read_head(layer)
+    write_head(layer, METHODS[method](old, counts, strength, **options))
     if (config := getattr(adjusted, "config", None)) is not None:
         record = {"method": method, "strength": float(strength), **known, "class_counts": counts.tolist()}
         setattr(config, RECORD, record)
@@ -178,7 +178,7 @@ def choose_strength(
         raise ValueError("there are no strengths to choose from.")
     counts, _ = [_checked(model, class_counts, method, options, strength) for strength in candidates][-1]
     features, labels, layer = collect_features(model, validation, len(counts), head)
-    old, scores = _head_in_float64(layer), {}
+    old, scores = read_head(layer), {}
     for strength in candidates:
         weight, bias = METHODS[method](old, counts, strength, **options)
         logits = torch.nn.functional.linear(features, weight.to(features), None if bias is None else bias.to(features))
@@ -198,22 +198,27 @@ def _checked(
         )
     if not (np.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength must be a finite number >= 0, got {strength}.")
-    if hasattr(model, "peft_config"):
-        raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
-    config = getattr(model, "config", None)
-    if (record := getattr(config, RECORD, None)) is not None:
-        raise ValueError(
-            f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
-            "not be combined. Start from the model as it was trained."
-        )
+    check_unadjusted(model)
     counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
-    outputs = getattr(config, "num_labels", len(counts))
+    outputs = getattr(getattr(model, "config", None), "num_labels", len(counts))
     if outputs != len(counts):
         raise ValueError(f"the head has {outputs} outputs, and there are {len(counts)} class counts.")
     return counts, {name: options[name] for name in accepted if options.get(name) is not None}
 
 
-def _head_of(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
+def check_unadjusted(model: nn.Module) -> None:
+    """Raise a ValueError for a model whose head was adjusted before, or that has adapters."""
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
+    if (record := getattr(getattr(model, "config", None), RECORD, None)) is not None:
+        raise ValueError(
+            f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
+            "not be combined. Start from the model as it was trained."
+        )
+
+
+def find_head(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
+    """Find the one linear layer with K outputs; a ValueError where there are several."""
     with ClassifierHead(model, num_classes, name) as head:
         if len(head.candidates) > 1:
             raise ValueError(
@@ -223,14 +228,16 @@ def _head_of(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
         return next(iter(head.candidates.values()))
 
 
-def _head_in_float64(layer: nn.Linear) -> Head:
+def read_head(layer: nn.Linear) -> Head:
+    """Read the weight and bias of a head in float64; a ValueError for one that is not linear."""
     check_is_linear(layer)
     bias = None if layer.bias is None else layer.bias.detach().cpu().double()
     return Head(layer.weight.detach().cpu().double(), bias)
 
 
 @torch.no_grad()
-def _put(layer: nn.Linear, head: Head) -> None:
+def write_head(layer: nn.Linear, head: Head) -> None:
+    """Put weight and bias into a layer, in its own dtype."""
     layer.weight.copy_(head.weight)
     if head.bias is not None:
         layer.bias.copy_(head.bias)

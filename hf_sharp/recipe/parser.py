@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,8 @@ class RecipeParser:
         convert = action.type
         if value is None:
             return None
-        if key == "class_importance" and isinstance(value, dict):
-            return dict(zip(written, value.values(), strict=True))
+        if key in ("class_importance", "cost_matrix") and isinstance(value, dict):
+            return _named_as_written(value, written)
         if convert is str and action.nargs in ("*", "+"):
             return list(map(str, written)) if isinstance(value, (list, tuple)) else [written]
         if action.nargs in ("*", "+"):
@@ -102,6 +103,44 @@ class RecipeParser:
             return convert(value)
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
+
+
+def _named_as_written(value: Any, written: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _named_as_written(inner, written[name]) for name, inner in zip(written, value.values(), strict=True)}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of the description and of the example."""
+
+
+def command_parser(
+    name: str, classes: Sequence[Any], description: str, example: str, statuses: str = ""
+) -> HfArgumentParser:
+    """Make the parser of a command that takes a model, and data to look at.
+
+    Args:
+        name: the command's.
+        classes: dataclasses of its options.
+        description: what it does.
+        example: a command line.
+        statuses: what exit statuses mean, besides 0 and 1.
+
+    Returns:
+        The parser; its further arguments are `model` and `data`.
+    """
+    ends = f"exit status: 0, or 1 after a mistake, which is named in one line{statuses and '; '}{statuses}"
+    parser = HfArgumentParser(
+        tuple(classes),
+        prog=f"hf-sharp {name}",
+        description=textwrap.fill(description, 80),
+        epilog=f"example: {example}\n\n{textwrap.fill(ends, 80)}",
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    return parser
 
 
 def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:

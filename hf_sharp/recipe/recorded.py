@@ -9,12 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
 from hf_sharp.reports.results import RESULTS, options_of
 
 logger = logging.getLogger(__name__)
 
-# Options of the model's inputs, whatever the data; all others are taken over for the same data only.
-_OF_INPUTS = {"max_length", "tokenizer_name", "picture_range"}
+# Options of the model, whatever the data; all others are taken over for the same data only.
+_OF_MODEL = {"max_length", "tokenizer_name", "picture_range", "cost_matrix"}
 _NOT_TAKEN = {
     "output_dir",
     "dataset",
@@ -41,14 +44,44 @@ def recorded(model: str) -> dict[str, Any]:
     Returns:
         The content of `all_results.json`; empty where there is none.
     """
-    file = Path(model) / RESULTS
+    file = file_beside(model, RESULTS)
     try:
-        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        results = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         results = {}
     if not isinstance(results, dict) or not isinstance(results.get("options"), dict):
         return {}
     return results | {"options": options_of(model, results)}
+
+
+def file_beside(model: str, name: str) -> Path | None:
+    """Find a file that was saved with a model.
+
+    Args:
+        model: a folder, or a name on the Hub.
+        name: the file's name.
+
+    Returns:
+        The file, downloaded if need be; None where there is none.
+    """
+    if Path(model).exists():
+        return file if (file := Path(model) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(model, name))
+    except (OSError, ValueError, HfHubHTTPError):  # no such file or model, or no network
+        return None
+
+
+def keep_record(record: Mapping[str, Any], folder: Path) -> None:
+    """Write what the training recorded of inputs and data beside a changed model, without the report of the old one.
+
+    Args:
+        record: what `recorded` returned; nothing is written if it is empty.
+        folder: the changed model's.
+    """
+    if record:
+        kept = {name: record[name] for name in ("options", "data") if name in record}
+        (folder / RESULTS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def set_flags(argv: Sequence[str]) -> set[str]:
@@ -71,20 +104,26 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
         return
     options, flags = record["options"] | record.get("data", {}), set_flags(argv)
     same = _same(str(options.get("dataset", "digits")), dataset)
-    taken, contradicted = {}, {}
+    taken, contradicted, trainings = {}, {}, _options_of_trainings()
     for group in groups:
         for item in fields(group):
             name = item.name
-            if name in _NOT_TAKEN or not (same or name in _OF_INPUTS) or (name not in options and name not in flags):
+            if (
+                name in _NOT_TAKEN
+                or name not in trainings
+                or not (same or name in _OF_MODEL)
+                or (name not in options and name not in flags)
+            ):
                 continue
             trained, value = options.get(name, item.default), getattr(group, name)
             if trained == value:
                 continue
-            if name in flags:
-                contradicted[name] = f"{name} {value} (trained with {trained})"
+            if flags & {name, *(alias.lstrip("-") for alias in item.metadata.get("aliases", ()))}:
+                if name != "cost_matrix":  # which changes no training
+                    contradicted[name] = f"{name} {value} (trained with {trained})"
             else:
                 setattr(group, name, trained)
-                taken[name] = f"{name} {trained}"
+                taken[name] = name if name == "cost_matrix" else f"{name} {trained}"
     if taken:
         logger.warning("taken over from the training: %s", ", ".join(taken.values()))
     if contradicted:
@@ -92,6 +131,15 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
             "; examples that were trained on may be among the others now" if _OF_SPLITS & set(contradicted) else ""
         )
         logger.warning("other options than in the training: %s%s", ", ".join(contradicted.values()), overlap)
+
+
+def _options_of_trainings() -> set[str]:
+    """List what a training can be told; a command has further options of its own."""
+    from hf_sharp.recipe.images import ImageArguments
+    from hf_sharp.recipe.texts import TextArguments
+    from hf_sharp.training_args import SharpTrainingArguments
+
+    return {item.name for group in (ImageArguments, TextArguments, SharpTrainingArguments) for item in fields(group)}
 
 
 def _same(recorded_name: str, dataset: str) -> bool:

@@ -21,6 +21,7 @@ from transformers import set_seed
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.planned import Run, resumes
+from hf_sharp.reports.evaluation_pictures import draw_prediction
 from hf_sharp.reports.long_tail_report import check_finite, mean_prediction, numbers_of, report_of_prediction
 from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
@@ -152,8 +153,10 @@ def _train_and_evaluate(
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
-        report, tta = _tested(trainer, test)
+        report, prediction, tta = _tested(trainer, test)
     records = records_of(trainer)
+    if trainer.cost_matrix is not None:  # as numbers: the file may not be there later
+        data = {**data, "cost_matrix": trainer.cost_matrix.tolist()}
     result = {
         "report": report,
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
@@ -172,23 +175,25 @@ def _train_and_evaluate(
         logged.append({"step": trainer.state.global_step, "rho": float(trainer.rho)})
         result["radius"] = {name: [entry[name] for entry in logged] for name in ("step", "rho")}
     if trainer.is_world_process_zero():
+        result["pictures"] = draw_prediction(Path(str(args.output_dir)), report, prediction)
         write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=args.hub_model_id)
     _track(trainer, run.name, result)
     return shared_results(result)
 
 
-def _tested(trainer: SharpTrainer, test: TestData) -> tuple[dict[str, Any], dict[str, Any]]:
-    # The report, and with views the record of what one view gives, which is what pipeline() does.
-    prediction = trainer.predict(test.split)
+def _tested(trainer: SharpTrainer, test: TestData) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    # The report, what it is made of, and with views the record of what one view gives, which is what pipeline() does.
+    prediction: Any = trainer.predict(test.split)
     check_finite(prediction.predictions, "the test split")
-    report = report_of_prediction(prediction, trainer.class_frequencies)
+    report = report_of_prediction(prediction, trainer.class_frequencies, trainer.cost_matrix)
     if not test.views:
-        return report, {}
+        return report, prediction, {}
     one_view = {name: report[name] for name in ("accuracy", "balanced_accuracy")}
-    mean = mean_prediction(map(trainer.predict, test.views))
+    prediction = mean_prediction(map(trainer.predict, test.views))
     record = {"name": test.tta, "views": len(test.views), "one_view": one_view}
-    return report_of_prediction(mean, trainer.class_frequencies), {"tta": record}
+    report = report_of_prediction(prediction, trainer.class_frequencies, trainer.cost_matrix)
+    return report, prediction, {"tta": record}
 
 
 def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:

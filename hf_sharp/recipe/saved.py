@@ -34,6 +34,7 @@ from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
 from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
+from hf_sharp.reports.results import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,46 @@ class SavedModel:
         return torch.cat(logits), torch.cat(labels)
 
 
+def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
+    """Load a saved classifier and the processor of its inputs.
+
+    Args:
+        name: the model's folder or Hub name.
+        images: whether it classifies images, else texts.
+        data: the tokenizer's name; its `max_length` is reduced if the model has fewer positions.
+
+    Returns:
+        The model, on the CPU, and its image processor or tokenizer.
+
+    Raises:
+        ValueError: one of them cannot be loaded, or the tokenizer is not the model's.
+    """
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    trust = getattr(data, "trust_remote_code", False)
+    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        kind, config = class_for(auto, name, trust)
+        trusted: dict[str, Any] = {"trust_remote_code": True} if trust else {}
+        model = kind.from_pretrained(name, **trusted)
+        if images:
+            return model, AutoImageProcessor.from_pretrained(name, **trusted)
+        tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_name or name, config=config, **trusted)
+    fit_tokenizer(tokenizer, model.config, name, data)
+    return model, tokenizer
+
+
+def takes_images(name: str, trust_remote_code: bool = False) -> bool:
+    """Tell from a saved model's config whether it classifies images, else texts; a ValueError if it does neither."""
+    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        config = class_for(None, name, trust_remote_code)[1]
+    tasks = {task_of(architecture) for architecture in config.architectures or ()}
+    if not tasks & {"image-classification", "text-classification"}:
+        raise ValueError(
+            f"the model {name!r} is a {', '.join(config.architectures or ['model'])}, which has no classifier of "
+            "images or texts. Name one that was trained to classify."
+        )
+    return "image-classification" in tasks
+
+
 def open_saved(
     name: str, splits: datasets.DatasetDict, data: LookArguments, label_column: str, *, subset: bool = True
 ) -> SavedModel:
@@ -196,18 +237,7 @@ def open_saved(
         ValueError: the model cannot be loaded, or its classes are not the data's.
     """
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
-    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    trust = getattr(data, "trust_remote_code", False)
-    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        kind, config = class_for(auto, name, trust)
-        trusted: dict[str, Any] = {"trust_remote_code": True} if trust else {}
-        model = kind.from_pretrained(name, **trusted)
-        if images:
-            processor = AutoImageProcessor.from_pretrained(name, **trusted)
-        else:
-            processor = AutoTokenizer.from_pretrained(data.tokenizer_name or name, config=config, **trusted)
-    if not images:
-        fit_tokenizer(processor, model.config, name, data)
+    model, processor = load_saved(name, images, data)
     splits = _aligned(name, model.config, splits, label_column, subset)
     names: Sequence[str] = splits["train"].features[label_column].names
     frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))

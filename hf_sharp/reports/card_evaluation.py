@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.reports.figures import half_width, half_widths, is_finite_number, percent, quantity
+from hf_sharp.reports.evaluation_pictures import PICTURES
+from hf_sharp.reports.figures import cost_per_example, half_width, half_widths, is_finite_number, percent, quantity
 from hf_sharp.reports.markdown import code, escaped
 
 _FOLDED_ABOVE = 20  # classes
@@ -23,6 +24,7 @@ def evaluation_section(
     frequencies: ClassFrequencies,
     group_labels: Mapping[str, str],
     picture: str | None,
+    pictures: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Collect what the template shows of the figures.
 
@@ -32,6 +34,7 @@ def evaluation_section(
         frequencies: of the training set.
         group_labels: many, medium and few, with their limits.
         picture: file name of the picture of recall against count, or None.
+        pictures: file names of further pictures, those of `PICTURES`.
 
     Returns:
         Name in the template to content.
@@ -41,8 +44,10 @@ def evaluation_section(
     return {
         "results": results_table(report, plain, frequencies, group_labels),
         "calibration": percent(report.get("calibration_error"), width),
+        "cost": cost_per_example(report),
         "rare": frequencies.rare_threshold,
         "common": frequencies.common_threshold,
+        "pictures": [(text, file) for file, text in PICTURES.items() if file in pictures],
         "picture": quote(picture) if picture and "per_class_recall" in report else None,
         "classes": class_table(report, names, frequencies),
         "folded": len(names) > _FOLDED_ABOVE,

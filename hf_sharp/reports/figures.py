@@ -61,6 +61,44 @@ def half_widths(report: Mapping[str, Any], frequencies: ClassFrequencies) -> dic
     return {metric: width for metric, width in widths.items() if width is not None}
 
 
+def cost_half_width(costs: np.ndarray, cost_matrix: np.ndarray) -> float:
+    """Compute half the width of the 95 % confidence interval of a mean cost per example.
+
+        h = 1.96 s / √(N + 4)        s: standard deviation of the costs and of two more of the lowest and two of the
+                                        highest cost that there is
+
+    The four added examples are those of `half_width`, whose value this is for costs of 0 and 1. They keep the interval
+    from vanishing where no costly mistake was seen.
+
+    Args:
+        costs: (N,) the cost of each example's prediction.
+        cost_matrix: (K, K) all costs.
+
+    Returns:
+        h, in the unit of the costs.
+
+    Example:
+        >>> round(cost_half_width(np.array([0.0] * 48 + [1.0] * 48), 1 - np.eye(2)), 3)
+        0.098
+    """
+    added = np.concatenate([costs, [cost_matrix.min(), cost_matrix.max()] * 2])
+    return float(_Z_95 * added.std() / np.sqrt(len(added)))
+
+
+def cost_per_example(report: Mapping[str, Any]) -> str | None:
+    """Write a report's expected cost with its 95 % interval, or None where there is none.
+
+    Example:
+        >>> cost_per_example({"expected_cost": 0.31234, "expected_cost_interval": 0.0456})
+        '0.312 ± 0.046'
+    """
+    cost, width = report.get("expected_cost"), report.get("expected_cost_interval")
+    if not is_finite_number(cost) or not is_finite_number(width):
+        return None
+    decimals = max(0, 1 - math.floor(math.log10(width)))  # type: ignore[arg-type]
+    return f"{cost:,.{decimals}f} ± {width:,.{decimals}f}"
+
+
 def percent(value: Any, width: float | None = None, *, interval: bool = False) -> str | None:
     """Write a share in percent: one decimal, or none where the interval is wider than ±1 %.
 

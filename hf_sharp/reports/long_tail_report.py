@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.costs import read_costs
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.reports.calibration import calibration_bins
+from hf_sharp.reports.figures import cost_half_width
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def long_tail_report(
         class_counts: (K,) *training* examples of each class; or a `ClassFrequencies`, whose names and thresholds take
             precedence.
         probabilities: (N, K), rows that sum to 1, for the calibration error.
-        cost_matrix: (K, K), the cost of predicting the column's class for an example of the row's class.
+        cost_matrix: (K, K), the cost of predicting the column's class for an example of the row's class; or in another
+            form of `hf_sharp.data.costs.read_costs`, such as class name to number.
         class_names: K names.
         rare_threshold: "few" are the classes with fewer training examples.
         common_threshold: "many" are the classes with more training examples.
@@ -48,13 +51,14 @@ def long_tail_report(
         group's classes, None for a group without examples; `many_classes`, `medium_classes`, `few_classes`: their
         numbers of classes; `rare_threshold` and `common_threshold`; `macro_f1`; `g_mean` and `harmonic_mean` of the
         recalls (in the latter, each is at least 1e-3); `worst_class_recall`, `worst_class` (its name);
-        `calibration_error` (expected, 15 bins) with `probabilities`; `expected_cost` with `cost_matrix`;
+        `calibration_error` (expected, 15 bins) with `probabilities`; `expected_cost` per example and
+        `expected_cost_interval`, half the width of its 95 % interval, with `cost_matrix`;
         `per_class_recall` and `per_class_precision` (None for a class without examples or predictions),
         `per_class_support`, `class_counts`; `class_names` if there are names; `confusions`, the ten most frequent.
 
     Raises:
         ValueError: no examples, different lengths, a class index outside [0, K), probabilities that do not sum to 1,
-            or a cost matrix that is not (K, K).
+            or costs that `read_costs` refuses.
 
     Example:
         >>> report = long_tail_report([0, 0, 0, 1], [0, 0, 1, 1], class_counts=[150, 10])
@@ -89,10 +93,9 @@ def long_tail_report(
             raise ValueError(f"probabilities must be of shape {expected}; got {probabilities.shape}.")
         report["calibration_error"] = calibration_bins(predictions, references, probabilities).error
     if cost_matrix is not None:
-        cost = np.asarray(cost_matrix, dtype=float)
-        if cost.shape != (square := (num_classes, num_classes)):
-            raise ValueError(f"the cost matrix must be {square}, one row per true class; got {cost.shape}.")
-        report["expected_cost"] = float(cost[references, predictions].mean())
+        costs = read_costs(cost_matrix, frequencies.labels)
+        report["expected_cost"] = float(costs[references, predictions].mean())
+        report["expected_cost_interval"] = cost_half_width(costs[references, predictions], costs)
     return report | {
         "per_class_recall": _without_nan(recall),
         "per_class_precision": _without_nan(precision),
@@ -118,18 +121,19 @@ def _recall_figures(recall: np.ndarray, frequencies: ClassFrequencies) -> dict[s
     }
 
 
-def compute_metrics_for(frequencies: ClassFrequencies) -> Callable[[Any], dict[str, float]]:
+def compute_metrics_for(frequencies: ClassFrequencies, cost_matrix: Any = None) -> Callable[[Any], dict[str, float]]:
     """Make a `compute_metrics` that returns the report's numbers, which a tracker can log.
 
     Args:
         frequencies: of the training set.
+        cost_matrix: as for `long_tail_report`.
 
     Returns:
         A function of an `EvalPrediction`, for any Trainer. It has no entry for a group without examples.
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        return numbers_of(report_of_prediction(prediction, frequencies))
+        return numbers_of(report_of_prediction(prediction, frequencies, cost_matrix))
 
     return compute_metrics
 
@@ -139,29 +143,40 @@ def numbers_of(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in report.items() if isinstance(value, (int, float))}
 
 
-def report_of_prediction(prediction: Any, frequencies: ClassFrequencies) -> dict[str, Any]:
+def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_matrix: Any = None) -> dict[str, Any]:
     """Make the report of the output of `Trainer.predict`, or of an `EvalPrediction`.
 
     Args:
         prediction: its `predictions` are logits (N, K), a tuple whose first item they are, or class indices (N,); its
             `label_ids` are (N,). Both may be lists of batches. Examples labelled -100 are left out.
         frequencies: of the training set.
+        cost_matrix: as for `long_tail_report`.
 
     Returns:
         The `long_tail_report`; with the calibration error if there are logits, and all are finite.
     """
     from scipy.special import softmax  # slow to import
 
-    outputs, labels = _outputs_and_labels(prediction)
-    counted = labels != IGNORED_LABEL
+    outputs, labels = outputs_and_labels(prediction)
     if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
-        return long_tail_report(outputs[counted], labels[counted], frequencies)
-    logits = outputs[counted].astype(np.float64)
+        return long_tail_report(outputs, labels, frequencies, cost_matrix=cost_matrix)
+    logits = outputs.astype(np.float64)
     if not np.isfinite(logits).all():  # training diverged; a search or the rest of the training should still continue
         logger.warning("The model's logits are not all finite, so the report has no calibration error.")
-        return long_tail_report(logits.argmax(-1), labels[counted], frequencies)
+        return long_tail_report(logits.argmax(-1), labels, frequencies, cost_matrix=cost_matrix)
     probabilities = softmax(logits, axis=1)
-    return long_tail_report(probabilities.argmax(-1), labels[counted], frequencies, probabilities)
+    return long_tail_report(probabilities.argmax(-1), labels, frequencies, probabilities, cost_matrix=cost_matrix)
+
+
+def outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Give the outputs (N, K) or (N,) of a prediction and its labels (N,), without the examples labelled -100."""
+    outputs, labels = prediction.predictions, prediction.label_ids
+    if isinstance(labels, list):  # eval_do_concat_batches=False
+        labels = np.concatenate(labels)
+        outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
+    outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    counted = labels != IGNORED_LABEL
+    return outputs[counted], labels[counted]
 
 
 class MeanPrediction(NamedTuple):
@@ -185,21 +200,13 @@ def mean_prediction(predictions: Iterable[Any]) -> MeanPrediction:
     """
     total, labels, number = np.zeros(()), np.zeros(0), 0
     for number, prediction in enumerate(predictions, 1):
-        outputs, own = _outputs_and_labels(prediction)
+        outputs, own = outputs_and_labels(prediction)
         if number > 1 and not np.array_equal(own, labels):
             raise ValueError("the predictions to average are of different examples: their labels differ.")
         total, labels = total + outputs.astype(np.float64), own
     if not number:
         raise ValueError("there are no predictions to average.")
     return MeanPrediction(total / number, labels)
-
-
-def _outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
-    outputs, labels = prediction.predictions, prediction.label_ids
-    if isinstance(labels, list):  # eval_do_concat_batches=False
-        labels = np.concatenate(labels)
-        outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
-    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs), labels
 
 
 def check_finite(outputs: Any, what: str) -> None:

@@ -39,6 +39,7 @@ def build_card(
     tags: Iterable[str] = (),
     class_names: Sequence[str] | None = None,
     picture: str | None = PICTURE,
+    pictures: Sequence[str] = (),
     plain: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
     folder: str | None = None,
@@ -61,6 +62,7 @@ def build_card(
         tags: additional tags.
         class_names: K names. Default: the results' model's; without them, classes are numbers.
         picture: file name of the picture of recall against count, beside the card; None: there is none.
+        pictures: file names of further pictures of the evaluation, beside the card.
         plain: the results of plain training on the same data, for comparison.
         repo_id: the name on the Hub that `pipeline` opens.
         folder: what `pipeline` opens without `repo_id`. Default: `model_name`.
@@ -113,7 +115,7 @@ def build_card(
         limitations=limitations,
         **_usage(task, library, base_model, repo_id, folder or name, frequencies),
         tta=evaluation.test_time_augmentation(results.get("tta")),
-        **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture),
+        **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture, pictures),
         **training.training_section(results, plain, method),
     )
     return ModelCard(str(card))  # as a reader of the file will see it
@@ -159,6 +161,7 @@ def write_card(
             names=options.get("class_names") or results.get("model", {}).get("class_names"),
         )
     options.setdefault("picture", PICTURE if (folder / PICTURE).is_file() else None)
+    options.setdefault("pictures", [name for name in results.get("pictures", ()) if (folder / str(name)).is_file()])
     options.setdefault("model_name", _model_name(folder.absolute(), results["options"], options.get("repo_id")))
     options.setdefault("folder", _shown_folder(folder.absolute()))
     card = folder / "README.md"

@@ -139,17 +139,18 @@ class ReportKeeper(TrainerCallback):
 
     Args:
         frequencies: of the training set.
+        cost_matrix: as for `long_tail_report`.
     """
 
-    def __init__(self, frequencies: ClassFrequencies) -> None:
-        self.frequencies = frequencies
+    def __init__(self, frequencies: ClassFrequencies, cost_matrix: Any = None) -> None:
+        self.frequencies, self.cost_matrix = frequencies, cost_matrix
         self.report: dict[str, Any] | None = None
         self._computed: dict[str, Any] | None = None  # by an evaluation or a prediction
         self._of_step: dict[int, dict[str, Any]] = {}
 
     def compute_metrics(self, prediction: Any) -> dict[str, float]:
         """Compute what `compute_metrics_for` computes, and hold the full report."""
-        self._computed = report_of_prediction(prediction, self.frequencies)
+        self._computed = report_of_prediction(prediction, self.frequencies, self.cost_matrix)
         return numbers_of(self._computed)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hf_sharp.reports.figures import group_labels, half_width, percent
+from hf_sharp.reports.figures import cost_per_example, group_labels, half_width, percent
 from hf_sharp.reports.long_tail_report import frequencies_of
 
 _ROWS_PER_RUN_ABOVE = 3  # a terminal is longer than wide
@@ -30,6 +30,8 @@ def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None
     groups = group_labels(first["rare_threshold"], first["common_threshold"], sizes)
     rows = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy"}
     rows |= {label: f"{group}_accuracy" for group, label in groups.items()} | {"worst class": "worst_class_recall"}
+    if all("expected_cost" in report for report in reports.values()):
+        rows["cost per example"] = "expected_cost"
     row_per_run = len(reports) > _ROWS_PER_RUN_ABOVE
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("recall in %" if row_per_run else "recall in %, mean over classes", overflow="fold")
@@ -49,10 +51,10 @@ def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None
 
 def _row(reports: Mapping[str, Mapping[str, Any]], metric: str, name_classes: bool) -> list[str]:
     values = [report[metric] for report in reports.values()]
-    best = max((value for value in values if value is not None), default=None)
+    best = (min if metric == "expected_cost" else max)((value for value in values if value is not None), default=None)
     cells = []
     for report, value in zip(reports.values(), values, strict=True):
-        cell = percent(value) or "–"
+        cell = (cost_per_example(report) if metric == "expected_cost" else percent(value)) or "–"
         if metric == "worst_class_recall" and name_classes:
             cell = f"({escape(str(report['worst_class']))}) {cell}"
         cells.append(f"[bold]{cell}[/bold]" if value is not None and value == best else cell)

@@ -65,6 +65,7 @@ class LongTailTrainer(SavingTrainer):
         )
         label2id = getattr(config, "label2id", None)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
+        self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
         self._given_loss = class_loss
         self._head: ClassifierHead | None = None
         self.step_means = StepMeans(args.device)
@@ -76,7 +77,7 @@ class LongTailTrainer(SavingTrainer):
         if self.compute_metrics is None:
             if args.batch_eval_metrics:
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
-            self.report_keeper = ReportKeeper(self.class_frequencies)
+            self.report_keeper = ReportKeeper(self.class_frequencies, self.cost_matrix)
             self.add_callback(self.report_keeper)
             choosing.check_best_metric(args, self.eval_dataset, self.class_frequencies)
             self.compute_metrics = self.report_keeper.compute_metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.costs import class_index, read_costs
 from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.sharpness import METHODS
@@ -198,13 +198,12 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.nd
     """
     if not isinstance(importance, Mapping):
         return None if importance is None else np.asarray(importance, dtype=np.float64)
-    index_of = {str(index): index for index in range(frequencies.num_classes)}
-    index_of |= {frequencies.name(index): index for index in range(frequencies.num_classes)}
     values = np.ones(frequencies.num_classes)
     for name, value in importance.items():
-        if str(name) not in index_of:
-            near = difflib.get_close_matches(str(name), index_of, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"class_importance has the class {name!r}, which is not a label.{hint}")
-        values[index_of[str(name)]] = value
+        values[class_index(name, frequencies.labels, "class_importance")] = value
     return values
+
+
+def cost_matrix_of(costs: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
+    """Read the user's costs as (K, K) before training, or None; see `read_costs`."""
+    return None if costs is None else read_costs(costs, frequencies.labels)

@@ -17,6 +17,8 @@ from hf_sharp import ClassFrequencies, cli
 from hf_sharp.commands.compare import compare, paired, verdict
 from hf_sharp.commands.counts import counts_table, suggestions
 from hf_sharp.commands.train import accelerate_config
+from hf_sharp.reports.evaluation_pictures import PICTURES
+from hf_sharp.reports.figures import cost_per_example
 from tests.recipes.conftest import QUICK, TINY_VIT, image_folder  # noqa: F401
 
 COMMAND = str(Path(sys.executable).parent / "hf-sharp")
@@ -67,7 +69,17 @@ def config(image_folder, tmp_path):  # noqa: F811
 
 def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa: F811
     trained = subprocess.run(
-        [COMMAND, "train", str(config), "--loss", "logit_adjusted", "--sharpness", "none"],
+        [
+            COMMAND,
+            "train",
+            str(config),
+            "--loss",
+            "logit_adjusted",
+            "--sharpness",
+            "none",
+            "--cost_matrix",
+            '{"emu": {"cat": 5}}',
+        ],
         capture_output=True,
         text=True,
         timeout=200,
@@ -77,13 +89,23 @@ def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa:
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["options"]["loss"] == "logit_adjusted"
 
-    given = cli.main(["evaluate", str(tmp_path / "out"), image_folder, "--output", str(tmp_path / "report")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"a prediction costs {cost_per_example(results['report'])} on average" in card
+    for picture in PICTURES:
+        assert f"]({picture})" in card
+        assert (tmp_path / "out" / picture).stat().st_size > 10_000
+
+    words = ["evaluate", str(tmp_path / "out"), image_folder, "--per_class", "2", "--output", str(tmp_path / "report")]
+    given = cli.main(words)
     assert given == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     for metric, value in results["report"].items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             assert report[metric] == pytest.approx(value), metric
-    assert "balanced accuracy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "balanced accuracy" in shown
+    assert "the 2 rarest of 3 classes" in shown
+    assert all((tmp_path / "report" / picture).stat().st_size > 10_000 for picture in PICTURES)
     classify = pipeline("image-classification", str(tmp_path / "out"))
     test = datasets.load_dataset("imagefolder", data_dir=image_folder)["test"]
     names = test.features["label"].names
@@ -93,6 +115,12 @@ def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa:
     assert cli.main(["evaluate", str(tmp_path / "out"), "digits"]).startswith(
         f"error: '{tmp_path / 'out'}' has 3 classes, and the data has 10"
     )
+
+
+@pytest.mark.parametrize("rows", ["none", "0", "-3", "outputs/model"])
+def test_a_wrong_number_of_classes_to_show_is_named(rows, tmp_path):
+    said = cli.main(["evaluate", str(tmp_path), "digits", "--per_class", rows])
+    assert said.startswith(f"error: per_class is {rows!r}; expected a number of classes, or 'all'.")
 
 
 def test_an_error_of_the_training_is_shown_and_is_the_status(config):

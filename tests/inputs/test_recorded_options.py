@@ -1,8 +1,10 @@
 """Commands read what the training recorded beside the model, say what they took over, and warn of contradictions."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 
 from hf_sharp import cli
 from hf_sharp.commands.adjust import AdjustArguments, _card, _warn_of_corrected_model
@@ -72,6 +74,20 @@ def test_flags_that_contradict_the_training_win_with_a_warning(option, flags, da
     assert ("may be among the others now" in caplog.text) == (name == "test_fraction")
 
 
+def test_options_of_the_command_alone_do_not_contradict_the_training(caplog):
+    what = EvaluateArguments(per_class="10", cost_matrix="costs.csv", rare_threshold=5)
+    record = {"options": {"dataset": "mails.csv", "rare_threshold": 5}, "data": {"cost_matrix": [[0, 1], [9, 0]]}}
+    flags = ["--per_class", "--cost", "costs.csv", "--rare_threshold", "5"]
+    take_over(record, (what, LookArguments(dataset="mails.csv")), flags, "mails.csv")
+    assert caplog.text == ""
+    assert what.cost_matrix == "costs.csv", "a flag wins under each of its names"
+
+
+def test_the_costs_of_the_training_are_taken_over_for_other_data_too(caplog):
+    assert taken({"cost_matrix": [[0, 1], [9, 0]]}, dataset="other.csv")["cost_matrix"] == [[0, 1], [9, 0]]
+    assert "taken over from the training: cost_matrix" in caplog.text
+
+
 def test_the_dataset_of_the_training_is_the_default(tmp_path, caplog):
     (tmp_path / "all_results.json").write_text(json.dumps({"options": {"dataset": "mails.csv", "test_fraction": 0.2}}))
     look = LookArguments()
@@ -88,6 +104,19 @@ def test_a_folder_without_a_record_has_none(content, tmp_path):
     assert recorded(str(tmp_path)) == {}
     (tmp_path / "all_results.json").write_text(content)
     assert recorded(str(tmp_path)) == {}
+
+
+def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch):
+    (tmp_path / "all_results.json").write_text('{"options": {"max_length": 9}}')
+
+    def download(name, file):
+        if name != "user/model":
+            raise EntryNotFoundError("404", response=Mock())
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("hf_sharp.recipe.recorded.hf_hub_download", download)
+    assert recorded("user/model")["options"] == {"max_length": 9}
+    assert recorded("user/other") == {}
 
 
 @pytest.mark.parametrize(

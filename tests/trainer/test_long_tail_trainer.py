@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_sharp import SharpTrainer
-from tests.conftest import CLASS_COUNTS, make_images, make_vit
+from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit, weights_of
 
 STEPWISE = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
 
@@ -213,3 +213,26 @@ def test_both_passes_are_about_the_centroids_that_the_first_one_found(make_train
     )
     trainer.train()
     assert [log["sharpness"] for log in trainer.state.log_history[:3]] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_the_expected_cost_is_reported_and_does_not_change_the_training(make_trainer):
+    runs = {}
+    for costs in (None, {"class 3": {"class 0": 7}}, '{"class 3": {"class 0": 7}}'):
+        trainer = make_trainer(eval_dataset=make_images(seed=1), cost_matrix=costs, sharpness="none")
+        trainer.train()
+        runs[str(costs)] = trainer.evaluate(), weights_of(trainer.model), trainer.report_keeper.report
+    (plain, before, _), (metrics, after, report), (as_json, *_) = runs.values()
+    assert_same_bits(before, after)
+    assert "eval_expected_cost" not in plain
+    assert metrics["eval_expected_cost"] == as_json["eval_expected_cost"]
+    confused = next(
+        (c["count"] for c in report["confusions"] if (c["true"], c["predicted"]) == ("class 3", "class 0")), 0
+    )
+    wrong = 1 - metrics["eval_accuracy"]
+    assert metrics["eval_expected_cost"] == pytest.approx(wrong + 6 * confused / sum(report["per_class_support"]))
+    assert confused > 0, "the test needs this confusion"
+
+
+def test_costs_of_unknown_classes_are_refused_before_training(make_trainer):
+    with pytest.raises(ValueError, match=r"cost_matrix has the class 'class3', .* Did you mean 'class 3'"):
+        make_trainer(cost_matrix={"class3": 7})

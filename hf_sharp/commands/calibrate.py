@@ -1,0 +1,266 @@
+"""`hf-sharp calibrate`: temperature, thresholds per class and calibration scores, from validation data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.model.confidence import (
+    TEMPERATURES,
+    Threshold,
+    calibration_scores,
+    class_thresholds,
+    examples_needed,
+    fit_temperature,
+    fold_temperature,
+)
+from hf_sharp.model.posthoc import Model
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.changed import card_with_section, save_changed
+from hf_sharp.recipe.decisions import Decisions, read_decisions
+from hf_sharp.recipe.parser import command_parser, read_flags
+from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.showing import per_class_field, rows_shown
+from hf_sharp.reports.calibration import calibration_bins
+from hf_sharp.reports.card_training import method_of, treats_classes_alike
+from hf_sharp.reports.figures import half_width, percent
+from hf_sharp.reports.markdown import escaped
+from hf_sharp.reports.plots import plot_reliability
+
+logger = logging.getLogger(__name__)
+
+_IN_CARD = 10  # classes
+_COVERAGE = 0.9  # whose number of examples the table and the card compare with
+_PICTURE = "calibrated_reliability.png"
+_EXAMPLE = (
+    "hf-sharp calibrate outputs/photos photos/ --validation_fraction 0.1 --precision 0.9 "
+    "--output_dir outputs/photos_calibrated"
+)
+
+
+@dataclass
+class CalibrateArguments:
+    """How to calibrate."""
+
+    output_dir: str = field(metadata={"help": "A new folder for the calibrated model.", "aliases": ["--output"]})
+    precision: float = field(
+        default=0.9,
+        metadata={"help": "Each class's threshold is the lowest confidence from which this share is right."},
+    )
+    balanced: bool = field(
+        default=False,
+        metadata={
+            "help": "Choose the temperature so that every class counts alike, as for a model that treats all classes "
+            "alike."
+        },
+    )
+    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    per_class: str | None = per_class_field()
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
+    head: str | None = field(
+        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Calibrate a model on validation data, save it, and show the result.
+
+    Args:
+        argv: the words after `hf-sharp calibrate`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data; or an output folder that is not empty.
+    """
+    parser = command_parser(
+        "calibrate",
+        (CalibrateArguments, SavedArguments),
+        "Choose temperature, thresholds and calibration scores on validation data that the model was not trained on, "
+        "and save them with the model for hf-sharp predict. The temperature goes into the head.",
+        _EXAMPLE,
+    )
+    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
+    what, data, names = read_flags(parser, argv)
+    rows = rows_shown(what.per_class)
+    if not 0 < what.precision <= 1:
+        raise ValueError(f"--precision must be above 0 and at most 1, got {what.precision}.")
+    record = choose_data(what, data, names.model, names.data, argv)
+    if record and not what.balanced and treats_classes_alike(method_of(record["options"])):
+        logger.warning(
+            "The model was trained to treat all classes alike: with --balanced, they count alike here too, as on data "
+            "in which all are equally common."
+        )
+    output = new_folder(what.output_dir)
+    if data.validation_split is None and data.validation_fraction is None:
+        raise ValueError(
+            "a model is calibrated on validation data: name it with --validation_split, or hold it out of the training "
+            "set with --validation_fraction 0.1 (the model should not have been trained on it)."
+        )
+    splits = load_splits(data, what.label_column)
+    splits.pop("test")  # nothing may be chosen on it
+    saved = open_saved(names.model, splits, data, what.label_column)
+    decisions = read_decisions(names.model, saved.model.config)
+    if decisions.class_costs is not None:
+        raise ValueError("the head holds costs, so its scores are no probabilities. Calibrate before adjust --cost.")
+    logits, labels = (values.numpy() for values in saved.predict("validation", what.batch_size))
+    temperature = fit_temperature(logits, labels, _balanced_weights(labels) if what.balanced else None)
+    if not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
+        logger.warning("The temperature is at its limit: nearly every validation example is right, or none is.")
+    model, decisions = _scaled(saved.model, temperature, decisions, what.head)
+    result, thresholds, decisions = _calibrate(logits, labels, temperature, what.precision, decisions)
+    result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
+    card = card_with_section(names.model, "Confidence", _said(result, thresholds, saved.frequencies), "calibrated")
+    save_changed(names.model, model, saved.processor, output, card, record, decisions)
+    (output / "calibration.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
+    plot_reliability(_probabilities(logits, temperature), labels, output / _PICTURE, title)
+    _show(result, thresholds, saved.frequencies, rows, output)
+
+
+def _calibrate(
+    logits: np.ndarray, labels: np.ndarray, temperature: float, precision: float, decisions: Decisions
+) -> tuple[dict[str, Any], list[Threshold], Decisions]:
+    before, after = _probabilities(logits, 1.0), _probabilities(logits, temperature)
+    thresholds, scores = class_thresholds(after, labels, precision), calibration_scores(after, labels)
+    decisions = replace(
+        decisions,
+        precision=precision,
+        # Rounded towards acceptance: float32 and the padding of a batch change the last digits.
+        thresholds=[None if limit is None else math.floor(limit * 1e6) / 1e6 for limit, *_ in thresholds],
+        scores=[(np.ceil(of_class * 1e6) / 1e6).tolist() for of_class in scores],
+    )
+    result = {
+        "temperature": temperature,
+        "examples": len(labels),
+        "before": _figures(before, labels),
+        "after": _figures(after, labels),
+        "precision": precision,
+        "thresholds": [threshold._asdict() for threshold in thresholds],
+        "calibration_examples": [len(of_class) for of_class in scores],
+        "classes": decisions.classes,
+    }
+    return result, thresholds, decisions
+
+
+def _scaled(model: Model, temperature: float, decisions: Decisions, head: str | None) -> tuple[Model, Decisions]:
+    try:
+        return fold_temperature(model, temperature, len(decisions.classes), head=head), decisions
+    except ValueError as error:
+        logger.warning("The temperature is kept beside the model, for hf-sharp predict: %s", error)
+        return model, replace(decisions, temperature=decisions.temperature * temperature)
+
+
+def _probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    scaled = logits.astype(np.float64) / temperature
+    scaled = np.exp(scaled - scaled.max(1, keepdims=True))
+    return scaled / scaled.sum(1, keepdims=True)
+
+
+def _balanced_weights(labels: np.ndarray) -> np.ndarray:
+    counts = np.bincount(labels)
+    return 1 / counts[labels]
+
+
+def _figures(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    of_label = probabilities[np.arange(len(labels)), labels]
+    return {
+        "calibration_error": calibration_bins(probabilities.argmax(1), labels, probabilities).error,
+        "negative_log_likelihood": float(-np.log(of_label.clip(min=np.finfo(float).tiny)).mean()),
+        "mean_confidence": float(probabilities.max(1).mean()),
+    }
+
+
+def _show(
+    result: Mapping[str, Any],
+    thresholds: Sequence[Threshold],
+    frequencies: ClassFrequencies,
+    rows: int | None,
+    output: Path,
+) -> None:
+    console = Console()
+    before, after = result["before"], result["after"]
+    console.print(
+        f"temperature {result['temperature']:.2f}: calibration error {100 * before['calibration_error']:.1f} → "
+        f"{100 * after['calibration_error']:.1f} %, negative log-likelihood {before['negative_log_likelihood']:.3f} → "
+        f"{after['negative_log_likelihood']:.3f} on {result['examples']:,} validation examples",
+        highlight=False,
+    )
+    if rows != 0:
+        console.print(thresholds_table(thresholds, result["calibration_examples"], frequencies, rows))
+    few = sum(number < examples_needed(_COVERAGE) for number in result["calibration_examples"])
+    never = sum(threshold.confidence is None for threshold in thresholds)
+    console.print(
+        f"thresholds for a precision of {100 * result['precision']:g} %: {len(thresholds) - never} of "
+        f"{len(thresholds)} classes reach it\nprediction sets: {few} of {len(thresholds)} classes have fewer than "
+        f"{examples_needed(_COVERAGE)} validation examples and are in every set of coverage {_COVERAGE:g}",
+        highlight=False,
+    )
+    console.print(f"figures  {output / 'calibration.json'}\nmodel    {output}", highlight=False, soft_wrap=True)
+
+
+def thresholds_table(
+    thresholds: Sequence[Threshold], examples: Sequence[int], frequencies: ClassFrequencies, rows: int | None
+) -> Table:
+    """Show the thresholds of the classes, the rarest in training first.
+
+    Args:
+        thresholds: (K,).
+        examples: (K,) validation examples.
+        frequencies: of the training set.
+        rows: how many classes to show; None: all.
+
+    Returns:
+        A `rich` table.
+    """
+    order = np.argsort(frequencies.counts, kind="stable")[:rows]
+    table = Table(title="thresholds, the rarest class first", title_justify="left", title_style="bold")
+    table.add_column("class", overflow="fold")
+    for heading in ("training\nexamples", "validation\nexamples", "threshold", "answered", "right\nin %"):
+        table.add_column(heading, justify="right")
+    for c in order.tolist():
+        cells = _cells(thresholds[c])
+        table.add_row(escape(frequencies.name(c)), f"{frequencies.counts[c]:,}", f"{examples[c]:,}", *cells)
+    if len(order) < len(thresholds):
+        table.caption, table.caption_justify = f"the {len(order)} rarest of {len(thresholds):,} classes", "left"
+    return table
+
+
+def _cells(threshold: Threshold) -> list[str]:
+    """Write a threshold, rounded down, the predictions that it answers, and how many of them are right."""
+    limit = "–" if threshold.confidence is None else f"{math.floor(threshold.confidence * 1000) / 1000:.3f}"
+    width = half_width([threshold.precision], [threshold.answered])
+    return [limit, f"{threshold.answered} of {threshold.predictions}", percent(threshold.precision, width) or "–"]
+
+
+def _said(result: Mapping[str, Any], thresholds: Sequence[Threshold], frequencies: ClassFrequencies) -> str:
+    order = np.argsort(frequencies.counts, kind="stable")[:_IN_CARD].tolist()
+    table = [["class", "validation examples", "threshold", "answered", "right in %"]]
+    table += [
+        [escaped(frequencies.name(c)), f"{result['calibration_examples'][c]:,}", *_cells(thresholds[c])] for c in order
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    rest = f" The {len(order)} rarest classes:" if len(order) < len(thresholds) else ""
+    before, after = (100 * result[name]["calibration_error"] for name in ("before", "after"))
+    paragraphs = [
+        f"Its logits were divided by a temperature of {result['temperature']:.3g}, chosen by `hf-sharp calibrate` on "
+        f"{result['examples']:,} validation examples. There, the expected calibration error was {before:.1f} % before "
+        f"and {after:.1f} % after. Predictions did not change. Figures and pictures above are those of the model "
+        "before.",
+        f"![Accuracy of the validation predictions against their confidence]({_PICTURE})",
+        "`hf-sharp predict --abstain saved` answers only from a threshold per class, the lowest confidence from which "
+        f"{100 * result['precision']:g} % of the validation predictions of the class were right. `hf-sharp predict "
+        "--coverage 0.9` gives sets of classes that hold the true one in 90 % of the cases, for each class alone; a "
+        f"class with fewer than {examples_needed(_COVERAGE)} validation examples is in every such set.{rest}",
+        "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]]),
+    ]
+    return "\n\n".join(paragraphs)

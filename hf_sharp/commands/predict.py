@@ -1,0 +1,267 @@
+"""`hf-sharp predict`: what a model says about new data, row by row."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from hf_sharp.data.costs import read_costs
+from hf_sharp.model.confidence import examples_needed
+from hf_sharp.recipe.arguments import TRUST
+from hf_sharp.recipe.choosing import Chooser
+from hf_sharp.recipe.decisions import Decisions, read_decisions
+from hf_sharp.recipe.inputs import STDIN, Source
+from hf_sharp.recipe.outputs import FORMATS, PredictionFile
+from hf_sharp.recipe.parser import command_parser, read_flags
+from hf_sharp.recipe.predicting import Predictor, choose_device
+from hf_sharp.recipe.recorded import recorded, take_over
+from hf_sharp.recipe.saved import SavedArguments, load_saved, new_folder, takes_images
+from hf_sharp.reports.figures import quantity
+from hf_sharp.reports.results import versions
+
+logger = logging.getLogger(__name__)
+
+SOME_BROKEN = 3  # exit status
+_NAMED = 5  # faults in the terminal
+_LISTED = 1000  # in summary.json; the predictions have all
+_SHOWN = 20
+
+_EXAMPLE = """hf-sharp predict outputs/photos new_photos/ --top_k 3 --output_dir outputs/predictions
+         hf-sharp predict outputs/mails mails.csv --keep id --abstain 0.9 --output_dir outputs/predictions
+         cat mails.txt | hf-sharp predict outputs/mails - --format jsonl > labels.jsonl"""
+
+
+@dataclass
+class PredictArguments:
+    """What to predict, how to decide, and where to write it."""
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "A new folder for predictions.FORMAT and summary.json; without it, the predictions go to the "
+            "standard output.",
+            "aliases": ["--output"],
+        },
+    )
+    format: str = field(default="csv", metadata={"help": "The format of the predictions.", "choices": [*FORMATS]})
+    keep: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of the data to write beside the predictions; `label` is written as data_label, as the "
+            "predictions have a column of this name."
+        },
+    )
+    top_k: int = field(default=0, metadata={"help": "Also write the K most likely classes and their probabilities."})
+    abstain: str | None = field(
+        default=None,
+        metadata={
+            "help": "Give no label where its probability is below this number; or 'saved': below the threshold of its "
+            "class that hf-sharp calibrate saved."
+        },
+    )
+    coverage: float | None = field(
+        default=None,
+        metadata={
+            "help": "Also write a set of classes that holds the true one with this probability, for examples of every "
+            "class; needs hf-sharp calibrate."
+        },
+    )
+    cost: str | None = field(
+        default=None,
+        metadata={
+            "help": "Predict the class of least expected cost: a CSV file or JSON, as for hf-sharp adjust --cost. "
+            "Default: the costs saved with the model."
+        },
+    )
+    batch_size: int = field(default=64, metadata={"help": "Rows per batch."})
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu, cuda, cuda:1 or mps. Default: the accelerator, if there is one."}
+    )
+    split: str | None = field(default=None, metadata={"help": "The split, if the data has several."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    separator: str | None = field(default=None, metadata={"help": "What separates the columns of CSV files."})
+    text_column: str = field(default="text", metadata={"help": "The column with the texts."})
+    image_column: str = field(default="image", metadata={"help": "The column with the images, or with their paths."})
+    max_length: int = field(default=128, metadata={"help": "Texts are truncated to this many tokens."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Name or folder of the tokenizer, if it is not the model's."}
+    )
+    picture_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Grey values of more than 8 bits: the two values to show as black and white."},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
+
+
+def main(argv: list[str]) -> None:
+    """Predict the class of every row, and write the predictions.
+
+    Args:
+        argv: the words after `hf-sharp predict`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data.
+        SystemExit: with status 3, if some rows could not be predicted.
+    """
+    parser = command_parser(
+        "predict",
+        (PredictArguments,),
+        "Predict the class of every picture or text. Options of the inputs that are not set are those of the training.",
+        _EXAMPLE,
+        f"{SOME_BROKEN} if some rows could not be predicted, which are reported and have an error in the output",
+    )
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="A folder of images; a CSV, TSV, JSON, JSON Lines or Parquet file; a name on the Hub; a text file, or - "
+        "for the standard input, with a text or the path of an image in each line.",
+    )
+    what, names = read_flags(parser, argv)
+    record = recorded(names.model)
+    options = {name: value for name, value in record.get("options", {}).items() if name != "dataset_config"}
+    take_over(record and record | {"options": options}, (what,), argv, str(options.get("dataset", "digits")))
+    output = None if what.output_dir is None else new_folder(what.output_dir)
+    images, device = takes_images(names.model, what.trust_remote_code), choose_device(what.device)
+    inputs = SavedArguments(
+        max_length=what.max_length,
+        tokenizer_name=what.tokenizer_name,
+        picture_range=what.picture_range,
+        trust_remote_code=what.trust_remote_code,
+    )
+    model, processor = load_saved(names.model, images, inputs)
+    chooser = _chooser(what, read_decisions(names.model, model.config))
+    column = what.image_column if images else what.text_column
+    source = Source(names.data, images, column, what.keep or (), what.split, what.dataset_config, what.separator)
+    limits = None if inputs.picture_range is None else (inputs.picture_range[0], inputs.picture_range[1])
+    predictor = Predictor(model.to(device).eval(), processor, images, inputs.max_length, limits)
+    summary = _run(predictor, chooser, source, what, output)
+    summary |= {"model": names.model, "data": names.data, "device": str(device), "options": asdict(what)}
+    _tell(summary, output, what)
+    if summary["broken"]:
+        raise SystemExit(SOME_BROKEN)
+
+
+def _chooser(what: PredictArguments, decisions: Decisions) -> Chooser:
+    if what.cost is not None:
+        if decisions.class_costs is not None:
+            raise ValueError("the head of the model holds costs already. Name the model without them, or leave --cost.")
+        costs = read_costs(what.cost, decisions.classes, "--cost")
+        decisions = replace(decisions, cost_matrix=costs.tolist())
+    elif decisions.by_cost:
+        logger.warning("labels of least expected cost, with the costs saved with the model")
+    chooser = Chooser(decisions, what.top_k, what.abstain, what.coverage)
+    if what.coverage is not None:
+        needed = examples_needed(what.coverage)
+        few = sum(len(of_class) < needed for of_class in decisions.scores or ())
+        if few:
+            logger.warning(
+                "%s fewer than %d calibration examples, and so in every set.",
+                f"{quantity(few, 'class', 'classes')} of {len(decisions.classes)} {'has' if few == 1 else 'have'}",
+                needed,
+            )
+    return chooser
+
+
+def _run(
+    predictor: Predictor, chooser: Chooser, source: Source, what: PredictArguments, output: Path | None
+) -> dict[str, Any]:
+    opened = source.open()
+    taken = {"input", "error", *chooser.columns}
+    names = [f"data_{name}" if name in taken else name for name in source.keep]
+    columns = {"input": "text"} | dict.fromkeys(names, "text") | chooser.columns | {"error": "text"}
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    labels, faults, start = Counter[str](), dict[str, str](), perf_counter()
+    total = abstained = broken = 0
+    try:
+        with (
+            PredictionFile(output, what.format, columns) as file,
+            tqdm(total=opened.total, desc="predicting", unit="row", leave=False) as bar,
+        ):
+            for rows, logits in predictor.batches(opened.rows, what.batch_size):
+                chosen = iter(chooser.choose(logits))
+                lines = []
+                for row in rows:
+                    line: dict[str, Any] = {} if row.fault else next(chosen)
+                    lines.append(
+                        {"input": row.name, "error": row.fault} | dict(zip(names, row.kept, strict=True)) | line
+                    )
+                    if row.fault:
+                        broken += 1
+                        if broken <= _LISTED:
+                            faults[row.name] = row.fault
+                    elif line["label"] is None:
+                        abstained += 1
+                    else:
+                        labels[line["label"]] += 1
+                file.write(lines)
+                total += len(rows)
+                bar.update(len(rows))
+    except BrokenPipeError:  # of `| head`; the standard output must not be flushed again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    if total == 0:
+        raise ValueError(f"{'the standard input' if source.name == STDIN else repr(source.name)} has no rows.")
+    figures = {"rows": total, "predicted": sum(labels.values()), "abstained": abstained, "broken": broken}
+    return figures | {
+        "labels": dict(labels.most_common()),
+        "faults": faults,
+        "seconds": round(perf_counter() - start, 3),
+        "versions": versions(),
+    }
+
+
+def _tell(summary: Mapping[str, Any], output: Path | None, what: PredictArguments) -> None:
+    if summary["broken"]:
+        named = [f"{name}: {fault}" for name, fault in [*summary["faults"].items()][:_NAMED]]
+        rest = f"; and {summary['broken'] - _NAMED:,} more" if summary["broken"] > _NAMED else ""
+        logger.warning(
+            "%s of %s could not be predicted: %s%s",
+            f"{summary['broken']:,}",
+            quantity(summary["rows"], "row", "rows"),
+            "; ".join(named),
+            rest,
+        )
+    console = Console(stderr=output is None)
+    if output is not None:
+        speed = summary["rows"] / max(summary["seconds"], 1e-3)
+        console.print(
+            f"{quantity(summary['rows'], 'row', 'rows')} in {summary['seconds']:.1f} s, {speed:,.0f} per second",
+            highlight=False,
+        )
+        console.print(_labels_table(summary))
+        file = output / "summary.json"
+        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        predictions = output / f"predictions.{what.format}"
+        console.print(f"predictions  {predictions}\nsummary      {file}", highlight=False, soft_wrap=True)
+
+
+def _labels_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(caption_justify="left")
+    table.add_column("label", overflow="fold")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    counts = [*summary["labels"].items()]
+    for label, number in counts[:_SHOWN]:
+        table.add_row(escape(label), f"{number:,}", f"{100 * number / summary['rows']:.1f} %")
+    for what in ("abstained", "broken"):
+        if summary[what]:
+            table.add_row(
+                f"[italic]{what}[/italic]", f"{summary[what]:,}", f"{100 * summary[what] / summary['rows']:.1f} %"
+            )
+    if len(counts) > _SHOWN:
+        table.caption = f"the {_SHOWN} most frequent of {len(counts)} labels"
+    return table

@@ -1,0 +1,153 @@
+"""What mistakes cost: a K × K matrix from numbers, from class names, or from a CSV file. Works without torch."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TABLES = (".csv", ".tsv")
+_FORMS = (
+    'Expected a CSV file with a row per true class and a column per predicted class, or JSON such as {"fraud": 5} '
+    '(a mistake on fraud costs 5, others 1) or {"fraud": {"ham": 10}} (fraud predicted as ham costs 10).'
+)
+
+
+def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> np.ndarray:
+    """Read what it costs to predict one class for an example of another.
+
+    Args:
+        costs: K lists of K numbers, a row per true class; K numbers, what any mistake on a true class costs; a mapping
+            from true class to such a number, or to a mapping from predicted class to cost; JSON text of one of these;
+            or the name of a CSV file. What a mapping does not name costs 1, and a right prediction 0. A CSV file has
+            the predicted classes in its header and the true class in the first cell of a row; with two columns, it has
+            a class and its cost in a row.
+        names: K class names, in the order of the class indices.
+        what: the option's name, for the error.
+
+    Returns:
+        (K, K) float64: row the true class, column the predicted one.
+
+    Raises:
+        ValueError: the file cannot be read, a class is unknown or missing, or costs that are not finite numbers >= 0,
+            of which at least one is above 0.
+
+    Example:
+        >>> read_costs({"fraud": 5}, ["ham", "spam", "fraud"])
+        array([[0., 1., 1.],
+               [1., 0., 1.],
+               [5., 5., 0.]])
+    """
+    names = [str(name) for name in names]
+    if isinstance(costs, (str, Path)):
+        file = Path(costs)
+        if file.suffix.lower() in _TABLES:
+            return _checked(_from_table(file, names, what), names, what)
+        try:
+            costs = json.loads(str(costs))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{what}: {str(costs)!r} is neither a CSV file nor JSON ({error}). {_FORMS}") from error
+    if isinstance(costs, Mapping):
+        return _checked(_from_names(costs, names, what), names, what)
+    try:
+        given = np.asarray(costs, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: {costs!r} are not numbers. {_FORMS}") from error
+    return _checked(_of_true_class(given) if given.shape == (len(names),) else given, names, what)
+
+
+def class_index(name: Any, names: Sequence[str], what: str) -> int:
+    """Find the index of a class that the user named.
+
+    Args:
+        name: a class name, or a class index.
+        names: K class names.
+        what: the option that names it, for the error.
+
+    Returns:
+        The index.
+
+    Raises:
+        ValueError: there is no such class; the nearest name is suggested.
+    """
+    index_of = {str(index): index for index in range(len(names))}
+    index_of |= {str(label): index for index, label in enumerate(names)}
+    if str(name) not in index_of:
+        near = difflib.get_close_matches(str(name), index_of, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what} has the class {name!r}, which is not a label.{hint}")
+    return index_of[str(name)]
+
+
+def _of_true_class(costs: np.ndarray) -> np.ndarray:
+    return costs[:, None] * (1 - np.eye(len(costs)))
+
+
+def _from_names(costs: Mapping[Any, Any], names: Sequence[str], what: str) -> np.ndarray:
+    matrix = _of_true_class(np.ones(len(names)))
+    for true, value in costs.items():
+        row = class_index(true, names, what)
+        if isinstance(value, Mapping):
+            for predicted, cost in value.items():
+                matrix[row, class_index(predicted, names, what)] = _number(cost, f"{what}: {true!r}, {predicted!r}")
+        else:
+            matrix[row] = _number(value, f"{what}: {true!r}")
+            matrix[row, row] = 0
+    return matrix
+
+
+def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise ValueError(f"{what}: {str(file)!r} {reason}. {_FORMS}") from error
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise ValueError(f"{what}: {str(file)!r} has no rows. {_FORMS}")
+    width = len(rows[0])
+    for number, row in enumerate(rows, 1):
+        if len(row) != width or width < 2:
+            raise ValueError(f"{what}: {str(file)!r}, row {number}: {len(row)} cells, the header has {width}. {_FORMS}")
+    if width == 2:
+        return _from_names({row[0]: row[1] for row in rows[1:]}, names, f"{what}: {str(file)!r}")
+    where = f"{what}: {str(file)!r}"
+    columns = [class_index(name, names, where) for name in rows[0][1:]]
+    matrix = np.full((len(names), len(names)), np.nan)
+    for row in rows[1:]:
+        true = class_index(row[0], names, where)
+        for column, cell in zip(columns, row[1:], strict=True):
+            matrix[true, column] = _number(cell, f"{where}: row {row[0]!r}, column {names[column]!r}")
+    for i, kind in ((0, "row"), (1, "column")):
+        missing = [names[c] for c in np.flatnonzero(np.isnan(matrix).all(axis=1 - i)).tolist()]
+        if missing:
+            raise ValueError(f"{where} has no {kind} for the class {missing[0]!r}; it needs one for each class.")
+    return matrix
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {value!r} is not a number. Expected a cost, a finite number >= 0.") from error
+
+
+def _checked(matrix: np.ndarray, names: Sequence[str], what: str) -> np.ndarray:
+    if matrix.shape != (square := (len(names), len(names))):
+        raise ValueError(f"{what} must be {square}, one row per true class; got {matrix.shape}. {_FORMS}")
+    bad = np.argwhere(~(np.isfinite(matrix) & (matrix >= 0)))
+    if len(bad):
+        true, predicted = bad[0]
+        raise ValueError(
+            f"{what}: predicting {names[predicted]!r} for {names[true]!r} costs {matrix[true, predicted]:g}; expected "
+            "finite numbers >= 0."
+        )
+    if not matrix.any():
+        raise ValueError(f"{what}: every cost is 0, so that no prediction is better than another. {_FORMS}")
+    return matrix

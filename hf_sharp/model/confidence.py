@@ -1,0 +1,200 @@
+"""How far a classifier's probabilities can be trusted: temperature, thresholds per class, and prediction sets.
+
+    temperature      p = softmax(logits / T),  T minimises −Σ log p_y on validation data
+    threshold        t_c: the lowest confidence from which predictions of class c reach a wanted precision
+    prediction set   {c : 1 − p_c ≤ q_c},  q_c the ⌈(n_c + 1)(1 − α)⌉-th smallest 1 − p_c among the n_c calibration
+                     examples of class c; it holds the true class in a share 1 − α of the examples of *every* class
+
+The set is exact for exchangeable examples, whatever the model. A class with n_c < 1/α − 1 calibration examples has
+q_c = ∞: it is in every set.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+from sklearn.metrics import precision_recall_curve
+
+from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
+
+# The key in the model's config that records the temperature in its head.
+TEMPERATURE = "hf_sharp_temperature"
+TEMPERATURES = (0.05, 20.0)  # where nearly every example is right, the likelihood has no maximum
+
+
+class Threshold(NamedTuple):
+    """The confidence from which predictions of a class are precise enough.
+
+    Attributes:
+        confidence: the threshold t_c; None: no confidence reaches the precision.
+        answered: predictions of this class at or above the threshold, on the validation data.
+        predictions: all predictions of this class there.
+        precision: the share of right ones among those answered; None where there are none.
+    """
+
+    confidence: float | None
+    answered: int
+    predictions: int
+    precision: float | None
+
+
+def fit_temperature(logits: Any, labels: Any, weights: Any = None) -> float:
+    """Choose the temperature that makes validation labels most likely.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) class indices.
+        weights: (N,) >= 0, how much each example counts; None: all alike.
+
+    Returns:
+        T, between 0.05 and 20. The predicted classes do not depend on it.
+
+    Raises:
+        ValueError: there are no examples, or their logits are not finite.
+
+    Example:
+        >>> round(fit_temperature([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]], [0, 0, 0, 1]), 2)  # 3 / log 3
+        2.73
+
+    Reference:
+        arXiv 1706.04599, section 4.2.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if len(labels) == 0 or not np.isfinite(logits).all():
+        raise ValueError("a temperature needs at least one example, and finite logits.")
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return float(weights @ (logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
+
+    bounds = tuple(math.log(limit) for limit in TEMPERATURES)
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+
+
+def fold_temperature(model: Model, temperature: float, num_classes: int, *, head: str | None = None) -> Model:
+    """Divide the head's weight and bias by a temperature, so that any `pipeline()` gives calibrated probabilities.
+
+    Args:
+        model: an image or sequence classification model with a linear head. It is not changed.
+        temperature: T > 0.
+        num_classes: K.
+        head: the name of the layer that computes the logits, if several linear layers have K outputs.
+
+    Returns:
+        A copy of the model. Its config records the temperature, together with any that it had before.
+
+    Raises:
+        ValueError: the temperature is not positive, or the head is not linear.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+    scaled = copy.deepcopy(model)
+    layer = find_head(scaled, num_classes, head)
+    old = read_head(layer)
+    write_head(layer, Head(old.weight / temperature, None if old.bias is None else old.bias / temperature))
+    if (config := getattr(scaled, "config", None)) is not None:
+        setattr(config, TEMPERATURE, float(temperature) * getattr(config, TEMPERATURE, 1.0))
+    return scaled
+
+
+def class_thresholds(probabilities: Any, labels: Any, precision: float) -> list[Threshold]:
+    """Choose for each class the lowest confidence from which its predictions are right often enough.
+
+    Args:
+        probabilities: (N, K) of the validation examples.
+        labels: (N,) class indices.
+        precision: the wanted share of right ones among the predictions of a class, in (0, 1].
+
+    Returns:
+        K thresholds. The precision is that of the validation data; with few predictions it is a rough estimate.
+
+    Raises:
+        ValueError: a precision outside (0, 1].
+
+    Example:
+        >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
+        >>> class_thresholds(p, [0, 0, 1, 0], precision=0.9)[0]
+        Threshold(confidence=0.8, answered=2, predictions=3, precision=1.0)
+    """
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    predictions, confidence = probabilities.argmax(1), probabilities.max(1)
+    thresholds = []
+    for c in range(probabilities.shape[1]):
+        mine = predictions == c
+        right, number = labels[mine] == c, int(mine.sum())
+        threshold = Threshold(None, 0, number, None)
+        if right.any():
+            reached, _, candidates = precision_recall_curve(right, confidence[mine])
+            if len(enough := np.flatnonzero(reached[:-1] >= precision)):
+                lowest = float(candidates[enough[0]])
+                answered = confidence[mine] >= lowest
+                threshold = Threshold(lowest, int(answered.sum()), number, float(right[answered].mean()))
+        thresholds.append(threshold)
+    return thresholds
+
+
+def calibration_scores(probabilities: Any, labels: Any) -> list[np.ndarray]:
+    """Collect what prediction sets need of calibration examples: 1 − p_y, sorted, for each class.
+
+    Args:
+        probabilities: (N, K), of examples that the model was not trained on.
+        labels: (N,) class indices.
+
+    Returns:
+        K arrays, (n_c,) each.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    return [np.sort(1 - probabilities[labels == c, c]) for c in range(probabilities.shape[1])]
+
+
+def prediction_sets(probabilities: Any, scores: Sequence[Any], coverage: float) -> np.ndarray:
+    """Make sets of classes that hold the true class with a given probability, for examples of every class.
+
+    Args:
+        probabilities: (N, K).
+        scores: K sorted arrays, as `calibration_scores` returns them for examples drawn like those to predict.
+        coverage: 1 − α, in (0, 1).
+
+    Returns:
+        (N, K) booleans. A set may be empty: the example is unlike the calibration examples of every class.
+
+    Raises:
+        ValueError: a coverage outside (0, 1).
+
+    Example:
+        >>> scores = [np.linspace(0.0, 0.5, 11), np.linspace(0.0, 0.9, 11)]
+        >>> prediction_sets([[0.7, 0.3], [0.2, 0.8]], scores, coverage=0.9).tolist()  # q = 0.5 and 0.9
+        [[True, True], [False, True]]
+
+    Reference:
+        Vovk, Conditional validity of inductive conformal predictors, 2012 (label-conditional, or Mondrian). The score
+        is that of Sadinle, Lei and Wasserman, arXiv 1609.00451.
+    """
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must be above 0 and below 1, got {coverage}.")
+    limits = np.array([_quantile(np.asarray(of_class), coverage) for of_class in scores])
+    return 1 - np.asarray(probabilities, dtype=np.float64) <= limits
+
+
+def examples_needed(coverage: float) -> int:
+    """Tell how many calibration examples a class needs to be left out of any prediction set.
+
+    Example:
+        >>> examples_needed(0.9), examples_needed(0.95)
+        (9, 19)
+    """
+    return math.ceil(coverage / (1 - coverage) - 1e-9)
+
+
+def _quantile(scores: np.ndarray, coverage: float) -> float:
+    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)
+    return float(scores[rank - 1]) if rank <= len(scores) else math.inf

@@ -1,0 +1,111 @@
+"""From logits to the columns of a prediction: label, probability, top k, abstention, set and expected cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sharp.data.costs import read_costs
+from hf_sharp.model.confidence import prediction_sets
+from hf_sharp.model.costs import expected_costs
+from hf_sharp.recipe.decisions import Decisions
+
+SAVED = "saved"
+_CALIBRATE = "Run hf-sharp calibrate first, and name the model that it saves."
+
+
+class Chooser:
+    """Decides for each row, and makes its cells.
+
+    Args:
+        decisions: those saved with the model.
+        top_k: how many of the most likely classes to list.
+        abstain: the probability below which there is no label, as text; `saved`: the saved thresholds; None: always a
+            label.
+        coverage: of the prediction sets; None: no sets.
+
+    Raises:
+        ValueError: an option out of range, or one that needs what was not saved.
+    """
+
+    def __init__(
+        self, decisions: Decisions, top_k: int = 0, abstain: str | None = None, coverage: float | None = None
+    ) -> None:
+        self.decisions, self.top_k, self.coverage = decisions, top_k, coverage
+        if not 0 <= top_k <= len(decisions.classes):
+            raise ValueError(f"--top_k must be from 0 to {len(decisions.classes)}, the number of classes; got {top_k}.")
+        if coverage is not None and not 0 < coverage < 1:
+            raise ValueError(f"--coverage must be above 0 and below 1, got {coverage}.")
+        if coverage is not None and decisions.scores is None:
+            raise ValueError(f"--coverage needs calibration scores, which the model does not have. {_CALIBRATE}")
+        self._costs = None if decisions.costs is None else read_costs(decisions.costs, decisions.classes)
+        self._thresholds = None if abstain is None else self._limits(abstain)
+
+    def _limits(self, abstain: str) -> np.ndarray:
+        if abstain == SAVED:
+            if self.decisions.thresholds is None:
+                raise ValueError(f"--abstain {SAVED} needs thresholds, which the model does not have. {_CALIBRATE}")
+            if self.decisions.by_cost:
+                raise ValueError(
+                    f"--abstain {SAVED}: the thresholds are for the most likely class, and labels are those of least "
+                    "expected cost. Give --abstain a number."
+                )
+            return np.array([np.inf if limit is None else limit for limit in self.decisions.thresholds])
+        try:
+            limit = float(abstain)
+        except ValueError as error:
+            raise ValueError(f"--abstain {abstain!r} is neither a number nor {SAVED!r}.") from error
+        if not 0 < limit <= 1:
+            raise ValueError(f"--abstain must be above 0 and at most 1, got {abstain}.")
+        return np.full(len(self.decisions.classes), limit)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name of each column to its kind: text, number, flag or texts."""
+        columns = {"label": "text", "probability": "number"}
+        if self._thresholds is not None:
+            columns["abstained"] = "flag"
+        if self._costs is not None:
+            columns["expected_cost"] = "number"
+        if self.coverage is not None:
+            columns["set"] = "texts"
+        for rank in range(1, self.top_k + 1):
+            columns |= {f"label_{rank}": "text", f"probability_{rank}": "number"}
+        return columns
+
+    def choose(self, logits: Tensor) -> list[dict[str, Any]]:
+        """Decide for rows.
+
+        Args:
+            logits: (N, K).
+
+        Returns:
+            N mappings from column to value.
+        """
+        names, rows = self.decisions.classes, torch.arange(len(logits))
+        probabilities, decided = self.decisions.decide(logits)
+        sure = probabilities[rows, decided]
+        cells: list[dict[str, Any]] = [
+            {"label": names[c], "probability": p} for c, p in zip(decided.tolist(), sure.tolist(), strict=True)
+        ]
+        if self._thresholds is not None:
+            below = sure.numpy() < self._thresholds[decided.numpy()]
+            for cell, no_label in zip(cells, below.tolist(), strict=True):
+                cell |= {"abstained": no_label, "label": None if no_label else cell["label"]}
+        if self._costs is not None:
+            costs = expected_costs(probabilities, self._costs)[rows, decided]
+            for cell, cost in zip(cells, costs.tolist(), strict=True):
+                cell["expected_cost"] = cost
+        if self.coverage is not None:
+            sets = prediction_sets(probabilities.numpy(), self.decisions.scores or [], self.coverage)
+            order = probabilities.argsort(1, descending=True).tolist()
+            for cell, inside, ranked in zip(cells, sets, order, strict=True):
+                cell["set"] = [names[c] for c in ranked if inside[c]]
+        best = probabilities.topk(self.top_k)
+        for cell, values, indices in zip(cells, best.values.tolist(), best.indices.tolist(), strict=True):
+            for rank, (value, c) in enumerate(zip(values, indices, strict=True), 1):
+                cell |= {f"label_{rank}": names[c], f"probability_{rank}": value}
+        return cells

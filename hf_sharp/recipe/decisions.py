@@ -1,0 +1,123 @@
+"""What is decided after the model's probabilities, saved beside it: `decisions.json`.
+
+A temperature or costs that the head holds are not here: every `pipeline()` applies those.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sharp.data.class_names import shown
+from hf_sharp.data.costs import read_costs
+from hf_sharp.model.costs import expected_costs
+from hf_sharp.model.posthoc import RECORD
+from hf_sharp.recipe.recorded import file_beside
+
+DECISIONS = "decisions.json"
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What to do with a model's probabilities; None or 1 where nothing was chosen.
+
+    Args:
+        classes: K class names, in the order of the model's.
+        temperature: T, that divides the logits; 1 where the head holds it.
+        cost_matrix: (K, K), for the prediction of least expected cost.
+        precision: what the thresholds were chosen for.
+        thresholds: (K,) the lowest confidence to accept; None: no prediction of this class is accepted.
+        scores: (K,) lists of calibration scores, for prediction sets.
+        class_costs: (K,) the costs that the head holds, of mistakes on each class; not saved, as the config has them.
+    """
+
+    classes: list[str]
+    temperature: float = 1.0
+    cost_matrix: list[list[float]] | None = None
+    precision: float | None = None
+    thresholds: list[float | None] | None = None
+    scores: list[list[float]] | None = None
+    class_costs: list[float] | None = None
+
+    @property
+    def by_cost(self) -> bool:
+        """Whether the decided class is the one of least expected cost, not the most likely one."""
+        return self.cost_matrix is not None or self.class_costs is not None
+
+    @property
+    def costs(self) -> Any:
+        """What mistakes cost, in a form that `read_costs` takes; None where they all cost the same."""
+        return self.cost_matrix or self.class_costs
+
+    @property
+    def holds_something(self) -> bool:
+        """Whether anything differs from taking the most likely class."""
+        return self.temperature != 1 or any((self.cost_matrix, self.thresholds, self.scores))
+
+    def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute probabilities (N, K) in float64 and the decided classes (N,) from logits (N, K).
+
+        Costs that the head holds are taken out of the probabilities again, so that these stay probabilities.
+        """
+        logits = logits.double()
+        if self.class_costs is not None:
+            plain = logits - torch.tensor(self.class_costs, dtype=torch.float64).log()
+            return (plain / self.temperature).softmax(1), logits.argmax(1)
+        probabilities = (logits / self.temperature).softmax(1)
+        if self.cost_matrix is None:
+            return probabilities, probabilities.argmax(1)
+        return probabilities, expected_costs(probabilities, self.cost_matrix).argmin(1)
+
+    def save(self, folder: Path) -> None:
+        """Write decisions.json into a model's folder; nothing if there is nothing to decide."""
+        if self.holds_something:
+            chosen = {
+                name: value for name, value in asdict(replace(self, class_costs=None)).items() if value is not None
+            }
+            (folder / DECISIONS).write_text(json.dumps(chosen, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def class_labels_of(config: Any) -> list[str]:
+    """List the class names of a model's config, which `pipeline()` shows; LABEL_0, ... where it has none."""
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+
+def read_decisions(model: str, config: Any) -> Decisions:
+    """Read the decisions saved with a model.
+
+    Args:
+        model: a folder, or a name on the Hub.
+        config: the model's config: its classes, and costs that its head holds.
+
+    Returns:
+        The decisions; those of a plain model where none were saved.
+
+    Raises:
+        ValueError: the file is damaged, or for other classes.
+    """
+    file, classes = file_beside(model, DECISIONS), class_labels_of(config)
+    in_head = (getattr(config, RECORD, None) or {}).get("class_costs")
+    if file is None:
+        return Decisions(classes, class_costs=in_head)
+    advice = "Write it again with hf-sharp calibrate or hf-sharp adjust --cost, or remove it."
+    try:
+        values = Decisions(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{DECISIONS} of the model {model!r} is damaged: {error}. {advice}") from error
+    if values.classes != classes:
+        raise ValueError(
+            f"{DECISIONS} is for the classes {shown(values.classes)}, and the model {model!r} has {shown(classes)}. "
+            f"{advice}"
+        )
+    wrong = [name for name in ("thresholds", "scores") if len(getattr(values, name) or classes) != len(classes)]
+    if wrong or not values.temperature > 0:
+        raise ValueError(f"{DECISIONS} of the model {model!r} is damaged: {(wrong or ['temperature'])[0]}. {advice}")
+    if values.cost_matrix is not None:
+        read_costs(np.asarray(values.cost_matrix), classes, f"{DECISIONS}: cost_matrix")
+    return replace(values, class_costs=in_head)

@@ -1,0 +1,244 @@
+"""What a model is asked to predict: rows of texts or pictures, one at a time, in order, each with its faults."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from PIL import Image
+
+from hf_sharp.data.files import column_names
+from hf_sharp.data.labels import holds_text
+from hf_sharp.data.loading import EMBEDDED, load, no_split
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.reports.figures import quantity
+
+STDIN = "-"
+_LINES = (".txt", ".text")
+_CHUNK = 64  # rows of a dataset that are read at a time
+
+
+class Row(NamedTuple):
+    """One thing to predict.
+
+    Attributes:
+        name: the file of a picture, or the number of a row from 1, without the header.
+        value: a text, or a picture as a mapping with `bytes` or `path`; None where there is a fault.
+        kept: the cells of the columns to keep, as text.
+        fault: what is wrong with the row, or None.
+    """
+
+    name: str
+    value: Any
+    kept: list[str]
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows of a source, and how many they are, if that is known before they are read."""
+
+    rows: Iterable[Row]
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from, and which columns of tables matter.
+
+    Args:
+        name: a folder of pictures, a picture, a table (CSV, TSV, JSON, JSON Lines, Parquet), a text file with a text or
+            the path of a picture in each line, `-` for such lines from the standard input, or anything that
+            `hf_sharp.data.loading.load` takes.
+        images: whether the rows are pictures, else texts.
+        column: the column with the pictures or texts.
+        keep: columns whose cells are kept.
+        split: of a dataset with several splits.
+        config: configuration of a dataset on the Hub.
+        separator: of CSV files.
+    """
+
+    name: str
+    images: bool
+    column: str
+    keep: Sequence[str] = ()
+    split: str | None = None
+    config: str | None = None
+    separator: str | None = None
+
+    def open(self) -> Inputs:
+        """Find the rows.
+
+        Returns:
+            The rows; faults of single rows are in them.
+
+        Raises:
+            ValueError: there is no such source, split or column, or there are no rows.
+        """
+        path = Path(self.name).expanduser()
+        suffix = path.suffix.lower()
+        if self.name == STDIN or (path.is_file() and suffix in _LINES):
+            return self._of_lines(path)
+        if self.images and self.name not in EMBEDDED and (pictures := _pictures(path)):
+            self._keeps_nothing("pictures without a table")
+            rows = (Row(name, {"path": str(file), "bytes": None}, []) for name, file in pictures)
+            return Inputs(rows, len(pictures))
+        if path.is_file() and suffix in (".csv", ".tsv"):
+            separator = self.separator or ("\t" if suffix == ".tsv" else ",")
+            return self._of_csv(path, {"\\t": "\t", "tab": "\t"}.get(separator, separator))
+        if path.is_file() and suffix == ".jsonl":
+            return self._of_json_lines(path)
+        with stage(f"the data {self.name!r} cannot be loaded"):
+            loaded = load(self.name, self.config, self.separator)
+        return self._of_dataset(loaded)
+
+    def _keeps_nothing(self, what: str) -> None:
+        if self.keep:
+            raise ValueError(f"--keep {self.keep[0]!r}: {what} have no columns to keep.")
+
+    def _check_columns(self, columns: Sequence[str]) -> None:
+        flag = "--image_column" if self.images else "--text_column"
+        for column, option in ((self.column, flag), *((name, "--keep") for name in self.keep)):
+            if column not in columns:
+                raise ValueError(
+                    f"{self.name!r} has no column {column!r}; the columns are {', '.join(map(repr, columns))}. Name "
+                    f"one of them with {option}."
+                )
+
+    def _row(self, number: int, cells: Mapping[str, Any], folder: Path) -> Row:
+        """Make a row of a table's cells."""
+        name, kept, value = str(number), [_as_text(cells[column]) for column in self.keep], cells[self.column]
+        if self.images:
+            if isinstance(value, str) and value.strip():
+                value = {"path": str(folder / value.strip()), "bytes": None}
+            return Row(name, value or None, kept, None if value else "there is no picture")
+        text = "" if value is None else str(value)
+        if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+            return Row(name, None, kept, "the text is not UTF-8")
+        return Row(name, text, kept) if text.strip() else Row(name, None, kept, "the text is empty")
+
+    def _of_lines(self, path: Path) -> Inputs:
+        self._keeps_nothing("lines")
+        column = {self.column: None}
+        if self.name == STDIN:
+            lines: Iterable[str] = sys.stdin
+            folder, total = Path(), None
+        else:
+            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            folder, total = path.parent, len(lines)
+        rows = (self._row(n, column | {self.column: line.rstrip("\n")}, folder) for n, line in enumerate(lines, 1))
+        return Inputs(rows, total)
+
+    def _of_csv(self, path: Path, separator: str) -> Inputs:
+        if len(separator) != 1:
+            raise ValueError(f"the separator of columns is one character, got {separator!r}.")
+        columns = column_names(str(path), separator, errors="surrogateescape")
+        self._check_columns(columns)
+
+        def make(number: int, cells: list[str] | csv.Error) -> Row:
+            if isinstance(cells, csv.Error):
+                raise cells
+            if len(cells) != len(columns):
+                raise ValueError(f"{quantity(len(cells), 'cell', 'cells')}, and the header has {len(columns)}")
+            return self._row(number, dict(zip(columns, cells, strict=True)), path.parent)
+
+        def read() -> Iterator[list[str] | csv.Error]:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                reader = csv.reader(file, delimiter=separator, strict=True)
+                next(reader)
+                for cells in _each(reader):
+                    if cells or len(columns) == 1:  # else an empty line, which is no row
+                        yield cells or [""]
+
+        csv.field_size_limit(2**31 - 1)
+        return Inputs(self._sound(read(), make), sum(1 for _ in read()))
+
+    def _of_json_lines(self, path: Path) -> Inputs:
+        def read() -> Iterator[str]:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+                yield from filter(str.strip, file)
+
+        def make(number: int, line: str) -> Row:
+            cells = json.loads(line)
+            if not isinstance(cells, dict) or self.column not in cells:
+                raise ValueError(f"there is no {self.column!r}")
+            return self._row(number, dict.fromkeys(self.keep) | cells, path.parent)
+
+        first = next(read(), None)
+        if first is None:
+            raise ValueError(f"{self.name!r} is empty.")
+        try:
+            columns = list(json.loads(first))
+        except ValueError:
+            columns = [self.column, *self.keep]  # the fault of this row is reported with the others
+        self._check_columns(columns)
+        return Inputs(self._sound(read(), make), sum(1 for _ in read()))
+
+    def _sound(self, rows: Iterable[Any], make: Callable[[int, Any], Row]) -> Iterator[Row]:
+        """Make rows; what raises an error becomes a row with a fault."""
+        for number, cells in enumerate(rows, 1):
+            try:
+                yield make(number, cells)
+            except (ValueError, csv.Error) as error:
+                fault = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+                yield Row(str(number), None, ["" for _ in self.keep], fault)
+
+    def _of_dataset(self, splits: datasets.DatasetDict) -> Inputs:
+        if self.split is None and len(splits) > 1:
+            raise ValueError(
+                f"{self.name!r} has the splits {', '.join(map(repr, splits))}. Name one with --split, or a file."
+            )
+        split = next(iter(splits)) if self.split is None else self.split
+        if split not in splits:
+            raise ValueError(f"{no_split(split, splits)} Name one of them with --split.")
+        data = splits[split]
+        self._check_columns(data.column_names)
+        data = data.select_columns(list(dict.fromkeys([self.column, *self.keep]))).with_format(None)
+        kind = data.features[self.column]
+        if isinstance(kind, datasets.Image):
+            data = data.cast_column(self.column, datasets.Image(decode=False))
+        if isinstance(kind, datasets.Image) != self.images and not holds_text(data.data.schema.field(self.column).type):
+            wanted = "pictures" if self.images else "texts"
+            raise ValueError(f"column {self.column!r} of {self.name!r} does not hold {wanted}, which the model takes.")
+        path = Path(self.name).expanduser()
+        folder = path.parent if path.is_file() else path if path.is_dir() else Path()
+
+        def read() -> Iterator[Row]:
+            for start in range(0, len(data), _CHUNK):
+                chunk = data[start : start + _CHUNK]
+                for i in range(len(chunk[self.column])):
+                    yield self._row(start + i + 1, {name: cells[i] for name, cells in chunk.items()}, folder)
+
+        return Inputs(read(), len(data))
+
+
+def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """Give the rows of a CSV file, and the error in place of one that cannot be parsed."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+
+
+def _pictures(path: Path) -> list[tuple[str, Path]]:
+    """List a picture, or the pictures in a folder and below it, by name."""
+    endings = set(Image.registered_extensions())
+    if path.is_file():
+        return [(path.name, path)] if path.suffix.lower() in endings else []
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings) if path.is_dir() else []
+    return [(file.relative_to(path).as_posix(), file) for file in files]
+
+
+def _as_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,120 @@
+"""Rows in, decisions out: batches through a saved model, in order, with the preprocessing of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_sharp.data.pictures import WIDE_MODES, to_rgb
+from hf_sharp.recipe.boundary import UserError, stage
+from hf_sharp.recipe.inputs import Row
+
+_DECODER = datasets.Image()  # turns pictures as their EXIF data says, as in training
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A saved model with the preprocessing of its training.
+
+    Args:
+        model: in evaluation mode, on its device.
+        processor: its image processor or tokenizer.
+        images: whether it takes pictures, else texts.
+        max_length: texts are truncated to this many tokens.
+        picture_range: the two values shown as black and white of pictures with more than 8 bits, or None.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    images: bool
+    max_length: int = 128
+    picture_range: tuple[float, float] | None = None
+
+    def batches(self, rows: Iterable[Row], batch_size: int) -> Iterator[tuple[list[Row], Tensor]]:
+        """Run the model over rows.
+
+        Args:
+            rows: the rows; those with a fault are not given to the model.
+            batch_size: rows per batch.
+
+        Yields:
+            The rows of a batch, with the faults found on the way, and the logits (n, K) of those without, in order.
+
+        Raises:
+            ValueError: the device has not enough memory for a batch.
+        """
+        with ThreadPoolExecutor() as pool:
+            following = iter(rows)
+            while some := list(islice(following, batch_size)):
+                prepared = list(pool.map(self._prepared, some))
+                checked = [row._replace(fault=fault) for row, (_, fault) in zip(some, prepared, strict=True)]
+                inputs = [value for value, fault in prepared if fault is None]
+                logits = self._logits(inputs) if inputs else torch.empty(0, int(self.model.config.num_labels or 0))
+                sound = iter(logits)
+                for i, row in enumerate(checked):
+                    if row.fault is None and not next(sound).isfinite().all():
+                        checked[i] = row._replace(fault="the model's output is not finite")
+                yield checked, logits[logits.isfinite().all(1)]
+
+    def _prepared(self, row: Row) -> tuple[Any, str | None]:
+        """Turn a row into what a batch is made of; or say what is wrong with it."""
+        if row.fault is not None or not self.images:
+            return row.value, row.fault
+        try:
+            value = row.value if isinstance(row.value, dict) else {"path": row.value, "bytes": None}
+            picture = _DECODER.decode_example(value)
+            if picture.mode in WIDE_MODES and self.picture_range is None:
+                return None, (
+                    f"a picture of mode {picture.mode} has more than 8 bits, and the training recorded no range. Give "
+                    "--picture_range LOW HIGH"
+                )
+            pixels = self.processor(to_rgb(picture, self.picture_range), return_tensors="pt")["pixel_values"]
+            return pixels[0], None
+        except FileNotFoundError:
+            return None, "the file does not exist"
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+            return None, " ".join(str(error).split())[:160] or type(error).__name__
+
+    def _logits(self, inputs: list[Any]) -> Tensor:
+        if self.images:
+            batch: dict[str, Tensor] = {"pixel_values": torch.stack(inputs)}
+        else:
+            options = {"truncation": True, "max_length": self.max_length, "padding": True, "return_tensors": "pt"}
+            batch = dict(self.processor(inputs, **options))
+        try:
+            with torch.inference_mode():
+                on_device = {name: value.to(self.model.device) for name, value in batch.items()}
+                return self.model(**on_device).logits.float().cpu()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.model.device} has not enough memory for a batch of {len(inputs)}. Make it smaller with "
+                "--batch_size."
+            ) from error
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Find the device to run on.
+
+    Args:
+        name: such as cpu, cuda, cuda:1 or mps; None: the accelerator that PyTorch sees, or the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    with stage(f"the device {name!r} cannot be used", "Expected one such as cpu, cuda, cuda:1 or mps."):
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    return device

@@ -1,0 +1,88 @@
+"""A report in the terminal and in a folder, the same for every command that evaluates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from hf_sharp.reports.evaluation_pictures import draw_evaluation
+from hf_sharp.reports.plots import plot_recall_by_count
+from hf_sharp.reports.table import comparison_table, per_class_table
+
+REPORT = "report.json"
+_RAREST = "10"
+
+
+def per_class_field() -> Any:
+    """Make the dataclass field of `--per_class`: nothing, a number of classes, or all."""
+    return field(
+        default=None,
+        metadata={
+            "help": f"Also show a table of the rarest classes: how many, or 'all'; without a number, {_RAREST}.",
+            "nargs": "?",
+            "const": _RAREST,
+        },
+    )
+
+
+def rows_shown(per_class: str | None) -> int | None:
+    """Read `--per_class`: the number of classes to show, None for all of them, 0 for no table.
+
+    Example:
+        >>> rows_shown(None), rows_shown("10"), rows_shown("all")
+        (0, 10, None)
+    """
+    if per_class is None or per_class == "all":
+        return 0 if per_class is None else None
+    if not (per_class.isdecimal() and int(per_class) > 0):
+        raise ValueError(
+            f"per_class is {per_class!r}; expected a number of classes, or 'all'. Put MODEL and DATASET before it."
+        )
+    return int(per_class)
+
+
+def show_report(console: Console, name: str, report: Mapping[str, Any], title: str, rows: int | None = 0) -> None:
+    """Print the long-tail report.
+
+    Args:
+        console: where to.
+        name: the model's.
+        report: the `long_tail_report`.
+        title: of the table.
+        rows: how many of the rarest classes to show; None: all; 0: none.
+    """
+    console.print(comparison_table({name: report}, title))
+    if rows != 0:
+        console.print(per_class_table(report, rows, "by class, the rarest first"))
+
+
+def write_report(
+    folder: Path,
+    name: str,
+    report: Mapping[str, Any],
+    predictions: np.ndarray,
+    references: np.ndarray,
+    probabilities: np.ndarray,
+    title: str,
+) -> None:
+    """Write the long-tail report and its pictures into a folder: report.json, and four PNG files.
+
+    Args:
+        folder: made if need be.
+        name: the model's.
+        report: the `long_tail_report`.
+        predictions: (N,) predicted class indices.
+        references: (N,) true class indices.
+        probabilities: (N, K).
+        title: of the pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    plot_recall_by_count({name: report}, folder / "recall_by_count.png", title)
+    draw_evaluation(folder, report, predictions, references, probabilities, title)

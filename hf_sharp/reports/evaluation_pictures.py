@@ -1,0 +1,69 @@
+"""The pictures of one evaluation: what is confused, precision and recall per class, and whether confidence is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_sharp.reports.long_tail_report import frequencies_of, outputs_and_labels
+from hf_sharp.reports.plots import plot_confusion_matrix, plot_precision_recall, plot_reliability
+
+PICTURES = {
+    "confusion_matrix.png": "How often each class is predicted for examples of each class",
+    "precision_recall.png": "Precision and recall of each class",
+    "reliability.png": "Accuracy of the predictions against their confidence",
+}
+
+
+def draw_evaluation(
+    folder: Path,
+    report: Mapping[str, Any],
+    predictions: np.ndarray,
+    references: np.ndarray,
+    probabilities: np.ndarray | None = None,
+    title: str = "",
+) -> list[str]:
+    """Draw the pictures of an evaluation into a folder.
+
+    Args:
+        folder: where they go.
+        report: the `long_tail_report`.
+        predictions: (N,) predicted class indices.
+        references: (N,) true class indices.
+        probabilities: (N, K); None: there is no reliability diagram.
+        title: of the pictures.
+
+    Returns:
+        The names of the files.
+    """
+    confusion, precision_recall, reliability = PICTURES
+    plot_confusion_matrix(predictions, references, frequencies_of(report), folder / confusion, title)
+    plot_precision_recall(report, folder / precision_recall, title)
+    if probabilities is None:
+        return [confusion, precision_recall]
+    plot_reliability(probabilities, references, folder / reliability, title)
+    return list(PICTURES)
+
+
+def draw_prediction(folder: Path, report: Mapping[str, Any], prediction: Any) -> list[str]:
+    """Draw the pictures of the output of `Trainer.predict` into a folder.
+
+    Args:
+        folder: where they go.
+        report: the `report_of_prediction` of it.
+        prediction: the output.
+
+    Returns:
+        The names of the files.
+    """
+    from scipy.special import softmax  # slow to import
+
+    outputs, labels = outputs_and_labels(prediction)
+    if outputs.ndim == 1:
+        return draw_evaluation(folder, report, outputs, labels)
+    logits = outputs.astype(np.float64)
+    probabilities = softmax(logits, axis=1) if np.isfinite(logits).all() else None
+    return draw_evaluation(folder, report, logits.argmax(1), labels, probabilities)

@@ -1,0 +1,73 @@
+"""Costs from numbers, names and files: the same matrix in every form, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hf_sharp.data.costs import read_costs
+
+NAMES = ["ham", "spam", "fraud"]
+MATRIX = [[0, 1, 1], [1, 0, 1], [5, 10, 0]]
+NESTED = {"fraud": {"ham": 5, "spam": 10}}
+
+
+def write(tmp_path, text, name="costs.csv"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["lists", "array", "names", "indices", "json", "csv", "shuffled", "tsv"])
+def test_every_form_gives_the_same_matrix(form, tmp_path):
+    forms = {
+        "lists": lambda: MATRIX,
+        "array": lambda: np.array(MATRIX, dtype=np.float32),
+        "names": lambda: NESTED,
+        "indices": lambda: {"2": {0: 5, "1": 10}},
+        "json": lambda: json.dumps(NESTED),
+        "csv": lambda: write(tmp_path, "true,ham,spam,fraud\nham,0,1,1\nspam,1,0,1\nfraud,5,10,0\n"),
+        "shuffled": lambda: write(tmp_path, "\ufeff,fraud,ham,spam\n\nspam,1,1,0\nfraud,0,5,10\nham,1,0,1\n"),
+        "tsv": lambda: write(tmp_path, "\tham\tspam\tfraud\nham\t0\t1\t1\nspam\t1\t0\t1\nfraud\t5\t10\t0\n", "c.tsv"),
+    }
+    assert read_costs(forms[form](), NAMES).tolist() == MATRIX
+
+
+@pytest.mark.parametrize("form", [[1, 1, 5], {"fraud": 5}, '{"fraud": 5}', "[1, 1, 5]", "class,cost\nfraud,5\n"])
+def test_costs_of_the_true_class(form, tmp_path):
+    form = write(tmp_path, form) if isinstance(form, str) and "\n" in form else form
+    assert read_costs(form, NAMES).tolist() == [[0, 1, 1], [1, 0, 1], [5, 5, 0]]
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        ({"froud": 5}, r"cost_matrix has the class 'froud', which is not a label. Did you mean 'fraud'\?"),
+        ({"fraud": {"hem": 5}}, r"has the class 'hem', which is not a label. Did you mean 'ham'\?"),
+        ({"fraud": "much"}, "'much' is not a number. Expected a cost, a finite number >= 0"),
+        ({"fraud": -5}, "predicting 'ham' for 'fraud' costs -5; expected finite numbers >= 0"),
+        ([[0, 1, 1], [1, 0, float("nan")], [1, 1, 0]], "predicting 'fraud' for 'spam' costs nan"),
+        ([[0, 1], [1, 0]], r"must be \(3, 3\), one row per true class; got \(2, 2\). Expected a CSV file"),
+        (np.zeros((3, 3)), "every cost is 0"),
+        ("{fraud: 5}", "is neither a CSV file nor JSON"),
+        ("nowhere.csv", "'nowhere.csv' does not exist. Expected a CSV file with a row per true class"),
+        ([["a"]], "are not numbers"),
+    ],
+)
+def test_mistakes_are_named(costs, said):
+    with pytest.raises(ValueError, match=said):
+        read_costs(costs, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("true,ham,spam\nham,0,1\nspam,1,0\nfraud,5,10\n", "has no column for the class 'fraud'"),
+        ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0,1\n", "has no row for the class 'fraud'"),
+        ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0\n", "row 3: 3 cells, the header has 4"),
+        ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0,x\nfraud,5,10,0\n", "row 'spam', column 'fraud': 'x' is not a nu"),
+        ("", "has no rows. Expected a CSV file"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(text, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        read_costs(write(tmp_path, text), NAMES)
