@@ -114,8 +114,9 @@ def train_classifier(
 
 def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:
     if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
         raise ValueError(
-            f"eval_strategy={getattr(args.eval_strategy, 'value', args.eval_strategy)!r} needs validation data. Add --validation_fraction 0.1, or "
+            f"eval_strategy={strategy!r} needs validation data. Add --validation_fraction 0.1, or "
             "--validation_split with the name of a split."
         )
     if args.max_steps <= 0 and args.num_train_epochs == 0:
