@@ -17,6 +17,7 @@ COMMANDS = {
     "sharpness": "how flat the loss is around a trained model, per group of classes",
     "card": "write the model card of a folder that a recipe trained",
     "adjust": "fold a correction for class imbalance into the head of a trained model",
+    "shift": "the class shares of new, unlabelled data, and whether they moved since training",
 }
 
 

@@ -66,9 +66,7 @@ ROWS: dict[str, Row] = {
     "rare classes drawn more often": Row(
         PLAIN, _settings("sampler", ("class_balanced", "square_root", "progressive")), control=True, further=True
     ),
-    "Focal-SAM, class momentum": _sharp(
-        MOMENTUM_RADII, sharpness="focal_sam", ascent="class_momentum", further=True
-    ),
+    "Focal-SAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="focal_sam", ascent="class_momentum", further=True),
     "ImbSAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="imbsam", ascent="class_momentum", further=True),
     "Focal-SAM": _sharp(RADII, sharpness="focal_sam", further=True),
     "ImbSAM": _sharp(RADII, sharpness="imbsam", further=True),

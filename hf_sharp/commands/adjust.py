@@ -117,11 +117,26 @@ def _number(text: str) -> float:
         raise ValueError(f"strength {text!r} is neither a number nor 'auto'.") from error
 
 
-def _card(model: str, record: dict) -> ModelCard:
+def append_to_card(model: str, heading: str, said: str) -> ModelCard:
+    """Add a section to the card of a model.
+
+    Args:
+        model: the model's folder or Hub name.
+        heading: the section's heading.
+        said: its text.
+
+    Returns:
+        The card; a short one where the model has none.
+    """
     try:
         card = ModelCard.load(Path(model) / "README.md" if Path(model).is_dir() else model)
     except (OSError, ValueError):  # no card or no network: write a short one
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, adjusted\n")
+    card.text = f"{card.text.rstrip()}\n\n## {heading}\n\n{said}\n"  # an empty line ends HTML
+    return card
+
+
+def _card(model: str, record: dict) -> ModelCard:
     options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
     if record["strength"] == 0:
         said = f"`hf-sharp adjust` found no strength of {record['method']} above 0 better: the head is unchanged."
@@ -131,5 +146,4 @@ def _card(model: str, record: dict) -> ModelCard:
             f"({options}), for class counts from {max(record['class_counts']):,} to {min(record['class_counts'])}. "
             "Figures above are those of the model before the correction."
         )
-    card.text = f"{card.text.rstrip()}\n\n## Adjusted after training\n\n{said}\n"  # an empty line ends HTML
-    return card
+    return append_to_card(model, "Adjusted after training", said)

@@ -57,11 +57,33 @@ def align_dataset(
     order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy)
     if order is None:
         return data
+    if arrow_column(data, label_column).null_count == len(data):
+        return without_labels(data.remove_columns(label_column), label_column, names)
     if absent := [name for name in names if name not in feature.names]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
     codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
     indices = np.where(codes < 0, codes, order[codes])
     return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
+
+
+def without_labels(data: datasets.Dataset, label_column: str, names: Sequence[str]) -> datasets.Dataset:
+    """Add a label column without labels, so that unlabelled data go the way of labelled ones.
+
+    Args:
+        data: rows without that column.
+        label_column: its name.
+        names: K class names.
+
+    Returns:
+        The rows with the column: every label is None.
+
+    Example:
+        >>> without_labels(datasets.Dataset.from_dict({"text": ["a"]}), "label", ["x", "y"])[0]
+        {'text': 'a', 'label': None}
+    """
+    column = datasets.Features({label_column: datasets.ClassLabel(names=list(names))})
+    empty = datasets.Dataset.from_dict({label_column: [None] * len(data)}, features=column)
+    return datasets.concatenate_datasets([data, empty], axis=1)
 
 
 def name_classes(

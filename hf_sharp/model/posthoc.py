@@ -125,13 +125,30 @@ def adjust_head(
     """
     strength = options.pop("strength", 1.0)
     counts, known = _checked(model, class_counts, method, options, strength)
+    record = {"method": method, "strength": float(strength), **known, "class_counts": counts.tolist()}
+    return change_head(model, lambda old: METHODS[method](old, counts, strength, **options), record, len(counts), head)
+
+
+def change_head(
+    model: Model, change: Callable[[Head], Head], record: Mapping[str, Any], num_classes: int, head: str | None = None
+) -> Model:
+    """Copy a model, change its head, and record the change in its config.
+
+    Args:
+        model: as for `adjust_head`.
+        change: takes the head and returns the new one; a bias cannot be added.
+        record: what the config shall say (`hf_sharp_adjustment`), with `method` and `strength`.
+        num_classes: K.
+        head: as for `adjust_head`.
+
+    Returns:
+        The copy.
+    """
     adjusted = copy.deepcopy(model)
-    layer = _head_of(adjusted, len(counts), head)
-    old = _head_in_float64(layer)
-    _put(layer, METHODS[method](old, counts, strength, **options))
+    layer = _head_of(adjusted, num_classes, head)
+    _put(layer, change(_head_in_float64(layer)))
     if (config := getattr(adjusted, "config", None)) is not None:
-        record = {"method": method, "strength": float(strength), **known, "class_counts": counts.tolist()}
-        setattr(config, RECORD, record)
+        setattr(config, RECORD, dict(record))
     return adjusted
 
 
@@ -198,6 +215,17 @@ def _checked(
         )
     if not (np.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength must be a finite number >= 0, got {strength}.")
+    check_unadjusted(model)
+    config = getattr(model, "config", None)
+    counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
+    outputs = getattr(config, "num_labels", len(counts))
+    if outputs != len(counts):
+        raise ValueError(f"the head has {outputs} outputs, and there are {len(counts)} class counts.")
+    return counts, {name: options[name] for name in accepted if options.get(name) is not None}
+
+
+def check_unadjusted(model: nn.Module) -> None:
+    """Raise a ValueError for a model with adapters, or with a head that was adjusted before."""
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
     config = getattr(model, "config", None)
@@ -206,11 +234,6 @@ def _checked(
             f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
             "not be combined. Start from the model as it was trained."
         )
-    counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
-    outputs = getattr(config, "num_labels", len(counts))
-    if outputs != len(counts):
-        raise ValueError(f"the head has {outputs} outputs, and there are {len(counts)} class counts.")
-    return counts, {name: options[name] for name in accepted if options.get(name) is not None}
 
 
 def _head_of(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
