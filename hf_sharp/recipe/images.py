@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_sharp.data.pictures import WIDE_MODES, open_picture, raw_pictures, to_rgb, value_range
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.training import train_classifier
+from hf_sharp.recipe.training import Recipe, train_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,16 @@ def _to_pixels(processor: Any, data: ImageArguments, label_column: str) -> Calla
     return transform
 
 
+IMAGES = Recipe(
+    ImageArguments,
+    AutoModelForImageClassification,
+    load_image_processor,
+    prepare_images,
+    "images",
+    {"remove_unused_columns": False},  # the transform needs the image column, which the model's forward does not name
+)
+
+
 def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Train on images with `train_classifier`.
 
@@ -114,12 +124,4 @@ def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]
     Returns:
         Run name to its results, which are also saved.
     """
-    return train_classifier(
-        argv,
-        ImageArguments,
-        AutoModelForImageClassification,
-        load_image_processor,
-        prepare_images,
-        "images",
-        remove_unused_columns=False,  # the transform needs the image column, which the model's forward does not name
-    )
+    return train_classifier(argv, IMAGES)

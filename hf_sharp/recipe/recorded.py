@@ -26,6 +26,7 @@ _NOT_TAKEN = {
     "loss_gamma",
     "check_data",
     "left_out",
+    *("threshold", "bootstrap", "new_split", "new_config"),
 }
 # A held-out share that differs from the training's puts training examples into it.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.training import train_classifier
+from hf_sharp.recipe.training import Recipe, train_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,9 @@ def prepare_texts(
     return splits.map(to_tokens, batched=True, remove_columns=others, desc="tokenizing")
 
 
+TEXTS = Recipe(TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts")
+
+
 def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Train on texts with `train_classifier`.
 
@@ -130,6 +133,4 @@ def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     Returns:
         Run name to its results, which are also saved.
     """
-    return train_classifier(
-        argv, TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts"
-    )
+    return train_classifier(argv, TEXTS)
