@@ -85,7 +85,8 @@ class SearchSpace:
         for name in search:
             if name in (RADIUS, "focal_gamma") and name not in taken:
                 raise ValueError(
-                    f"{name} has no effect with sharpness {own['sharpness']!r}: search {METHOD} too, or leave {name} out."
+                    f"{name} has no effect with sharpness {own['sharpness']!r}: search {METHOD} too, or leave {name} "
+                    "out."
                 )
 
     def options(self, trial: Any) -> dict[str, Any]:

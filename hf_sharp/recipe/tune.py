@@ -17,8 +17,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
@@ -192,13 +193,13 @@ class Search:
         ended = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: "ended early"}
         return [
             {
-                "number": trial.number,
+                "number": number,
                 "state": ended[trial.state],
                 "value": trial.value if trial.state == TrialState.COMPLETE else None,
                 "params": trial.params,
                 **trial.user_attrs,
             }
-            for trial in self.study.get_trials(deepcopy=False, states=list(ended))
+            for number, trial in enumerate(self.study.get_trials(deepcopy=False, states=list(ended)))
         ]
 
     def go_on(self, budget: Budget) -> None:
@@ -282,7 +283,7 @@ class Search:
             return None
         counts = trainer.class_frequencies.counts
         try:
-            strength, scores = choose_strength(trainer.model, trainer.get_eval_dataloader(), counts)
+            strength, scores = choose_strength(cast(nn.Module, trainer.model), trainer.get_eval_dataloader(), counts)
         except ValueError as error:
             logger.warning("no correction without training: %s", error)
             return None

@@ -1,6 +1,7 @@
-"""`hf-sharp tune` on tiny pictures and texts: the choice, its determinism, interruptions, and the test split left alone."""
+"""`hf-sharp tune` on tiny pictures and texts: the choice, determinism, interruptions, the test split left alone."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -37,31 +38,32 @@ def of(result):
 
 
 def test_one_seed_chooses_the_same_also_after_an_interruption(config, tmp_path, monkeypatch):
-    whole = hf_sharp.tune(config, "6runs", output_dir=tmp_path / "a")
-    seen = {run["group"] for run in whole["runs"]}
-    assert seen >= set(CANDIDATES), "every method runs once, before the search proposes any"
-    assert [run["number"] for run in whole["runs"] if run["group"] == "none"][0] == 0
-
+    search = {"search": ["loss_tau", "learning_rate"], "flags": ["--max_steps", "18"]}
+    whole = hf_sharp.tune(config, "4runs", output_dir=tmp_path / "a", **search)
+    assert len({run["value"] for run in whole["runs"]} - {None}) > 1, "the runs differ"
     trained, count = tuning.Search._run, []
 
     def interrupted(self, trial, first):
         count.append(trial)
-        if len(count) == 6:
+        if len(count) == 4:
             self.space.options(trial)
             raise KeyboardInterrupt
         trained(self, trial, first)
 
     monkeypatch.setattr(tuning.Search, "_run", interrupted)
+    words = ["tune", str(config), "--budget", "4runs", "--output_dir", str(tmp_path / "b")]
     with pytest.raises(SystemExit) as end:
-        cli.main(["tune", str(config), "--budget", "6runs", "--output_dir", str(tmp_path / "b")])
+        cli.main([*words, "--search", *search["search"], *search["flags"]])
     assert end.value.code == 130
     monkeypatch.undo()
-    resumed = hf_sharp.tune(config, "6runs", output_dir=tmp_path / "b")
+    resumed = hf_sharp.tune(config, "4runs", output_dir=tmp_path / "b", **search)
     assert of(resumed) == of(whole)
     assert resumed["options"] == whole["options"]
-    assert of(hf_sharp.tune(config, "6runs", output_dir=tmp_path / "b")) == of(whole), "the budget is used up"
+    assert of(hf_sharp.tune(config, "4runs", output_dir=tmp_path / "b", **search)) == of(whole), (
+        "nothing is left to run"
+    )
     with pytest.raises(ValueError, match=r"had other options \(seed: 0 then, 1 now\)"):
-        hf_sharp.tune(config, "7runs", output_dir=tmp_path / "b", seed=1)
+        hf_sharp.tune(config, "5runs", output_dir=tmp_path / "b", seed=1, **search)
 
 
 def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, capsys, monkeypatch):
@@ -93,9 +95,11 @@ def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, c
 
 def test_texts(text_folder, bert_folder, tmp_path):  # noqa: F811
     config = write(tmp_path, dataset=str(text_folder / "csv"), model_name_or_path=bert_folder)
-    result = hf_sharp.tune(config, "2runs", output_dir=tmp_path / "search", flags=["--max_steps", "3"])
-    assert [run["params"]["method"] for run in result["runs"]][0] == "none"
+    result = hf_sharp.tune(config, "5runs", output_dir=tmp_path / "search", flags=["--max_steps", "3"])
+    methods = [run["group"] for run in result["runs"]]
+    assert list(dict.fromkeys(methods)) == list(CANDIDATES), "every method once, the cheap ones first"
     assert result["options"]["max_steps"] == 3
+    assert result["options"]["loss"] == "logit_adjusted"
 
 
 def test_a_run_that_falls_behind_ends_early(config, tmp_path, monkeypatch):
@@ -140,7 +144,7 @@ def test_mistakes_are_one_line_and_leave_nothing(words, said, config, tmp_path, 
 
 
 def test_without_optuna_it_says_what_to_install(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     said = command(capsys, "tune", config, "--budget", "2runs", "--output_dir", tmp_path / "search")
     assert "pip install optuna" in said
     assert not (tmp_path / "search").exists()
