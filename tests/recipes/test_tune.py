@@ -1,6 +1,7 @@
 """`hf-sharp tune` on tiny pictures and texts: the choice, determinism, interruptions, the test split left alone."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -37,33 +38,57 @@ def of(result):
     return [(run["params"], run["value"], run["state"]) for run in result["runs"]]
 
 
-def test_one_seed_chooses_the_same_also_after_an_interruption(config, tmp_path, monkeypatch):
-    search = {"search": ["loss_tau", "learning_rate"], "flags": ["--max_steps", "18"]}
-    whole = hf_sharp.tune(config, "4runs", output_dir=tmp_path / "a", **search)
-    assert len({run["value"] for run in whole["runs"]} - {None}) > 1, "the runs differ"
-    trained, count = tuning.Search._run, []
+def pretend(self, trial, first):
+    """A run whose accuracy is known: it is best with SAM, a radius of 0.1 and a strength of 0.7."""
+    change = self.space.options(trial)
+    value = 0.8 - 0.1 * (change["loss_tau"] - 0.7) ** 2 + 0.05 * (change["sharpness"] == "sam")
+    value -= 0.02 * abs(math.log10(change.get("rho", 1.0) / 0.1))
+    figures = {"accuracy": value, "balanced_accuracy": value, "few_accuracy": value / 2}
+    self._note(trial, change, 1.0, figures | {"per_class_recall": [value] * 3, "per_class_support": [30] * 3})
+    if first:
+        trial.set_user_attr("free", {"strength": 0.5, "value": 0.79, "scores": {"0.0": value, "0.5": 0.79}})
+    self.study.tell(trial, value)
+
+
+def test_one_seed_chooses_the_same_also_after_interruptions(config, tmp_path, monkeypatch, capsys):
+    for picture in ("plot_sensitivity", "plot_pareto"):  # slow; the next test draws them
+        monkeypatch.setattr(tuning, picture, lambda *_, **__: None)
+    monkeypatch.setattr(tuning.Search, "_run", pretend)
+    whole = hf_sharp.tune(config, "9runs", output_dir=tmp_path / "a")
+    groups = [run["group"] for run in whole["runs"]]
+    assert groups[:5] == ["none", *CANDIDATES], "every method once, the cheap ones first"
+    assert [run["params"]["loss_tau"] for run in whole["runs"][:5]] == [0.0, 0.5, 0.5, 0.5, 0.5]
+    assert len({run["value"] for run in whole["runs"]}) == 9
+    assert whole["options"]["sharpness"] == "sam"
+    assert whole["runs"][whole["best"]]["value"] == max(run["value"] for run in whole["runs"])
+
+    count = []
 
     def interrupted(self, trial, first):
         count.append(trial)
-        if len(count) == 4:
+        if len(count) in (4, 8):
             self.space.options(trial)
             raise KeyboardInterrupt
-        trained(self, trial, first)
+        pretend(self, trial, first)
 
     monkeypatch.setattr(tuning.Search, "_run", interrupted)
-    words = ["tune", str(config), "--budget", "4runs", "--output_dir", str(tmp_path / "b")]
-    with pytest.raises(SystemExit) as end:
-        cli.main([*words, "--search", *search["search"], *search["flags"]])
-    assert end.value.code == 130
-    monkeypatch.undo()
-    resumed = hf_sharp.tune(config, "4runs", output_dir=tmp_path / "b", **search)
-    assert of(resumed) == of(whole)
-    assert resumed["options"] == whole["options"]
-    assert of(hf_sharp.tune(config, "4runs", output_dir=tmp_path / "b", **search)) == of(whole), (
-        "nothing is left to run"
-    )
+    words = ["tune", str(config), "--output_dir", str(tmp_path / "b"), "--budget"]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words, "9runs"])
+        assert end.value.code == 130
+        assert "the same command goes on" in capsys.readouterr().err
+    assert cli.main([*words, "9runs"]) == 0
+    resumed = json.loads((tmp_path / "b" / "tuning.json").read_text())
+    assert resumed == whole
+    assert len(count) == 11
+    assert cli.main([*words, "9runs"]) == 0
+    assert len(count) == 11, "the budget is used up"
     with pytest.raises(ValueError, match=r"had other options \(seed: 0 then, 1 now\)"):
-        hf_sharp.tune(config, "5runs", output_dir=tmp_path / "b", seed=1, **search)
+        hf_sharp.tune(config, "10runs", output_dir=tmp_path / "b", seed=1)
+    other = hf_sharp.tune(config, "6runs", output_dir=tmp_path / "c", seed=1)
+    assert of(other)[:5] == of(whole)[:5]
+    assert of(other)[5:] != of(whole)[5:6]
 
 
 def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, capsys, monkeypatch):
@@ -98,6 +123,9 @@ def test_texts(text_folder, bert_folder, tmp_path):  # noqa: F811
     result = hf_sharp.tune(config, "5runs", output_dir=tmp_path / "search", flags=["--max_steps", "3"])
     methods = [run["group"] for run in result["runs"]]
     assert list(dict.fromkeys(methods)) == list(CANDIDATES), "every method once, the cheap ones first"
+    again = hf_sharp.tune(config, "2runs", output_dir=tmp_path / "again", flags=["--max_steps", "3"])
+    assert of(again) == of(result)[:2]
+    assert [run["report"] for run in again["runs"]] == [run["report"] for run in result["runs"][:2]]
     assert result["options"]["max_steps"] == 3
     assert result["options"]["loss"] == "logit_adjusted"
 
