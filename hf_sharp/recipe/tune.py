@@ -117,7 +117,7 @@ def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int
         seed: seed of the search.
 
     Returns:
-        The study. A run that was interrupted is marked as failed, and waits to be run again.
+        The study. A run that was interrupted waits to be run again, with the options that it had.
 
     Raises:
         ValueError: the folder holds something else, or a search with other options.
@@ -129,9 +129,8 @@ def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int
     if folder.exists() and not file.is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"the output folder {str(folder)!r} holds no search, and is not empty. Choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="tune", direction="maximize", storage=f"sqlite:///{file}", load_if_exists=True
-    )
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    study = optuna.create_study(study_name="tune", direction="maximize", storage=storage, load_if_exists=True)
     ignored = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm")
     values = {name: value for name, value in parser.values.items() if name not in ignored and value is not None}
     settings = {"search": list(space.search), "seed": seed, "options": json.loads(json.dumps(values, default=str))}
@@ -145,8 +144,7 @@ def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int
         )
     study.set_user_attr("settings", settings)
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.WAITING)  # next in the queue again
     return study
 
 
