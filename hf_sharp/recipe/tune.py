@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -329,7 +330,9 @@ class _Reporter(TrainerCallback):
         import optuna
 
         self.rung += 1
-        self.trial.report(metrics["eval_balanced_accuracy"], self.rung)
+        with warnings.catch_warnings():  # a run that was interrupted reports the same figure again
+            warnings.simplefilter("ignore", UserWarning)
+            self.trial.report(metrics["eval_balanced_accuracy"], self.rung)
         if state.global_step < state.max_steps and self.trial.should_prune():
             raise optuna.TrialPruned
 
