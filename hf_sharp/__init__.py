@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_sharp.data.class_frequencies import ClassFrequencies as ClassFrequencies
     from hf_sharp.data.split import split_validation as split_validation
+    from hf_sharp.recipe.tune import tune as tune
     from hf_sharp.trainer.sharp_trainer import SharpTrainer as SharpTrainer
     from hf_sharp.training_args import SharpTrainingArguments as SharpTrainingArguments
 
 __version__ = "0.1.0"
-__all__ = ["ClassFrequencies", "SharpTrainer", "SharpTrainingArguments", "split_validation"]
+__all__ = ["ClassFrequencies", "SharpTrainer", "SharpTrainingArguments", "split_validation", "tune"]
 
 _HOME = {
     "ClassFrequencies": "hf_sharp.data.class_frequencies",
     "SharpTrainer": "hf_sharp.trainer.sharp_trainer",
     "SharpTrainingArguments": "hf_sharp.training_args",
     "split_validation": "hf_sharp.data.split",
+    "tune": "hf_sharp.recipe.tune",
 }
 
 

@@ -12,6 +12,7 @@ from hf_sharp.recipe.boundary import run_recipe, take_traceback_flag
 COMMANDS = {
     "counts": "how many examples each class of a dataset has, and what to try first",
     "train": "train from a config or from flags, through accelerate",
+    "tune": "choose loss strength, method and radius on validation data",
     "compare": "train two configs with the same seeds, and report which one is ahead by how much",
     "evaluate": "the long-tail report of any checkpoint",
     "sharpness": "how flat the loss is around a trained model, per group of classes",
@@ -19,6 +20,7 @@ COMMANDS = {
     "adjust": "fold a correction for class imbalance, or the costs of mistakes, into the head of a trained model",
     "calibrate": "choose temperature and thresholds on validation data, and save them with the model",
     "predict": "what a model says about new images or texts, row by row",
+    "shift": "the class shares of new, unlabelled data, and whether they moved since training",
 }
 
 

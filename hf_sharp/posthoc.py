@@ -1,5 +1,16 @@
 """Corrections folded into a trained head: public names."""
 
+from hf_sharp.model.label_shift import ShiftEstimate, estimate_shares, fold_shares
 from hf_sharp.model.posthoc import METHODS, RECORD, STRENGTHS, adjust_head, choose_strength, collect_features
 
-__all__ = ["METHODS", "RECORD", "STRENGTHS", "adjust_head", "choose_strength", "collect_features"]
+__all__ = [
+    "METHODS",
+    "RECORD",
+    "STRENGTHS",
+    "ShiftEstimate",
+    "adjust_head",
+    "choose_strength",
+    "collect_features",
+    "estimate_shares",
+    "fold_shares",
+]

@@ -15,7 +15,7 @@ from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable, concat_tables
 
 from hf_sharp.data.class_names import align_names, match_names, shown
-from hf_sharp.data.labels import arrow_column
+from hf_sharp.data.labels import arrow_column, without_labels
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ def align_dataset(
     order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy or _REMEDY)
     if order is None:
         return data
+    if arrow_column(data, label_column).null_count == len(data):
+        return without_labels(data.remove_columns(label_column), label_column, names)
     if absent := [name for name in names if name not in feature.names]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
     if isinstance(data, datasets.IterableDataset):

@@ -216,3 +216,23 @@ class HostLabelCollator:
             # A copy: worker processes move the batch's tensors into shared memory, and a view would follow them.
             batch[HOST_LABELS] = np.asarray(batch["labels"]).copy()
         return batch
+
+
+def without_labels(data: datasets.Dataset, label_column: str, names: Sequence[str]) -> datasets.Dataset:
+    """Add a label column without labels, so that unlabelled data go the way of labelled ones.
+
+    Args:
+        data: rows without that column.
+        label_column: its name.
+        names: K class names.
+
+    Returns:
+        The rows with the column: every label is None.
+
+    Example:
+        >>> without_labels(datasets.Dataset.from_dict({"text": ["a"]}), "label", ["x", "y"])[0]
+        {'text': 'a', 'label': None}
+    """
+    column = datasets.Features({label_column: datasets.ClassLabel(names=list(names))})
+    empty = datasets.Dataset.from_dict({label_column: [None] * len(data)}, features=column)
+    return datasets.concatenate_datasets([data, empty], axis=1)

@@ -125,13 +125,30 @@ def adjust_head(
     """
     strength = options.pop("strength", 1.0)
     counts, known = _checked(model, class_counts, method, options, strength)
+    record = {"method": method, "strength": float(strength), **known, "class_counts": counts.tolist()}
+    return change_head(model, lambda old: METHODS[method](old, counts, strength, **options), record, len(counts), head)
+
+
+def change_head(
+    model: Model, change: Callable[[Head], Head], record: Mapping[str, Any], num_classes: int, head: str | None = None
+) -> Model:
+    """Copy a model, change its head, and record the change in its config.
+
+    Args:
+        model: as for `adjust_head`.
+        change: takes the head and returns the new one; a bias cannot be added.
+        record: what the config shall say (`hf_sharp_adjustment`), with `method` and `strength`.
+        num_classes: K.
+        head: as for `adjust_head`.
+
+    Returns:
+        The copy.
+    """
     adjusted = copy.deepcopy(model)
-    layer = find_head(adjusted, len(counts), head)
-    old = read_head(layer)
-    write_head(layer, METHODS[method](old, counts, strength, **options))
+    layer = find_head(adjusted, num_classes, head)
+    write_head(layer, change(read_head(layer)))
     if (config := getattr(adjusted, "config", None)) is not None:
-        record = {"method": method, "strength": float(strength), **known, "class_counts": counts.tolist()}
-        setattr(config, RECORD, record)
+        setattr(config, RECORD, dict(record))
     return adjusted
 
 

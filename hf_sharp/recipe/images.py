@@ -17,7 +17,7 @@ from hf_sharp.data.pictures import WIDE_MODES, open_picture, raw_pictures, to_rg
 from hf_sharp.data.views import TTA, View, check_tta
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.training import Extras, train_classifier
+from hf_sharp.recipe.training import Extras, Recipe, train_classifier
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,9 @@ def image_extras(
             seed = args.seed if args.data_seed is None else args.data_seed
             return ToPixels(processor, data, args.label_column, ImageAugmentation(name, size, seed, resample))
 
-    return Extras(make, data.tta, views_of(splits["test"], processor, data, args.label_column, data.tta), record)
+    test = splits.get("test")
+    views = () if test is None else views_of(test, processor, data, args.label_column, data.tta)
+    return Extras(make, data.tta, views, record)
 
 
 def _chosen_augmentation(train: datasets.Dataset, processor: Any, data: TrainImageArguments) -> tuple[str, str]:
@@ -272,6 +274,17 @@ def _chosen_augmentation(train: datasets.Dataset, processor: Any, data: TrainIma
     return name, f", because {why}; --augment {'none turns it off' if name != 'none' else 'crop_flip turns it on'}"
 
 
+IMAGES = Recipe(
+    TrainImageArguments,
+    AutoModelForImageClassification,
+    load_image_processor,
+    prepare_images,
+    "images",
+    image_extras,
+    {"remove_unused_columns": False},  # the transform needs the image column, which the model's forward does not name
+)
+
+
 def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Train on images with `train_classifier`.
 
@@ -281,13 +294,4 @@ def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]
     Returns:
         Run name to its results, which are also saved.
     """
-    return train_classifier(
-        argv,
-        TrainImageArguments,
-        AutoModelForImageClassification,
-        load_image_processor,
-        prepare_images,
-        "images",
-        image_extras,
-        remove_unused_columns=False,  # the transform needs the image column, which the model's forward does not name
-    )
+    return train_classifier(argv, IMAGES)

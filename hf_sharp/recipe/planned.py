@@ -68,7 +68,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         raise ValueError(f"two of the runs to compare have the same name: {[*map(str, compare_with), name]}.")
     runs = []
     for run, change in (changes | {name: {}}).items():
-        change |= _without_effect(parser.values, change)
+        change |= without_effect(parser.values, change)
         folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
         built = parser.build(**change, output_dir=folder)
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
@@ -86,8 +86,16 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
     return runs
 
 
-def _without_effect(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, None]:
-    # Options of the main run that have no effect in this one, such as rho without sharpness.
+def without_effect(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, None]:
+    """List the options of a config that have no effect once some of them change, such as rho without sharpness.
+
+    Args:
+        values: the options of the config.
+        change: those that differ.
+
+    Returns:
+        Option to None, which `RecipeParser.build` takes for the default.
+    """
     if not change:
         return {}
     asked = {name: value for name, value in {**values, **change}.items() if value is not None}

@@ -30,6 +30,7 @@ _NOT_TAKEN = {
     "check_data",
     "left_out",
     "trust_remote_code",
+    *("threshold", "bootstrap", "new_split", "new_config"),
 }
 # A held-out share that differs from the training's puts training examples into it.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}

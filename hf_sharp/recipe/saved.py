@@ -156,7 +156,7 @@ class SavedModel:
             tta: for images: run it over several views, one of `hf_sharp.data.views.TTA`, and average the logits.
 
         Returns:
-            Logits (N, K) in float32 and labels (N,), on the CPU.
+            Logits (N, K) in float32 and labels (N,), on the CPU; no labels (0,) of unlabelled data.
 
         Raises:
             ValueError: `tta` for texts.
@@ -172,7 +172,7 @@ class SavedModel:
         logits, labels = [], []
         with torch.inference_mode():
             for batch in tqdm(self._batches(rows, batch_size), desc=split, unit="batch", leave=False):
-                labels.append(batch.pop("labels"))
+                labels.append(batch.pop("labels", torch.empty(0, dtype=torch.int64)))
                 inputs = {name: value.to(self.model.device) for name, value in batch.items()}
                 logits.append(self.model(**inputs).logits.float().cpu())
         return torch.cat(logits), torch.cat(labels)

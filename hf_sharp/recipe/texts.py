@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import class_for
-from hf_sharp.recipe.training import train_classifier
+from hf_sharp.recipe.training import Recipe, train_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,9 @@ def prepare_texts(
     return splits.map(to_tokens, batched=True, remove_columns=others, desc="tokenizing")
 
 
+TEXTS = Recipe(TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts")
+
+
 def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Train on texts with `train_classifier`.
 
@@ -137,6 +140,4 @@ def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     Returns:
         Run name to its results, which are also saved.
     """
-    return train_classifier(
-        argv, TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts"
-    )
+    return train_classifier(argv, TEXTS)

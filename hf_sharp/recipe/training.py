@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -38,20 +39,11 @@ class Extras(NamedTuple):
     record: Mapping[str, Any] = MappingProxyType({})
 
 
-def train_classifier(
-    argv: Sequence[str] | None,
-    arguments: type[DataArguments],
-    auto: Any,
-    load_processor: Callable[[ModelArguments, Any], Any],
-    prepare: Callable[[datasets.DatasetDict, Any, Any, str], datasets.DatasetDict],
-    examples: str,
-    extras_of: Callable[[datasets.DatasetDict, Any, Any, SharpTrainingArguments], Extras] | None = None,
-    **defaults: Any,
-) -> dict[str, dict[str, Any]]:
-    """Train as a config and flags say, together with every run to compare with.
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between images and texts.
 
-    Args:
-        argv: the command line without the program's name; None: that of this process.
+    Attributes:
         arguments: the dataclass of the data's options.
         auto: the transformers class, such as `AutoModelForImageClassification`.
         load_processor: takes the options of model and data, and loads the processor of the model's inputs.
@@ -59,30 +51,75 @@ def train_classifier(
         examples: what the data consists of, for the title.
         extras_of: takes the prepared splits, the processor, the data's options and the training arguments; returns
             what the data has besides its splits.
-        **defaults: training arguments, used where neither config nor flags set them.
+        defaults: training arguments, used where neither config nor flags set them.
+    """
+
+    arguments: type[DataArguments]
+    auto: Any
+    load_processor: Callable[[ModelArguments, Any], Any]
+    prepare: Callable[[datasets.DatasetDict, Any, Any, str], datasets.DatasetDict]
+    examples: str
+    extras_of: Callable[[datasets.DatasetDict, Any, Any, SharpTrainingArguments], Extras] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def parser(self, argv: Sequence[str] | None) -> RecipeParser:
+        """Read a command line; None: that of this process."""
+        classes = (self.arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments)
+        parser = RecipeParser(classes, argv)
+        # Logs every twentieth of a run: long ones not too much, short ones enough to see where they go.
+        common = {"dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 0.05}
+        parser.set_defaults(**common, **self.defaults)
+        return parser
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that are ready to train on, and how to make a trainer for them.
+
+    Attributes:
+        splits: the prepared splits.
+        data: the data's options.
+        class_names: K names.
+        extras: what the data has besides the splits.
+        merge: whether adapters are merged into the saved model.
+        make_trainer: takes training arguments and makes a trainer with a fresh model.
+    """
+
+    splits: datasets.DatasetDict
+    data: DataArguments
+    class_names: list[str]
+    extras: Extras
+    merge: bool
+    make_trainer: Callable[[SharpTrainingArguments], SharpTrainer]
+
+
+def prepare_training(parser: RecipeParser, recipe: Recipe, without: Sequence[str] = ()) -> Prepared:
+    """Load and prepare the data that a command line names.
+
+    Args:
+        parser: the options.
+        recipe: images or texts.
+        without: splits to leave out.
 
     Returns:
-        Run name to its results, which are also saved; nothing with `--check_only`.
+        The data, and how to make a trainer.
 
     Raises:
         ValueError: options, data and model that do not fit each other.
     """
-    parser = RecipeParser((arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments), argv)
-    # Logs every twentieth of a run: long ones not too much, short ones enough to see where they go.
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), logging_steps=0.05, **defaults)
-    data, model, which, adapters, args = parser.build()
-    runs = plan_runs(parser)
-    _check_asked(data, args)
-    processor = load_processor(model, data)
+    data, model, _, adapters, args = parser.build()
+    processor = recipe.load_processor(model, data)
     with args.main_process_first(desc="preparing the data"):
         splits = load_splits(data, args.label_column)
-        with stage(f"the {examples} cannot be prepared"):
-            splits = prepare(splits, processor, data, args.label_column)
-    extras = extras_of(splits, processor, data, args) if extras_of else Extras()
+        for split in without:
+            splits.pop(split)
+        with stage(f"the {recipe.examples} cannot be prepared"):
+            splits = recipe.prepare(splits, processor, data, args.label_column)
+    extras = recipe.extras_of(splits, processor, data, args) if recipe.extras_of else Extras()
     class_names = splits["train"].features[args.label_column].names
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
-        classifier = load_model(auto, model, class_names)
+        classifier = load_model(recipe.auto, model, class_names)
         if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and its kin
             classifier.config.pad_token_id = getattr(processor, "pad_token_id", None)
         classifier = add_adapters(classifier, len(class_names), adapters, args)
@@ -96,20 +133,43 @@ def train_classifier(
                 train_transform=extras.make_transform and extras.make_transform(args),
             )
             check_optimizer(trainer)
-        with stage(f"the model cannot take the {examples}"):
+        with stage(f"the model cannot take the {recipe.examples}"):
             try_model(trainer)
         return trainer
 
+    return Prepared(splits, data, class_names, extras, adapters.peft_merge, make_trainer)
+
+
+def train_classifier(argv: Sequence[str] | None, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Train as a config and flags say, together with every run to compare with.
+
+    Args:
+        argv: the command line without the program's name; None: that of this process.
+        recipe: images or texts.
+
+    Returns:
+        Run name to its results, which are also saved; nothing with `--check_only`.
+
+    Raises:
+        ValueError: options, data and model that do not fit each other.
+    """
+    parser = recipe.parser(argv)
+    data, _, which, _, args = parser.build()
+    runs = plan_runs(parser)
+    _check_asked(data, args)
+    ready = prepare_training(parser, recipe)
     if which.check_only:
-        check_runs(runs, make_trainer, adapters.peft_merge)
+        check_runs(runs, ready.make_trainer, ready.merge)
         return {}
-    prepared = {"left_out": data.left_out, "picture_range": getattr(data, "picture_range", None)}
-    title = f"{data.dataset}: {len(splits['train']):,} training {examples}, {len(class_names)} classes"
+    prepared = {"left_out": ready.data.left_out, "picture_range": getattr(ready.data, "picture_range", None)}
+    count, classes = len(ready.splits["train"]), len(ready.class_names)
+    title = f"{data.dataset}: {count:,} training {recipe.examples}, {classes} classes"
+    extras = ready.extras
     record = {name: value for name, value in prepared.items() if value} | dict(extras.record)
     if extras.views:
-        title += f"; test {examples} in {len(extras.views)} views"
-    test = TestData(splits["test"], extras.tta, extras.views)
-    return run_side_by_side(runs, make_trainer, test, title, args.output_dir, record, adapters.peft_merge)
+        title += f"; test {recipe.examples} in {len(extras.views)} views"
+    test = TestData(ready.splits["test"], extras.tta, extras.views)
+    return run_side_by_side(runs, ready.make_trainer, test, title, args.output_dir, record, ready.merge)
 
 
 def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:

@@ -1,0 +1,304 @@
+"""`hf-sharp shift`: the class shares of new, unlabelled data, and whether they are still those of training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import HfArgumentParser
+
+from hf_sharp.data.checking import Checks, check_splits
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import without_labels
+from hf_sharp.data.unlabelled import load_unlabelled
+from hf_sharp.model.label_shift import ShiftEstimate, estimate_shares, fold_shares
+from hf_sharp.model.posthoc import check_unadjusted
+from hf_sharp.recipe.arguments import load_splits
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.changed import card_with_section
+from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.recorded import recorded, set_flags
+from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.reports.plots.shift import plot_shares
+
+THRESHOLD_PASSED = 3  # the exit status
+_SHOWN = 12  # classes in the table
+_NEW = "new"  # the name of the split
+
+_ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ from those of
+training, and fold them into the model's head.
+
+example: hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1 --output_dir outputs/shifted
+
+exit status: 0 nothing to report; 1 an error; 3 the shares moved by more than --threshold
+(in cron: hf-sharp shift ... --threshold 0.1; [ $? -eq 3 ] && retrain)"""
+
+
+@dataclass
+class ShiftArguments:
+    """Which data to compare, and what to do about it."""
+
+    split: str = field(
+        default="validation",
+        metadata={
+            "help": "The labelled split that calibrates the model: validation, or test if none was held out. The model "
+            "should not have been trained on it.",
+            "choices": ["validation", "test"],
+        },
+    )
+    new_split: str | None = field(default=None, metadata={"help": "The split of the new data, if it has several."})
+    new_config: str | None = field(default=None, metadata={"help": "Configuration of new data on the Hub."})
+    threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Exit with status 3 if more than this share of the examples moved to another class, in (0, 1), and "
+            "chance does not explain it."
+        },
+    )
+    bootstrap: int = field(default=200, metadata={"help": "Draws for intervals and test, at least 20."})
+    seed: int = field(default=0, metadata={"help": "Seed of these draws."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "A new folder for shift.json, shares.png and the model with the new shares.",
+            "aliases": ["--output"],
+        },
+    )
+    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
+    head: str | None = field(
+        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Estimate the class shares of new data, show them, and save what `--output_dir` asks for.
+
+    Args:
+        argv: the words after `hf-sharp shift`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data.
+        SystemExit: with status 3, the shares moved by more than the threshold.
+    """
+    classes: Any = (ShiftArguments, LookArguments)
+    parser = HfArgumentParser(
+        classes,
+        prog="hf-sharp shift",
+        usage="hf-sharp shift MODEL NEW_DATA [options]",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    parser.add_argument(
+        "new", metavar="NEW_DATA", help="Unlabelled data: a folder of pictures, a .txt, CSV, JSON or Parquet file, ..."
+    )
+    what, data, names = read_flags(parser, argv)
+    _check(what, names.model, argv)
+    choose_data(what, data, names.model, None, argv)
+    output = None if what.output_dir is None else new_folder(what.output_dir)
+    saved = _open(what, data, names)
+    if output is not None:
+        check_unadjusted(saved.model)
+    logits, labels = saved.predict(what.split, what.batch_size)
+    new_logits, _ = saved.predict(_NEW, what.batch_size)
+    estimate = estimate_shares(
+        logits.numpy(),
+        labels.numpy(),
+        new_logits.numpy(),
+        saved.frequencies.counts,
+        bootstrap=what.bootstrap,
+        seed=what.seed,
+    )
+    passed = what.threshold is not None and estimate.moved() and estimate.distance > what.threshold
+    console, said = Console(), verdict(estimate, saved.frequencies)
+    console.print(shares_table(estimate, saved.frequencies, f"{names.new}: {len(new_logits):,} examples"))
+    for line in said:
+        console.print(escape(line), highlight=False)
+    if output is not None:
+        result = summary(estimate, saved.frequencies) | {"threshold": what.threshold, "passed": passed, "said": said}
+        _save(output, result, estimate, saved, what.head)
+        for file in ("shift.json", "shares.png"):
+            console.print(f"{output / file}", highlight=False, soft_wrap=True)
+        console.print(f"model    {output}", highlight=False, soft_wrap=True)
+    if passed:
+        console.print(f"the shares moved by more than {what.threshold:g}: exit status {THRESHOLD_PASSED}")
+        raise SystemExit(THRESHOLD_PASSED)
+
+
+def _check(what: ShiftArguments, model: str, argv: list[str]) -> None:
+    if what.threshold is not None and not 0 < what.threshold < 1:
+        raise ValueError(f"threshold must be a share between 0 and 1, such as 0.1; got {what.threshold}.")
+    if what.bootstrap < 20:
+        raise ValueError(f"bootstrap must be at least 20 draws, got {what.bootstrap}.")
+    if not recorded(model) and "dataset" not in set_flags(argv):
+        raise ValueError(
+            f"the model {model!r} does not say what it was trained on: name the labelled data with --dataset, as in "
+            "the training."
+        )
+
+
+def _open(what: ShiftArguments, data: LookArguments, names: Any) -> SavedModel:
+    # The model with the labelled splits and the new data.
+    if what.split == "validation" and data.validation_split is None and data.validation_fraction is None:
+        raise ValueError(
+            "the calibration takes labelled examples that the model was not trained on: name them with "
+            "--validation_split, or use the test split: --split test."
+        )
+    splits = load_splits(data, what.label_column)
+    images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
+    column = data.image_column if images else data.text_column
+    with stage(f"the new data {names.new!r} cannot be loaded"):
+        rows = load_unlabelled(names.new, column, what.new_config, data.separator, what.new_split)
+    if images and not isinstance(rows.features[column], datasets.Image):
+        raise ValueError(f"column {column!r} of {names.new!r} holds no pictures, and the model takes pictures.")
+    checks = Checks(data.check_data, data.skip_broken)
+    (rows,) = check_splits({names.new: rows}, "", checks, image_column=column, text_column=column)[0].values()
+    classes = splits["train"].features[what.label_column].names
+    kept = {split: splits[split] for split in ("train", what.split)}
+    kept[_NEW] = without_labels(rows, what.label_column, classes)
+    return open_saved(names.model, datasets.DatasetDict(kept), data, what.label_column, subset=False)
+
+
+def changed(estimate: ShiftEstimate) -> tuple[np.ndarray, np.ndarray]:
+    """List the classes that grew and those that shrank: the 95 % interval leaves out the share of training.
+
+    Args:
+        estimate: the estimate.
+
+    Returns:
+        Class indices of both, those with the largest change first; empty where the test finds no change.
+    """
+    change = estimate.shares - estimate.training
+    order = np.argsort(-np.abs(change), kind="stable")
+    moved = estimate.moved()
+    grew = moved & (estimate.low > estimate.training) & estimate.estimated
+    shrank = moved & (estimate.high < estimate.training) & estimate.estimated
+    return order[grew[order]], order[shrank[order]]
+
+
+def verdict(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> list[str]:
+    """State in words what moved, and how far to trust it.
+
+    Args:
+        estimate: the estimate.
+        frequencies: of the training set, with the class names.
+
+    Returns:
+        One to four lines.
+    """
+    chance = f"p = {estimate.p_value:.3f}"
+    if not estimate.moved():
+        lines = [f"no change of the class shares beyond chance ({chance})."]
+    else:
+        lines = [f"the class shares moved: {100 * estimate.distance:.1f} % of the examples changed class ({chance})."]
+        for word, indices in zip(("grew", "shrank"), changed(estimate), strict=True):
+            if len(indices):
+                parts = [
+                    f"{frequencies.name(c)} ({100 * estimate.training[c]:.1f} → {100 * estimate.shares[c]:.1f} %)"
+                    for c in indices[:5]
+                ]
+                more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+                lines.append(f"{word}: {', '.join(parts)}{more}.")
+    if not estimate.agrees:
+        lines.append(
+            "the check by predicted labels alone (BBSE) disagrees: more than the shares may have changed. Label a "
+            "sample."
+        )
+    if missing := int((~estimate.estimated).sum()):
+        have = "1 class has" if missing == 1 else f"{missing} classes have"
+        lines.append(f"{have} no labelled example to calibrate on: the shares of training are kept for them.")
+    return lines
+
+
+def summary(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> dict[str, Any]:
+    """Gather the estimate for a JSON file.
+
+    Args:
+        estimate: the estimate.
+        frequencies: of the training set, with the class names.
+
+    Returns:
+        `classes` (a dict for each class), `distance`, `p_value`, `moved`, `agrees`, `examples`, `temperature`.
+    """
+    grew, shrank = changed(estimate)
+    classes = [
+        {
+            "name": frequencies.name(c),
+            "training": float(estimate.training[c]),
+            "share": float(estimate.shares[c]),
+            "interval": [float(estimate.low[c]), float(estimate.high[c])],
+            "bbse": float(estimate.check[c]),
+            "estimated": bool(estimate.estimated[c]),
+            "change": "grew" if c in grew else "shrank" if c in shrank else None,
+        }
+        for c in range(len(estimate.shares))
+    ]
+    return {
+        "examples": estimate.examples,
+        "distance": estimate.distance,
+        "p_value": estimate.p_value,
+        "moved": estimate.moved(),
+        "agrees": estimate.agrees,
+        "temperature": 1 / estimate.calibration.scale,
+        "classes": classes,
+    }
+
+
+def shares_table(estimate: ShiftEstimate, frequencies: ClassFrequencies, title: str) -> Table:
+    """Show the shares: a `rich` table in percent, of the classes that changed most.
+
+    Args:
+        estimate: the estimate.
+        frequencies: of the training set, with the class names.
+        title: the table's title.
+
+    Returns:
+        The table, with at most 12 classes.
+    """
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table.add_column("class", overflow="fold")
+    for name in ("training %", "new data %", "95 %", "BBSE %"):
+        table.add_column(name, justify="right")
+    order = np.argsort(-np.abs(estimate.shares - estimate.training), kind="stable")
+    shown = [c for c in range(len(order)) if c in set(order[:_SHOWN].tolist())]
+    for c in shown:
+        values = (estimate.training[c], estimate.shares[c], estimate.low[c], estimate.high[c], estimate.check[c])
+        training, share, low, high, check = (f"{100 * value:.1f}" for value in values)
+        if not estimate.estimated[c]:
+            share, low, high, check = "kept", "", "", ""
+        table.add_row(escape(frequencies.name(c)), training, share, f"{low} – {high}" if low else "", check)
+    if len(order) > _SHOWN:
+        table.caption = f"the {_SHOWN} of {len(order)} classes that changed most"
+    return table
+
+
+def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: SavedModel, head: str | None) -> None:
+    folded = fold_shares(saved.model, estimate, head=head)
+    names = [saved.frequencies.name(c) for c in range(len(estimate.shares))]
+    with stage(f"the model cannot be saved in {str(output)!r}"):
+        folded.save_pretrained(output)
+        saved.processor.save_pretrained(output)
+        (output / "shift.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        title = f"class shares of {estimate.examples:,} new examples"
+        plot_shares(
+            estimate.training, estimate.shares, estimate.low, estimate.high, names, output / "shares.png", title
+        )
+        if estimate.moved():
+            said = (
+                f"`hf-sharp shift` found other class shares in {estimate.examples:,} unlabelled examples than in "
+                "training, and folded them into the head, which now aims at accuracy on such data: "
+                f"{result['said'][0]} Figures above are those of the model before."
+            )
+        else:
+            said = "`hf-sharp shift` found the class shares of training in the new data: the head is unchanged."
+        card_with_section(saved.name, "New class shares", said, "adjusted").save(output / "README.md")

@@ -1,0 +1,83 @@
+"""`hf-sharp tune`: choose loss strength, method and radius on validation data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from hf_sharp.recipe.flags import Flags
+from hf_sharp.recipe.search_space import EXTRA, SEARCHED
+from hf_sharp.recipe.tune import tune
+
+_ABOUT = """Choose loss strength, method and radius for a config, on validation data held out of the training
+split. The test split is not read. The same command goes on after an interruption.
+
+example: hf-sharp tune recipes/configs/quickstart.yaml --budget 20runs --retrain
+
+--output_dir gets best.yaml (a comment on each choice), sensitivity.png, pareto.png, tuning.json, study.db.
+Further flags override the config. exit status: 0 done; 1 an error; 130 interrupted"""
+
+
+def main(argv: list[str]) -> None:
+    """Search, and show what was found.
+
+    Args:
+        argv: the words after `hf-sharp tune`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data.
+        SystemExit: with status 130, the search was interrupted.
+    """
+    parser = Flags(
+        prog="hf-sharp tune",
+        usage="hf-sharp tune CONFIG --budget 20runs|2h [options]",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="a YAML file of options, as for hf-sharp train")
+    parser.add_argument(
+        "--budget", required=True, help="a number of runs or a time: 20runs, 90m, 2h; earlier runs count"
+    )
+    parser.add_argument(
+        "--search",
+        nargs="+",
+        default=list(SEARCHED),
+        metavar="OPTION",
+        help=f"what to search (default: {' '.join(SEARCHED)}); also {', '.join(EXTRA)}",
+    )
+    parser.add_argument("--output_dir", "--output", help="the folder of the search (default: outputs/tune/CONFIG)")
+    parser.add_argument("--search_seed", type=int, default=0, help="seed of the search (default: 0)")
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="train the chosen config on all training examples, and report the test split",
+    )
+    arguments, flags = parser.parse_known_args(argv)
+    folder = Path(arguments.output_dir or f"outputs/tune/{Path(arguments.config).stem}")
+    try:
+        result = tune(
+            arguments.config,
+            arguments.budget,
+            output_dir=folder,
+            search=arguments.search,
+            seed=arguments.search_seed,
+            retrain=arguments.retrain,
+            flags=flags,
+        )
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with the search", file=sys.stderr)
+        raise SystemExit(130) from None
+    console = Console()
+    console.print(escape(result["said"]), highlight=False)
+    for file in ("best.yaml", "sensitivity.png", "pareto.png", "tuning.json"):
+        console.print(f"{folder / file}", highlight=False, soft_wrap=True)
+    if arguments.retrain:
+        console.print(f"model    {folder / 'model'}", highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            f"train it: hf-sharp train {folder / 'best.yaml'} --output_dir ...", highlight=False, soft_wrap=True
+        )

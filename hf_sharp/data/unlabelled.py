@@ -1,0 +1,64 @@
+"""Data without labels: pictures in any folder, a text file, a table, or a dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import datasets
+from PIL import Image
+
+from hf_sharp.data.idx import is_idx_folder
+from hf_sharp.data.loading import load, no_split
+
+
+def load_unlabelled(
+    name: str, column: str, config: str | None = None, separator: str | None = None, split: str | None = None
+) -> datasets.Dataset:
+    """Load the pictures or texts of a dataset, and leave labels out where it has them.
+
+    Args:
+        name: a folder with pictures, in subfolders or not; a text file (`.txt`) with one text per line; or whatever
+            `load` takes.
+        column: the column with the pictures or texts.
+        config: configuration of a dataset on the Hub.
+        separator: what separates the columns of CSV files; default: a comma, or a tab in TSV files.
+        split: the split, of a dataset with several.
+
+    Returns:
+        The rows, with that column alone. The files of a folder are in the order of their names.
+
+    Raises:
+        ValueError: there is no such data, column or split, or there are several splits and none is named.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        return _column(datasets.Dataset.from_dict({"text": [line for line in lines if line]}), column, name)
+    if path.is_dir() and (files := _pictures(path)):
+        rows = datasets.Dataset.from_dict({"image": files})
+        return _column(rows.cast_column("image", datasets.Image()), column, name)
+    splits = load(name, config, separator)
+    if split is None and len(splits) > 1:
+        raise ValueError(f"{name!r} has the splits {', '.join(map(repr, splits))}. Choose one with --new_split.")
+    chosen = split or next(iter(splits))
+    if chosen not in splits:
+        raise ValueError(f"{name!r}: {no_split(chosen, splits)} Choose with --new_split.")
+    return _column(splits[chosen], column, name)
+
+
+def _pictures(folder: Path) -> list[str]:
+    if is_idx_folder(folder) or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return []
+    endings = set(Image.registered_extensions())
+    found = (Path(above) / file for above, _, files in os.walk(folder) for file in files)
+    return sorted(str(file) for file in found if file.suffix.lower() in endings and not file.name.startswith("."))
+
+
+def _column(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
+    if column not in rows.column_names:
+        has = ", ".join(map(repr, rows.column_names))
+        raise ValueError(f"{name!r} has no column {column!r}; it has {has}. Expected the kind of data of the training.")
+    if len(rows) == 0:
+        raise ValueError(f"{name!r} holds no examples.")
+    return rows.select_columns([column])

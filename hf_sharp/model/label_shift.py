@@ -1,0 +1,345 @@
+"""Class shares that moved: estimated from unlabelled data, tested, and folded into the head.
+
+    p(c | x)  = softmax(s z + b)_c               calibrated on labelled examples (bias-corrected temperature scaling)
+    q_c      ← q_c · mean_x  [ p(c | x) / π_c ] / Σ_k q_k p(k | x) / π_k    until the likelihood stops growing (EM)
+    z'_c      = s z_c + b_c + log(q_c / π_c)     the head for the new shares
+
+z are the logits, s = 1 / T > 0 the inverse temperature, b the bias, π the shares among the labelled examples, as the
+calibrated probabilities have them, and q the shares in the new data. Only the shares may have changed: if the examples
+of a class look different now, q is not what it says, and the check by BBSE often disagrees with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize, nnls
+from scipy.special import log_softmax, softmax
+
+from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
+
+_PRIOR = 0.01  # precision of a normal prior on log s and b, so that classes told apart without error have finite ones
+_GAP = 1e-3  # of the log likelihood, at which EM stops
+_ITERATIONS = 5000
+_LEVEL = 0.95
+
+
+class Calibration(NamedTuple):
+    """Calibrated probabilities softmax(scale · logits + bias).
+
+    Attributes:
+        scale: s = 1 / T > 0.
+        bias: (K,).
+    """
+
+    scale: float
+    bias: np.ndarray
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Turn logits (N, K) into probabilities (N, K)."""
+        return softmax(self.scale * logits + self.bias, axis=1)
+
+
+def fit_calibration(logits: Any, labels: Any, start: Calibration | None = None) -> Calibration:
+    """Fit bias-corrected temperature scaling: maximise the likelihood of labels under softmax(s z + b).
+
+    Args:
+        logits: (N, K).
+        labels: (N,) class indices; examples that the model was not trained on.
+        start: where to start from; the result is the same.
+
+    Returns:
+        The calibration.
+
+    Example:
+        >>> logits = np.log([[0.9, 0.1]] * 10)  # far too sure of class 0
+        >>> fit_calibration(logits, [0] * 5 + [1] * 5)(logits)[0].round(2)
+        array([0.5, 0.5])
+
+    Reference:
+        arXiv 1901.06852 (Alexandari, Kundaje and Shrikumar 2020), section 2.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    count, num_classes = logits.shape
+    one_hot = np.eye(num_classes)[labels]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scale, bias = np.exp(parameters[0]), parameters[1:]
+        log_p = log_softmax(scale * logits + bias, axis=1)
+        residual = np.exp(log_p) - one_hot
+        slope = np.concatenate([[scale * (residual * logits).sum()], residual.sum(0)])
+        value = -log_p[np.arange(count), labels].sum() + 0.5 * _PRIOR * (parameters**2).sum()
+        return value / count, (slope + _PRIOR * parameters) / count
+
+    first = np.zeros(num_classes + 1) if start is None else np.append(np.log(start.scale), start.bias)
+    found = minimize(loss, first, jac=True, method="L-BFGS-B").x
+    return Calibration(float(np.exp(found[0])), found[1:])
+
+
+def maximum_likelihood(
+    ratios: np.ndarray, weights: np.ndarray | None = None, start: np.ndarray | None = None
+) -> np.ndarray:
+    """Estimate class shares by EM: maximise Σ_i w_i log Σ_c q_c r_ic.
+
+    The objective is concave, and at every q its distance from the maximum is at most Σ w (max_c g_c − 1), with the
+    factor g_c by which EM multiplies q_c. EM stops when that is below 0.001.
+
+    Args:
+        ratios: (N, K), r_ic = p(c | x_i) / π_c.
+        weights: (N,) >= 0, how often each example counts; default 1.
+        start: (K,) positive shares to start from; default: equal ones.
+
+    Returns:
+        (K,) shares, which sum to 1.
+
+    Example:
+        >>> maximum_likelihood(np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]]))
+        array([0.75, 0.25])
+
+    Reference:
+        Saerens, Latinne and Decaestecker, Neural Computation 14(1), 2002, equation 2.9.
+    """
+    count, num_classes = ratios.shape
+    weights = np.ones(count) if weights is None else weights
+    ratios, weights = ratios[weights > 0], weights[weights > 0]
+    total = weights.sum()
+    shares = np.full(num_classes, 1 / num_classes) if start is None else start
+    for _ in range(_ITERATIONS):
+        factor = ratios.T @ (weights / (ratios @ shares)) / total
+        shares = shares * factor
+        if total * (factor.max() - 1) < _GAP:
+            break
+    return shares / shares.sum()
+
+
+def black_box_shares(labels: np.ndarray, predicted: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Estimate class shares from predicted labels alone (BBSE): solve C q = predicted shares, q >= 0.
+
+    Args:
+        labels: (N,) true classes of labelled examples, with every class 0 … K − 1.
+        predicted: (N,) their predicted classes; C_jc is the share of j among the predictions for class c.
+        new: (K,) how often each class is predicted for the new examples.
+
+    Returns:
+        (K,) shares, which sum to 1.
+
+    Example:
+        >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+        >>> black_box_shares(labels, predicted, np.array([3, 1])).round(3)
+        array([0.5, 0.5])
+
+    Reference:
+        arXiv 1802.03916 (Lipton, Wang and Smola 2018), section 3.
+    """
+    num_classes = len(new)
+    confusion = np.zeros((num_classes, num_classes))
+    np.add.at(confusion, (predicted, labels), 1)
+    confusion /= confusion.sum(0)
+    shares = nnls(confusion, new / new.sum())[0]
+    return shares / shares.sum()
+
+
+@dataclass(frozen=True)
+class ShiftEstimate:
+    """Class shares of new data, compared with those of training.
+
+    Attributes:
+        shares: (K,) maximum-likelihood shares q of the new data.
+        low: (K,) lower ends of the 95 % intervals.
+        high: (K,) upper ends.
+        check: (K,) the shares by BBSE.
+        agrees: whether the intervals of both estimates overlap for every class.
+        training: (K,) shares of training.
+        estimated: (K,) bool; a class without a labelled example keeps its share of training.
+        p_value: of the test that the shares are those of training.
+        calibration: of the K classes; scale s and bias b.
+        reference: (K,) shares π among the labelled examples, as the calibrated probabilities have them.
+        examples: number of new examples.
+    """
+
+    shares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    check: np.ndarray
+    agrees: bool
+    training: np.ndarray
+    estimated: np.ndarray
+    p_value: float
+    calibration: Calibration
+    reference: np.ndarray
+    examples: int
+
+    @property
+    def distance(self) -> float:
+        """Half the sum of |q − training| over the classes: the share of examples that would have to change class."""
+        return float(np.abs(self.shares - self.training).sum() / 2)
+
+    def moved(self, level: float = 0.05) -> bool:
+        """Tell whether the shares differ from those of training, at a significance level."""
+        return self.p_value < level
+
+    def offsets(self) -> np.ndarray:
+        """Return log(q / π), (K,): what the calibrated logits of the new shares gain; 0 for classes not estimated."""
+        floored = np.maximum(self.shares, 0.5 / self.examples)  # a class that was not seen may still come
+        return np.where(self.estimated, np.log(floored / self.reference), 0.0)
+
+
+def estimate_shares(
+    logits: Any, labels: Any, new_logits: Any, class_counts: Any, *, bootstrap: int = 200, seed: int = 0
+) -> ShiftEstimate:
+    """Estimate the class shares of unlabelled data, and test whether they are those of training.
+
+    Intervals: bootstrap percentiles. Every draw resamples the labelled examples within their class, calibrates anew,
+    and resamples the new examples. Test: the likelihood ratio of q against the training shares. Its distribution where
+    nothing moved comes from labelled examples, drawn with the training shares and calibrated by each draw.
+
+    Args:
+        logits: (N, K), of labelled examples that the model was not trained on.
+        labels: (N,) their classes.
+        new_logits: (M, K), of the new examples.
+        class_counts: (K,) of the training set.
+        bootstrap: number of draws B >= 20; the smallest possible p-value is 1 / (B + 1).
+        seed: seed of the draws.
+
+    Returns:
+        The estimate. Classes without a labelled example keep their training shares.
+
+    Raises:
+        ValueError: fewer than two classes with labelled examples, no new examples, or shapes that do not match.
+    """
+    logits, new_logits = np.asarray(logits, np.float64), np.asarray(new_logits, np.float64)
+    labels, counts = np.asarray(labels), np.asarray(class_counts, np.float64)
+    _check(logits, labels, new_logits, counts, bootstrap)
+    estimated = np.bincount(labels, minlength=len(counts)) > 0
+    seen = np.cumsum(estimated) - 1  # class index to its place among the classes with labelled examples
+    z, y, new = logits[:, estimated], seen[labels], new_logits[:, estimated]
+    training = counts / counts.sum()
+    mass = training[estimated].sum()
+    expected = np.maximum(training[estimated], 1e-12) / mass
+    calibration = fit_calibration(z, y)
+    reference, shares, ratio = _fit(calibration, z, new, expected)
+    check = black_box_shares(y, z.argmax(1), np.bincount(new.argmax(1), minlength=z.shape[1]))
+    draws = list(_draws(z, y, new, expected, (calibration, shares), bootstrap, seed))
+    samples, checks, null = (np.array(column) for column in zip(*draws, strict=True))
+    tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+    (low, high), (low_check, high_check) = np.quantile(samples, tails, axis=0), np.quantile(checks, tails, axis=0)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        whole = training.copy()
+        whole[estimated] = mass * values
+        return whole
+
+    bias, prior = np.zeros(len(counts)), training.copy()
+    bias[estimated], prior[estimated] = calibration.bias, mass * reference
+    return ShiftEstimate(
+        shares=spread(shares),
+        low=spread(np.minimum(low, shares)),
+        high=spread(np.maximum(high, shares)),
+        check=spread(check),
+        agrees=bool(((low <= high_check) & (low_check <= high)).all()),
+        training=training,
+        estimated=estimated,
+        p_value=float((1 + (null >= ratio).sum()) / (1 + bootstrap)),
+        calibration=Calibration(calibration.scale, bias),
+        reference=prior,
+        examples=len(new),
+    )
+
+
+def _fit(
+    calibration: Calibration,
+    logits: np.ndarray,
+    new: np.ndarray,
+    expected: np.ndarray,
+    weights: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    # The shares of the labelled examples, those of the new ones, and the likelihood ratio against the expected ones.
+    reference = calibration(logits).mean(0)
+    ratios = calibration(new) / reference
+    shares = maximum_likelihood(ratios, weights, start)
+    weights = np.ones(len(new)) if weights is None else weights
+    return reference, shares, float(2 * weights @ np.log((ratios @ shares) / (ratios @ expected)))
+
+
+def _draws(
+    z: np.ndarray,
+    y: np.ndarray,
+    new: np.ndarray,
+    expected: np.ndarray,
+    found: tuple[Calibration, np.ndarray],
+    bootstrap: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    # Shares by both estimates of a resample, and the likelihood ratio where nothing moved.
+    (start, shares), rng = found, np.random.default_rng(seed)
+    num_classes, count = z.shape[1], len(new)
+    rows_of = [np.flatnonzero(y == c) for c in range(num_classes)]
+    unmoved = expected[y] / np.bincount(y)[y]  # chance of each labelled example where the shares are those of training
+    predicted, new_predicted = z.argmax(1), new.argmax(1)
+    likely = 0.9 * shares + 0.1 / num_classes  # EM cannot leave 0
+    for _ in range(bootstrap):
+        rows = np.concatenate([rng.choice(of_class, len(of_class)) for of_class in rows_of])
+        calibration = fit_calibration(z[rows], y[rows], start)
+        weights = rng.multinomial(count, np.full(count, 1 / count)).astype(np.float64)
+        _, drawn, _ = _fit(calibration, z[rows], new, expected, weights, likely)
+        hits = np.bincount(new_predicted, weights, num_classes)
+        check = black_box_shares(y[rows], predicted[rows], hits)
+        same = rng.multinomial(count, unmoved / unmoved.sum()).astype(np.float64)
+        yield drawn, check, _fit(calibration, z[rows], z, expected, same)[2]
+
+
+def _check(logits: np.ndarray, labels: np.ndarray, new: np.ndarray, counts: np.ndarray, bootstrap: int) -> None:
+    num_classes = len(counts)
+    if logits.ndim != 2 or logits.shape != (len(labels), num_classes) or new.ndim != 2 or new.shape[1] != num_classes:
+        raise ValueError(
+            f"expected logits (N, {num_classes}) with N labels and new logits (M, {num_classes}), one column per class "
+            f"count; got {logits.shape} with {len(labels)} labels, and {new.shape}."
+        )
+    if len(new) == 0:
+        raise ValueError("there are no new examples to estimate class shares from.")
+    if (found := len(np.unique(labels))) < 2:
+        raise ValueError(f"the labelled examples are of {found} class; to estimate shares takes at least two classes.")
+    if bootstrap < 20:
+        raise ValueError(f"bootstrap must be at least 20 draws, got {bootstrap}.")
+
+
+def fold_shares(model: Model, estimate: ShiftEstimate, *, head: str | None = None) -> Model:
+    """Fold the new class shares into the head of a model: z' = s z + b + log(q / π).
+
+    The new model aims at accuracy on data with the new shares, whatever loss the old one was trained with. Its
+    probabilities are calibrated for them.
+
+    Args:
+        model: an image or sequence classification model with a linear head. It is not changed.
+        estimate: from the logits of this model.
+        head: the name of the layer that computes the logits, if several linear layers have K outputs.
+
+    Returns:
+        A copy with the new head; its config records the shares (`hf_sharp_adjustment`). Where the shares have not
+        moved, its head is the old one, with strength 0 on record.
+
+    Raises:
+        ValueError: a head that was adjusted before or has no bias, or a model with adapters.
+    """
+    check_unadjusted(model)
+    moved = estimate.moved()
+    shift = torch.tensor(estimate.calibration.bias + estimate.offsets())
+
+    def change(old: Head) -> Head:
+        if not moved:
+            return old
+        if old.bias is None:
+            raise ValueError(
+                "new class shares change the head's bias, but this head has none, and a bias added now would be lost "
+                "when the model is loaded."
+            )
+        scale = estimate.calibration.scale
+        return Head(scale * old.weight, scale * old.bias + shift)
+
+    record = {"method": "label_shift", "strength": float(moved), "shares": estimate.shares.tolist()}
+    return change_head(model, change, record, len(estimate.shares), head)

@@ -1,0 +1,86 @@
+"""The config that a search chose, with a comment on each choice."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_sharp.recipe.search_space import METHOD, RADIUS, TAU
+from hf_sharp.reports.tuning import FINISHED, best_of
+
+# What the search set for itself, or what needs the validation examples that the chosen config trains on.
+_LEFT_OUT = {
+    *("validation_fraction", "eval_strategy", "eval_steps", "load_best_model_at_end", "compare_with", "output_dir"),
+    *("resume_from_checkpoint", "overwrite_output_dir", "metric_for_best_model", "dataloader_pin_memory"),
+}
+
+
+def write_config(
+    file: Path,
+    options: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    said: str,
+) -> None:
+    """Write the chosen config: the options that were searched first, each with a comment, then all others.
+
+    Args:
+        file: the YAML file.
+        options: all options; None stands for the default.
+        chosen: those that the search chose.
+        runs: all runs.
+        said: the search in words, for the head of the file.
+    """
+    lines = [f"# {line}" for line in textwrap.wrap(f"Chosen by hf-sharp tune. {said}", 110)]
+    for name, value in chosen.items():
+        if value is not None:
+            lines += ["", *(f"# {line}" for line in textwrap.wrap(_comment(name, runs), 110)), _yaml({name: value})]
+    others = {
+        name: value
+        for name, value in options.items()
+        if value is not None and name not in chosen and name not in _LEFT_OUT
+    }
+    lines += [
+        "",
+        "# As in the config that was tuned. Training uses all examples, also those that were held out.",
+        _yaml(others),
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _comment(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    best = best_of(runs)
+    if name in ("sharpness", "ascent"):
+        rows = _best_by(METHOD, runs)
+        shown = ", ".join(f"{method} {100 * value:.1f}" for method, value in rows.items())
+        return f"{name}: best balanced accuracy in % by method: {shown}." if shown else f"{name}: as in the config."
+    if name == "loss":
+        return "loss: the one whose strength was searched."
+    tried = sorted(
+        run["options"][name]
+        for run in runs
+        if run["state"] == FINISHED and run["group"] == best["group"] and run["options"].get(name) is not None
+    )
+    if isinstance(tried[0], str):
+        return f"{name}: tried {', '.join(sorted(set(tried)))}."
+    of_method = f" with {best['group']}" if name == RADIUS else ""
+    runs_are = "finished run" if len(tried) == 1 else "finished runs"
+    plain = "; 0 is no correction" if name == TAU and best["options"][name] == 0 else ""
+    return f"{name}: the best of {len(tried)} {runs_are}{of_method}, {tried[0]:g} to {tried[-1]:g}{plain}."
+
+
+def _best_by(parameter: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for run in runs:
+        if run["state"] == FINISHED and parameter in run["params"]:
+            key = run["params"][parameter]
+            best[key] = max(best.get(key, 0.0), run["value"])
+    return dict(sorted(best.items(), key=lambda item: -item[1]))
+
+
+def _yaml(options: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=120).rstrip()

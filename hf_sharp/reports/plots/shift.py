@@ -1,0 +1,70 @@
+"""A picture of class shares in training and in new data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hf_sharp.reports.plots.by_count import NAMED_CLASSES
+from hf_sharp.reports.plots.fonts import class_labels
+from hf_sharp.reports.plots.layout import legend_below, log_ticks
+from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture
+
+_GREW, _SHRANK, _SAME = PALETTE[3], PALETTE[1], PALETTE[0]
+
+
+def plot_shares(
+    training: np.ndarray,
+    shares: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    names: Sequence[str],
+    file: str | Path,
+    title: str = "",
+) -> None:
+    """Draw the share of every class in new data, with its interval, beside its share in training, on a log axis.
+
+    Of more than 30 classes, those whose shares moved most in proportion are drawn.
+
+    Args:
+        training: (K,) shares of the training set.
+        shares: (K,) estimated shares of the new data.
+        low: (K,) lower ends of the intervals.
+        high: (K,) upper ends.
+        names: (K,) class names.
+        file: where the picture goes; the suffix chooses the format.
+        title: the picture's title.
+    """
+    floor = min(training[training > 0].min(), shares[shares > 0].min(), 1e-2) / 2
+    training, shares, low, high = (np.maximum(values, floor) for values in (training, shares, low, high))
+    shown = np.arange(len(training))
+    if len(shown) > NAMED_CLASSES:
+        shown = np.argsort(-np.abs(np.log(shares / training)), kind="stable")[:NAMED_CLASSES]
+    shown = shown[np.argsort(training[shown], kind="stable")]  # the most frequent one at the top
+    places = np.arange(len(shown))
+    labels = class_labels(names)
+    with picture(file, (7, 1.6 + 0.24 * len(shown)), title, names) as figure:
+        axes = figure.add_subplot()
+        grew, shrank = low[shown] > training[shown], high[shown] < training[shown]
+        axes.plot(
+            100 * training[shown], places, "|", color="black", markersize=11, markeredgewidth=1.6, label="training"
+        )
+        for which, colour, marker, label in (
+            (grew, _GREW, ">", "new data: grew"),
+            (shrank, _SHRANK, "<", "new data: shrank"),
+            (~(grew | shrank), _SAME, "o", "new data: no clear change"),
+        ):
+            if which.any():
+                x = 100 * shares[shown][which]
+                ends = [x - 100 * low[shown][which], 100 * high[shown][which] - x]
+                axes.errorbar(x, places[which], xerr=ends, fmt=marker, color=colour, elinewidth=1.2, label=label)
+        limits = 100 * floor, min(100 * max(training[shown].max(), high[shown].max()) * 1.3, 130)
+        axes.set_xscale("log")
+        axes.set_xlim(*limits)
+        log_ticks(axes.xaxis, *limits, inches=5.5)
+        axes.set_yticks(places, [labels[c] for c in shown])
+        axes.hlines(places, *limits, color=LIGHT, linewidth=0.6, zorder=0)
+        axes.set(xlabel="share of the examples (%), with 95 % intervals", ylim=(-0.7, len(shown) - 0.3))
+        legend_below(figure, axes)

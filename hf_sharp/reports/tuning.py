@@ -1,0 +1,171 @@
+"""What a search found: noise, the effect of every option, and one paragraph in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FINISHED = "finished"  # a run that was not ended early
+_FEWEST = 4  # finished runs that tell something about an option
+
+
+class Effect(NamedTuple):
+    """How far the balanced accuracy depends on an option.
+
+    Attributes:
+        size: the mean of the best group of runs minus that of the worst.
+        noise: the standard error of such a difference between two groups.
+        best: the group with the highest mean, in words.
+    """
+
+    size: float
+    noise: float
+    best: str
+
+    @property
+    def matters(self) -> bool:
+        """Whether the size is more than twice the noise."""
+        return self.size > 2 * self.noise
+
+
+def standard_error(report: Mapping[str, Any]) -> float:
+    """Estimate how far a balanced accuracy may be off, because there are only so many examples.
+
+        √( Σ_c r_c (1 − r_c) / n_c ) / K     with r_c = (right_c + 1) / (n_c + 2)
+
+    Args:
+        report: a long-tail report, with `per_class_recall` and `per_class_support`.
+
+    Returns:
+        The standard error.
+
+    Example:
+        >>> round(standard_error({"per_class_recall": [0.5, 0.5], "per_class_support": [98, 98]}), 4)
+        0.0357
+    """
+    recalls = [
+        (recall, count)
+        for recall, count in zip(report["per_class_recall"], report["per_class_support"], strict=True)
+        if count
+    ]
+    smooth = [((recall * count + 1) / (count + 2), count) for recall, count in recalls]
+    return math.sqrt(sum(r * (1 - r) / count for r, count in smooth)) / len(smooth)
+
+
+def best_of(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Choose the finished run with the highest balanced accuracy; of equal ones, the first."""
+    return max((run for run in runs if run["state"] == FINISHED), key=lambda run: (run["value"], -run["number"]))
+
+
+def effects(runs: Sequence[Mapping[str, Any]]) -> dict[str, Effect]:
+    """Compare groups of finished runs that differ in an option.
+
+    The values of an option are its choices; those of a number are divided into a lower, a middle and a higher third.
+    Groups may differ in other options too, so these are hints.
+
+    Args:
+        runs: with `state`, `value` and `params`.
+
+    Returns:
+        Option to effect, the largest first; options with fewer than 4 runs, or one group, are left out.
+    """
+    finished = [run for run in runs if run["state"] == FINISHED]
+    found = {}
+    for name in sorted({name for run in finished for name in run["params"]}):
+        having = [run for run in finished if name in run["params"]]
+        groups = _groups(name, having)
+        if len(having) < _FEWEST or len(groups) < 2:
+            continue
+        means = {label: float(np.mean(values)) for label, values in groups.items()}
+        degrees = len(having) - len(groups)
+        within = sum(float(np.var(values)) * len(values) for values in groups.values())
+        deviation = math.sqrt(within / degrees) if degrees > 0 else math.inf
+        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        noise = deviation * math.sqrt(1 / len(groups[best]) + 1 / len(groups[worst]))
+        found[name] = Effect(means[best] - means[worst], noise, best)
+    return dict(sorted(found.items(), key=lambda item: -item[1].size))
+
+
+def _groups(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    values = [run["params"][name] for run in runs]
+    if isinstance(values[0], str):
+        labels = [str(value) for value in values]
+    else:
+        low, high = np.quantile(values, [1 / 3, 2 / 3])
+        words = [f"up to {low:.3g}", f"{low:.3g} to {high:.3g}", f"above {high:.3g}"]
+        labels = [words[0] if value <= low else words[2] if value > high else words[1] for value in values]
+    groups: dict[str, list[float]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        groups.setdefault(label, []).append(run["value"])
+    return groups
+
+
+def paragraph(runs: Sequence[Mapping[str, Any]], examples: int, free: Mapping[str, Any] | None) -> str:
+    """Say in words what mattered, what did not, and within which noise.
+
+    Args:
+        runs: all runs.
+        examples: number of validation examples.
+        free: what a correction after training of the first run gave: `strength` and `value`; or None.
+
+    Returns:
+        One paragraph.
+    """
+    best, first = best_of(runs), runs[0]
+    noise = standard_error(best["report"])
+    finished = [run for run in runs if run["state"] == FINISHED]
+    said = [
+        f"Of {len(runs)} run{'s' * (len(runs) > 1)} ({len(runs) - len(finished)} ended early), run {best['number']} is "
+        f"best: balanced accuracy {100 * best['value']:.1f} on {examples:,} validation examples, "
+        f"{100 * (best['value'] - first['value']):+.1f} points against the first run ({_described(first)})."
+    ]
+    said.append(
+        f"So few examples leave a balanced accuracy uncertain by ± {100 * noise:.1f} points (standard error); other "
+        "seeds add to that."
+    )
+    near = [run for run in finished if best["value"] - run["value"] <= noise and run["seconds"] < best["seconds"]]
+    if near:
+        cheap = min(near, key=lambda run: run["seconds"])
+        said.append(
+            f"Within this noise, run {cheap['number']} ({_described(cheap)}) does as well in "
+            f"{cheap['seconds'] / max(best['seconds'], 1e-9):.0%} of the time."
+        )
+    if free is not None and free["strength"] > 0:
+        said.append(
+            "A correction of the first run without training (`hf-sharp adjust`, strength "
+            f"{free['strength']:g}) reaches {100 * free['value']:.1f}."
+        )
+    return " ".join([*said, *_of_effects(effects(runs))])
+
+
+def _described(run: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in run["params"].items()
+    )
+
+
+def _of_effects(found: Mapping[str, Effect]) -> list[str]:
+    if not found:
+        return ["Too few runs were finished to tell which options matter."]
+    said = []
+    mattered = [
+        f"{name} ({100 * effect.size:.1f} points between its best values, {effect.best}, and its worst)"
+        for name, effect in found.items()
+        if effect.matters
+    ]
+    rest = [
+        f"{name} ({100 * effect.size:.1f} ± {100 * effect.noise:.1f} points)"
+        if math.isfinite(effect.noise)
+        else f"{name} (too few runs)"
+        for name, effect in found.items()
+        if not effect.matters
+    ]
+    if mattered:
+        said.append(f"What mattered: {'; '.join(mattered)}.")
+    if rest:
+        said.append(f"What made no difference beyond the noise between runs: {'; '.join(rest)}.")
+    return said

@@ -1,0 +1,121 @@
+"""`hf-sharp shift` as a user types it, on pictures and on texts."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from hf_sharp import cli
+from hf_sharp.commands.shift import THRESHOLD_PASSED
+from hf_sharp.data.unlabelled import load_unlabelled
+from hf_sharp.model.posthoc import RECORD
+from hf_sharp.recipe import train_images, train_texts
+from tests.inputs.commands import command, no_traceback  # noqa: F401
+from tests.recipes.conftest import QUICK, TINY_VIT, bert_folder, pixels, texts  # noqa: F401
+
+LEARN = [*QUICK, "--max_steps", "100", "--learning_rate", "1e-2", "--sharpness", "none", "--loss", "cross_entropy"]
+NAMES = ("cat", "dog", "emu")
+
+
+def pictures(folder, counts, rng, by_class=True):
+    for label, (name, count) in enumerate(zip(NAMES, counts, strict=True)):
+        place = folder / name if by_class else folder
+        place.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.fromarray(pixels(label, rng)).save(place / f"{name}_{i}.png")
+
+
+@pytest.fixture
+def of_images(tmp_path):
+    """A model of pictures, new pictures of which most are of the rarest class, and more of the old kind."""
+    rng = np.random.default_rng(0)
+    pictures(tmp_path / "images" / "train", (80, 40, 20), rng)
+    pictures(tmp_path / "images" / "test", (10, 10, 10), rng)
+    pictures(tmp_path / "moved", (5, 10, 45), rng, by_class=False)
+    pictures(tmp_path / "same", (40, 20, 10), rng, by_class=False)
+    train = ["--dataset", str(tmp_path / "images"), "--model_config", TINY_VIT, "--validation_fraction", "0.3"]
+    train_images([*train, "--output_dir", str(tmp_path / "model"), *LEARN])
+    return tmp_path
+
+
+def test_pictures_that_moved_are_reported_folded_and_end_with_their_own_status(of_images, capsys):
+    words = ["shift", str(of_images / "model"), str(of_images / "moved"), "--threshold", "0.2", "--bootstrap", "40"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--output_dir", str(of_images / "out")])
+    assert end.value.code == THRESHOLD_PASSED == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the class shares moved" in said
+    assert "grew: emu" in said
+    assert "shrank: cat" in said
+    result = json.loads((of_images / "out" / "shift.json").read_text())
+    assert result["moved"]
+    assert result["passed"]
+    shares = [entry["share"] for entry in result["classes"]]
+    np.testing.assert_allclose(shares, [5 / 60, 10 / 60, 45 / 60], atol=0.12)
+    assert [entry["name"] for entry in result["classes"]] == list(NAMES)
+    assert (of_images / "out" / "shares.png").stat().st_size > 10_000
+    assert "New class shares" in (of_images / "out" / "README.md").read_text()
+
+    classify = pipeline("image-classification", str(of_images / "out"))
+    assert getattr(classify.model.config, RECORD)["method"] == "label_shift"
+    files = sorted((of_images / "moved").glob("*.png"))
+    right = [classify(Image.open(file))[0]["label"] == file.name.split("_")[0] for file in files]
+    assert np.mean(right) > 0.8
+
+
+def test_pictures_of_the_old_kind_raise_no_alarm(of_images, capsys):
+    words = ["shift", str(of_images / "model"), str(of_images / "same"), "--threshold", "0.05", "--bootstrap", "40"]
+    assert cli.main([*words, "--output_dir", str(of_images / "out")]) == 0
+    assert "no change of the class shares beyond chance" in capsys.readouterr().out
+    config = json.loads((of_images / "out" / "config.json").read_text())
+    assert config[RECORD]["strength"] == 0, "the head stays as it is"
+
+
+def test_texts(bert_folder, tmp_path, capsys):  # noqa: F811
+    for split, counts, seed in (("train", (80, 40, 20), 0), ("test", (8, 8, 8), 1)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(texts(counts, seed)).to_csv(str(tmp_path / "data" / f"{split}.csv"))
+    new = tmp_path / "mails.txt"
+    new.write_text("\n".join(texts((5, 10, 45), 2)["text"]) + "\n\n")
+    model = str(tmp_path / "model")
+    words = ["--dataset", str(tmp_path / "data"), "--model_name_or_path", bert_folder, "--output_dir", model]
+    train_texts([*words, "--validation_fraction", "0.3", *LEARN])
+    assert cli.main(["shift", model, str(new), "--bootstrap", "40"]) == 0, "without a threshold there is no alarm"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "60 examples" in said
+    assert "grew: gamma" in said
+
+
+def test_a_folder_of_pictures_is_read_in_the_order_of_the_names_with_and_without_class_folders(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures(tmp_path / "flat", (2, 1, 1), rng, by_class=False)
+    pictures(tmp_path / "deep", (2, 1, 1), rng)
+    (tmp_path / "flat" / "notes.md").write_text("x")
+    flat, deep = (load_unlabelled(str(tmp_path / name), "image") for name in ("flat", "deep"))
+    assert flat.column_names == ["image"]
+    names = [row["image"].filename.rsplit("/")[-1] for row in flat]
+    assert names == ["cat_0.png", "cat_1.png", "dog_0.png", "emu_0.png"]
+    assert len(deep) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["m", "new"], "name the labelled data with --dataset"),
+        (["m", "new", "--dataset", "digits"], "or use the test split: --split test"),
+        (["m", "new", "--dataset", "digits", "--threshold", "10"], "a share between 0 and 1, such as 0.1; got 10"),
+        (["m", "new", "--dataset", "digits", "--bootstrap", "3"], "at least 20 draws, got 3"),
+        (["m", "/no/such/folder", "--dataset", "digits", "--split", "test"], "'/no/such/folder' does not exist"),
+        (["m", "digits", "--dataset", "digits", "--split", "test"], "Choose one with --new_split"),
+        (["m", "{}/mails.txt", "--dataset", "digits", "--split", "test"], "has no column 'image'; it has 'text'"),
+        (["m", "new", "--dataset", "digits", "--treshold", "0.1"], "Did you mean 'threshold'?"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("no_traceback")
+def test_mistakes_are_one_line(words, said, tmp_path, capsys):
+    (tmp_path / "mails.txt").write_text("hello\n")
+    assert said in command(capsys, "shift", *(word.format(tmp_path) for word in words))

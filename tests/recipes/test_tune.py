@@ -1,0 +1,269 @@
+"""`hf-sharp tune` on tiny pictures and texts: the choice, determinism, interruptions, the test split left alone."""
+
+import json
+import math
+import sys
+
+import pytest
+import yaml
+from transformers import pipeline
+
+import hf_sharp
+from hf_sharp import cli
+from hf_sharp.recipe import tune as tuning
+from hf_sharp.recipe.budget import Budget, read_budget
+from hf_sharp.recipe.search_space import EXTRA, SEARCHED, SearchSpace, is_log
+from hf_sharp.reports.plots.tuning import pareto_front
+from hf_sharp.reports.tuning import best_of, effects, paragraph, standard_error
+from hf_sharp.sharpness.candidates import CANDIDATES
+from tests.inputs.commands import command, no_traceback  # noqa: F401
+from tests.recipes.conftest import TINY_VIT, bert_folder, image_folder, text_folder  # noqa: F401
+
+optuna = pytest.importorskip("optuna", reason="pip install optuna")
+
+
+def write(folder, **options):
+    file = folder / "run.yaml"
+    quick = {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "use_cpu": True}
+    file.write_text(yaml.safe_dump({**quick, "validation_fraction": 0.34, "output_dir": "unused", **options}))
+    return file
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):  # noqa: F811
+    return write(tmp_path, dataset=image_folder, model_config=json.loads(TINY_VIT), sharpness="focal_sam", rho=0.3)
+
+
+def of(result):
+    return [(run["params"], run["value"], run["state"]) for run in result["runs"]]
+
+
+def pretend(self, trial, first):
+    """A run whose accuracy is known: it is best with SAM, a radius of 0.1 and a strength of 0.7."""
+    change = self.space.options(trial)
+    value = 0.8 - 0.1 * (change["loss_tau"] - 0.7) ** 2 + 0.05 * (change["sharpness"] == "sam")
+    value -= 0.02 * abs(math.log10(change.get("rho", 1.0) / 0.1))
+    figures = {"accuracy": value, "balanced_accuracy": value, "few_accuracy": value / 2}
+    self._note(trial, change, 1.0, figures | {"per_class_recall": [value] * 3, "per_class_support": [30] * 3})
+    if first:
+        trial.set_user_attr("free", {"strength": 0.5, "value": 0.79, "scores": {"0.0": value, "0.5": 0.79}})
+    self.study.tell(trial, value)
+
+
+def test_one_seed_chooses_the_same_also_after_interruptions(config, tmp_path, monkeypatch, capsys):
+    for picture in ("plot_sensitivity", "plot_pareto"):  # slow; the next test draws them
+        monkeypatch.setattr(tuning, picture, lambda *_, **__: None)
+    monkeypatch.setattr(tuning.Search, "_run", pretend)
+    whole = hf_sharp.tune(config, "9runs", output_dir=tmp_path / "a")
+    groups = [run["group"] for run in whole["runs"]]
+    assert groups[:5] == ["none", *CANDIDATES], "every method once, the cheap ones first"
+    assert [run["params"]["loss_tau"] for run in whole["runs"][:5]] == [0.0, 0.5, 0.5, 0.5, 0.5]
+    assert len({run["value"] for run in whole["runs"]}) == 9
+    assert whole["options"]["sharpness"] == "sam"
+    assert whole["runs"][whole["best"]]["value"] == max(run["value"] for run in whole["runs"])
+
+    count = []
+
+    def interrupted(self, trial, first):
+        count.append(trial)
+        if len(count) in (4, 8):
+            self.space.options(trial)
+            raise KeyboardInterrupt
+        pretend(self, trial, first)
+
+    monkeypatch.setattr(tuning.Search, "_run", interrupted)
+    words = ["tune", str(config), "--output_dir", str(tmp_path / "b"), "--budget"]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words, "9runs"])
+        assert end.value.code == 130
+        assert "the same command goes on" in capsys.readouterr().err
+    assert cli.main([*words, "9runs"]) == 0
+    resumed = json.loads((tmp_path / "b" / "tuning.json").read_text())
+    assert resumed == whole
+    assert len(count) == 11
+    assert cli.main([*words, "9runs"]) == 0
+    assert len(count) == 11, "the budget is used up"
+    with pytest.raises(ValueError, match=r"had other options \(seed: 0 then, 1 now\)"):
+        hf_sharp.tune(config, "10runs", output_dir=tmp_path / "b", seed=1)
+    other = hf_sharp.tune(config, "6runs", output_dir=tmp_path / "c", seed=1)
+    assert of(other)[:5] == of(whole)[:5]
+    assert of(other)[5:] != of(whole)[5:6]
+
+
+def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, capsys, monkeypatch):
+    read = []
+    prepared = tuning.prepare_training
+    monkeypatch.setattr(tuning, "prepare_training", lambda *args, **kw: read.append(prepared(*args, **kw)) or read[-1])
+    folder = tmp_path / "search"
+    words = ["tune", str(config), "--budget", "3runs", "--output_dir", str(folder), "--retrain"]
+    assert cli.main([*words, "--search", "loss_tau", "learning_rate"]) == 0
+    assert set(read[0].splits) == {"train", "validation"}, "the search does not have the test split"
+    said = capsys.readouterr().out
+    assert "of 3 runs" in said.lower()
+    for picture in ("sensitivity.png", "pareto.png"):
+        assert (folder / picture).stat().st_size > 10_000
+    chosen = yaml.safe_load((folder / "best.yaml").read_text())
+    result = json.loads((folder / "tuning.json").read_text())
+    best = result["runs"][result["best"]]
+    assert best["value"] == max(run["value"] for run in result["runs"] if run["value"] is not None)
+    assert chosen["sharpness"] == "focal_sam"
+    assert chosen["rho"] == 0.3, "what was not searched stays"
+    assert chosen["loss"] == "logit_adjusted"
+    assert chosen["learning_rate"] == best["options"]["learning_rate"]
+    assert "validation_fraction" not in chosen
+    assert "# loss_tau: the best of" in (folder / "best.yaml").read_text()
+    trained = json.loads((folder / "model" / "all_results.json").read_text())
+    assert trained["report"]["class_counts"] == [12, 6, 3], "on all training examples"
+    pipeline("image-classification", str(folder / "model"))
+
+
+def test_texts(text_folder, bert_folder, tmp_path):  # noqa: F811
+    config = write(tmp_path, dataset=str(text_folder / "csv"), model_name_or_path=bert_folder)
+    result = hf_sharp.tune(config, "5runs", output_dir=tmp_path / "search", flags=["--max_steps", "3"])
+    methods = [run["group"] for run in result["runs"]]
+    assert list(dict.fromkeys(methods)) == list(CANDIDATES), "every method once, the cheap ones first"
+    again = hf_sharp.tune(config, "2runs", output_dir=tmp_path / "again", flags=["--max_steps", "3"])
+    assert of(again) == of(result)[:2]
+    assert [run["report"] for run in again["runs"]] == [run["report"] for run in result["runs"][:2]]
+    assert result["options"]["max_steps"] == 3
+    assert result["options"]["loss"] == "logit_adjusted"
+
+
+def test_a_run_that_falls_behind_ends_early(config, tmp_path, monkeypatch):
+    figures = iter([0.9] * 18 + [0.1] * 9)
+    report = tuning._Reporter.on_evaluate
+
+    def staged(self, args, state, control, metrics=None, **more):
+        report(self, args, state, control, {"eval_balanced_accuracy": next(figures)}, **more)
+
+    monkeypatch.setattr(tuning._Reporter, "on_evaluate", staged)
+    result = hf_sharp.tune(
+        config, "3runs", output_dir=tmp_path / "search", search=["learning_rate"], flags=["--max_steps", "9"]
+    )
+    assert [run["state"] for run in result["runs"]] == ["finished", "finished", "ended early"]
+    assert len(list(figures)) == 8, "after its first evaluation"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "20"], "budget '20' is not what is expected: a number of runs or a time, such as 20runs or 2h"),
+        (["--budget", "0runs"], "budget '0runs' is not what is expected"),
+        ([], "the following arguments are required: --budget"),
+        (["--budget", "2runs", "--search", "roh"], "unknown option to search: 'roh'. Did you mean 'rho'?"),
+        (["--budget", "2runs", "--search", "rho", "rho"], "named twice"),
+        (["--budget", "2runs", "--search", "loss_margin"], "does not take loss_margin"),
+        (["--budget", "2runs", "--loss", "ldam"], "loss 'ldam' has no loss_tau: leave it out with --search method rho"),
+        (["--budget", "2runs", "--search", "rho", "--sharpness", "none"], "rho has no effect with sharpness 'none'"),
+        (["--budget", "2runs", "--leraning_rate", "1"], "Did you mean 'learning_rate'?"),
+        (["--budget", "2runs", "--output_dir", "."], "holds no search, and is not empty"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("no_traceback")
+def test_mistakes_are_one_line_and_leave_nothing(words, said, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    if "--sharpness" in words or "--loss" in words:
+        config.write_text("\n".join(line for line in config.read_text().splitlines() if "rho" not in line))
+    assert said in command(capsys, "tune", config, *words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_optuna_it_says_what_to_install(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    said = command(capsys, "tune", config, "--budget", "2runs", "--output_dir", tmp_path / "search")
+    assert "pip install optuna" in said
+    assert not (tmp_path / "search").exists()
+
+
+# ---- the parts -----------------------------------------------------------------------------------------------------
+
+
+class Lowest:
+    def suggest_float(self, name, low, high, log=False):
+        assert 0 <= low < high
+        assert log == is_log(name)
+        return low
+
+    def suggest_categorical(self, name, choices):
+        return choices[-1]
+
+
+def test_every_option_can_be_searched():
+    space = SearchSpace(
+        {"loss": "vs", "learning_rate": 1e-3, "sharpness": "sam"}, [*SEARCHED, "loss_gamma", "head_init"]
+    )
+    assert space.options(Lowest()) == {
+        **list(CANDIDATES.values())[-1],
+        "rho": 0.005,
+        "loss": "vs",
+        "loss_tau": 0.0,
+        "loss_gamma": 0.05,
+        "head_init": EXTRA["head_init"].choices[-1],
+    }
+    rates = SearchSpace({"learning_rate": 1e-3}, ["learning_rate"])
+    assert rates.limits("learning_rate") == (2e-4, 5e-3)
+    assert list(rates.candidates) == ["sam"], "a method that is not searched stays"
+
+
+def test_the_cheap_runs_come_first_with_the_strength_that_was_free():
+    space = SearchSpace({})
+    assert space.first() == {"method": "none", "loss_tau": 0.0}
+    ladder = space.ladder(0.7)
+    assert [run["method"] for run in ladder] == list(CANDIDATES)
+    assert {run["loss_tau"] for run in ladder} == {0.7}
+    assert ladder[2]["rho (sam)"] == pytest.approx(0.02)
+    assert [run["method"] for run in space.ladder(0.0)] == list(CANDIDATES)[1:], "the first run is not repeated"
+
+
+def test_budgets():
+    assert read_budget("20runs") == read_budget(" 20 Runs ") == Budget(runs=20)
+    assert read_budget("1run") == Budget(runs=1)
+    assert read_budget("90m").seconds == read_budget("1.5h").seconds == 5400
+    for wrong in ("", "runs", "2.5runs", "-1h", "h", "2 weeks"):
+        with pytest.raises(ValueError, match="such as 20runs or 2h"):
+            read_budget(wrong)
+    assert Budget(seconds=1).allows([]), "one run always fits"
+    assert not Budget(seconds=1).allows([5.0])
+
+
+def a_run(number, value, method, tau, seconds=1.0):
+    report = {"per_class_recall": [value, value], "per_class_support": [50, 50]}
+    params = {"method": method, "loss_tau": tau}
+    more = {"state": "finished", "seconds": seconds, "report": report, "group": method, "options": params}
+    return {"number": number, "value": value, "params": params, **more}
+
+
+def test_what_mattered_is_told_from_what_did_not():
+    values = {"plain": 0.6, "sharp": 0.8}
+    runs = [
+        a_run(i, values[method] + 0.01 * (i % 3), method, tau, seconds=1 + (method == "sharp"))
+        for i, (method, tau) in enumerate((m, t) for m in values for t in (0.1, 0.2, 0.5, 0.6, 0.8, 0.9))
+    ]
+    found = effects(runs)
+    assert found["method"].matters
+    assert found["method"].best == "sharp"
+    assert found["method"].size == pytest.approx(0.2)
+    assert not found["loss_tau"].matters
+    said = paragraph(runs, 100, {"strength": 0.5, "value": 0.7})
+    assert "What mattered: method (20.0 points" in said
+    assert "What made no difference beyond the noise between runs: loss_tau" in said
+    assert "strength 0.5) reaches 70.0" in said
+    assert best_of(runs)["number"] == 8, "of equal runs the first"
+    assert effects(runs[:3]) == {}
+    assert "Too few runs" in paragraph(runs[:3], 100, None)
+
+
+def test_a_cheaper_run_within_the_noise_is_named():
+    runs = [a_run(0, 0.79, "plain", 0.1, 1.0), a_run(1, 0.8, "sharp", 0.1, 2.0)]
+    assert standard_error(runs[1]["report"]) == pytest.approx(0.0402, abs=1e-3)
+    assert "run 0 (method plain, loss_tau 0.1) does as well in 50% of the time" in paragraph(runs, 100, None)
+    runs[0]["value"] = 0.7
+    assert "does as well" not in paragraph(runs, 100, None)
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = {0: (1.0, 70.0), 1: (1.0, 71.0), 2: (3.0, 75.0), 3: (2.0, 60.0), 4: (4.0, 75.0)}
+    assert pareto_front(points) == [1, 2]
