@@ -98,8 +98,8 @@ def tune(
         parser.values["validation_fraction"] = _HELD_OUT
         logger.warning("%g of every training class is held out to choose on.", _HELD_OUT)
     space = SearchSpace(parser.values, search)
-    study = open_study(folder, parser, space, seed)
-    search_of = Search(study, parser, space, prepare_training(parser, recipe, without=["test"]), folder, seed)
+    ready = prepare_training(parser, recipe, without=["test"])  # before a mistake in the data could leave a folder
+    search_of = Search(open_study(folder, parser, space, seed), parser, space, ready, folder, seed)
     search_of.go_on(allowed)
     result = search_of.finish()
     if retrain:
