@@ -41,7 +41,7 @@ def test_words_too_many_are_named():
 
 @pytest.mark.parametrize("flag", ["--licence", "--license"])
 def test_a_card_is_written_again_from_the_results_with_a_licence(flag, tmp_path):
-    source = Path(__file__).parent.parent / "model_cards" / "quickstart" / "focal_sam+logit_adjusted"
+    source = Path(__file__).parent.parent / "model_cards" / "quickstart" / "sam+logit_adjusted"
     folder = shutil.copytree(source, tmp_path / "model")
     assert cli.main(["card", str(folder), flag, "mit", "--language", "en"]) == 0
     assert ModelCard.load(folder / "README.md").data.license == "mit"
