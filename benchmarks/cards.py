@@ -26,7 +26,7 @@ def main() -> None:
             (target / run / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
         if source.is_dir():
             shutil.copy(source / sharp / "config.json", target / sharp)
-        card = write_card(target / sharp, folder=f"outputs/{config}/{sharp}")
+        card = write_card(target / sharp, opened=f"outputs/{config}/{sharp}")
         print(f"wrote {card.relative_to(ROOT)}")
 
 

@@ -127,7 +127,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
             axis.grid(axis="x")
         axes[0].set_yticks(range(len(rows)), list(rows))
         axes[0].invert_yaxis()
-        figure.legend(handles=_legend(result["final_seeds"]), loc="outside lower center", ncols=8)
+        figure.legend(handles=_legend(result["final_seeds"]), loc="outside lower center", ncols=4)
 
 
 def _legend(seeds: Sequence[int]) -> list[Any]:

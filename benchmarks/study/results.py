@@ -72,7 +72,8 @@ class _Rows:
 
     def add_trained(self) -> None:
         """Add the bases and all rows that were trained to the end."""
-        for tuning, head in self.plan.bases:
+        bases = self.plan.bases if len(self.plan.bases) > 1 else []  # one alone is the row of logit adjustment
+        for tuning, head in bases:
             name = f"base: {tuning}, head from {head.replace('_', ' ')}"
             self.add(name, "base", self.plan.runs((tuning, head), FINAL_SEEDS, ADJUSTED))
         for name, row in ROWS.items():

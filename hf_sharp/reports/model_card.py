@@ -42,7 +42,7 @@ def build_card(
     pictures: Sequence[str] = (),
     plain: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
-    folder: str | None = None,
+    opened: str | None = None,
     library_name: str | None = None,
 ) -> ModelCard:
     """Build the card of a trained model from its results, which every figure comes from.
@@ -65,7 +65,7 @@ def build_card(
         pictures: file names of further pictures of the evaluation, beside the card.
         plain: the results of plain training on the same data, for comparison.
         repo_id: the name on the Hub that `pipeline` opens.
-        folder: what `pipeline` opens without `repo_id`. Default: `model_name`.
+        opened: what `pipeline` opens without `repo_id`. Default: `model_name`.
         library_name: the library that loads the model. Default: transformers, or peft for an adapter.
 
     Returns:
@@ -113,7 +113,7 @@ def build_card(
         name=escaped(name),
         summary=_summary(task, base_model, dataset, options, frequencies),
         limitations=limitations,
-        **_usage(task, library, base_model, repo_id, folder or name, frequencies),
+        **_usage(task, library, base_model, repo_id, opened or name, frequencies),
         tta=evaluation.test_time_augmentation(results.get("tta")),
         **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture, pictures),
         **training.training_section(results, plain, method),
@@ -163,7 +163,7 @@ def write_card(
     options.setdefault("picture", PICTURE if (folder / PICTURE).is_file() else None)
     options.setdefault("pictures", [name for name in results.get("pictures", ()) if (folder / str(name)).is_file()])
     options.setdefault("model_name", _model_name(folder.absolute(), results["options"], options.get("repo_id")))
-    options.setdefault("folder", _shown_folder(folder.absolute()))
+    options.setdefault("opened", _shown_folder(folder.absolute()))
     card = folder / "README.md"
     build_card(results, **options).save(card)
     return card
