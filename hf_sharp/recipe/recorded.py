@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from hf_sharp.reports.results import RESULTS, options_of
 
@@ -69,7 +69,7 @@ def file_beside(model: str, name: str) -> Path | None:
         return file if (file := Path(model) / name).is_file() else None
     try:
         return Path(hf_hub_download(model, name))
-    except (OSError, ValueError, HfHubHTTPError):  # no such file or model, or no network
+    except (OSError, ValueError, HfHubHTTPError, EntryNotFoundError):  # no such file or model, or no network
         return None
 
 

@@ -4,7 +4,7 @@ import json
 from unittest.mock import Mock
 
 import pytest
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_sharp import cli
 from hf_sharp.commands.adjust import AdjustArguments, _card, _warn_of_corrected_model
@@ -111,7 +111,7 @@ def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch):
 
     def download(name, file):
         if name != "user/model":
-            raise EntryNotFoundError("404", response=Mock())
+            raise RemoteEntryNotFoundError("404", response=Mock())
         return str(tmp_path / file)
 
     monkeypatch.setattr("hf_sharp.recipe.recorded.hf_hub_download", download)
