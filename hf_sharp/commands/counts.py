@@ -114,20 +114,19 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     Returns:
         One sentence per suggestion.
     """
-    factor, classes = frequencies.imbalance_factor, frequencies.num_classes
-    if factor < 1.5:
+    if frequencies.imbalance_factor < 1.5:
         return ["nearly balanced: loss cross_entropy, and sharpness sam where training is long enough to overfit"]
-    if factor < 20 and classes <= 10:
-        loss = "moderate imbalance, few classes: loss class_balanced or weighted is sufficient"
-    else:
-        loss = "loss logit_adjusted when every class counts alike"
-    lines = [loss, "loss cross_entropy when the test data has the same shares, and every mistake costs the same"]
-    if len(frequencies.groups["few"]):
-        number = len(frequencies.groups["few"])
+    lines = [
+        "loss logit_adjusted when every class counts alike; choose its loss_tau on validation data (hf-sharp tune)",
+        "loss cross_entropy when the test data has the same shares, and every mistake costs the same",
+        "sharpness none for a short fine-tuning",
+    ]
+    if number := len(frequencies.groups["few"]):
         few = f"{number} of the classes {'has' if number == 1 else 'have'} fewer than {frequencies.rare_threshold}"
-        lines.append(f"{few} examples: sharpness focal_sam, and compare with --compare_with baseline")
-    else:
-        lines.append("no class is very rare: sharpness sam costs less than focal_sam; compare with sharpness none")
+        lines.append(
+            f"{few} examples: where training is long enough to fit every example, add --sharpness sam --ascent "
+            "momentum, and compare with --compare_with baseline sharpness=none"
+        )
     if absent := int((frequencies.counts == 0).sum()):
         classes_have = "1 class has" if absent == 1 else f"{absent} classes have"
         lines.append(f"{classes_have} no examples at all: nothing can learn {'it' if absent == 1 else 'them'}")

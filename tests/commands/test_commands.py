@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,14 +49,20 @@ def test_counts_of_many_classes_and_of_names_with_markup():
     ("counts", "said"),
     [
         ([50, 50, 49], "cross_entropy, and sharpness sam"),
-        ([500, 100, 50], "class_balanced"),
-        ([5000, 100, 5], "focal_sam"),
+        ([500, 100, 50], "logit_adjusted"),
+        ([5000, 100, 5], "1 of the classes has fewer than 20 examples: where training is long enough"),
         ([5000, 100, 0], "1 class has no examples"),
-        ([5000, 400, 100], "sharpness sam costs less"),
+        ([5000, 400, 100], "sharpness none"),
     ],
 )
 def test_suggestions(counts, said):
     assert said in " ".join(suggestions(ClassFrequencies.from_counts(counts)))
+
+
+def test_suggestions_name_options_that_exist():
+    text = " ".join(suggestions(ClassFrequencies.from_counts([5000, 100, 5])))
+    flags = re.search(r"(--sharpness .*?), and", text)[1].split()
+    SharpTrainingArguments("out", use_cpu=True, **dict(zip((f[2:] for f in flags[::2]), flags[1::2], strict=True)))
 
 
 @pytest.fixture
