@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 from transformers import pipeline
 
-from hf_sharp import ClassFrequencies, cli
+from hf_sharp import ClassFrequencies, SharpTrainingArguments, cli
 from hf_sharp.commands.compare import compare, paired, verdict
 from hf_sharp.commands.counts import counts_table, suggestions
 from hf_sharp.commands.train import accelerate_config
