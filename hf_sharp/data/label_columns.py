@@ -64,11 +64,12 @@ def align_dataset(
     order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy or _REMEDY)
     if order is None:
         return data
-    if arrow_column(data, label_column).null_count == len(data):
+    stream = isinstance(data, datasets.IterableDataset)
+    if not stream and arrow_column(data, label_column).null_count == len(data):
         return without_labels(data.remove_columns(label_column), label_column, names)
     if absent := [name for name in names if name not in feature.names]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
-    if isinstance(data, datasets.IterableDataset):
+    if stream:
         return _renumbered(data, label_column, order, names)
     codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
     indices = np.where(codes < 0, codes, order[codes])

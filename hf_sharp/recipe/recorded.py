@@ -136,11 +136,13 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
 
 def _options_of_trainings() -> set[str]:
     """List what a training can be told; a command has further options of its own."""
-    from hf_sharp.recipe.images import ImageArguments
+    from hf_sharp.recipe.images import TrainImageArguments
     from hf_sharp.recipe.texts import TextArguments
     from hf_sharp.training_args import SharpTrainingArguments
 
-    return {item.name for group in (ImageArguments, TextArguments, SharpTrainingArguments) for item in fields(group)}
+    return {
+        item.name for group in (TrainImageArguments, TextArguments, SharpTrainingArguments) for item in fields(group)
+    }
 
 
 def _same(recorded_name: str, dataset: str) -> bool:

@@ -603,7 +603,7 @@ def test_texts_from_the_command_line(bert_folder, tmp_path):  # noqa: F811
     [
         (["--split", "validation"], "there is no split 'validation'"),
         (["--dataset", "elsewhere"], "two datasets are named"),
-        (["--examples", "0"], "the sample must have at least 1 example"),
+        (["--examples", "0"], "examples must be at least 1, got 0"),
     ],
 )
 def test_bad_command_line_options(image_models, image_folder, tmp_path, more, said):  # noqa: F811

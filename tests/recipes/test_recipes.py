@@ -10,7 +10,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import yaml
 from transformers import pipeline
 
 from hf_sharp.recipe import runs
@@ -278,45 +277,3 @@ def test_an_error_is_one_line_and_no_traceback(argv, message, tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-# ---- the configs -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_runs_with_local_data_and_model_in_place_of_its_own(
-    config, tmp_path, idx_folder, bert_folder, vit_folder, monkeypatch
-):
-    options = yaml.safe_load(config.read_text())
-    name = "text" if "recipes/text_classification.py" in config.read_text() else "image"
-    label = options.get("label_column", "label")
-    out = ["--output_dir", str(tmp_path / "out"), *QUICK, "--warmup_steps", "0"]
-    if options.get("bf16"):
-        out += ["--bf16", "false"]
-    if name == "text":
-        data = datasets.DatasetDict(
-            {split: datasets.Dataset.from_dict(texts(n)) for split, n in (("train", (60,) * 3), ("test", (3,) * 3))}
-        )
-        model = ["--model_name_or_path", bert_folder]
-    else:
-        from hf_sharp.datasets import load_idx
-
-        image = options.get("image_column", "image")
-        data = load_idx(idx_folder).rename_columns({"image": image, "label": label})
-        model = ["--model_name_or_path", vit_folder] if "model_name_or_path" in options else []
-    data.save_to_disk(str(tmp_path / "data"))
-    if "class_names" in options:
-        out += ["--class_names", "a", "b", "c"]
-    if "imbalance_factor" in options:
-        out += ["--imbalance_factor", "5"]
-    results = recipe(name)(["--config", str(config), "--dataset", str(tmp_path / "data"), *model, *out])
-    compared = options["compare_with"]
-    assert list(results)[:-1] == compared
-    assert options.get("loss", "cross_entropy") in list(results)[-1]
-    saved = json.loads((tmp_path / "out" / compared[0] / "config.json").read_text())
-    expected = (
-        ["a", "b", "c"] if "class_names" in options else (["alpha", "beta", "gamma"] if name == "text" else list("012"))
-    )
-    assert list(saved["id2label"].values()) == expected
-    for result in results.values():
-        assert 0 <= result["report"]["balanced_accuracy"] <= 1

@@ -15,17 +15,19 @@ CARDS = sorted((ROOT / "model_cards").glob("*/*/README.md"))
 
 
 def test_there_are_cards():
-    assert len(CARDS) >= 3
+    assert len(CARDS) == 2
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.parent.name)
 def test_a_card_is_what_its_results_make(card, tmp_path):
     folder = shutil.copytree(card.parent.parent, tmp_path / card.parent.parent.name) / card.parent.name
     (folder / "README.md").unlink()
-    assert write_card(folder, draw=False).read_text() == card.read_text()
+    opened = f"outputs/{card.parent.parent.name}/{card.parent.name}"
+    assert write_card(folder, draw=False, opened=opened).read_text() == card.read_text()
     results = json.loads((folder / RESULTS).read_text())
     evaluated = {result.metric_type: result.metric_value for result in ModelCard(card.read_text()).data.eval_results}
     assert evaluated["accuracy"] == results["report"]["accuracy"]
     results["report"]["accuracy"] += 0.01
     (folder / RESULTS).write_text(json.dumps(results))
-    assert write_card(folder, draw=False).read_text() != card.read_text(), "the figures are those of the results"
+    changed = write_card(folder, draw=False, opened=opened).read_text()
+    assert changed != card.read_text(), "the figures are those of the results"
