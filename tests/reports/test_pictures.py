@@ -402,7 +402,9 @@ def test_precision_and_recall_of_every_class_are_drawn(drawn):
 
 def test_a_backend_of_another_environment_does_not_matter(tmp_path):
     code = f"""
+from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.style import picture
+class_labels(["a"])
 with picture({str(tmp_path / "a.png")!r}, (3, 3), "title"):
     pass
 """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -74,7 +77,21 @@ def _undrawable(line: str) -> set[str]:
     return {c for c in missing if not any(ord(c) in _characters(path) for _, path in _installed())}
 
 
+def import_matplotlib() -> Any:
+    """Import matplotlib, whatever backend the environment names."""
+    # MPLBACKEND may name a backend of another environment, such as that of the notebook that started this process.
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
 def _main_characters() -> frozenset[int]:
+    import_matplotlib()
     from matplotlib.font_manager import findfont
 
     return _characters(findfont(MAIN_FONT))
@@ -82,6 +99,7 @@ def _main_characters() -> frozenset[int]:
 
 @cache
 def _installed() -> list[tuple[str, str]]:
+    import_matplotlib()
     from matplotlib.font_manager import fontManager
 
     fonts: dict[str, str] = {}

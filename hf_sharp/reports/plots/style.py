@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hf_sharp.reports.markdown import without_paths
-from hf_sharp.reports.plots.fonts import MAIN_FONT, drawable, fallback_fonts
+from hf_sharp.reports.plots.fonts import MAIN_FONT, drawable, fallback_fonts, import_matplotlib
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method's is that of its place in METHODS.
 PALETTE = ("#666666", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,7 +50,7 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
     Yields:
         A `matplotlib.figure.Figure`; it belongs to no window and no global state.
     """
-    matplotlib = _import_matplotlib()
+    matplotlib = import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,18 +64,6 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
         yield figure
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file)
-
-
-def _import_matplotlib() -> Any:
-    # MPLBACKEND may name a backend of another environment, such as that of the notebook that started this process.
-    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    import matplotlib
-
-    if backend is not None:
-        os.environ["MPLBACKEND"] = backend
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-    return matplotlib
 
 
 def shown_title(title: str) -> str:
