@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -37,8 +37,8 @@ class SharpTrainer(LongTailTrainer):
         eval_dataset: as for `Trainer`.
         processing_class: as for `Trainer`.
         *trainer_args: further arguments of `Trainer`.
-        class_frequencies: the class frequencies of the training set, where they cannot be read from `train_dataset`
-            (a stream), or should differ from its counts (a resampled set).
+        class_frequencies: the class frequencies or the counts (K,) of the training set, where they cannot be read from
+            `train_dataset` (a stream), or should differ from its counts (a resampled set).
         class_loss: a loss of your own, a `hf_sharp.losses.ClassFrequencyLoss`, in place of the one that
             `SharpTrainingArguments(loss=...)` names.
         rho_dataset: the examples that a learned radius is validated on. By default, examples are held out of
@@ -65,7 +65,7 @@ class SharpTrainer(LongTailTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         *trainer_args: Any,
-        class_frequencies: ClassFrequencies | None = None,
+        class_frequencies: ClassFrequencies | Sequence[int] | None = None,
         class_loss: ClassFrequencyLoss | None = None,
         rho_dataset: Any = None,
         train_transform: Callable[[dict], dict] | None = None,
@@ -80,6 +80,8 @@ class SharpTrainer(LongTailTrainer):
         preflight.check_arguments(args, train_dataset)
         label2id = getattr(getattr(model, "config", None), "label2id", None)
         train_dataset, self.rho_dataset = labelled_data.hold_out(train_dataset, rho_dataset, args, label2id)
+        if class_frequencies is not None and not isinstance(class_frequencies, ClassFrequencies):
+            class_frequencies = ClassFrequencies.from_counts(class_frequencies)
         positional = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*positional, class_frequencies=class_frequencies, class_loss=class_loss, **trainer_kwargs)
         self._epochs = EpochCounter(getattr(train_transform, "set_epoch", None))

@@ -822,6 +822,13 @@ def test_training_labels_are_checked_also_when_the_frequencies_are_given(make_tr
         make_trainer(train_dataset=data, trainer={"class_frequencies": frequencies})
 
 
+def test_class_counts_serve_as_class_frequencies(make_trainer):
+    trainer = make_trainer(trainer={"class_frequencies": CLASS_COUNTS})
+    assert trainer.class_frequencies.counts.tolist() == list(CLASS_COUNTS)
+    with pytest.raises(ValueError, match="counts"):
+        make_trainer(trainer={"class_frequencies": [3, -1, 2, 2]})
+
+
 def test_thresholds_that_contradict_each_other(make_trainer):
     frequencies = ClassFrequencies.from_counts(CLASS_COUNTS, rare_threshold=5)
     with pytest.raises(ValueError, match="class_frequencies has rare_threshold=5, the arguments have 20"):
