@@ -31,7 +31,7 @@ def test_counts(capsys, tmp_path):
     shown = capsys.readouterr().out
     assert "342 examples, 10 classes: many 1, medium 4, few 5" in " ".join(shown.split())
     assert "logit_adjusted" in shown
-    assert "focal_sam" in shown
+    assert "hf-sharp tune" in " ".join(shown.split())
     assert picture.stat().st_size > 10_000
     assert cli.main(["counts", "digits", "--train_split", "dev"]).startswith("error: there is no split 'dev'")
     assert cli.main(["counts", "digits", "--label_column", "y"]).startswith("error: there is no label column 'y'")
