@@ -25,7 +25,7 @@ def test_the_committed_tutorial_was_run_without_errors():
     assert not [output for output in outputs if output["output_type"] == "error"]
     text = "".join("".join(output.get("text", "")) for output in outputs)
     assert "Traceback" not in text
-    assert "/work/" not in text
+    assert "site-packages" not in text, "no path of the machine it ran on"
     assert any("image/png" in output.get("data", {}) for output in outputs), "the picture is shown"
 
 

@@ -77,7 +77,6 @@ def main(argv: list[str]) -> None:
         "cost.",
         _EXAMPLE,
     )
-    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
     rows = rows_shown(what.per_class)
     output = new_folder(what.output_dir)

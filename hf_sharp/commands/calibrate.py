@@ -89,7 +89,6 @@ def main(argv: list[str]) -> None:
         "and save them with the model for hf-sharp predict. The temperature goes into the head.",
         _EXAMPLE,
     )
-    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
     rows = rows_shown(what.per_class)
     if not 0 < what.precision <= 1:

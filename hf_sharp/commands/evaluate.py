@@ -59,7 +59,6 @@ def main(argv: list[str]) -> None:
     """
     what_it_does = "The long-tail report of a model: accuracy, and recall of frequent and of rare classes."
     parser = command_parser("evaluate", (EvaluateArguments, SavedArguments), what_it_does, _EXAMPLE)
-    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
     what, data, names = read_flags(parser, argv)
     check_tta(what.tta)
     rows = rows_shown(what.per_class)

@@ -122,11 +122,7 @@ def main(argv: list[str]) -> None:
         "Predict the class of every picture or text. Options of the inputs that are not set are those of the training.",
         _EXAMPLE,
         f"{SOME_BROKEN} if some rows could not be predicted, which are reported and have an error in the output",
-    )
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help="A folder of images; a CSV, TSV, JSON, JSON Lines or Parquet file; a name on the Hub; a text file, or - "
+        data="A folder of images; a CSV, TSV, JSON, JSON Lines or Parquet file; a name on the Hub; a text file, or - "
         "for the standard input, with a text or the path of an image in each line.",
     )
     what, names = read_flags(parser, argv)

@@ -116,7 +116,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def command_parser(
-    name: str, classes: Sequence[Any], description: str, example: str, statuses: str = ""
+    name: str, classes: Sequence[Any], description: str, example: str, statuses: str = "", data: str | None = None
 ) -> HfArgumentParser:
     """Make the parser of a command that takes a model, and data to look at.
 
@@ -126,6 +126,7 @@ def command_parser(
         description: what it does.
         example: a command line.
         statuses: what exit statuses mean, besides 0 and 1.
+        data: help on its argument DATA, which is required. Default: an optional DATASET, the same as --dataset.
 
     Returns:
         The parser; its further arguments are `model` and `data`.
@@ -140,6 +141,10 @@ def command_parser(
         formatter_class=_Help,
     )
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    if data is None:
+        parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
+    else:
+        parser.add_argument("data", metavar="DATA", help=data)
     return parser
 
 

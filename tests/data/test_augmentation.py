@@ -1,7 +1,6 @@
 """Augmentation of training pictures, and fixed views for testing: boxes, randomness, and RandAugment's libraries."""
 
 import copy
-import importlib.util
 import pickle
 import random
 import sys
@@ -152,7 +151,6 @@ def test_without_a_library_randaugment_is_refused(monkeypatch):
         ImageAugmentation("randaugment", (8, 8))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kornia") is None, reason="kornia is not installed")
 def test_randaugment_by_kornia(monkeypatch):
     without_torchvision(monkeypatch)
     augmentation, before = ImageAugmentation("randaugment", (32, 24)), states()
