@@ -11,6 +11,7 @@ python benchmarks/evidence.py all --tables                 # benchmarks/results/
 python benchmarks/evidence.py all --picture                # a picture of every run
 
 A run's files are named after everything it depends on, so no run is repeated, and several drivers can share a task.
+What another machine finished is read from benchmarks/results/evidence_TASK.json, and not repeated either.
 Runs with the tuning seeds never read the test set.
 
 Each run writes outputs/evidence/TASK/KEY.json and KEY.npz (logits), which git ignores. They are collected in
@@ -27,7 +28,7 @@ from pathlib import Path
 import tasks
 import torch
 from study import CACHE, OUTPUTS, PICTURES, RESULTS
-from study.driver import drive, read_finished, try_out
+from study.driver import drive, read_finished, restore, try_out
 from study.plan import STAGES, make_plan
 from study.report import draw, make_table
 from study.results import collect
@@ -65,13 +66,15 @@ def show_results(task: str, tables: bool, picture: bool) -> None:
 
 def train(task: str, folder: Path, arguments: argparse.Namespace) -> None:
     """Train what is still missing, and write the results file, also after an interruption."""
+    file = RESULTS / f"evidence_{task}.json"
+    restore(folder, file)
     try:
         drive(task, folder, arguments.workers, arguments.stage, arguments.limit_minutes)
     finally:
-        result = collect(task, folder, f"python benchmarks/evidence.py {task}")
+        before = json.loads(file.read_text())["rows"] if file.exists() else {}
+        result = collect(task, folder, f"python benchmarks/evidence.py {task}", before)
         if result["runs"]:
-            text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-            (RESULTS / f"evidence_{task}.json").write_text(text)
+            file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

@@ -29,6 +29,20 @@ def read_finished(folder: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
 
 
+def restore(folder: Path, results: Path) -> None:
+    """Write the records of a results file into the folder of its task, so that another machine can continue.
+
+    Args:
+        folder: the folder of the task.
+        results: benchmarks/results/evidence_TASK.json; it may be missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in json.loads(results.read_text())["runs"] if results.exists() else ():
+        file = folder / f"{record.pop('key')}.json"
+        if not file.exists():
+            file.write_text(json.dumps(record, indent=1) + "\n")
+
+
 @contextmanager
 def claim(folder: Path, key: str) -> Iterator[bool]:
     """Claim a run, so that no other driver starts it too. A claim ends with its process.

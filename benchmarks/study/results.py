@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -52,8 +53,10 @@ def choose_strength(runs: Sequence[Mapping[str, np.ndarray]]) -> float:
 class _Rows:
     """The rows of the results file, from the finished runs of a task."""
 
-    def __init__(self, folder: Path, plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
-        self.folder, self.plan, self.finished = folder, plan, finished
+    def __init__(
+        self, folder: Path, plan: Plan, finished: Mapping[str, Mapping[str, Any]], before: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.plan, self.finished, self.before = folder, plan, finished, before
         self.rows: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, kind: str, runs: Sequence[Run]) -> None:
@@ -82,10 +85,16 @@ class _Rows:
                 self.add(name, "control" if row.control else "sharp", runs)
 
     def add_post_hoc(self) -> None:
-        """Add the rows that are computed from logits."""
+        """Add the rows that are computed from logits; where those lie on another machine, as they were."""
         for name, source in POST_HOC.items():
             tuning = self.plan.runs_of(ROWS[source], 0, TUNING_SEEDS)
             if source not in self.rows or any(run.key not in self.finished for run in tuning):
+                continue
+            runs = [
+                run for run in [*tuning, *self.plan.runs_of(ROWS[source], 0, FINAL_SEEDS)] if run.key in self.finished
+            ]
+            if not all((self.folder / f"{run.key}.npz").exists() for run in runs):
+                self.rows |= {name: self.before[name]} if name in self.before else {}
                 continue
             strength = choose_strength([self.arrays(run) for run in tuning])
             seeds = {}
@@ -102,13 +111,14 @@ class _Rows:
             return dict(file)
 
 
-def collect(task: str, folder: Path, command: str) -> dict[str, Any]:
+def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Collect the content of benchmarks/results/evidence_TASK.json.
 
     Args:
         task: the task's name.
         folder: where its runs were written.
         command: the command that produced them.
+        before: the rows that an earlier call collected.
 
     Returns:
         The choices of the protocol, every run with its figures, and for each row the figures of every finished final
@@ -116,7 +126,7 @@ def collect(task: str, folder: Path, command: str) -> dict[str, Any]:
     """
     finished = read_finished(folder)
     plan = make_plan(task, finished)
-    rows = _Rows(folder, plan, finished)
+    rows = _Rows(folder, plan, finished, before)
     if plan.base is not None:
         rows.add_trained()
         rows.add_post_hoc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_sharp.datasets import split_validation
 from study import BACKBONES
-from study.data import Examples, collate, read_data
+from study.data import Examples, collate, keep_used_tokens, read_data
 from study.figures import RARE, figures
 from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, Run
 
@@ -31,13 +32,14 @@ LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "modules_
 LORA_TARGETS = {"text": ["query", "key", "value", "dense"], "image": ["expand_conv", "project_conv", "top_conv"]}
 
 
-def build_model(module: ModuleType, tuning: str, num_classes: int) -> nn.Module:
+def build_model(module: ModuleType, tuning: str, num_classes: int, splits: Mapping[str, Examples]) -> nn.Module:
     """Build the model of a task, with a randomly initialised head.
 
     Args:
         module: the task.
         tuning: "full", "lora" or "scratch".
         num_classes: K.
+        splits: the examples; the token ids of texts are renumbered in place.
 
     Returns:
         The model, with LoRA adapters if `tuning` is "lora".
@@ -57,7 +59,9 @@ def build_model(module: ModuleType, tuning: str, num_classes: int) -> nn.Module:
     model = kind.from_pretrained(
         BACKBONES / module.BACKBONE, num_labels=num_classes, ignore_mismatched_sizes=True, dtype=torch.float32
     )
-    if module.KIND == "image":
+    if module.KIND == "text":
+        model.set_input_embeddings(keep_used_tokens(splits, model.get_input_embeddings()))
+    else:
         model = model.to(memory_format=torch.channels_last)
         freeze_gates(model)
     if tuning == "lora":
@@ -139,6 +143,7 @@ def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[s
             per_device_train_batch_size=BATCH,
             warmup_steps=0.1,
             seed=run.seed,
+            bf16=tasks.load(run.task).KIND == "text",
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
@@ -192,7 +197,7 @@ def execute(run: Run, epochs: float | None = None) -> tuple[dict[str, Any], dict
     num_classes = int(max(splits["validation"].labels.max(), train.labels.max())) + 1
     counts = np.bincount(train.labels, minlength=num_classes)
     set_seed(run.seed)
-    model = build_model(module, run.tuning, num_classes)
+    model = build_model(module, run.tuning, num_classes, splits)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     cost = _train(run, model, train, module.EPOCHS if epochs is None else epochs)
     logits = {name: predict(model, part) for name, part in splits.items()}

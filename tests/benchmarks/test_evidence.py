@@ -1,3 +1,4 @@
+import copy
 import doctest
 import importlib
 import json
@@ -10,7 +11,7 @@ import tasks
 import torch
 from study import driver, training
 from study.claims import best_row, lets_line, overview
-from study.data import Examples
+from study.data import Examples, collate, keep_used_tokens
 from study.figures import figures, paired
 from study.plan import READS_TEST, STAGES, Search, make_plan, stops
 from study.report import draw, make_table
@@ -504,3 +505,35 @@ def test_what_is_collected_is_json_and_the_table_can_be_made_of_it(tmp_path):
     assert all(len(row["seeds"]) == 5 for row in result["rows"].values())
     assert len(result["runs"]) == len(list(folder.glob("*.json")))
     assert "| logit adjustment |" in make_table(result)
+
+    (file := tmp_path / "evidence.json").write_text(json.dumps(result))
+    other = tmp_path / "another machine"
+    driver.restore(other, file)
+    assert not make_plan("foldoc", driver.read_finished(other)).wanted
+    assert json.loads(json.dumps(collect("foldoc", other, "a command", result["rows"]))) == json.loads(file.read_text())
+
+
+def test_tokens_that_occur_nowhere_change_nothing():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_labels": 3}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**shape, num_attention_heads=2)).eval()
+    small = copy.deepcopy(model)
+    texts = [torch.tensor([40, 7, 9]), torch.tensor([7, 3])]
+    splits = {"train": Examples(list(texts), np.array([0, 1])), "test": Examples([torch.tensor([49])], np.array([2]))}
+    small.set_input_embeddings(keep_used_tokens(splits, model.get_input_embeddings()))
+    assert len(small.get_input_embeddings().weight) == 6
+    assert splits["train"].inputs[0].tolist() == [4, 2, 3]
+    for inputs, net in ((texts, model), (splits["train"].inputs, small)):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.0)
+        examples = Examples(inputs, splits["train"].labels)
+        for _ in range(3):
+            loss = net(**collate([examples[0], examples[1]])).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.allclose(model.classifier.weight, small.classifier.weight)
+    used = torch.tensor([0, 3, 7, 9, 40, 49])
+    assert torch.allclose(model.get_input_embeddings().weight[used], small.get_input_embeddings().weight)
