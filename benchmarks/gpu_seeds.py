@@ -35,7 +35,7 @@ def rows_of(task: str, seed: int) -> dict[str, Run]:
     """Make the runs of one seed: cross-entropy, logit adjustment, and two sharp rows on top of it."""
     chosen = json.loads((RESULTS / f"evidence_{task}.json").read_text())
     base = tuple(chosen["base"])
-    rate = chosen["rates"][base[0]]
+    rate = chosen["rates"]["/".join(base)]
     options = {"cross-entropy": PLAIN, "logit adjustment": ADJUSTED}
     for name in SHARP:
         middle = ROWS[name].tries[1]

@@ -84,7 +84,7 @@ class Plan:
     Args:
         task: the task's name.
         wanted: the runs that can start now.
-        rates: kind of tuning to learning rate, as far as chosen.
+        rates: base, as "tuning/head", to learning rate, as far as chosen.
         base: the better base, once it is chosen.
         chosen: row to the index of its best setting.
         stopped: stopped rows, with the mean validation difference of their best setting.
@@ -121,7 +121,7 @@ class Plan:
 
     def runs(self, base: tuple[str, str], seeds: Iterable[int], *options: Mapping[str, Any]) -> list[Run]:
         """Make one run per seed on a base, at its learning rate."""
-        return [make_run(self.task, base, self.rates[base[0]], seed, *options) for seed in seeds]
+        return [make_run(self.task, base, self.rates["/".join(base)], seed, *options) for seed in seeds]
 
     def runs_of(self, row: Row, setting: int, seeds: Iterable[int]) -> list[Run]:
         """Make one run per seed with a setting of a row, on the row's base."""
@@ -182,17 +182,16 @@ class _Protocol:
         return [run for index in wanted for run in candidates[index]]
 
     def choose_rates(self) -> list[Run]:
-        """Choose the learning rate of each kind of tuning, with cross-entropy and a randomly initialised head."""
+        """Choose the learning rate of each base, with cross-entropy."""
         wanted: list[Run] = []
-        for tuning, rates in tasks.load(self.plan.task).RATES.items():
-            name = f"learning rate, {tuning}"
-            candidates = [
-                [make_run(self.plan.task, (tuning, "noise"), rate, seed, PLAIN) for seed in RATE_SEEDS]
-                for rate in rates
-            ]
-            wanted += self.search(name, candidates)
-            if name in self.plan.chosen:
-                self.plan.rates[tuning] = rates[self.plan.chosen[name]]
+        for base in self.plan.bases:
+            name, rates = "/".join(base), tasks.load(self.plan.task).RATES[base[0]]
+            search = f"learning rate, {name}"
+            wanted += self.search(
+                search, [[make_run(self.plan.task, base, rate, seed, PLAIN) for seed in RATE_SEEDS] for rate in rates]
+            )
+            if search in self.plan.chosen:
+                self.plan.rates[name] = rates[self.plan.chosen[search]]
         return wanted
 
     def choose_base(self) -> list[Run]:

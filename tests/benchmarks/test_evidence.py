@@ -171,7 +171,10 @@ def test_the_plan_follows_the_protocol_from_stage_to_stage():
     stages = [stage for stage, _ in order]
     assert stages == sorted(stages, key=STAGES.index)
     assert plan.base == ("lora", "class_mean")
-    assert plan.rates == {"full": 3e-4, "lora": 3e-3}
+    heads = ("noise", "class_mean")
+    assert plan.rates == {
+        f"{tuning}/{head}": rate for tuning, rate in (("full", 3e-4), ("lora", 3e-3)) for head in heads
+    }
     assert ROWS["SAM"].tries[plan.chosen["SAM"]] == {"rho": 0.015}
     assert plan.stopped == pytest.approx({"ImbSAM, class momentum": -0.2, "ImbSAM": -0.2})
     # The test set belongs to the seeds that chose nothing.
