@@ -50,6 +50,10 @@ ROWS: dict[str, Row] = {
     "logit adjustment": Row(ADJUSTED, control=True),
     "logit adjustment, tuned τ": Row(ADJUSTED, ({}, *_settings("loss_tau", (1.5, 2.0))), control=True),
     "momentum-SAM": _sharp(MOMENTUM_RADII, sharpness="sam", ascent="momentum"),
+    "momentum-SAM, tuned τ": Row(
+        {"loss": "logit_adjusted", "sharpness": "sam", "ascent": "momentum"},
+        ({"rho": 0.25, "loss_tau": 2.0}, {"rho": 0.75, "loss_tau": 1.5}, {"rho": 0.75, "loss_tau": 2.0}),
+    ),
     "SAM": _sharp(RADII, sharpness="sam"),
     "LETS": _sharp(sharpness="sam", rho=0.05, rho_schedule="learned"),
     "class weights": Row(

@@ -191,7 +191,7 @@ def test_a_method_is_tried_with_at_most_three_settings_and_two_seeds():
     for name, row in ROWS.items():
         assert len(row.tries) in (1, 3), name
     of_momentum = [run for stage, run in order if stage == "tune" and dict(run.options).get("ascent") == "momentum"]
-    assert len(of_momentum) == 6
+    assert len(of_momentum) == 2 * 6, "at τ = 1, and with a tuned τ"
 
 
 def test_further_rows_wait_for_the_main_ones():
@@ -220,7 +220,7 @@ def test_rows_wait_for_options_that_are_not_there_yet():
 def test_the_middle_of_every_grid_of_radii_is_the_default(tmp_path):
     from hf_sharp import SharpTrainingArguments
 
-    grids = [row for row in ROWS.values() if len(row.tries) == 3 and "rho" in row.tries[0]]
+    grids = [row for row in ROWS.values() if len(row.tries) == 3 and set(row.tries[0]) == {"rho"}]
     assert len(grids) == 8
     for row in grids:
         assert row.tries[1]["rho"] == SharpTrainingArguments(tmp_path, use_cpu=True, **row.options).radius
