@@ -390,6 +390,31 @@ def ascent_costs() -> str:
     return "\n".join([*lines, "", f"{note}{result['machine']}. Data: `benchmarks/results/ascent_costs.json`."])
 
 
+def radii_table() -> str:
+    """Show what each radius brought over no sharpness, for training from scratch, full fine-tuning and LoRA."""
+    result = results("radii")
+    plain = {row["base"]: row["mean"] for row in result["rows"] if row["ascent"] == "none"}
+    blocks = []
+    for ascent, title in (("gradient", "SAM"), ("momentum", "momentum-SAM")):
+        rows = [row for row in result["rows"] if row["ascent"] == ascent]
+        radii = sorted({row["rho"] for row in rows})
+        lines = [f"| {title}, ρ | {' | '.join(f'{rho:g}' for rho in radii)} |", "|---|" + "---|" * len(radii)]
+        for base, reference in plain.items():
+            cells = []
+            for row in sorted((row for row in rows if row["base"] == base), key=lambda row: row["rho"]):
+                unfitted = f" ({100 * row['train_accuracy']:.0f} %)" if row["train_accuracy"] < 0.99 else ""
+                cells.append(f"{100 * (row['mean'] - reference):+.1f}{unfitted}")
+            lines.append(f"| {base} | {' | '.join(cells)} |")
+        blocks.append("\n".join(lines))
+    blocks.append(
+        "Balanced accuracy on validation data minus that of logit adjustment without sharpness, in points; in brackets "
+        "the training accuracy where it is below 99 %. Means of seeds "
+        f"{' and '.join(map(str, result['seeds']))}: differences of two points are noise. `{result['command']}` on "
+        f"{result['machine']}. Data: `benchmarks/results/radii.json`."
+    )
+    return "\n\n".join(blocks)
+
+
 def evidence() -> dict[str, dict[str, Any]]:
     """Read the results of the tasks of the evidence that have some."""
     files = {task: RESULTS / f"evidence_{task}.json" for task in tasks.NAMES}
@@ -418,6 +443,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "radius_signal": signal_table,
     "asam_scope": asam_table,
     "ascent_costs": ascent_costs,
+    "radii": radii_table,
     "geometry": geometry_table,
     "few_shot": few_shot_table,
     "few_shot_speed": speed_table,

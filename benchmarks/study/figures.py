@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import t as student
+
+from hf_sharp.reports import pairs
 
 RARE = 20
 
@@ -70,9 +70,7 @@ def paired(ours: Sequence[float], reference: Sequence[float]) -> dict[str, float
         >>> {name: round(value, 3) for name, value in paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.5]).items()}
         {'mean': 0.133, 'low': -0.01, 'high': 0.277}
     """
-    differences = [a - b for a, b in zip(ours, reference, strict=True)]
-    mean, n = statistics.fmean(differences), len(differences)
-    half = math.nan
-    if n > 1:
-        half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    compared = pairs.paired(reference, ours)
+    mean, interval = compared["difference"], compared["interval"]
+    half = math.nan if interval is None else interval
     return {"mean": mean, "low": mean - half, "high": mean + half}

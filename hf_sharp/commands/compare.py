@@ -18,6 +18,7 @@ from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import check_finished
+from hf_sharp.reports.pairs import Paired, paired
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS
 
@@ -29,31 +30,6 @@ METRICS = {
     "few classes": "few_accuracy",
     "worst class": "worst_class_recall",
 }
-
-
-def paired(first: list[float], second: list[float]) -> dict[str, float | None]:
-    """Compare paired values: the mean of second − first, and its 95 % interval by Student's t.
-
-    Args:
-        first: one value per seed.
-        second: one value per seed, in the same order.
-
-    Returns:
-        `first` and `second` (means), `difference`, `deviation` (standard deviation of the differences) and `interval`
-        (half of its width); the last two are None with one seed.
-
-    Example:
-        >>> compared = paired([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
-        >>> round(compared["difference"], 3), round(compared["interval"], 3)
-        (0.1, 0.248)
-    """
-    differences = [b - a for a, b in zip(first, second, strict=True)]
-    interval = deviation = None
-    if (n := len(differences)) > 1:
-        deviation = statistics.stdev(differences)
-        interval = float(student.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-    means = {"first": statistics.fmean(first), "second": statistics.fmean(second)}
-    return means | {"difference": statistics.fmean(differences), "deviation": deviation, "interval": interval}
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:
@@ -78,7 +54,7 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
     return None
 
 
-def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: float, seeds: int = 3) -> str:
+def verdict(names: tuple[str, str], metrics: dict[str, Paired], cost: float, seeds: int = 3) -> str:
     """State which of two is ahead, in words.
 
     Args:
@@ -96,7 +72,7 @@ def verdict(names: tuple[str, str], metrics: dict[str, dict[str, Any]], cost: fl
     if interval is None:
         said = f"{ahead} is ahead by {abs(gap):.1f} points of balanced accuracy, but one seed cannot tell from chance"
     elif seeds < 3:
-        needed = seeds_needed(main["difference"], main["deviation"])
+        needed = seeds_needed(main["difference"], main["deviation"] or 0.0)
         enough = "even 1000 could not" if needed is None else f"about {needed} could, if the difference stays"
         said = f"{seeds} seeds cannot tell: {names[1]} is {gap:+.1f} points of balanced accuracy; {enough}"
     elif abs(gap) <= 100 * interval:

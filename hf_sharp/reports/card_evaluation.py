@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports.evaluation_pictures import PICTURES
 from hf_sharp.reports.figures import cost_per_example, half_width, half_widths, is_finite_number, percent, quantity
 from hf_sharp.reports.markdown import code, escaped
+from hf_sharp.reports.pairs import paired
 
 _FOLDED_ABOVE = 20  # classes
 _FEW_TEST_EXAMPLES = 20
@@ -25,6 +27,7 @@ def evaluation_section(
     group_labels: Mapping[str, str],
     picture: str | None,
     pictures: Sequence[str] = (),
+    over_seeds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect what the template shows of the figures.
 
@@ -35,6 +38,7 @@ def evaluation_section(
         group_labels: many, medium and few, with their limits.
         picture: file name of the picture of recall against count, or None.
         pictures: file names of further pictures, those of `PICTURES`.
+        over_seeds: the same figures of runs with several seeds, or None (see `build_card`).
 
     Returns:
         Name in the template to content.
@@ -42,7 +46,8 @@ def evaluation_section(
     names = class_names(frequencies)
     width = half_widths(report, frequencies).get("accuracy")
     return {
-        "results": results_table(report, plain, frequencies, group_labels),
+        "results": results_table(report, plain, frequencies, group_labels, over_seeds),
+        "seeds": len(over_seeds["seeds"]) if over_seeds else 0,
         "calibration": percent(report.get("calibration_error"), width),
         "cost": cost_per_example(report),
         "rare": frequencies.rare_threshold,
@@ -84,6 +89,7 @@ def results_table(
     plain: Mapping[str, Any] | None,
     frequencies: ClassFrequencies,
     group_labels: Mapping[str, str],
+    over_seeds: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
     """Make the table of results, this model beside plain training, in percent with 95 % intervals.
 
@@ -92,6 +98,7 @@ def results_table(
         plain: the report of plain training, or None.
         frequencies: of the training set.
         group_labels: many, medium and few, with their limits.
+        over_seeds: the same figures of runs with several seeds, or None.
 
     Returns:
         The heading and the rows; empty for weights that were not evaluated.
@@ -101,12 +108,31 @@ def results_table(
     labels |= {"worst_class_recall": "worst class", "macro_f1": "macro F1"}
     reports = [report, plain] if plain else [report]
     widths = [half_widths(column, frequencies) for column in reports]
+    heading = ["in %", "this model", *(["plain training"] if plain else [])]
+    if over_seeds:
+        heading += [f"{len(over_seeds['seeds'])} seeds", *(["gain"] if "plain" in over_seeds else [])]
     rows = [
-        [label, *(_result(column, metric, width) for column, width in zip(reports, widths, strict=True))]
+        [
+            label,
+            *(_result(column, metric, width) for column, width in zip(reports, widths, strict=True)),
+            *(_over_seeds(over_seeds, metric) if over_seeds else ()),
+        ]
         for metric, label in labels.items()
         if any(metric in column for column in reports)
     ]
-    return [["in %", "this model", *(["plain training"] if plain else [])], *rows] if rows else []
+    return [heading, *rows] if rows else []
+
+
+def _over_seeds(over_seeds: Mapping[str, Any], metric: str) -> list[str]:
+    values = over_seeds["metrics"].get(metric)
+    if values is None:
+        return ["–"] * (2 if "plain" in over_seeds else 1)
+    cells = [f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"]
+    if "plain" in over_seeds:
+        gain = paired(over_seeds["plain"][metric], values)
+        assert gain["interval"] is not None, "there are two seeds or more"
+        cells.append(f"{100 * gain['difference']:+.1f} ± {100 * gain['interval']:.1f}")
+    return cells
 
 
 def _result(report: Mapping[str, Any], metric: str, widths: Mapping[str, float]) -> str:
@@ -161,7 +187,9 @@ def confusions_table(report: Mapping[str, Any]) -> list[list[str]]:
     return [["true class", "predicted class", "times"], *rows] if rows else []
 
 
-def limitations(report: Mapping[str, Any], frequencies: ClassFrequencies, *, balanced: bool, seed: Any) -> list[str]:
+def limitations(
+    report: Mapping[str, Any], frequencies: ClassFrequencies, *, balanced: bool, seed: Any, seeds: int = 0
+) -> list[str]:
     """Say what a user of the model should know, as far as the figures support it.
 
     Args:
@@ -169,6 +197,7 @@ def limitations(report: Mapping[str, Any], frequencies: ClassFrequencies, *, bal
         frequencies: of the training set.
         balanced: whether the loss or the sampler treated all classes alike.
         seed: the run's.
+        seeds: the number of seeds that the results are shown for beside this one's, if any.
 
     Returns:
         Sentences in Markdown.
@@ -191,9 +220,10 @@ def limitations(report: Mapping[str, Any], frequencies: ClassFrequencies, *, bal
         )
     if "accuracy" not in report:
         sentences.append("These weights were not evaluated.")
-    sentences.append(
-        f"It is one training run (seed {code(seed)}); how much the figures vary between runs was not measured."
-    )
+    if not seeds:
+        sentences.append(
+            f"It is one training run (seed {code(seed)}); how much the figures vary between runs was not measured."
+        )
     return sentences
 
 

@@ -49,8 +49,10 @@ def build_card(
 
     Args:
         results: the content of `all_results.json`: `report`, `options`, `training`, `machine` and `versions`, and
-            optionally `method`, `described`, `model`, `radius`, `tta`, `command` and `local`. A report may
-            lack figures.
+            optionally `method`, `described`, `model`, `radius`, `tta`, `command` and `local`. A report may lack
+            figures. Also optionally `over_seeds`: `seeds` (two or more), `metrics` (metric to one value per seed) and
+            perhaps `plain` (the same of plain training). They become further columns: mean ± standard deviation, and
+            the paired gain over plain training with its 95 % interval.
         model_name: the model's name.
         pipeline_tag: the task, such as image-classification. Default: the results' model's; without one, the card does
             not say how to use the model.
@@ -75,6 +77,7 @@ def build_card(
         ValueError: a language that the Hub does not accept, or class names that are not one per class.
     """
     report, options, model = results["report"], results["options"], results.get("model", {})
+    over_seeds = results.get("over_seeds")
     task = pipeline_tag or model.get("task")
     dataset = _local_as_path(options.get("dataset") if dataset is None else dataset, results)
     base_model = _local_as_path(base_model or model.get("base") or options.get("model_name_or_path"), results)
@@ -106,6 +109,7 @@ def build_card(
         frequencies,
         balanced=training.treats_classes_alike(method),
         seed=options.get("seed", training.DEFAULTS["seed"]),
+        seeds=len(over_seeds["seeds"]) if over_seeds else 0,
     )
     card = ModelCard.from_template(
         data,
@@ -115,7 +119,9 @@ def build_card(
         limitations=limitations,
         **_usage(task, library, base_model, repo_id, opened or name, frequencies),
         tta=evaluation.test_time_augmentation(results.get("tta")),
-        **evaluation.evaluation_section(report, plain and plain["report"], frequencies, groups, picture, pictures),
+        **evaluation.evaluation_section(
+            report, plain and plain["report"], frequencies, groups, picture, pictures, over_seeds
+        ),
         **training.training_section(results, plain, method),
     )
     return ModelCard(str(card))  # as a reader of the file will see it

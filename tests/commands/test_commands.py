@@ -15,11 +15,12 @@ from sklearn.metrics import balanced_accuracy_score
 from transformers import pipeline
 
 from hf_sharp import ClassFrequencies, SharpTrainingArguments, cli
-from hf_sharp.commands.compare import compare, paired, verdict
+from hf_sharp.commands.compare import compare, verdict
 from hf_sharp.commands.counts import counts_table, suggestions
 from hf_sharp.commands.train import accelerate_config
 from hf_sharp.reports.evaluation_pictures import PICTURES
 from hf_sharp.reports.figures import cost_per_example
+from hf_sharp.reports.pairs import paired
 from tests.recipes.conftest import QUICK, TINY_VIT, image_folder  # noqa: F401
 
 COMMAND = str(Path(sys.executable).parent / "hf-sharp")

@@ -13,7 +13,8 @@ import yaml
 
 from hf_sharp import cli
 from hf_sharp.commands import compare, train
-from hf_sharp.commands.compare import paired, seeds_needed, verdict
+from hf_sharp.commands.compare import seeds_needed, verdict
+from hf_sharp.reports.pairs import paired
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 from tests.recipes.conftest import QUICK, TINY_VIT, image_folder  # noqa: F401
 

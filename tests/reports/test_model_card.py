@@ -285,6 +285,30 @@ def test_figures_are_rounded_by_the_number_of_test_examples():
     assert table[1][:2] == ["accuracy", "81.7 ± 0.2"]
 
 
+def test_figures_over_seeds_stand_beside_those_of_the_published_run():
+    results, plain = make_results(seed=1), make_results(seed=2, sharpness="none")
+    results["over_seeds"] = {
+        "seeds": [0, 1, 2],
+        "metrics": {"accuracy": [0.6, 0.7, 0.8], "few_accuracy": [0.5, 0.5, 0.5]},
+        "plain": {"accuracy": [0.5, 0.6, 0.6], "few_accuracy": [0.4, 0.3, 0.2]},
+    }
+    page = Page(build_card(results, model_name="m", plain=plain))
+    rows = {row[0]: row[3:] for row in page.table("in %")}
+    assert rows["in %"] == ["3 seeds", "gain"]
+    # Student's 97.5 % quantile with two degrees of freedom is 4.303.
+    assert rows["accuracy"] == ["70.0 ± 10.0", f"+13.3 ± {4.303 * 100 * np.std([0.1, 0.1, 0.2], ddof=1) / 3**0.5:.1f}"]
+    assert rows["few (n < 20, 2 classes)"][0] == "50.0 ± 0.0"
+    assert rows["balanced accuracy"] == ["–", "–"]
+    card = str(build_card(results, model_name="m", plain=plain))
+    assert "runs with 3 seeds, and their gain over plain training" in card
+    assert "It is one training run" not in card
+
+    del results["over_seeds"]["plain"]
+    alone = build_card(results, model_name="m", plain=plain)
+    assert Page(alone).table("in %")[0] == ["in %", "this model", "plain training", "3 seeds"]
+    assert "their gain" not in str(alone)
+
+
 def test_the_class_table_begins_with_the_most_frequent_class():
     page = Page(build_card(make_results((4, 140, 31)), model_name="m"))
     assert [row[:3] for row in page.table("class")[1:]] == [

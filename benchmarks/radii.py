@@ -1,0 +1,93 @@
+"""Which radius: SAM and momentum-SAM at five radii each, for training from scratch, full fine-tuning and LoRA.
+
+python benchmarks/radii.py                    # resumes; needs the rates that benchmarks/evidence.py chose
+python benchmarks/radii.py --workers 2
+
+Balanced accuracy on validation data with the tuning seeds of benchmarks/protocol.md; no test set is read. Runs are
+shared with those of benchmarks/evidence.py. Writes benchmarks/results/radii.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from study import OUTPUTS, RESULTS
+from study.driver import read_finished, restore, work
+from study.results import machine_class
+from study.rows import ADJUSTED
+from study.runs import TUNING_SEEDS, Run, make_run
+
+BASES = {
+    "from scratch: small ViT, Fashion-MNIST": ("fashion_mnist", ("scratch", "noise")),
+    "full fine-tuning: MiniLM, WordNet": ("wordnet", ("full", "noise")),
+    "LoRA and class means: MiniLM, WordNet": ("wordnet", ("lora", "class_mean")),
+}
+RADII = {"gradient": (0.005, 0.015, 0.05, 0.15, 0.5), "momentum": (0.075, 0.25, 0.75, 2.5, 7.5)}
+
+
+def plan() -> dict[tuple[str, str, float | None], list[Run]]:
+    """List the runs of every base, ascent and radius; without sharpness the ascent is "none"."""
+    planned: dict[tuple[str, str, float | None], list[Run]] = {}
+    for title, (task, base) in BASES.items():
+        rate = json.loads((RESULTS / f"evidence_{task}.json").read_text())["rates"]["/".join(base)]
+        make = partial(make_run, task, base, rate)
+        planned[title, "none", None] = [make(seed, ADJUSTED) for seed in TUNING_SEEDS]
+        for ascent, radii in RADII.items():
+            options = {"sharpness": "sam", "loss": "logit_adjusted"}
+            options |= {} if ascent == "gradient" else {"ascent": ascent}
+            for rho in radii:
+                planned[title, ascent, rho] = [make(seed, options, {"rho": rho}) for seed in TUNING_SEEDS]
+    return planned
+
+
+def summarize(runs: list[Run], finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Give the figures of one cell of the table."""
+    records = [finished[run.key] for run in runs]
+    scores = [record["validation"]["balanced_accuracy"] for record in records]
+    return {
+        "balanced_accuracy": scores,
+        "mean": statistics.fmean(scores),
+        "train_accuracy": statistics.fmean(record["train_accuracy"] for record in records),
+        "rate": runs[0].rate,
+    }
+
+
+def main() -> None:
+    """Train what is missing, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    workers = parser.parse_args().workers
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    torch.set_num_threads(1)
+    planned = plan()
+    for task in {task for task, _base in BASES.values()}:
+        restore(OUTPUTS / task, RESULTS / f"evidence_{task}.json")
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        for run in dict.fromkeys(run for runs in planned.values() for run in runs):
+            executor.submit(work, run, OUTPUTS / run.task)
+    finished = {key: record for task, _ in BASES.values() for key, record in read_finished(OUTPUTS / task).items()}
+    rows = [
+        {"base": title, "ascent": ascent, "rho": rho, **summarize(runs, finished)}
+        for (title, ascent, rho), runs in planned.items()
+    ]
+    result = {
+        "command": "python benchmarks/radii.py",
+        "machine": machine_class(),
+        "seeds": list(TUNING_SEEDS),
+        "versions": {"torch": torch.__version__},
+        "rows": rows,
+    }
+    (RESULTS / "radii.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
