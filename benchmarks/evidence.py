@@ -28,6 +28,7 @@ from pathlib import Path
 import tasks
 import torch
 from study import CACHE, OUTPUTS, PICTURES, RESULTS
+from study.claims import draw_overview
 from study.driver import drive, read_finished, restore, try_out
 from study.plan import STAGES, make_plan
 from study.report import draw, make_table
@@ -93,6 +94,9 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
+    if arguments.task == "all" and arguments.picture:
+        files = (RESULTS / f"evidence_{task}.json" for task in tasks.NAMES)
+        draw_overview([json.loads(file.read_text()) for file in files if file.exists()], PICTURES / "evidence.png")
     for task in tasks.NAMES if arguments.task == "all" else [arguments.task]:
         if arguments.prepare:
             print(f"{task}: {len(tasks.load(task).prepare(CACHE))} examples")

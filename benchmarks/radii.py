@@ -1,4 +1,4 @@
-"""Which radius: SAM and momentum-SAM at five radii each, for training from scratch, full fine-tuning and LoRA.
+"""Which radius: SAM and momentum-SAM at three radii each, for training from scratch, full fine-tuning and LoRA.
 
 python benchmarks/radii.py                    # resumes; needs the rates that benchmarks/evidence.py chose
 python benchmarks/radii.py --workers 2
@@ -23,7 +23,7 @@ import torch
 from study import OUTPUTS, RESULTS
 from study.driver import read_finished, restore, work
 from study.results import machine_class
-from study.rows import ADJUSTED
+from study.rows import ADJUSTED, MOMENTUM_RADII, RADII
 from study.runs import TUNING_SEEDS, Run, make_run
 
 BASES = {
@@ -31,7 +31,7 @@ BASES = {
     "full fine-tuning: MiniLM, WordNet": ("wordnet", ("full", "noise")),
     "LoRA and class means: MiniLM, WordNet": ("wordnet", ("lora", "class_mean")),
 }
-RADII = {"gradient": (0.005, 0.015, 0.05, 0.15, 0.5), "momentum": (0.075, 0.25, 0.75, 2.5, 7.5)}
+GRIDS = {"gradient": RADII, "momentum": MOMENTUM_RADII}
 
 
 def plan() -> dict[tuple[str, str, float | None], list[Run]]:
@@ -41,7 +41,7 @@ def plan() -> dict[tuple[str, str, float | None], list[Run]]:
         rate = json.loads((RESULTS / f"evidence_{task}.json").read_text())["rates"]["/".join(base)]
         make = partial(make_run, task, base, rate)
         planned[title, "none", None] = [make(seed, ADJUSTED) for seed in TUNING_SEEDS]
-        for ascent, radii in RADII.items():
+        for ascent, radii in GRIDS.items():
             options = {"sharpness": "sam", "loss": "logit_adjusted"}
             options |= {} if ascent == "gradient" else {"ascent": ascent}
             for rho in radii:

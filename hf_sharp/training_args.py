@@ -49,8 +49,9 @@ def _choice(name: str, default: str, choices: Iterable[str], text: str) -> Any:
 class SharpTrainingArguments(TrainingArguments):
     """`TrainingArguments`, plus the sharpness method and the class-frequency-aware loss.
 
-    Flat fields, usable by `HfArgumentParser` and YAML. An option that the chosen method does not use is an error when
-    it is set away from its default.
+    Flat fields, usable by `HfArgumentParser` and YAML. The defaults are worth a first try on any long tail: logit
+    adjustment, without sharpness. An option that the chosen method does not use is an error when it is set away from
+    its default.
 
     Raises:
         ValueError: an unknown method, a number out of range, an option that nothing uses, or a mode of training that
@@ -62,11 +63,11 @@ class SharpTrainingArguments(TrainingArguments):
         (1.0, 1.0)
     """
 
-    sharpness: str = _choice("sharpness", "sam", METHODS, "Sharpness method.")
+    sharpness: str = _choice("sharpness", "none", METHODS, "Sharpness method.")
     rho: float | None = _option(
         None,
         "Radius of the ascent, an L2 norm over all trainable parameters. The default depends on the ascent: 0.05 along "
-        "a gradient, 0.75 along the momentum, 1 with adaptive (0.15 on matrices alone).",
+        "a gradient, 0.25 along the momentum, 1 with adaptive (0.15 on matrices alone).",
     )
     sharpness_after: float = _option(
         0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."
@@ -153,7 +154,7 @@ class SharpTrainingArguments(TrainingArguments):
     )
     rare_threshold: int = _option(20, "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM.")
     common_threshold: int = _option(100, "Classes with more training examples are 'many' in reports.")
-    loss: str = _choice("loss", "cross_entropy", LOSSES, "Class-frequency-aware loss.")
+    loss: str = _choice("loss", "logit_adjusted", LOSSES, "Class-frequency-aware loss.")
     loss_tau: float = _option(1.0, "Logit adjustment and VS: the strength of the prior; the papers use 1.")
     loss_gamma: float | None = _option(
         None, "Focal (default 2), CDT, LDT and VS (default 0.3): the exponent in their formulas."

@@ -174,6 +174,7 @@ def training_arguments(folder: Path, options: Mapping[str, Any], arguments: FewS
     return SharpTrainingArguments(
         str(folder),
         sharpness=options["sharpness"],
+        loss="cross_entropy",  # domains, not classes, are what differs in size
         **({} if options["rho"] is None else {"rho": options["rho"]}),
         max_steps=options["steps"],
         per_device_train_batch_size=arguments.batch_size,

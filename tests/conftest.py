@@ -17,6 +17,8 @@ from hf_sharp import SharpTrainer, SharpTrainingArguments
 NUM_CLASSES = 4
 CLASS_COUNTS = [40, 22, 9, 3]
 ARGUMENTS = {
+    "sharpness": "sam",
+    "loss": "cross_entropy",
     "max_steps": 4,
     "per_device_train_batch_size": 8,
     "learning_rate": 1e-2,
@@ -95,6 +97,8 @@ def make_trainer(tmp_path):
 
     def make(model=None, train_dataset=None, eval_dataset=None, trainer_class=SharpTrainer, trainer=None, **options):
         defaults = ARGUMENTS | {"output_dir": str(tmp_path / "out")}
+        if "class_loss" in (trainer or {}):
+            del defaults["loss"]
         return trainer_class(
             model=make_vit() if model is None else model,
             args=SharpTrainingArguments(**(defaults | options)),

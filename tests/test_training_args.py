@@ -9,7 +9,15 @@ from hf_sharp.sharpness import METHODS
 
 
 def args(tmp_path, **options):
-    return SharpTrainingArguments(str(tmp_path), use_cpu=True, **options)
+    return SharpTrainingArguments(
+        str(tmp_path), use_cpu=True, **{"sharpness": "sam", "loss": "cross_entropy"} | options
+    )
+
+
+def test_the_defaults_are_logit_adjustment_without_sharpness(tmp_path):
+    """As README, `hf-sharp counts` and docs/choosing_a_method.md advise, by docs/evidence.md."""
+    default = SharpTrainingArguments(str(tmp_path), use_cpu=True)
+    assert (default.sharpness, default.loss, default.loss_tau) == ("none", "logit_adjusted", 1.0)
 
 
 OURS = {item.name: item for item in fields(SharpTrainingArguments)}.keys() - {
@@ -143,8 +151,8 @@ def test_a_sampler_beside_a_loss_that_knows_the_counts_is_warned_of(tmp_path, ca
     [
         ({}, 0.05),
         ({"sharpness": "focal_sam"}, 0.05),
-        ({"ascent": "momentum"}, 0.75),
-        ({"ascent": "class_momentum", "sharpness": "imbsam"}, 0.75),
+        ({"ascent": "momentum"}, 0.25),
+        ({"ascent": "class_momentum", "sharpness": "imbsam"}, 0.25),
         ({"adaptive": True}, 1.0),
         ({"ascent": "momentum", "rho": 0.1}, 0.1),
     ],

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from hf_sharp.reports.plots.style import PALETTE, picture
 from study.report import difference, few_metric, relative_cost
 from study.rows import REFERENCE
 
 TODAY = ("cross-entropy", "inverse-frequency weights")
 LETS = ("LETS", "LETS as published")
+OPTIONS = {"loss_tau": "τ", "rho": "ρ"}
 
 
 def today(result: Mapping[str, Any], name: str) -> str:
@@ -74,6 +77,61 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
         cells = [result["task"], *map(pair, baselines), shown, pair(name), *gains, f"{relative_cost(result, name):.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _comparable(result: Mapping[str, Any]) -> dict[str, str]:
+    # What the picture shows of a task: label to row.
+    found = {name: today(result, name) for name in TODAY}
+    best = best_row(result)
+    found |= {"logit adjustment (hf_sharp's default)": REFERENCE}
+    if best not in (None, REFERENCE):
+        setting = ", ".join(f"{OPTIONS.get(key, key)} {value:g}" for key, value in result["chosen"][best].items())
+        found[f"{best.partition(',')[0]} ({setting})" if setting else str(best)] = str(best)
+    return found if best and all(row in result["rows"] for row in found.values()) else {}
+
+
+def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
+    """Draw every run of today's practice, of the default and of the row that was best on validation data.
+
+    Args:
+        results: results of `collect`; tasks without a finished comparison are left out.
+        file: the picture, a PNG.
+
+    Returns:
+        Whether there is a finished comparison; if not, nothing is drawn.
+    """
+    shown = [(result, rows) for result in results if (rows := _comparable(result))]
+    if not shown:
+        return False
+    with picture(file, (9, 0.9 + 0.34 * sum(len(rows) + 1 for _, rows in shown))) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        labels: dict[float, str] = {}
+        height = 0
+        for result, rows in shown:
+            axes[0].annotate(
+                f"{result['task'].replace('_', ' ')}: {result['class_counts'][0]} to {result['class_counts'][-1]} "
+                f"training examples a class",
+                (0, height),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                weight="bold",
+            )
+            for place, (label, row) in enumerate(rows.items()):
+                height += 1
+                labels[height] = label
+                for axis, metric in zip(axes, (few_metric(result), "balanced_accuracy"), strict=True):
+                    values = [100 * seed[metric] for seed in result["rows"][row]["seeds"].values()]
+                    mean, colour = statistics.fmean(values), PALETTE[0 if place < len(TODAY) else place]
+                    axis.barh(height, mean, color=colour, alpha=0.35, height=0.7)
+                    axis.plot(values, [height] * len(values), "o", color=colour, markersize=4, clip_on=False)
+            height += 1
+        for axis, title in zip(axes, ("recall of the rare classes in %", "balanced accuracy in %"), strict=True):
+            axis.set_xlabel(title)
+            axis.set_xlim(left=0)
+            axis.grid(axis="x")
+        axes[0].set_yticks(list(labels), list(labels.values()))
+        axes[0].invert_yaxis()
+    return True
 
 
 def lets_line(result: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 PLAIN = {"sharpness": "none", "loss": "cross_entropy"}
 ADJUSTED = {"sharpness": "none", "loss": "logit_adjusted"}
-# The value in the middle of each grid is hf_sharp's default for that ascent.
 RADII = (0.015, 0.05, 0.15)
 MOMENTUM_RADII = (0.25, 0.75, 2.5)
 ADAPTIVE_RADII = (0.3, 1.0, 3.0)

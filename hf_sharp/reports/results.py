@@ -233,7 +233,11 @@ def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
     head = {"head": args.head} if args.needs_head and args.head is not None else {}
     loss = type(class_loss)
     name = vars(loss).get("name") or loss.__name__  # a user's class without a name inherits another one's
-    return {"sharpness": args.sharpness, "loss": name} | args.method | head | class_loss.options | {"loss": name}
+    chosen = dict(args.method)
+    if LOSSES.get(args.loss) is not loss:  # one of the user's own takes its place
+        for option in args.loss_arguments:
+            del chosen[option]
+    return {"sharpness": args.sharpness, "loss": name} | chosen | head | class_loss.options | {"loss": name}
 
 
 def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:

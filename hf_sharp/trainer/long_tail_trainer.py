@@ -18,7 +18,7 @@ from hf_sharp.losses.training_loss import TrainingLoss
 from hf_sharp.model.cosine_head import CosineHeadCallback
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.reports.model_card import write_card
-from hf_sharp.reports.results import ReportKeeper, results_of
+from hf_sharp.reports.results import ReportKeeper, method_record, results_of
 from hf_sharp.reports.tracking import send_recall
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.engine import StepMeans
@@ -127,9 +127,7 @@ class LongTailTrainer(SavingTrainer):
         )
         self.training_loss = TrainingLoss(self.class_loss, self._head, self._weight_in_force, wrap)
         options = {
-            **args.method,
-            **({} if self._given_loss is None else {"loss": self.class_loss.name}),
-            **self.class_loss.options,
+            **method_record(args, self.class_loss),
             "class_importance": None if importance is None else importance.tolist(),
             "class_counts": counts.tolist(),
         }

@@ -67,6 +67,8 @@ def train(out, options, fsdp=False, data=None, resume=None, before=None, dtype=t
         "max_steps": 3,
         "per_device_train_batch_size": 4,
         "use_cpu": True,
+        "sharpness": "sam",
+        "loss": "cross_entropy",
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,

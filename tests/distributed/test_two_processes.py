@@ -25,7 +25,8 @@ from tests.conftest import make_images, make_vit
 out, accumulation, options = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
 args = SharpTrainingArguments(
     out, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=accumulation, use_cpu=True,
-    report_to="none", save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, logging_steps=1, **options
+    report_to="none", save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, logging_steps=1,
+    **{"sharpness": "sam", "loss": "cross_entropy", **options}
 )
 trainer = SharpTrainer(make_vit(dtype=torch.float64), args, train_dataset=make_images(dtype=np.float64))
 windows, gradients, reduces, hooked = [[]], [], [], []

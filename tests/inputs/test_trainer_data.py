@@ -43,7 +43,7 @@ def recalls(output):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     args = SharpTrainingArguments(
-        **ARGUMENTS | {"max_steps": 40}, output_dir=str(tmp_path_factory.mktemp("trained")), sharpness="none"
+        **ARGUMENTS | {"max_steps": 40, "sharpness": "none"}, output_dir=str(tmp_path_factory.mktemp("trained"))
     )
     trainer = SharpTrainer(model=make_vit(), args=args, train_dataset=images(), eval_dataset=images())
     trainer.train()

@@ -24,7 +24,8 @@ def test_a_checkpoint_written_before_the_redesign_resumes(file, tmp_path):
         archive.extractall(folder)
     written = json.loads((folder / "end.json").read_text())
     # Defaults that were other ones then.
-    then = {"rho": 0.05, "adaptive_scope": "matrices"} if written["options"].get("adaptive") else {}
+    then = {"sharpness": "sam", "loss": "cross_entropy"}
+    then |= {"rho": 0.05, "adaptive_scope": "matrices"} if written["options"].get("adaptive") else {}
     args = SharpTrainingArguments(
         str(folder.parent),
         max_steps=8,

@@ -40,6 +40,8 @@ RUNS = [
 
 def make(out, options, **more):
     defaults = {
+        "sharpness": "sam",
+        "loss": "cross_entropy",
         "max_steps": STEPS,
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-2,
