@@ -34,6 +34,7 @@ _NOT_TAKEN = {
 }
 # A held-out share that differs from the training's puts training examples into it.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
+_OF_SPLITS |= {"group_column", "unique_column"}
 
 
 def recorded(model: str) -> dict[str, Any]:
