@@ -28,7 +28,7 @@ from hf_sharp.recipe.outputs import FORMATS, PredictionFile
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.predicting import Predictor, choose_device
 from hf_sharp.recipe.recorded import recorded, take_over
-from hf_sharp.recipe.saved import SavedArguments, load_saved, new_folder, takes_images
+from hf_sharp.recipe.saved import LookArguments, load_saved, new_folder, takes_images
 from hf_sharp.reports.figures import quantity
 from hf_sharp.reports.results import versions
 
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     take_over(record and record | {"options": options}, (what,), argv, str(options.get("dataset", "digits")))
     output = None if what.output_dir is None else new_folder(what.output_dir)
     images, device = takes_images(names.model, what.trust_remote_code), choose_device(what.device)
-    inputs = SavedArguments(
+    inputs = LookArguments(
         max_length=what.max_length,
         tokenizer_name=what.tokenizer_name,
         picture_range=what.picture_range,
