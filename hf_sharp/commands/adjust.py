@@ -85,12 +85,7 @@ def main(argv: list[str]) -> None:
         adjust_for_costs(names.model, what.cost, output, recorded(names.model), data, data.head)
         return
     record = choose_data(what, data, names.model, names.data, argv)
-    if record and treats_classes_alike(method_of(record["options"])):
-        logger.warning(
-            "The model was trained to treat all classes alike, which corrects for the class counts already; %s does it "
-            "twice.",
-            what.method,
-        )
+    _warn_of_corrected_model(record, what.method)
     automatic = what.strength == "auto"
     if automatic and data.validation_split is None and data.validation_fraction is None:
         raise ValueError(
@@ -133,6 +128,15 @@ def _show(adjusted: SavedModel, output: Path, rows: int | None) -> None:
     if rows != 0:
         show_report(Console(), output.name, report, title, rows)
     write_report(output / "validation", output.name, report, predictions, references, probabilities, title)
+
+
+def _warn_of_corrected_model(record: Mapping[str, Any], method: str) -> None:
+    if record and treats_classes_alike(method_of(record["options"])):
+        logger.warning(
+            "The model was trained to treat all classes alike, which corrects for the class counts already; %s does it "
+            "twice.",
+            method,
+        )
 
 
 def _number(text: str) -> float:
