@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.figures import half_width, percent
 from hf_sharp.reports.markdown import escaped
 from hf_sharp.reports.plots import plot_reliability
+from hf_sharp.reports.results import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
     card = card_with_section(names.model, "Confidence", _said(result, thresholds, saved.frequencies), "calibrated")
     save_changed(names.model, model, saved.processor, output, card, record, decisions)
-    (output / "calibration.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output / "calibration.json", result)
     title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
     plot_reliability(_probabilities(logits, temperature), labels, output / _PICTURE, title)
     _show(result, thresholds, saved.frequencies, rows, output)

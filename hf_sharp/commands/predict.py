@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -30,7 +29,7 @@ from hf_sharp.recipe.predicting import Predictor, choose_device
 from hf_sharp.recipe.recorded import recorded, take_over
 from hf_sharp.recipe.saved import LookArguments, load_saved, new_folder, takes_images
 from hf_sharp.reports.figures import quantity
-from hf_sharp.reports.results import versions
+from hf_sharp.reports.results import versions, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +239,7 @@ def _tell(summary: Mapping[str, Any], output: Path | None, what: PredictArgument
         )
         console.print(_labels_table(summary))
         file = output / "summary.json"
-        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, summary)
         predictions = output / f"predictions.{what.format}"
         console.print(f"predictions  {predictions}\nsummary      {file}", highlight=False, soft_wrap=True)
 

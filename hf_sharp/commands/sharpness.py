@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +26,7 @@ from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots import plot_loss_along
-from hf_sharp.reports.results import machine_class
+from hf_sharp.reports.results import machine_class, write_json
 
 _EXAMPLE = (
     "hf-sharp sharpness outputs/photos/sam photos/ --compare_with outputs/photos/baseline --output_dir outputs/flatness"
@@ -112,7 +111,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     }
     output.mkdir(parents=True, exist_ok=True)
     file = output / "sharpness.json"
-    file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, result)
     picture = output / "sharpness.png"
     plot_loss_along(models, picture, f"{Path(data.dataset).name}, {what.split}, ρ = {what.rho:g}")
     console.print(f"figures  {file}\npicture  {picture}", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots.shift import plot_shares
+from hf_sharp.reports.results import write_json
 
 THRESHOLD_PASSED = 3  # the exit status
 _SHOWN = 12  # classes in the table
@@ -272,7 +272,7 @@ def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: 
     with stage(f"the model cannot be saved in {str(output)!r}"):
         folded.save_pretrained(output)
         saved.processor.save_pretrained(output)
-        (output / "shift.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(output / "shift.json", result)
         title = f"class shares of {estimate.examples:,} new examples"
         plot_shares(
             estimate.training, estimate.shares, estimate.low, estimate.high, names, output / "shares.png", title
