@@ -205,10 +205,7 @@ def _measured(saved: SavedModel, what: SharpnessArguments) -> dict[str, Any]:
     split = saved.splits[what.split]
     labels = read_labels(split, saved.data.label_column)
     rows = stratified_sample(labels, what.examples, what.seed)
-    group_of = np.empty(frequencies.num_classes, int)
-    for number, indices in enumerate(frequencies.groups.values()):
-        group_of[indices] = number
-    rows = rows[np.argsort(group_of[labels[rows]], kind="stable")]  # so that batches hold one group
+    rows = rows[np.argsort(frequencies.group_of[labels[rows]], kind="stable")]  # so that batches hold one group
     chosen = replace(saved, splits=datasets.DatasetDict({what.split: split.select(rows)}))
     return measure_curvature(
         saved.model.float(),

@@ -267,8 +267,7 @@ def shares_table(estimate: ShiftEstimate, frequencies: ClassFrequencies, title: 
 
 
 def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: SavedModel, head: str | None) -> None:
-    folded = fold_shares(saved.model, estimate, head=head)
-    names = [saved.frequencies.name(c) for c in range(len(estimate.shares))]
+    folded, names = fold_shares(saved.model, estimate, head=head), saved.frequencies.labels
     with stage(f"the model cannot be saved in {str(output)!r}"):
         folded.save_pretrained(output)
         saved.processor.save_pretrained(output)
