@@ -26,12 +26,12 @@ FIELDS = set(LookArguments.__dataclass_fields__)
 
 def corrected(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Correct one model in every way; the correction's name to its strength and test report."""
-    data = LookArguments(**{name: value for name, value in config.items() if name in FIELDS})
-    saved = open_saved(str(folder), load_splits(data, "label"), data, "label")
+    data = LookArguments(**{name: value for name, value in config.items() if name in FIELDS}, batch_size=500)
+    saved = open_saved(str(folder), load_splits(data, "label"), data)
     counts = saved.frequencies.counts
-    features, labels, layer = collect_features(saved.model, saved.batches("test", 500), len(counts))
+    features, labels, layer = collect_features(saved.model, saved.batches("test"), len(counts))
     head = torch.nn.Sequential(layer)  # what it is given are features, so the model runs once and not for every method
-    seen, its_labels, _ = collect_features(saved.model, saved.batches("validation", 500), len(counts))
+    seen, its_labels, _ = collect_features(saved.model, saved.batches("validation"), len(counts))
     validation = [{"input": seen.float(), "labels": its_labels}]
     reports = {}
     for method in ("as trained", *METHODS):

@@ -18,8 +18,9 @@ from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.changed import card_with_section, save_changed
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
-from hf_sharp.recipe.saved import SavedArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import per_class_field, rows_shown, show_report, write_report
+from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.long_tail_report import long_tail_report
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,7 @@ class AdjustArguments:
         default=None, metadata={"help": f"predicted_norm: the loss of the training: {', '.join(LOSSES)}."}
     )
     loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: its gamma."})
-    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
     per_class: str | None = per_class_field()
-    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
-    head: str | None = field(
-        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -72,7 +68,7 @@ def main(argv: list[str]) -> None:
     """
     parser = command_parser(
         "adjust",
-        (AdjustArguments, SavedArguments),
+        (AdjustArguments, HeadArguments),
         "Change the head of a trained model without training: a correction for class imbalance, or for what mistakes "
         "cost.",
         _EXAMPLE,
@@ -86,7 +82,7 @@ def main(argv: list[str]) -> None:
                 f"--{unused[0]} has no effect with --cost, which needs the probabilities of the model as it is. Remove "
                 "one of them."
             )
-        adjust_for_costs(names.model, what.cost, output, recorded(names.model), data, what.head)
+        adjust_for_costs(names.model, what.cost, output, recorded(names.model), data, data.head)
         return
     record = choose_data(what, data, names.model, names.data, argv)
     _warn_of_corrected_model(record, what.method)
@@ -97,22 +93,23 @@ def main(argv: list[str]) -> None:
             "training set with --validation_fraction 0.1 (the model should not have been trained on it). Or give "
             "--strength a number."
         )
-    splits = load_splits(data, what.label_column)
+    splits = load_splits(data, data.label_column)
     splits.pop("test")  # the choice of the strength must not see it
-    saved = open_saved(names.model, splits, data, what.label_column, subset=False)
-    options = {name: getattr(what, name) for name in ("loss", "loss_gamma") if getattr(what, name) is not None}
-    options["strength"] = _choose(saved, what, options) if automatic else _number(what.strength)
-    adjusted = adjust_head(saved.model, saved.frequencies.counts, what.method, head=what.head, **options)
+    saved = open_saved(names.model, splits, data, subset=False)
+    of_loss = {"loss": what.loss, "loss_gamma": what.loss_gamma}
+    options = {"head": data.head} | {name: value for name, value in of_loss.items() if value is not None}
+    options["strength"] = _choose(saved, what.method, options) if automatic else _number(what.strength)
+    adjusted = adjust_head(saved.model, saved.frequencies.counts, what.method, **options)
     card = _card(names.model, getattr(adjusted.config, RECORD))
     save_changed(names.model, adjusted, saved.processor, output, card, record)
     if "validation" in splits:
-        _show(replace(saved, model=adjusted), what, output, rows)
+        _show(replace(saved, model=adjusted), output, rows)
     Console().print(f"model    {output}", highlight=False, soft_wrap=True)
 
 
-def _choose(saved: SavedModel, what: AdjustArguments, options: Mapping[str, Any]) -> float:
-    batches, counts = saved.batches("validation", what.batch_size), saved.frequencies.counts
-    strength, scores = choose_strength(saved.model, batches, counts, what.method, head=what.head, **options)
+def _choose(saved: SavedModel, method: str, options: Mapping[str, Any]) -> float:
+    batches, counts = saved.batches("validation"), saved.frequencies.counts
+    strength, scores = choose_strength(saved.model, batches, counts, method, **options)
     Console().print(
         f"strength {strength:g}: balanced accuracy {100 * scores[0.0]:.1f} → {100 * scores[strength]:.1f} on "
         f"{len(saved.splits['validation']):,} validation examples"
@@ -122,8 +119,8 @@ def _choose(saved: SavedModel, what: AdjustArguments, options: Mapping[str, Any]
     return strength
 
 
-def _show(adjusted: SavedModel, what: AdjustArguments, output: Path, rows: int | None) -> None:
-    logits, labels = adjusted.predict("validation", what.batch_size)
+def _show(adjusted: SavedModel, output: Path, rows: int | None) -> None:
+    logits, labels = adjusted.predict("validation")
     probabilities, references = logits.double().softmax(1).numpy(), labels.numpy()
     predictions = probabilities.argmax(1)
     report = long_tail_report(predictions, references, adjusted.frequencies, probabilities)
@@ -134,13 +131,10 @@ def _show(adjusted: SavedModel, what: AdjustArguments, output: Path, rows: int |
 
 
 def _warn_of_corrected_model(record: Mapping[str, Any], method: str) -> None:
-    loss = str(record.get("options", {}).get("loss", "cross_entropy"))
-    if loss in ("cross_entropy", "focal", "large_margin") and "reweight_after" not in record.get("options", {}):
-        return
-    if record:
+    if record and treats_classes_alike(method_of(record["options"])):
         logger.warning(
-            "The model was trained with loss=%s, which corrects for the class counts already; %s does it twice.",
-            loss,
+            "The model was trained to treat all classes alike, which corrects for the class counts already; %s does it "
+            "twice.",
             method,
         )
 

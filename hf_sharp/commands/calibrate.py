@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.special import softmax
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.model.confidence import (
@@ -30,13 +30,14 @@ from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.changed import card_with_section, save_changed
 from hf_sharp.recipe.decisions import Decisions, read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
-from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.saved import HeadArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import per_class_field, rows_shown
 from hf_sharp.reports.calibration import calibration_bins
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.figures import half_width, percent
 from hf_sharp.reports.markdown import escaped
 from hf_sharp.reports.plots import plot_reliability
+from hf_sharp.reports.results import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,7 @@ class CalibrateArguments:
             "alike."
         },
     )
-    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
     per_class: str | None = per_class_field()
-    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
-    head: str | None = field(
-        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -84,7 +80,7 @@ def main(argv: list[str]) -> None:
     """
     parser = command_parser(
         "calibrate",
-        (CalibrateArguments, SavedArguments),
+        (CalibrateArguments, HeadArguments),
         "Choose temperature, thresholds and calibration scores on validation data that the model was not trained on, "
         "and save them with the model for hf-sharp predict. The temperature goes into the head.",
         _EXAMPLE,
@@ -105,22 +101,22 @@ def main(argv: list[str]) -> None:
             "a model is calibrated on validation data: name it with --validation_split, or hold it out of the training "
             "set with --validation_fraction 0.1 (the model should not have been trained on it)."
         )
-    splits = load_splits(data, what.label_column)
+    splits = load_splits(data, data.label_column)
     splits.pop("test")  # nothing may be chosen on it
-    saved = open_saved(names.model, splits, data, what.label_column)
+    saved = open_saved(names.model, splits, data)
     decisions = read_decisions(names.model, saved.model.config)
     if decisions.class_costs is not None:
         raise ValueError("the head holds costs, so its scores are no probabilities. Calibrate before adjust --cost.")
-    logits, labels = (values.numpy() for values in saved.predict("validation", what.batch_size))
+    logits, labels = (values.numpy() for values in saved.predict("validation"))
     temperature = fit_temperature(logits, labels, _balanced_weights(labels) if what.balanced else None)
     if not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
         logger.warning("The temperature is at its limit: nearly every validation example is right, or none is.")
-    model, decisions = _scaled(saved.model, temperature, decisions, what.head)
+    model, decisions = _scaled(saved.model, temperature, decisions, data.head)
     result, thresholds, decisions = _calibrate(logits, labels, temperature, what.precision, decisions)
     result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
     card = card_with_section(names.model, "Confidence", _said(result, thresholds, saved.frequencies), "calibrated")
     save_changed(names.model, model, saved.processor, output, card, record, decisions)
-    (output / "calibration.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output / "calibration.json", result)
     title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
     plot_reliability(_probabilities(logits, temperature), labels, output / _PICTURE, title)
     _show(result, thresholds, saved.frequencies, rows, output)
@@ -160,9 +156,7 @@ def _scaled(model: Model, temperature: float, decisions: Decisions, head: str | 
 
 
 def _probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    scaled = logits.astype(np.float64) / temperature
-    scaled = np.exp(scaled - scaled.max(1, keepdims=True))
-    return scaled / scaled.sum(1, keepdims=True)
+    return softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
 def _balanced_weights(labels: np.ndarray) -> np.ndarray:

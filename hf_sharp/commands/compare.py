@@ -20,7 +20,7 @@ from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import check_finished
 from hf_sharp.reports.pairs import Paired, paired
 from hf_sharp.reports.plots import plot_recall_by_count
-from hf_sharp.reports.results import RESULTS
+from hf_sharp.reports.results import RESULTS, write_json
 
 METRICS = {
     "accuracy": "accuracy",
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
             results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
     summary = compare(names, results)
     summary["command"] = " ".join(["hf-sharp", "compare", *argv])
-    (output / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "comparison.json", summary)
     reports = {name: mean_report([result["report"] for result in results[name]]) for name in names}
     plot_recall_by_count(reports, output / "recall_by_count.png", f"mean over {arguments.seeds} seeds")
     console = Console()

@@ -16,7 +16,7 @@ from hf_sharp.model.costs import class_costs, fold_costs
 from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.changed import card_with_section, save_changed
 from hf_sharp.recipe.decisions import DECISIONS, class_labels_of, read_decisions
-from hf_sharp.recipe.saved import SavedArguments, load_saved, takes_images
+from hf_sharp.recipe.saved import LookArguments, load_saved, takes_images
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.markdown import escaped
 
@@ -26,7 +26,7 @@ _SHOWN = 10
 
 
 def adjust_for_costs(
-    name: str, costs: str, output: Path, record: Mapping[str, Any], data: SavedArguments, head: str | None = None
+    name: str, costs: str, output: Path, record: Mapping[str, Any], data: LookArguments, head: str | None = None
 ) -> None:
     """Save a model that predicts the class of least expected cost, and say how.
 

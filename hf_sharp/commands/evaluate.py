@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hf_sharp.data.loading import no_split
 from hf_sharp.data.views import TTA, check_tta
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.decisions import read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
-from hf_sharp.recipe.saved import SavedArguments, choose_data, new_folder, open_saved
+from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
 from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
 
@@ -26,7 +27,6 @@ class EvaluateArguments:
     """What to evaluate, and where to write the report."""
 
     split: str = field(default="test", metadata={"help": "The split to evaluate: test or validation."})
-    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
     rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
     common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
     per_class: str | None = per_class_field()
@@ -38,7 +38,6 @@ class EvaluateArguments:
             "aliases": ["--cost"],
         },
     )
-    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
     tta: str = field(
         default="none",
         metadata={"help": f"Images: average the logits of several crops: {', '.join(TTA)}."},
@@ -58,21 +57,21 @@ def main(argv: list[str]) -> None:
         ValueError: options that do not fit each other, the model or the data.
     """
     what_it_does = "The long-tail report of a model: accuracy, and recall of frequent and of rare classes."
-    parser = command_parser("evaluate", (EvaluateArguments, SavedArguments), what_it_does, _EXAMPLE)
+    parser = command_parser("evaluate", (EvaluateArguments, LookArguments), what_it_does, _EXAMPLE)
     what, data, names = read_flags(parser, argv)
     check_tta(what.tta)
     rows = rows_shown(what.per_class)
     choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
-    splits = load_splits(data, what.label_column)
+    splits = load_splits(data, data.label_column)
     if what.split not in splits:
-        raise ValueError(f"there is no split {what.split!r}; the splits are {', '.join(map(repr, splits))}.")
-    saved = open_saved(names.model, splits, data, what.label_column)
+        raise ValueError(no_split(what.split, splits))
+    saved = open_saved(names.model, splits, data)
     decisions = read_decisions(names.model, saved.model.config)
     if decisions.by_cost:
         logger.warning("predictions of least expected cost, with the costs saved with the model")
     costs = what.cost_matrix or decisions.costs
-    logits, labels = saved.predict(what.split, what.batch_size, what.tta)
+    logits, labels = saved.predict(what.split, what.tta)
     check_finite(logits.numpy(), f"the {what.split} split")
     probabilities, predictions = (values.numpy() for values in decisions.decide(logits))
     report = long_tail_report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -28,9 +27,9 @@ from hf_sharp.recipe.outputs import FORMATS, PredictionFile
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.predicting import Predictor, choose_device
 from hf_sharp.recipe.recorded import recorded, take_over
-from hf_sharp.recipe.saved import SavedArguments, load_saved, new_folder, takes_images
+from hf_sharp.recipe.saved import LookArguments, load_saved, new_folder, takes_images
 from hf_sharp.reports.figures import quantity
-from hf_sharp.reports.results import versions
+from hf_sharp.reports.results import versions, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def main(argv: list[str]) -> None:
     take_over(record and record | {"options": options}, (what,), argv, str(options.get("dataset", "digits")))
     output = None if what.output_dir is None else new_folder(what.output_dir)
     images, device = takes_images(names.model, what.trust_remote_code), choose_device(what.device)
-    inputs = SavedArguments(
+    inputs = LookArguments(
         max_length=what.max_length,
         tokenizer_name=what.tokenizer_name,
         picture_range=what.picture_range,
@@ -240,7 +239,7 @@ def _tell(summary: Mapping[str, Any], output: Path | None, what: PredictArgument
         )
         console.print(_labels_table(summary))
         file = output / "summary.json"
-        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, summary)
         predictions = output / f"predictions.{what.format}"
         console.print(f"predictions  {predictions}\nsummary      {file}", highlight=False, soft_wrap=True)
 

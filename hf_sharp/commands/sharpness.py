@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,6 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import HfArgumentParser
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
@@ -25,11 +23,14 @@ from hf_sharp.model.curvature import measure_curvature
 from hf_sharp.model.group_batches import GROUPS, stratified_sample
 from hf_sharp.option_checks import check_bounds
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.parser import read_flags
-from hf_sharp.recipe.saved import SavedArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.recipe.parser import command_parser, read_flags
+from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots import plot_loss_along
-from hf_sharp.reports.results import machine_class
+from hf_sharp.reports.results import machine_class, write_json
 
+_EXAMPLE = (
+    "hf-sharp sharpness outputs/photos/sam photos/ --compare_with outputs/photos/baseline --output_dir outputs/flatness"
+)
 _AT_LEAST = {
     "examples": 1,
     "hessian_examples": 1,
@@ -68,8 +69,6 @@ class SharpnessArguments:
     rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
     common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
     seed: int = field(default=0, metadata={"help": "Seed of the sample and of the random directions."})
-    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    batch_size: int = field(default=32, metadata={"help": "Examples per batch; memory grows with it."})
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -84,20 +83,24 @@ def main(argv: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: options that do not fit each other, the models or the data; or an output folder that is not empty.
     """
-    classes: Any = (SharpnessArguments, SavedArguments)
-    parser = HfArgumentParser(classes, prog="hf-sharp sharpness", allow_abbrev=False)
-    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
-    parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
+    parser = command_parser(
+        "sharpness",
+        (SharpnessArguments, LookArguments),
+        "How flat the loss is around a trained model: sharpness, and eigenvalues and trace of the Hessian, per group "
+        "of classes.",
+        _EXAMPLE,
+    )
+    parser.set_defaults(batch_size=32)  # second derivatives need memory
     what, data, names = read_flags(parser, argv)
     check_bounds(vars(what), _AT_LEAST)
     choose_data(what, data, names.model, names.data, argv)
     output = new_folder(what.output_dir)
-    splits = load_splits(data, what.label_column)
+    splits = load_splits(data, data.label_column)
     if what.split not in splits:
         raise ValueError(f"{no_split(what.split, splits)} Name it with --{what.split}_split.")
     models = {}
     for label, name in _labels(names.model, what.compare_with).items():
-        models[label] = _measured(open_saved(name, splits, data, what.label_column), what)
+        models[label] = _measured(open_saved(name, splits, data), what)
     console = Console()
     console.print(sharpness_table(models))
     result = {
@@ -108,7 +111,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     }
     output.mkdir(parents=True, exist_ok=True)
     file = output / "sharpness.json"
-    file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, result)
     picture = output / "sharpness.png"
     plot_loss_along(models, picture, f"{Path(data.dataset).name}, {what.split}, ρ = {what.rho:g}")
     console.print(f"figures  {file}\npicture  {picture}", highlight=False, soft_wrap=True)
@@ -200,16 +203,13 @@ def _measured(saved: SavedModel, what: SharpnessArguments) -> dict[str, Any]:
         common_threshold=what.common_threshold,
     )
     split = saved.splits[what.split]
-    labels = read_labels(split, what.label_column)
+    labels = read_labels(split, saved.data.label_column)
     rows = stratified_sample(labels, what.examples, what.seed)
-    group_of = np.empty(frequencies.num_classes, int)
-    for number, indices in enumerate(frequencies.groups.values()):
-        group_of[indices] = number
-    rows = rows[np.argsort(group_of[labels[rows]], kind="stable")]  # so that batches hold one group
+    rows = rows[np.argsort(frequencies.group_of[labels[rows]], kind="stable")]  # so that batches hold one group
     chosen = replace(saved, splits=datasets.DatasetDict({what.split: split.select(rows)}))
     return measure_curvature(
         saved.model.float(),
-        chosen.batches(what.split, what.batch_size),
+        chosen.batches(what.split),
         frequencies,
         rho=what.rho,
         eigenvalues=what.eigenvalues,

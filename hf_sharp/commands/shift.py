@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import HfArgumentParser
 
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.class_frequencies import ClassFrequencies
@@ -24,22 +21,17 @@ from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.changed import card_with_section
-from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
-from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots.shift import plot_shares
+from hf_sharp.reports.results import write_json
 
 THRESHOLD_PASSED = 3  # the exit status
 _SHOWN = 12  # classes in the table
 _NEW = "new"  # the name of the split
 
-_ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ from those of
-training, and fold them into the model's head.
-
-example: hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1 --output_dir outputs/shifted
-
-exit status: 0 nothing to report; 1 an error; 3 the shares moved by more than --threshold
-(in cron: hf-sharp shift ... --threshold 0.1; [ $? -eq 3 ] && retrain)"""
+_EXAMPLE = "hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1 --output_dir outputs/shifted"
 
 
 @dataclass
@@ -72,11 +64,6 @@ class ShiftArguments:
             "aliases": ["--output"],
         },
     )
-    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
-    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
-    head: str | None = field(
-        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -89,18 +76,15 @@ def main(argv: list[str]) -> None:
         ValueError: options that do not fit each other, the model or the data.
         SystemExit: with status 3, the shares moved by more than the threshold.
     """
-    classes: Any = (ShiftArguments, LookArguments)
-    parser = HfArgumentParser(
-        classes,
-        prog="hf-sharp shift",
-        usage="hf-sharp shift MODEL NEW_DATA [options]",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
-    parser.add_argument(
-        "new", metavar="NEW_DATA", help="Unlabelled data: a folder of pictures, a .txt, CSV, JSON or Parquet file, ..."
+    parser = command_parser(
+        "shift",
+        (ShiftArguments, HeadArguments),
+        "Estimate the class shares of new, unlabelled data, test whether they differ from those of training, and fold "
+        "them into the model's head.",
+        _EXAMPLE,
+        f"{THRESHOLD_PASSED} if the shares moved by more than --threshold (in cron: hf-sharp shift ... --threshold "
+        f"0.1; [ $? -eq {THRESHOLD_PASSED} ] && retrain)",
+        data="Unlabelled data: a folder of pictures, a .txt, CSV, JSON or Parquet file, ...",
     )
     what, data, names = read_flags(parser, argv)
     _check(what, names.model, argv)
@@ -109,8 +93,8 @@ def main(argv: list[str]) -> None:
     saved = _open(what, data, names)
     if output is not None:
         check_unadjusted(saved.model)
-    logits, labels = saved.predict(what.split, what.batch_size)
-    new_logits, _ = saved.predict(_NEW, what.batch_size)
+    logits, labels = saved.predict(what.split)
+    new_logits, _ = saved.predict(_NEW)
     estimate = estimate_shares(
         logits.numpy(),
         labels.numpy(),
@@ -121,12 +105,12 @@ def main(argv: list[str]) -> None:
     )
     passed = what.threshold is not None and estimate.moved() and estimate.distance > what.threshold
     console, said = Console(), verdict(estimate, saved.frequencies)
-    console.print(shares_table(estimate, saved.frequencies, f"{names.new}: {len(new_logits):,} examples"))
+    console.print(shares_table(estimate, saved.frequencies, f"{names.data}: {len(new_logits):,} examples"))
     for line in said:
         console.print(escape(line), highlight=False)
     if output is not None:
         result = summary(estimate, saved.frequencies) | {"threshold": what.threshold, "passed": passed, "said": said}
-        _save(output, result, estimate, saved, what.head)
+        _save(output, result, estimate, saved, data.head)
         for file in ("shift.json", "shares.png"):
             console.print(f"{output / file}", highlight=False, soft_wrap=True)
         console.print(f"model    {output}", highlight=False, soft_wrap=True)
@@ -147,26 +131,26 @@ def _check(what: ShiftArguments, model: str, argv: list[str]) -> None:
         )
 
 
-def _open(what: ShiftArguments, data: LookArguments, names: Any) -> SavedModel:
+def _open(what: ShiftArguments, data: HeadArguments, names: Any) -> SavedModel:
     # The model with the labelled splits and the new data.
     if what.split == "validation" and data.validation_split is None and data.validation_fraction is None:
         raise ValueError(
             "the calibration takes labelled examples that the model was not trained on: name them with "
             "--validation_split, or use the test split: --split test."
         )
-    splits = load_splits(data, what.label_column)
+    splits = load_splits(data, data.label_column)
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
     column = data.image_column if images else data.text_column
-    with stage(f"the new data {names.new!r} cannot be loaded"):
-        rows = load_unlabelled(names.new, column, what.new_config, data.separator, what.new_split)
+    with stage(f"the new data {names.data!r} cannot be loaded"):
+        rows = load_unlabelled(names.data, column, what.new_config, data.separator, what.new_split)
     if images and not isinstance(rows.features[column], datasets.Image):
-        raise ValueError(f"column {column!r} of {names.new!r} holds no pictures, and the model takes pictures.")
+        raise ValueError(f"column {column!r} of {names.data!r} holds no pictures, and the model takes pictures.")
     checks = Checks(data.check_data, data.skip_broken)
-    (rows,) = check_splits({names.new: rows}, "", checks, image_column=column, text_column=column)[0].values()
-    classes = splits["train"].features[what.label_column].names
+    (rows,) = check_splits({names.data: rows}, "", checks, image_column=column, text_column=column)[0].values()
+    classes = splits["train"].features[data.label_column].names
     kept = {split: splits[split] for split in ("train", what.split)}
-    kept[_NEW] = without_labels(rows, what.label_column, classes)
-    return open_saved(names.model, datasets.DatasetDict(kept), data, what.label_column, subset=False)
+    kept[_NEW] = without_labels(rows, data.label_column, classes)
+    return open_saved(names.model, datasets.DatasetDict(kept), data, subset=False)
 
 
 def changed(estimate: ShiftEstimate) -> tuple[np.ndarray, np.ndarray]:
@@ -283,12 +267,11 @@ def shares_table(estimate: ShiftEstimate, frequencies: ClassFrequencies, title: 
 
 
 def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: SavedModel, head: str | None) -> None:
-    folded = fold_shares(saved.model, estimate, head=head)
-    names = [saved.frequencies.name(c) for c in range(len(estimate.shares))]
+    folded, names = fold_shares(saved.model, estimate, head=head), saved.frequencies.labels
     with stage(f"the model cannot be saved in {str(output)!r}"):
         folded.save_pretrained(output)
         saved.processor.save_pretrained(output)
-        (output / "shift.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(output / "shift.json", result)
         title = f"class shares of {estimate.examples:,} new examples"
         plot_shares(
             estimate.training, estimate.shares, estimate.low, estimate.high, names, output / "shares.png", title

@@ -146,6 +146,14 @@ class ClassFrequencies:
         many, few = self.counts > self.common_threshold, self.counts < self.rare_threshold
         return {name: np.flatnonzero(mask) for name, mask in (("many", many), ("medium", ~many & ~few), ("few", few))}
 
+    @cached_property
+    def group_of(self) -> np.ndarray:
+        """(K,) the name of every class's group."""
+        names = np.empty(self.num_classes, dtype=object)
+        for group, classes in self.groups.items():
+            names[classes] = group
+        return names
+
     @property
     def imbalance_factor(self) -> float:
         """The largest count divided by the smallest nonzero count."""

@@ -62,6 +62,34 @@ def _splits(loaded: datasets.Dataset | datasets.DatasetDict) -> datasets.Dataset
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
 
 
+def pool_splits(splits: datasets.DatasetDict, name: str) -> datasets.DatasetDict:
+    """Join splits, named as `datasets` names such a join.
+
+    Args:
+        splits: the splits by name.
+        name: such as `train+validation`; without a plus nothing is joined.
+
+    Returns:
+        The splits, with one of that name in place of its parts.
+
+    Raises:
+        ValueError: there is no such part.
+
+    Example:
+        >>> rows = datasets.Dataset.from_dict({"label": [0, 1]})
+        >>> pool_splits(datasets.DatasetDict(train=rows, test=rows), "train+test").num_rows
+        {'train+test': 4}
+    """
+    if name in splits or "+" not in name:
+        return splits
+    parts = name.split("+")
+    for part in parts:
+        if part not in splits:
+            raise ValueError(f"{name!r}: {no_split(part, splits)}")
+    rest = {split: rows for split, rows in splits.items() if split not in parts}
+    return datasets.DatasetDict({**rest, name: datasets.concatenate_datasets([splits[part] for part in parts])})
+
+
 def no_split(split: str, splits: datasets.DatasetDict) -> str:
     """Describe a missing split, with those that exist."""
     return f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}."
@@ -76,6 +104,7 @@ def prepare_splits(
     validation_split: str | None = None,
     test_fraction: float | None = None,
     class_names: list[str] | None = None,
+    group_column: str | None = None,
     seed: int = 0,
 ) -> datasets.DatasetDict:
     """Bring a dataset into one form: splits `train`, `test` and perhaps `validation`, and labels with names.
@@ -88,6 +117,7 @@ def prepare_splits(
         validation_split: which split becomes `validation`, if any.
         test_fraction: share of every class held out as the test split, in (0, 0.5], where there is none.
         class_names: names of the classes, in the order of their indices; see `name_classes`.
+        group_column: as for `split_validation`.
         seed: seed of the held-out share.
 
     Returns:
@@ -119,6 +149,6 @@ def prepare_splits(
     chosen = name_classes(chosen, label_column, class_names)
     if test_fraction is not None:
         chosen["train"], chosen["test"] = split_validation(
-            chosen["train"], test_fraction, seed, label_column=label_column
+            chosen["train"], test_fraction, seed, label_column=label_column, group_column=group_column
         )
     return chosen

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 
-from hf_sharp.data.labels import read_labels
+from hf_sharp.data.labels import arrow_column, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +21,14 @@ def split_validation(
     *,
     label_column: str = "label",
     label2id: Mapping[str, int] | None = None,
+    group_column: str | None = None,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split a training set by class into training and validation examples.
 
         validation examples of class c = min(⌊fraction · n_c + ½⌋, n_c − 1)
+
+    With `group_column`, groups are counted in place of examples, such as the patients that pictures are of: what one
+    group has in common would otherwise be seen in training and rewarded in validation.
 
     Args:
         dataset: the training set.
@@ -31,13 +36,15 @@ def split_validation(
         seed: seed of the choice of examples.
         label_column: the column with the labels.
         label2id: class name to class index, for labels that are names. Default: any numbering.
+        group_column: examples with the same value there stay together. A group counts for the class of its first one.
 
     Returns:
         The training and the validation examples, each in their original order. Every class keeps at least one training
         example; a warning names the classes without a validation example.
 
     Raises:
-        ValueError: a fraction outside (0, 0.5], an empty dataset, or no validation example in any class.
+        ValueError: a fraction outside (0, 0.5], an empty dataset, no such column, or no validation example in any
+            class.
 
     Example:
         >>> data = datasets.Dataset.from_dict({"label": [0] * 20 + [1] * 10 + [2]})
@@ -53,15 +60,19 @@ def split_validation(
     labels = read_labels(dataset, label_column, label2id=label2id)
     if len(labels) == 0:
         raise ValueError("the dataset is empty and cannot be split.")
+    groups = np.arange(len(labels)) if group_column is None else _groups(dataset, group_column)
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    labels = labels[first]
     rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(labels), dtype=bool)
+    chosen = np.zeros(len(labels), dtype=bool)
     without = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         count = min(int(np.floor(fraction * len(rows) + 0.5)), len(rows) - 1)
-        held_out[rng.choice(rows, size=count, replace=False)] = True
+        chosen[rng.choice(rows, size=count, replace=False)] = True
         if count == 0:
             without.append(int(label))
+    held_out = chosen[group_of]
     if not held_out.any():
         largest = int(np.bincount(labels).max())
         remedy = "Use a larger fraction." if largest > 1 else f"Is {label_column!r} the column with the labels?"
@@ -73,3 +84,39 @@ def split_validation(
         classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
         logger.warning("%s too small for a validation example: %s.", classes_are, shown)
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def drop_repeats(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Keep the first of the rows that share a value.
+
+    Args:
+        dataset: the rows.
+        column: the column that tells rows apart, such as the name of a picture.
+
+    Returns:
+        The rows, in their order.
+
+    Raises:
+        ValueError: there is no such column, or a row has no value there.
+
+    Example:
+        >>> drop_repeats(datasets.Dataset.from_dict({"id": ["b", "a", "b"]}), "id")["id"][:]
+        ['b', 'a']
+    """
+    first = np.unique(_groups(dataset, column), return_index=True)[1]
+    if len(first) < len(dataset):
+        logger.warning("%s rows repeat a value of %r and are left out.", f"{len(dataset) - len(first):,}", column)
+    return dataset.select(first)
+
+
+def _groups(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """Number the values of a column, in the order of their first rows."""
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"there is no column {column!r}; the columns are {', '.join(map(repr, dataset.column_names))}."
+        )
+    values = arrow_column(dataset, column)
+    if values.null_count:
+        row = int(np.argmax(np.asarray(values.is_null())))
+        raise ValueError(f"row {row} has no value in column {column!r}, so it cannot be told what it belongs to.")
+    return np.asarray(pc.index_in(values, values.unique()))

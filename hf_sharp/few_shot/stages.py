@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_sharp.reports.results import write_json
+
 
 def resume_stage(file: Path, options: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Return the saved results of a stage, and run the stage first if it has not finished.
@@ -33,9 +35,7 @@ def resume_stage(file: Path, options: Mapping[str, Any], run: Callable[[], Mappi
     if not file.exists():
         results = {"options": options, **run()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(results, indent=1) + "\n")
-        unfinished.replace(file)
+        write_json(file, results)
     saved = json.loads(file.read_text())
     then, now = saved["options"], json.loads(json.dumps(options))
     if then != now:

@@ -48,9 +48,6 @@ def split_by_group(batches: Iterable[Mapping[str, Tensor]], frequencies: ClassFr
     Raises:
         ValueError: a batch has no labels, or labels outside the classes.
     """
-    group_of = torch.empty(frequencies.num_classes, dtype=torch.int64)
-    for number, classes in enumerate(frequencies.groups.values()):
-        group_of[torch.as_tensor(classes)] = number
     for batch in batches:
         if "labels" not in batch:
             raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
@@ -62,9 +59,9 @@ def split_by_group(batches: Iterable[Mapping[str, Tensor]], frequencies: ClassFr
                 f"indices from 0 to {frequencies.num_classes - 1}."
             )
         inputs = {name: value.cpu() for name, value in batch.items() if name != "labels"}
-        groups = group_of[labels.clamp(min=0)]
-        for number, name in enumerate(frequencies.groups):
-            if bool((rows := counted & (groups == number)).any()):
+        groups = frequencies.group_of[labels.clamp(min=0).numpy()]
+        for name in frequencies.groups:
+            if bool((rows := counted & torch.from_numpy(groups == name)).any()):
                 yield GroupBatch(inputs, labels, name).select(rows)
 
 

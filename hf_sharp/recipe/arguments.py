@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.listed import parse_lists
-from hf_sharp.data.loading import load, prepare_splits
+from hf_sharp.data.loading import load, pool_splits, prepare_splits
 from hf_sharp.data.long_tail import long_tail
-from hf_sharp.data.split import split_validation
+from hf_sharp.data.split import drop_repeats, split_validation
 from hf_sharp.recipe.boundary import stage
 
 TRUST = "Run the code that a model brings along, which may do anything. Cosine heads of hf_sharp do not need it."
@@ -40,7 +40,7 @@ class DataArguments:
             "the folder that the paths start from."
         },
     )
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on; train+validation joins two."})
     test_split: str = field(default="test", metadata={"help": "The split for the final report."})
     test_fraction: float | None = field(
         default=None, metadata={"help": "Hold out this share of every class as the test split, if there is none."}
@@ -50,6 +50,14 @@ class DataArguments:
     )
     validation_fraction: float | None = field(
         default=None, metadata={"help": "Hold out this share of every training class to evaluate on while training."}
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Rows with the same value there, such as a patient, are never in two parts of a split."},
+    )
+    unique_column: str | None = field(
+        default=None,
+        metadata={"help": "Only the first row with the same value there is used, such as a picture's name."},
     )
     separator: str | None = field(
         default=None, metadata={"help": "What separates the columns of CSV files; a comma if not given."}
@@ -174,8 +182,14 @@ class RunArguments:
 
 def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
     """Load and check the splits `train`, `test` and perhaps `validation`, with named classes."""
+    if data.group_column is not None and data.test_fraction is None and data.validation_fraction is None:
+        raise ValueError(
+            f"group_column={data.group_column!r} has no effect, because nothing is held out. Set test_fraction or "
+            "validation_fraction, or leave it out."
+        )
     with stage(f"the dataset {data.dataset!r} cannot be loaded"):
         loaded = load(data.dataset, data.dataset_config, data.separator, parse_lists(data.split_lists or ()))
+        loaded = pool_splits(loaded, data.train_split)
     used = [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]
     checked, data.left_out = check_splits(
         {split: rows for split, rows in loaded.items() if split in used},
@@ -184,6 +198,8 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
         image_column=getattr(data, "image_column", None),
         text_column=getattr(data, "text_column", None),
     )
+    if data.unique_column is not None:
+        checked = datasets.DatasetDict({name: drop_repeats(rows, data.unique_column) for name, rows in checked.items()})
     splits = prepare_splits(
         datasets.DatasetDict({**loaded, **checked}),
         label_column,
@@ -192,6 +208,7 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
         validation_split=data.validation_split,
         test_fraction=data.test_fraction,
         class_names=data.class_names,
+        group_column=data.group_column,
     )
     if data.imbalance_factor is not None:
         splits["train"] = long_tail(
@@ -205,6 +222,6 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
         if data.validation_split is not None:
             raise ValueError("set validation_split or validation_fraction, not both.")
         splits["train"], splits["validation"] = split_validation(
-            splits["train"], data.validation_fraction, label_column=label_column
+            splits["train"], data.validation_fraction, label_column=label_column, group_column=data.group_column
         )
     return splits

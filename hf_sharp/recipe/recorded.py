@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from hf_sharp.reports.results import RESULTS, options_of
+from hf_sharp.reports.results import RESULTS, options_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ _NOT_TAKEN = {
 }
 # A held-out share that differs from the training's puts training examples into it.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
+_OF_SPLITS |= {"group_column", "unique_column"}
 
 
 def recorded(model: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def keep_record(record: Mapping[str, Any], folder: Path) -> None:
     """
     if record:
         kept = {name: record[name] for name in ("options", "data") if name in record}
-        (folder / RESULTS).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / RESULTS, kept)
 
 
 def set_flags(argv: Sequence[str]) -> set[str]:

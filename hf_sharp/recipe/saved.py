@@ -41,14 +41,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LookArguments(ImageArguments, TextArguments):
-    """Which data: images or texts."""
+    """Which data, images or texts, to open a saved model for; and whether the model's own code is trusted."""
+
+    label_column: str = field(default="label", metadata={"help": "The column with the labels."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch; memory grows with it."})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
 
 
 @dataclass
-class SavedArguments(LookArguments):
-    """Which data to open a saved model for; and whether the model's own code is trusted."""
+class HeadArguments(LookArguments):
+    """Which data to open a saved model for; and where the head is that is changed."""
 
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
+    head: str | None = field(
+        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
+    )
 
 
 def choose_data(what: Any, data: LookArguments, model: str, word: str | None, argv: Sequence[str]) -> dict[str, Any]:
@@ -114,7 +120,6 @@ class SavedModel:
         processor: its image processor or tokenizer.
         splits: `train`, `test` and perhaps `validation`.
         frequencies: class frequencies of the training split.
-        label_column: the column with the labels.
         data: the options of the data.
     """
 
@@ -123,36 +128,33 @@ class SavedModel:
     processor: Any
     splits: datasets.DatasetDict
     frequencies: ClassFrequencies
-    label_column: str
     data: LookArguments
 
-    def batches(self, split: str, batch_size: int = 64) -> DataLoader:
+    def batches(self, split: str) -> DataLoader:
         """Make the batches of a split as the model takes them, with `labels`.
 
         Args:
             split: one of `splits`.
-            batch_size: examples per batch.
 
         Returns:
             A DataLoader, in the order of the data.
         """
-        return self._batches(self.splits[split], batch_size)
+        return self._batches(self.splits[split])
 
-    def _batches(self, rows: datasets.Dataset, batch_size: int) -> DataLoader:
+    def _batches(self, rows: datasets.Dataset) -> DataLoader:
         texts = "input_ids" in rows.column_names
         collate: Any = DataCollatorWithPadding(self.processor) if texts else DefaultDataCollator()
         return DataLoader(
             rows,
-            batch_size,
-            collate_fn=LabelCollator(collate, self.label_column, None),
+            self.data.batch_size,
+            collate_fn=LabelCollator(collate, self.data.label_column, None),
         )
 
-    def predict(self, split: str, batch_size: int = 64, tta: str = "none") -> tuple[Tensor, Tensor]:
+    def predict(self, split: str, tta: str = "none") -> tuple[Tensor, Tensor]:
         """Run the model over a split.
 
         Args:
             split: one of `splits`.
-            batch_size: examples per batch.
             tta: for images: run it over several views, one of `hf_sharp.data.views.TTA`, and average the logits.
 
         Returns:
@@ -164,14 +166,14 @@ class SavedModel:
         rows = self.splits[split]
         if tta != "none" and "input_ids" in rows.column_names:
             raise ValueError(f"tta={tta!r} is for images, and the data are texts. Leave it at none.")
-        views = views_of(rows, self.processor, self.data, self.label_column, tta) if tta != "none" else (rows,)
-        predicted = [self._run(view, split, batch_size) for view in views]
+        views = views_of(rows, self.processor, self.data, self.data.label_column, tta) if tta != "none" else (rows,)
+        predicted = [self._run(view, split) for view in views]
         return torch.stack([logits for logits, _ in predicted]).mean(0), predicted[0][1]
 
-    def _run(self, rows: datasets.Dataset, split: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    def _run(self, rows: datasets.Dataset, split: str) -> tuple[Tensor, Tensor]:
         logits, labels = [], []
         with torch.inference_mode():
-            for batch in tqdm(self._batches(rows, batch_size), desc=split, unit="batch", leave=False):
+            for batch in tqdm(self._batches(rows), desc=split, unit="batch", leave=False):
                 labels.append(batch.pop("labels", torch.empty(0, dtype=torch.int64)))
                 inputs = {name: value.to(self.model.device) for name, value in batch.items()}
                 logits.append(self.model(**inputs).logits.float().cpu())
@@ -193,10 +195,9 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
         ValueError: one of them cannot be loaded, or the tokenizer is not the model's.
     """
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    trust = getattr(data, "trust_remote_code", False)
     with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        kind, config = class_for(auto, name, trust)
-        trusted: dict[str, Any] = {"trust_remote_code": True} if trust else {}
+        kind, config = class_for(auto, name, data.trust_remote_code)
+        trusted: dict[str, Any] = {"trust_remote_code": True} if data.trust_remote_code else {}
         model = kind.from_pretrained(name, **trusted)
         if images:
             return model, AutoImageProcessor.from_pretrained(name, **trusted)
@@ -218,16 +219,13 @@ def takes_images(name: str, trust_remote_code: bool = False) -> bool:
     return "image-classification" in tasks
 
 
-def open_saved(
-    name: str, splits: datasets.DatasetDict, data: LookArguments, label_column: str, *, subset: bool = True
-) -> SavedModel:
+def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, *, subset: bool = True) -> SavedModel:
     """Open a saved model for a dataset: with images if the data has an image column, else with texts.
 
     Args:
         name: the model's folder or Hub name.
         splits: the data, as returned by `load_splits`; its classes are aligned with the model's, by name.
         data: the columns.
-        label_column: the column with the labels.
         subset: allow the data to lack classes of the model.
 
     Returns:
@@ -238,13 +236,13 @@ def open_saved(
     """
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
     model, processor = load_saved(name, images, data)
-    splits = _aligned(name, model.config, splits, label_column, subset)
-    names: Sequence[str] = splits["train"].features[label_column].names
-    frequencies = ClassFrequencies.from_dataset(splits["train"], label_column, len(names))
+    splits = _aligned(name, model.config, splits, data.label_column, subset)
+    names: Sequence[str] = splits["train"].features[data.label_column].names
+    frequencies = ClassFrequencies.from_dataset(splits["train"], data.label_column, len(names))
     prepare: Any = prepare_images if images else prepare_texts
-    prepared = prepare(splits, processor, data, label_column)
+    prepared = prepare(splits, processor, data, data.label_column)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, label_column, data)
+    return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, data)
 
 
 def _aligned(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from hf_sharp.reports.evaluation_pictures import draw_evaluation
 from hf_sharp.reports.plots import plot_recall_by_count
+from hf_sharp.reports.results import write_json
 from hf_sharp.reports.table import comparison_table, per_class_table
 
 REPORT = "report.json"
@@ -83,6 +83,6 @@ def write_report(
         title: of the pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / REPORT, report)
     plot_recall_by_count({name: report}, folder / "recall_by_count.png", title)
     draw_evaluation(folder, report, predictions, references, probabilities, title)

@@ -43,7 +43,6 @@ def evaluation_section(
     Returns:
         Name in the template to content.
     """
-    names = class_names(frequencies)
     width = half_widths(report, frequencies).get("accuracy")
     return {
         "results": results_table(report, plain, frequencies, group_labels, over_seeds),
@@ -54,8 +53,8 @@ def evaluation_section(
         "common": frequencies.common_threshold,
         "pictures": [(text, file) for file, text in PICTURES.items() if file in pictures],
         "picture": quote(picture) if picture and "per_class_recall" in report else None,
-        "classes": class_table(report, names, frequencies),
-        "folded": len(names) > _FOLDED_ABOVE,
+        "classes": class_table(report, frequencies),
+        "folded": frequencies.num_classes > _FOLDED_ABOVE,
         "confusions": confusions_table(report),
     }
 
@@ -77,11 +76,6 @@ def test_time_augmentation(record: Mapping[str, Any] | None) -> str | None:
         f"({code(record['name'])}). With one view, as `pipeline()` has it, the accuracy is "
         f"{percent(one['accuracy'], None)} % and the balanced accuracy {percent(one['balanced_accuracy'], None)} %."
     )
-
-
-def class_names(frequencies: ClassFrequencies) -> list[str]:
-    """List the names of all classes; without names, their numbers."""
-    return [frequencies.name(i) for i in range(frequencies.num_classes)]
 
 
 def results_table(
@@ -151,18 +145,16 @@ def _worst_class(report: Mapping[str, Any]) -> str | None:
     return f"{cell} ({escaped(report['worst_class'])}{others})" if cell else None
 
 
-def class_table(report: Mapping[str, Any], names: Sequence[str], frequencies: ClassFrequencies) -> list[list[str]]:
+def class_table(report: Mapping[str, Any], frequencies: ClassFrequencies) -> list[list[str]]:
     """Make the table of classes, the most frequent first.
 
     Args:
         report: the long-tail report.
-        names: (K,) the classes' names.
         frequencies: of the training set.
 
     Returns:
         The heading and a row per class.
     """
-    group_of = {int(i): group for group, classes in frequencies.groups.items() for i in classes}
     headings = {
         "per_class_support": "test examples",
         "per_class_recall": "recall in %",
@@ -170,9 +162,9 @@ def class_table(report: Mapping[str, Any], names: Sequence[str], frequencies: Cl
     }
     columns = [column for column in headings if column in report]
     table = [["class", "training examples", "group", *(headings[column] for column in columns)]]
-    for i in sorted(group_of, key=lambda i: (-frequencies.counts[i], i)):
+    for i in sorted(range(frequencies.num_classes), key=lambda i: (-frequencies.counts[i], i)):
         cells = [_class_figure(report, column, i) for column in columns]
-        table.append([escaped(names[i]), f"{frequencies.counts[i]:,}", group_of[i], *cells])
+        table.append([escaped(frequencies.name(i)), f"{frequencies.counts[i]:,}", frequencies.group_of[i], *cells])
     return table
 
 
@@ -202,7 +194,7 @@ def limitations(
     Returns:
         Sentences in Markdown.
     """
-    names = class_names(frequencies)
+    names = frequencies.labels
     sentences = [*_weak_classes(report, names), *_unknown_classes(report, names, frequencies)]
     widths = half_widths(report, frequencies)
     many, few = (report.get(f"{group}_accuracy") for group in ("many", "few"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_sharp.reports.figures import is_finite_number
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.reports.figures import group_labels, is_finite_number
 from hf_sharp.reports.markdown import one_line, published, without_paths
 from hf_sharp.training_args import PLAIN_METHOD
 
@@ -32,36 +34,53 @@ LICENCES = frozenset((
 # fmt: on
 
 
+@dataclass(frozen=True)
+class Subject:
+    """The model that a card is about.
+
+    Attributes:
+        name: the model's.
+        task: the pipeline's name; None: unknown.
+        library: the library that loads the model.
+        base_model: the pretrained model, a name on the Hub or a folder.
+        dataset: a name on the Hub or a folder.
+        options: the run's options.
+        method: the options of sharpness, loss and sampler in effect.
+        frequencies: of the training set.
+    """
+
+    name: str
+    task: str | None
+    library: str
+    base_model: str | None
+    dataset: str | None
+    options: Mapping[str, Any]
+    method: Mapping[str, Any]
+    frequencies: ClassFrequencies
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """many, medium and few, with their limits and sizes."""
+        frequencies = self.frequencies
+        sizes = {group: len(classes) for group, classes in frequencies.groups.items()}
+        return group_labels(frequencies.rare_threshold, frequencies.common_threshold, sizes)
+
+
 def card_metadata(
+    subject: Subject,
     report: Mapping[str, Any],
-    options: Mapping[str, Any],
-    method: Mapping[str, Any],
-    group_labels: Mapping[str, str],
-    *,
-    name: str,
-    task: str | None,
-    base_model: str | None,
-    dataset: str | None,
-    licence: str | None,
-    language: str | Sequence[str] | None,
-    tags: Iterable[str],
-    library_name: str,
+    licence: str | None = None,
+    language: str | Sequence[str] | None = None,
+    tags: Iterable[str] = (),
 ) -> ModelCardData:
     """Collect the metadata of a card. Every text is one printable line, which huggingface_hub writes as YAML.
 
     Args:
+        subject: the model.
         report: the long-tail report.
-        options: the run's options.
-        method: the options of sharpness, loss and sampler in effect.
-        group_labels: many, medium and few, with their limits.
-        name: the model's name.
-        task: the pipeline's name; None: unknown.
-        base_model: the pretrained model, a name on the Hub or a folder.
-        dataset: a name on the Hub or a folder.
         licence: an identifier of the Hub, or any other name.
         language: ISO 639 codes.
         tags: the user's tags.
-        library_name: the library that loads the model.
 
     Returns:
         The metadata, without empty entries, which the Hub refuses.
@@ -70,19 +89,19 @@ def card_metadata(
         ValueError: a language that the Hub does not accept.
     """
     hub_licence, licence_name = _licence(licence)
-    dataset_id = hub_id(dataset)
+    dataset_id = hub_id(subject.dataset)
     data = ModelCardData(
         license=hub_licence,
         license_name=licence_name,
         language=_languages(language),
-        base_model=hub_id(base_model),
+        base_model=hub_id(subject.base_model),
         datasets=[dataset_id] if dataset_id else None,
-        library_name=library_name,
-        pipeline_tag=task,
+        library_name=subject.library,
+        pipeline_tag=subject.task,
         metrics=["accuracy"],
-        tags=_tags(method, tags),
-        model_name=name,
-        eval_results=_eval_results(report, options, dataset, task, group_labels) or None,
+        tags=_tags(subject.method, tags),
+        model_name=subject.name,
+        eval_results=_eval_results(subject, report) or None,
     )
     if not data.eval_results:
         data.pop("model_name")
@@ -135,20 +154,14 @@ def _tags(method: Mapping[str, Any], tags: Iterable[str]) -> list[str]:
     return [tag for tag in (*method_tags, *map(one_line, user_tags)) if tag]
 
 
-def _eval_results(
-    report: Mapping[str, Any],
-    options: Mapping[str, Any],
-    dataset: str | None,
-    task: str | None,
-    group_labels: Mapping[str, str],
-) -> list[EvalResult]:
+def _eval_results(subject: Subject, report: Mapping[str, Any]) -> list[EvalResult]:
     labels = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy"}
-    labels |= {f"{group}_accuracy": f"Mean recall, {label}" for group, label in group_labels.items()}
-    dataset_id = hub_id(dataset)
-    dataset_name = one_line(dataset_id or local_name(dataset or "")) or "unknown"
+    labels |= {f"{group}_accuracy": f"Mean recall, {label}" for group, label in subject.groups.items()}
+    options, dataset_id = subject.options, hub_id(subject.dataset)
+    dataset_name = one_line(dataset_id or local_name(subject.dataset or "")) or "unknown"
     return [
         EvalResult(
-            task_type=task or "other",
+            task_type=subject.task or "other",
             dataset_type=dataset_id or re.sub(r"[^A-Za-z0-9]+", "-", dataset_name).strip("-") or "unknown",
             dataset_name=dataset_name,
             dataset_config=one_line(published(options.get("dataset_config") or "")) or None,

@@ -17,9 +17,9 @@ from huggingface_hub import ModelCard
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports import card_evaluation as evaluation
 from hf_sharp.reports import card_training as training
-from hf_sharp.reports.card_metadata import card_metadata, hub_id, local_name
+from hf_sharp.reports.card_metadata import Subject, card_metadata, hub_id, local_name
 from hf_sharp.reports.card_training import method_of
-from hf_sharp.reports.figures import group_labels, is_finite_number, quantity
+from hf_sharp.reports.figures import is_finite_number, quantity
 from hf_sharp.reports.markdown import escaped, one_line
 from hf_sharp.reports.results import RESULTS, TASKS, read_results, task_of
 from hf_sharp.training_args import PLAIN_METHOD
@@ -78,51 +78,40 @@ def build_card(
     """
     report, options, model = results["report"], results["options"], results.get("model", {})
     over_seeds = results.get("over_seeds")
-    task = pipeline_tag or model.get("task")
-    dataset = _local_as_path(options.get("dataset") if dataset is None else dataset, results)
-    base_model = _local_as_path(base_model or model.get("base") or options.get("model_name_or_path"), results)
-    library = library_name or model.get("library", "transformers")
-    frequencies = _frequencies(report, class_names or model.get("class_names"))
-    groups = group_labels(
-        frequencies.rare_threshold,
-        frequencies.common_threshold,
-        {group: len(classes) for group, classes in frequencies.groups.items()},
-    )
-    method = results.get("method") or method_of(options)
-    name = one_line(model_name) or "model"
-    data = card_metadata(
-        report,
-        options,
-        method,
-        groups,
-        name=name,
-        task=task,
-        base_model=base_model,
-        dataset=dataset,
-        licence=licence,
-        language=language,
-        tags=tags,
-        library_name=library,
-    )
-    limitations = evaluation.limitations(
-        report,
-        frequencies,
-        balanced=training.treats_classes_alike(method),
-        seed=options.get("seed", training.DEFAULTS["seed"]),
-        seeds=len(over_seeds["seeds"]) if over_seeds else 0,
+    subject = Subject(
+        name=one_line(model_name) or "model",
+        task=pipeline_tag or model.get("task"),
+        library=library_name or model.get("library", "transformers"),
+        base_model=_local_as_path(base_model or model.get("base") or options.get("model_name_or_path"), results),
+        dataset=_local_as_path(options.get("dataset") if dataset is None else dataset, results),
+        options=options,
+        method=results.get("method") or method_of(options),
+        frequencies=_frequencies(report, class_names or model.get("class_names")),
     )
     card = ModelCard.from_template(
-        data,
+        card_metadata(subject, report, licence, language, tags),
         template_path=str(template_file()),
-        name=escaped(name),
-        summary=_summary(task, base_model, dataset, options, frequencies),
-        limitations=limitations,
-        **_usage(task, library, base_model, repo_id, opened or name, frequencies),
+        name=escaped(subject.name),
+        summary=_summary(subject),
+        limitations=evaluation.limitations(
+            report,
+            subject.frequencies,
+            balanced=training.treats_classes_alike(subject.method),
+            seed=options.get("seed", training.DEFAULTS["seed"]),
+            seeds=len(over_seeds["seeds"]) if over_seeds else 0,
+        ),
+        **_usage(subject, repo_id, opened or subject.name),
         tta=evaluation.test_time_augmentation(results.get("tta")),
         **evaluation.evaluation_section(
-            report, plain and plain["report"], frequencies, groups, picture, pictures, over_seeds
+            report,
+            plain and plain["report"],
+            subject.frequencies,
+            subject.groups,
+            picture,
+            pictures,
+            over_seeds,
         ),
-        **training.training_section(results, plain, method),
+        **training.training_section(results, plain, subject.method),
     )
     return ModelCard(str(card))  # as a reader of the file will see it
 
@@ -230,42 +219,29 @@ def _frequencies(report: Mapping[str, Any], class_names: Sequence[str] | None) -
     return ClassFrequencies.from_counts(counts, names=names, **thresholds)
 
 
-def _usage(
-    task: str | None,
-    library: str,
-    base_model: str | None,
-    repo_id: str | None,
-    folder: str,
-    frequencies: ClassFrequencies,
-) -> dict[str, Any]:
+def _usage(subject: Subject, repo_id: str | None, folder: str) -> dict[str, Any]:
     return {
-        "usage": TASKS.get(task or ""),
-        "adapter": library == "peft",
-        "task": json.dumps(task),
+        "usage": TASKS.get(subject.task or ""),
+        "adapter": subject.library == "peft",
+        "task": json.dumps(subject.task),
         "opened": json.dumps(one_line(repo_id or folder), ensure_ascii=False),
-        "base": json.dumps(hub_id(base_model) or "path/to/base_model"),
+        "base": json.dumps(hub_id(subject.base_model) or "path/to/base_model"),
         "published": repo_id is not None,
-        "num_classes": frequencies.num_classes,
+        "num_classes": subject.frequencies.num_classes,
     }
 
 
-def _summary(
-    task: str | None,
-    base: str | None,
-    dataset: str | None,
-    options: Mapping[str, Any],
-    frequencies: ClassFrequencies,
-) -> str:
-    counts = frequencies.counts
+def _summary(subject: Subject) -> str:
+    counts, task, dataset = subject.frequencies.counts, subject.task, subject.dataset
     what = f"{TASKS[task].article} {TASKS[task].kind} classifier" if task in TASKS else "A classifier"
-    config = options.get("model_config")
+    config = subject.options.get("model_config")
     model_type = config.get("model_type") if isinstance(config, Mapping) else None
-    if base:
-        start = f"fine-tuned from {_linked(base, '')}"
+    if subject.base_model:
+        start = f"fine-tuned from {_linked(subject.base_model, '')}"
     else:
         start = f"trained from scratch ({escaped(model_type)})" if model_type else "trained"
     data = f" on {_linked(dataset, 'datasets/')}" if dataset else ""
-    factor = options.get("imbalance_factor")
+    factor = subject.options.get("imbalance_factor")
     if dataset and is_finite_number(factor):
         data += f", subsampled to be long-tailed (imbalance factor {factor:g})"
     return (

@@ -112,12 +112,18 @@ def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) ->
         folder: the run's. The options as they were set are kept beside it, in a file that is not published.
         results: the results.
     """
-    _write(Path(folder, _LOCAL), {"options": results["options"]})
-    _write(Path(folder, RESULTS), shared_results(results))
+    write_json(Path(folder, _LOCAL), {"options": results["options"]})
+    write_json(Path(folder, RESULTS), shared_results(results))
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    unfinished = file.with_suffix(".part")  # a file appears complete or not at all
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears complete or not at all.
+
+    Args:
+        file: the file; its folder exists.
+        content: JSON-like data.
+    """
+    unfinished = file.with_suffix(".part")
     unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.replace(file)
 

@@ -85,7 +85,6 @@ def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str
         raise ValueError(f"rows must be at least 1, or None for all classes; got {rows}.")
     frequencies = frequencies_of(report)
     counts = frequencies.counts
-    group_of = {int(c): group for group, classes in frequencies.groups.items() for c in classes}
     order = sorted(range(len(counts)), key=lambda c: (counts[c], c))[:rows]
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.add_column("class", overflow="fold")
@@ -95,7 +94,7 @@ def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str
         support = report["per_class_support"][c]
         shares = [report[f"per_class_{figure}"][c] for figure in ("recall", "precision")]
         cells = [percent(share, half_width([share], [support])) or "–" for share in shares]
-        table.add_row(escape(frequencies.name(c)), f"{counts[c]:,}", group_of[c], f"{support:,}", *cells)
+        table.add_row(escape(frequencies.name(c)), f"{counts[c]:,}", frequencies.group_of[c], f"{support:,}", *cells)
     if len(order) < len(counts):
         table.caption = f"the {len(order)} rarest of {len(counts):,} classes"
     return table

@@ -28,7 +28,7 @@ from hf_sharp.sharpness.ascent import (
 from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
 from hf_sharp.sharpness.passes import Division, rows_of
 from hf_sharp.sharpness.reuse import ReusedSharpness
-from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpness_aware_backward
+from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, StepInputs, sharpness_aware_backward
 
 
 class Waiting(NamedTuple):
@@ -49,14 +49,7 @@ class Ascent(Protocol):
     def restart(self) -> None:
         """Forget what is left over from a window that an error cut short."""
 
-    def step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        host_labels: np.ndarray | None,
-        rho: Tensor | float,
-        num_examples: Any,
-    ) -> Tensor:
+    def step(self, given: StepInputs) -> Tensor:
         """Add the gradient of one micro-batch to `.grad`, as `SharpnessEngine.step` describes."""
 
 
@@ -81,17 +74,11 @@ class GradientAscent:
         """Forget micro-batches left over from a window that an error cut short."""
         self.window = []
 
-    def step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        host_labels: np.ndarray | None,
-        rho: Tensor | float,
-        num_examples: Any,
-    ) -> Tensor:
+    def step(self, given: StepInputs) -> Tensor:
         """Run the passes of a micro-batch, or put it aside until its window is complete."""
-        engine, loop = self.engine, self.loop
-        waiting = engine.divide(inputs, host_labels)
+        loop = self.loop
+        model, inputs, host_labels, rho, num_examples = given
+        waiting = self.engine.divide(inputs, host_labels)
         if not (self.one_window or waiting.division.is_perturbed):
             return loop.plain_step(model, inputs, num_examples)
         window = [*self.window, waiting]
@@ -196,15 +183,9 @@ class MomentumAscent:
     def restart(self) -> None:
         """Do nothing: a window leaves nothing over."""
 
-    def step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        host_labels: np.ndarray | None,
-        rho: Tensor | float,
-        num_examples: Any,
-    ) -> Tensor:
+    def step(self, given: StepInputs) -> Tensor:
         """Run one plain step at the moved weights."""
+        model, inputs, _, rho, num_examples = given
         with shards_only(model.modules()):
             parameters = trainable_parameters(model)
             moved, momentum = with_gradients(parameters, first_moments(self.loop.optimizer, parameters))
@@ -241,23 +222,13 @@ class ReusedAscent:
         self.ascent.restart()
         self.reused.restart()
 
-    def step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        host_labels: np.ndarray | None,
-        rho: Tensor | float,
-        num_examples: Any,
-    ) -> Tensor:
+    def step(self, given: StepInputs) -> Tensor:
         """Ascend, or reuse."""
         loop = self.ascent.loop
         ascends = loop.step % self.every == 0
-        if ascends:
-            loss = self.ascent.step(model, inputs, host_labels, rho, num_examples)
-        else:
-            loss = loop.plain_step(model, inputs, num_examples)
+        loss = self.ascent.step(given) if ascends else loop.plain_step(given.model, given.inputs, given.num_examples)
         if loop.window_ends:
-            parameters = trainable_parameters(model)
+            parameters = trainable_parameters(given.model)
             self.reused.keep(parameters) if ascends else self.reused.add(parameters)
         return loss
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.sharpness.ascent import (
@@ -30,6 +30,7 @@ from hf_sharp.sharpness.ascent import (
     trainable_parameters,
 )
 from hf_sharp.sharpness.passes import rows_of
+from hf_sharp.sharpness.step import StepInputs
 
 
 class ClassMomentum:
@@ -128,16 +129,10 @@ class ClassMomentumAscent:
         """Forget what is left over from a window that an error cut short."""
         self.momentum.restart()
 
-    def step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        host_labels: np.ndarray | None,
-        rho: Tensor | float,
-        num_examples: Any,
-    ) -> Tensor:
+    def step(self, given: StepInputs) -> Tensor:
         """Run the perturbed group's pass at w + ε, then the clean group's at w."""
         engine, loop = self.engine, self.loop
+        model, inputs, host_labels, rho, num_examples = given
         waiting = engine.divide(inputs, host_labels)
         loop.begin_step(model)
         inputs = loop.prepare(inputs)

@@ -26,6 +26,7 @@ from hf_sharp.sharpness.passes import PassPlanner
 from hf_sharp.sharpness.radius import LearnedRadius, scheduled_rho
 from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
 from hf_sharp.sharpness.reuse import ReusedSharpness
+from hf_sharp.sharpness.step import StepInputs
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ class SharpnessEngine:
         rho = self.last_rho = self.rho if begun else 0.0
         if not begun or not self.planner.perturbs or (self.learned_radius is None and rho == 0):
             return self.loop.plain_step(model, inputs, num_examples)
-        return self.ascent.step(model, inputs, host_labels, rho, num_examples)
+        return self.ascent.step(StepInputs(model, inputs, host_labels, rho, num_examples))
 
     def divide(self, inputs: dict[str, Any], host_labels: np.ndarray | None) -> Waiting:
         """Decide which examples of a micro-batch its passes take.

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from hf_sharp import split_validation
+from hf_sharp.data.split import drop_repeats
 
 
 def data(counts):
@@ -51,3 +52,33 @@ def test_an_empty_dataset():
 def test_labels_that_are_names():
     train, validation = split_validation(datasets.Dataset.from_dict({"label": ["b"] * 20 + ["a"] * 10}), 0.2)
     assert (train["label"].count("b"), validation["label"].count("a")) == (16, 2)
+
+
+def test_a_group_is_not_divided():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [120, 60, 3])
+    patients = [f"{label}-{rng.integers(len(labels) // 6)}" for label in labels[:-3]] + ["2-a"] * 3
+    source = datasets.Dataset.from_dict({"id": range(183), "label": labels, "patient": patients})
+    source = source.select(rng.permutation(183))
+    train, validation = split_validation(source, 0.25, group_column="patient")
+    assert not set(train["patient"]) & set(validation["patient"])
+    assert sorted([*train["id"], *validation["id"]]) == list(range(183))
+    for label in (0, 1):
+        of_class = {name for name in patients if name.startswith(f"{label}-")}
+        held = {name for name in validation["patient"] if name.startswith(f"{label}-")}
+        assert len(held) == int(len(of_class) / 4 + 0.5)
+    assert "2-a" in train["patient"][:]  # the only patient of its class
+
+
+def test_the_first_of_repeated_rows_stays(caplog):
+    rows = datasets.Dataset.from_dict({"id": ["b", "a", "b", "c", "a"], "row": range(5)})
+    assert drop_repeats(rows, "id")["row"][:] == [0, 1, 3]
+    assert "2 rows repeat a value of 'id' and are left out" in caplog.text
+
+
+def test_columns_that_cannot_group():
+    with pytest.raises(ValueError, match=r"there is no column 'patient'; the columns are 'id', 'label'"):
+        split_validation(data([10, 10]), 0.2, group_column="patient")
+    rows = data([10, 10]).add_column("patient", ["x", None, *"abcdefghijklmnopqr"])
+    with pytest.raises(ValueError, match=r"row 1 has no value in column 'patient'"):
+        split_validation(rows, 0.2, group_column="patient")

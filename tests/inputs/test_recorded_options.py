@@ -120,7 +120,14 @@ def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"loss": "logit_adjusted"}, {"loss": "vs"}, {"loss": "weighted"}, {"reweight_after": 0.8}]
+    "options",
+    [
+        {"loss": "logit_adjusted"},
+        {"loss": "vs"},
+        {"loss": "weighted"},
+        {"reweight_after": 0.8},
+        {"sampler": "square_root"},
+    ],
 )
 def test_a_second_correction_is_a_warning(options, caplog):
     _warn_of_corrected_model({"options": options}, "logit_adjustment")

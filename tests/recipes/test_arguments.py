@@ -1,7 +1,8 @@
+import datasets
 import pytest
 
 from hf_sharp import SharpTrainingArguments
-from hf_sharp.recipe import DataArguments, ModelArguments, RecipeParser, RunArguments, plan_runs
+from hf_sharp.recipe import DataArguments, ModelArguments, RecipeParser, RunArguments, load_splits, plan_runs
 
 CLASSES = (DataArguments, ModelArguments, RunArguments, SharpTrainingArguments)
 MODEL = ["--model_name_or_path", "m"]
@@ -244,3 +245,36 @@ def test_a_finished_run_with_other_options_is_not_taken_for_this_one(tmp_path):
     assert runs(tmp_path, "--rho", "0.1", "--resume_from_checkpoint", "true")
     with pytest.raises(ValueError, match=r"had other options \(rho: 0.1 then, 0.2 now\)"):
         runs(tmp_path, "--rho", "0.2", "--resume_from_checkpoint", "true")
+
+
+@pytest.fixture
+def lesions(tmp_path):
+    # Each lesion has three pictures, and the test split repeats pictures that the training split has.
+    rows = [{"image": f"{i}-{k}", "lesion": f"lesion {i}", "dx": "ab"[i % 4 == 0]} for i in range(40) for k in range(3)]
+    splits = {"train": rows[:90], "validation": rows[90:], "test": rows[:30]}
+    data = datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in splits.items()})
+    data.save_to_disk(str(tmp_path / "lesions"))
+    return str(tmp_path / "lesions")
+
+
+def test_splits_that_leak_are_joined_without_repeats_and_split_again_by_group(lesions):
+    options = {"unique_column": "image", "group_column": "lesion", "test_fraction": 0.2, "validation_fraction": 0.25}
+    splits = load_splits(DataArguments(lesions, train_split="train+validation+test", **options), "dx")
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 72, "test": 24, "validation": 24}
+    lesion_ids = [set(rows["lesion"]) for rows in splits.values()]
+    assert len(set.union(*lesion_ids)) == sum(map(len, lesion_ids)) == 40
+    assert len({name for rows in splits.values() for name in rows["image"]}) == 120
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_column": "lesion"}, r"group_column='lesion' has no effect, because nothing is held out"),
+        ({"train_split": "train+dev"}, r"'train\+dev': there is no split 'dev'; the splits are 'train', 'validation'"),
+        ({"train_split": "train+test"}, r"there is no split 'test'; the splits are 'validation', 'train\+test'"),
+        ({"unique_column": "name"}, r"there is no column 'name'; the columns are 'image', 'lesion', 'dx'"),
+    ],
+)
+def test_splits_that_cannot_be_joined_or_divided(lesions, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_splits(DataArguments(lesions, **options), "dx")

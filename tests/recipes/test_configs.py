@@ -4,6 +4,7 @@ The stand-ins take their columns from the Hub's cards; they show that a config f
 cards are right.
 """
 
+import itertools
 from pathlib import Path
 
 import datasets
@@ -26,7 +27,7 @@ QUICK += ["--compare_with", "none", "--resume_from_checkpoint", "false"]
 ALONE = {"digits", "/usr/share/datasets/fashion-mnist"}  # the digits stand in for other grey images of ten classes
 
 IMAGE, TEXT, NAMED, INDEX = "image", "text", "ClassLabel", "int"
-NAME, OTHER, NUMBER = "name", "other text", "other number"
+NAME, OTHER, NUMBER, ID, GROUP = "name", "other text", "other number", "id", "group"
 # Columns, and splits other than train and test, of what a config names: see the cards.
 STAND_INS = {
     "uoft-cs/cifar100": ({"img": IMAGE, "fine_label": NAMED, "coarse_label": NUMBER}, ("train", "test")),
@@ -58,6 +59,11 @@ STAND_INS = {
         {"count": NUMBER, "hate_speech_count": NUMBER, "class": NAMED, "tweet": TEXT},
         ("train",),
     ),
+    "mteb/banking77": ({"text": TEXT, "label": INDEX, "label_text": NAME}, ("train", "test")),
+    "marmal88/skin_cancer": (
+        {"image": IMAGE, "image_id": ID, "lesion_id": GROUP, "dx": NAME, "dx_type": OTHER, "age": NUMBER, "sex": OTHER},
+        ("train", "validation", "test"),
+    ),
     "data/debian_sections": ({"text": TEXT, "label": NAME}, ("train", "test")),
 }
 LACKING = {("mteb/MTOPIntentClassification", "validation"), ("SetFit/TREC-QC", "test")}  # some classes
@@ -72,6 +78,8 @@ def rows_of(columns, counts, grey, seed):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
 
+    number = itertools.count()
+
     def picture(label):
         pixels = rng.integers(0, 256, (36, 40) if grey else (36, 40, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
@@ -85,6 +93,8 @@ def rows_of(columns, counts, grey, seed):
         NAME: (lambda label: NAMES[label], datasets.Value("string")),
         OTHER: (lambda label: f"x{rng.integers(9)}", datasets.Value("string")),
         NUMBER: (lambda label: int(rng.integers(9)), datasets.Value("int64")),
+        ID: (lambda label: f"{label}-{next(number)}", datasets.Value("string")),  # other splits repeat some
+        GROUP: (lambda label: f"{label}-{rng.integers(5)}", datasets.Value("string")),
     }
     features = datasets.Features({name: make[kind][1] for name, kind in columns.items()})
     rows = {name: [make[kind][0](label) for label in labels] for name, kind in columns.items()}

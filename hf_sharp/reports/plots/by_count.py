@@ -103,7 +103,7 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
         title: the picture's title.
     """
     counts = frequencies.counts
-    names = [frequencies.name(i) for i in range(len(counts))]
+    names = frequencies.labels
     title = ", ".join(filter(None, (title, f"imbalance factor {frequencies.imbalance_factor:.0f}")))
     named = len(counts) <= NAMED_CLASSES
     with picture(file, (7, 1.6 + 0.2 * len(counts)) if named else (7, 4.2), title, names) as figure:

@@ -78,7 +78,7 @@ def confusion_shares(
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     num_classes = frequencies.num_classes
-    labels = class_labels([frequencies.name(i) for i in range(num_classes)])
+    labels = class_labels(frequencies.labels)
     if num_classes <= NAMED_CLASSES:
         order = np.argsort(-frequencies.counts, kind="stable")
         place = np.argsort(order)
@@ -86,9 +86,7 @@ def confusion_shares(
         matrix = _count_pairs(place[references], place[predictions], (num_classes, num_classes))
     else:
         groups = [group for group, classes in frequencies.groups.items() if len(classes)]
-        group_of = np.empty(num_classes, dtype=np.int64)
-        for i, group in enumerate(groups):
-            group_of[frequencies.groups[group]] = i
+        group_of = np.array([groups.index(group) for group in frequencies.group_of])
         limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
         rows = [f"{group}\n({limits[group]})" for group in groups]
         columns = ["right", *(f"wrong,\n{group}" for group in groups)]
@@ -113,7 +111,7 @@ def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: st
         title: the picture's title.
     """
     frequencies = frequencies_of(report)
-    names = [frequencies.name(i) for i in range(frequencies.num_classes)]
+    names = frequencies.labels
     recall, precision = (
         np.array([np.nan if share is None else 100 * share for share in report[f"per_class_{figure}"]])
         for figure in ("recall", "precision")
