@@ -5,14 +5,14 @@ python benchmarks/pictures.py
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from tables import COSTS, results
 
 from hf_sharp.reports.plots import plot_radius
+from hf_sharp.reports.plots.layout import legend_below
+from hf_sharp.reports.plots.style import MARKERS, PALETTE, picture
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
-COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#000000", "#D55E00")  # Okabe and Ito
 
 
 def recovery() -> None:
@@ -29,34 +29,22 @@ def recovery() -> None:
 
 def accuracy_by_cost() -> None:
     """Draw the balanced accuracy of each method against what a step of it costs, for two data sets."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    for axes, name, model, title in zip(
-        figure.subplots(1, 2),
-        ("fashion_mnist_lt_cost", "debian_sections_cost"),
-        ("vit", "bert"),
-        ("Fashion-MNIST-LT, small ViT", "Debian sections, MiniLM"),
-        strict=True,
-    ):
-        shown = {run: method for run, (_, method) in COSTS.items() if "alpha=0.7" not in run}  # far below the others
-        for i, (run, method) in enumerate(shown.items()):
-            cost = results("cost")["models"][model]["methods"][method]["ratio_quartiles"][1]
-            found = results(name)["runs"][run]["balanced_accuracy"]
-            axes.errorbar(
-                cost,
-                100 * found["mean"],
-                100 * found["stdev"],
-                color=COLOURS[i],
-                marker="os^Dv*PX"[i],
-                markersize=8,
-                capsize=3,
-                linestyle="",
-                label=method,
-            )
-        axes.set(xlabel="time of a step, plain training = 1", ylabel="balanced accuracy (%)")
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.25)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(PICTURES / "accuracy_by_cost.png", dpi=120)
+    panels = (
+        ("fashion_mnist_lt_cost", "vit", "Fashion-MNIST-LT, small ViT"),
+        ("debian_sections_cost", "bert", "Debian sections, MiniLM"),
+    )
+    shown = {run: method for run, (_, method) in COSTS.items() if "alpha=0.7" not in run}  # far below the others
+    with picture(PICTURES / "accuracy_by_cost.png", (10, 4.4)) as figure:
+        for axes, (name, model, title) in zip(figure.subplots(1, 2), panels, strict=True):
+            for (run, method), color, marker in zip(shown.items(), PALETTE, MARKERS, strict=True):
+                cost = results("cost")["models"][model]["methods"][method]["ratio_quartiles"][1]
+                found = results(name)["runs"][run]["balanced_accuracy"]
+                style = {"color": color, "marker": marker, "capsize": 3, "linestyle": "", "markersize": 7}
+                axes.errorbar(cost, 100 * found["mean"], 100 * found["stdev"], label=method, **style)
+            axes.set(xlabel="time of a step, plain training = 1", ylabel="balanced accuracy (%), ± standard deviation")
+            axes.set_title(title)
+            axes.grid()
+        legend_below(figure, axes)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,14 +127,20 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
             axis.grid(axis="x")
         axes[0].set_yticks(range(len(rows)), list(rows))
         axes[0].invert_yaxis()
-        figure.legend(handles=_legend(result["final_seeds"]), loc="outside lower center", ncols=4)
+        figure.legend(
+            handles=_legend({row.get("kind", "control") for row in rows.values()}, result["final_seeds"]),
+            loc="outside lower center",
+            ncols=4,
+        )
 
 
-def _legend(seeds: Sequence[int]) -> list[Any]:
+def _legend(shown: Collection[str], seeds: Sequence[int]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     names = {"base": "bases, with logit adjustment", "control": "without sharpness", "sharp": "with sharpness"}
-    kinds = [Line2D([], [], color=KINDS[kind], linewidth=5, label=name) for kind, name in names.items()]
+    kinds = [
+        Line2D([], [], color=KINDS[kind], linewidth=5, label=name) for kind, name in names.items() if kind in shown
+    ]
     marks = [
         Line2D([], [], marker=MARKERS[i % len(MARKERS)], linestyle="", color="black", label=f"seed {seed}")
         for i, seed in enumerate(seeds)

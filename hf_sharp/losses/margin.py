@@ -47,7 +47,7 @@ class LDAMLoss(ClassFrequencyLoss):
     name = "ldam"
     summary = "LDAM: a rare class has to win by a larger margin."
     formula = "CE(s (z − m_y 1_y), y), m ∝ n^(−1/4)"
-    when = "a model whose own head gives cosines; an ordinary linear head is refused"
+    when = "with `cosine_head`, or a model whose own logits are cosines"
     citations = (
         Citation(
             "Kaidi Cao and Colin Wei and Adrien Gaidon and Nikos Arechiga and Tengyu Ma",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_sharp.reports.figures import group_limits
+from hf_sharp.reports.figures import group_limits, half_width, percent
 from hf_sharp.reports.plots.fonts import class_labels, drawable
 from hf_sharp.reports.plots.layout import label_points, legend_below, log_ticks
 from hf_sharp.reports.plots.style import GROUP_COLOURS, picture, run_styles
@@ -79,7 +79,8 @@ def _recall_line(axes: Any, counts: np.ndarray, report: Mapping[str, Any], run: 
     recall = _percentages(report["per_class_recall"])
     order = np.argsort(counts, kind="stable")
     order = order[~np.isnan(recall[order])]
-    label = f"{run} (mean {100 * report['balanced_accuracy']:.1f})"
+    width = half_width(report["per_class_recall"], report["per_class_support"])
+    label = f"{run} (mean {percent(report['balanced_accuracy'], width)} %)"
     if len(order) <= _SMOOTHED_ABOVE:
         axes.plot(counts[order], recall[order], label=label, **style)
         return
@@ -123,7 +124,7 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
             log_ticks(axes.xaxis, low, high, inches=5)
             labels = class_labels(names)
             axes.set_yticks(range(len(order)), [labels[c] for c in order])
-            axes.invert_yaxis()
+            axes.set_ylim(len(order) - 0.4, -0.6)
             for i, c in enumerate(order):
                 axes.text(max(counts[c], low) * 1.06, i, f"{counts[c]:,}", va="center", fontsize=8)
         else:

@@ -146,7 +146,7 @@ def _draw_rows(
     axes.plot(precision[order], places, "D", color=PALETTE[3], fillstyle="none", label="precision")
     axes.set_yticks(places, [f"{labels[c]} ({frequencies.counts[c]:,})" for c in order])
     axes.set(xlim=(-3, 103), xlabel="%", ylabel="class (training examples)")
-    axes.invert_yaxis()
+    axes.set_ylim(len(order) - 0.4, -0.6)
     axes.grid(axis="x")
 
 

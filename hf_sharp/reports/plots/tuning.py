@@ -79,10 +79,6 @@ def plot_sensitivity(
         legend_below(figure, fullest)
 
 
-def _names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({name for run in runs for name in run["params"]}, key=lambda name: ("(" in name, name))
-
-
 def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str = "") -> None:
     """Draw the balanced accuracy of every finished run against its training time, in that of the first run.
 
