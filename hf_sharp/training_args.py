@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from hf_sharp.data.local_paths import shortened
 from hf_sharp.data.sampling import SAMPLERS
 from hf_sharp.losses import LOSSES
 from hf_sharp.losses.large_margin import AGGREGATIONS
@@ -227,6 +229,10 @@ class SharpTrainingArguments(TrainingArguments):
             ValueError: see the class.
         """
         check_options(self, _CHOICES, unused)
+
+    def to_json_string(self) -> str:
+        """Write the arguments as JSON, as trackers keep them beside the model: of an absolute path, the last part."""
+        return json.dumps(shortened(self.to_dict()), indent=2)
 
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.

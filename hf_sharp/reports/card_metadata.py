@@ -14,8 +14,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.local_paths import without_paths
 from hf_sharp.reports.figures import group_labels, is_finite_number
-from hf_sharp.reports.markdown import one_line, published, without_paths
+from hf_sharp.reports.markdown import one_line, published
 from hf_sharp.training_args import PLAIN_METHOD
 
 # The identifiers that the Hub accepts; any other licence is `other` plus a name: hf.co/docs/hub/repositories-licenses.

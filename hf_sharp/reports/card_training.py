@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hf_sharp.data.local_paths import shortened_command
 from hf_sharp.data.sampling import CHOICES as SAMPLER_CHOICES
 from hf_sharp.losses import LOSSES, build_loss
 from hf_sharp.losses.registry import loss_options
@@ -14,7 +15,7 @@ from hf_sharp.losses.training_loss import CHOICES as LOSS_CHOICES
 from hf_sharp.model.head_init import CHOICES as HEAD_CHOICES
 from hf_sharp.registry import Citation, Registry
 from hf_sharp.reports.figures import duration, is_finite_number
-from hf_sharp.reports.markdown import code, escaped, one_line, published, shortened_command
+from hf_sharp.reports.markdown import code, escaped, one_line, published
 from hf_sharp.sharpness.choices import CHOICES as SHARPNESS_CHOICES
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 import unicodedata
 from collections.abc import Mapping
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
+
+from hf_sharp.data.local_paths import without_paths
 
 _LONGEST_NAME = 200
 _JOINERS = "\u200c\u200d"  # the format characters that scripts and emoji need; all others hide or reorder text
 _ENTITIES = {character: f"&#{ord(character)};" for character in "\\|`$@{"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token=)\S+|(?<=token )\S{16,}")
-_ROOT = r"(?:file://)?(?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)"
-_WHOLE_PATH = re.compile(rf"{_ROOT}(?!.*\s{_ROOT}).*")
-# An absolute path of two parts or more in a text, at its start or after a space, a quote or a bracket.
-_PATH = re.compile(rf"""(?<![^\s'"=(,\[]){_ROOT}(?:(?<=[~\\:]/)|(?<=\\)|[^\s/'",;]+/)[^\s'",;)]+""")
 
 
 def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:
@@ -37,60 +33,6 @@ def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:
     kept = (c for c in spaced if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn", "Co"))
     line = _SECRET.sub("…", "".join(kept).strip())
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
-
-
-def without_paths(text: str) -> str:
-    r"""Shorten every absolute path in a text to its last part: where a file lies on a machine is not published.
-
-    Args:
-        text: any text; one that is a path as a whole may contain spaces.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> without_paths("train.py --dataset /srv/ann/photos --output_dir=C:\\runs\\a"), without_paths("user/model")
-        ('train.py --dataset photos --output_dir=a', 'user/model')
-    """
-    if _WHOLE_PATH.fullmatch(text):
-        return _last_part(text)
-    return _PATH.sub(lambda match: _last_part(match[0]), text)
-
-
-def shortened(value: Any, name: str = "") -> Any:
-    """Copy options without absolute paths; all else stays as it is, names of classes too.
-
-    Args:
-        value: JSON-like data.
-        name: the option's name.
-
-    Returns:
-        The copy.
-
-    Example:
-        >>> shortened({"dataset": "/srv/ann/photos", "class_names": ["/m/01g317"], "seed": 1})
-        {'dataset': 'photos', 'class_names': ['/m/01g317'], 'seed': 1}
-    """
-    if name in ("class_names", "class_importance"):
-        return value
-    if isinstance(value, Mapping):
-        return {key: shortened(item, str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [shortened(item) for item in value]
-    return without_paths(value) if isinstance(value, str) else value
-
-
-def shortened_command(command: str) -> str:
-    """Shorten the absolute paths in a shell's command.
-
-    Example:
-        >>> shortened_command("python train.py --dataset '/srv/ann lee/photos'")
-        'python train.py --dataset photos'
-    """
-    try:
-        return shlex.join(map(without_paths, shlex.split(command)))
-    except ValueError:  # not a shell's: an unpaired quote
-        return without_paths(command)
 
 
 def published(value: Any, name: str = "") -> Any:
@@ -150,8 +92,3 @@ def code(value: Any, longest: int = _LONGEST_NAME) -> str:
     """
     line = one_line(value, longest)
     return f"<code>{escaped(value, longest)}</code>" if not line or "`" in line or "|" in line else f"`{line}`"
-
-
-def _last_part(path: str) -> str:
-    windows = "\\" in path or re.match(r"[A-Za-z]:", path)
-    return (PureWindowsPath(path) if windows else PurePosixPath(path)).name or path

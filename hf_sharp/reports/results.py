@@ -15,10 +15,10 @@ from accelerate.state import PartialState
 from transformers import TrainerCallback
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.local_paths import shortened, shortened_command
 from hf_sharp.losses import LOSSES
 from hf_sharp.registry import Registry
 from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
-from hf_sharp.reports.markdown import shortened, shortened_command
 from hf_sharp.sharpness.methods import METHODS
 
 RESULTS = "all_results.json"

@@ -179,6 +179,20 @@ def whole_checkpoint(output_dir: str | os.PathLike[str], process_index: int = 0,
     return last
 
 
+def best_beside(folder: str | os.PathLike[str]) -> str | None:
+    """Find the best checkpoint that a checkpoint names, in the same folder: that may have been moved, or published.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        The best checkpoint's path, or None.
+    """
+    best = json.loads(Path(folder, TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("best_model_checkpoint")
+    beside = Path(folder).absolute().with_name(Path(best or "nothing").name)
+    return str(beside) if beside.is_dir() else None
+
+
 def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | None:
     """Say what a checkpoint lacks to be resumed from, because writing or deleting it was interrupted.
 

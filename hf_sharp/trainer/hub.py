@@ -1,4 +1,4 @@
-"""The Hub: branches, and checkpoints to resume from."""
+"""The Hub: branches, checkpoints to resume from, and pushes that name no folder of this machine."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from accelerate.state import PartialState
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_sharp.reports.markdown import without_paths
+from hf_sharp.data.local_paths import without_paths
+from hf_sharp.reports.card_metadata import hub_id
 
 logger = logging.getLogger(__name__)
 
 _ON_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>\S+)")
+ADAPTER = "adapter_config.json"
 _CHECKPOINT = re.compile(rf"(?:last-checkpoint|{PREFIX_CHECKPOINT_DIR}-\d+)")
 
 
@@ -63,26 +64,54 @@ def make_branch(repo: str, revision: str | None, token: str | None) -> None:
         HfApi().create_branch(repo, branch=revision, token=token, exist_ok=True)
 
 
-def name_base_only(folder: str | os.PathLike[str]) -> Callable[..., None]:
-    """Let an adapter's config name a base model in a local folder by its last part only, as it is about to be pushed.
+# File to the key whose value may be a path of this machine.
+_PATHS = {ADAPTER: "base_model_name_or_path", TRAINER_STATE_NAME: "best_model_checkpoint"}
+
+
+def hide_paths(folder: str | os.PathLike[str]) -> dict[Path, str]:
+    """Leave only the last part of the paths in a folder that is about to be pushed.
+
+    Args:
+        folder: a checkpoint, or the folder of a model.
+
+    Returns:
+        The changed files and what they held, which opening them on this machine needs: `show_paths` writes it again.
+    """
+    held = {}
+    for name, key in _PATHS.items():
+        for file in (*Path(folder).glob(name), *Path(folder).glob(f"*/{name}")):
+            text = file.read_text(encoding="utf-8")
+            content = json.loads(text)
+            path = content.get(key) or ""
+            if path == without_paths(path):
+                continue
+            held[file] = text
+            file.write_text(json.dumps(content | {key: without_paths(path)}, indent=2), encoding="utf-8")
+            if name == ADAPTER:
+                logger.warning("The base model of the adapter is a folder, %s: push it too, so that it loads.", path)
+    return held
+
+
+def show_paths(held: dict[Path, str]) -> None:
+    """Write again what `hide_paths` changed, where the folder still exists; `held` is empty afterwards."""
+    while held:
+        file, text = held.popitem()
+        if file.parent.is_dir():
+            file.write_text(text, encoding="utf-8")
+
+
+def name_no_local_base(folder: str | os.PathLike[str]) -> None:
+    """Remove a base model that is a folder of this machine from the card that PEFT writes beside an adapter.
 
     Args:
         folder: the adapter's.
-
-    Returns:
-        A function that restores the path, which loading the adapter on this machine needs; its arguments are ignored.
     """
-    file = Path(folder, "adapter_config.json")
-    written = file.read_text(encoding="utf-8") if file.is_file() else None
-    config = json.loads(written or "{}")
-    base = config.get("base_model_name_or_path") or ""
-    if written is None or base == without_paths(base):
-        return lambda *_: None
-    config["base_model_name_or_path"] = without_paths(base)
-    file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    logger.warning("The base model of the adapter is a folder, %s: push it too, so that others can load both.", base)
-
-    def restore(*_: Any) -> None:
-        file.write_text(written, encoding="utf-8")
-
-    return restore
+    file = Path(folder, "README.md")
+    if not Path(folder, ADAPTER).is_file() or not file.is_file():
+        return
+    card = ModelCard.load(file)
+    base = card.data.base_model
+    if base is not None and hub_id(str(base)) is None:
+        card.data.base_model = None
+        card.data.tags = [tag for tag in card.data.tags or () if not tag.endswith(f":{base}")]
+        card.save(file)

@@ -30,7 +30,7 @@ OVERRIDDEN = {
     "_load_callback_state": PrivateMethod((), "keeps the record of the present method"),
     "_load_from_checkpoint": PrivateMethod(("resume_from_checkpoint", "model"), "converts key names"),
     "_load_optimizer_and_scheduler": PrivateMethod(("checkpoint",), "loads the method's state"),
-    "_push_from_checkpoint": PrivateMethod(("checkpoint_folder",), "reports failed pushes"),
+    "_push_from_checkpoint": PrivateMethod(("checkpoint_folder",), "reports failed pushes, and hides paths"),
     "_save_checkpoint": PrivateMethod(("model", "trial"), "marks a checkpoint as complete last"),
     "_save_optimizer_and_scheduler": PrivateMethod(("output_dir",), "saves the method's state"),
     "_set_signature_columns_if_needed": PrivateMethod((), "keeps the label column"),

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
-from hf_sharp.reports.markdown import without_paths
+from hf_sharp.data.local_paths import without_paths
 from hf_sharp.trainer.checkpoint_files import (
     MethodState,
+    best_beside,
     check_adapter_keys,
     check_keys,
     check_same_method,
@@ -28,15 +29,11 @@ from hf_sharp.trainer.checkpoint_files import (
     whole_checkpoint,
     written_method,
 )
-from hf_sharp.trainer.hub import fetch_checkpoint, make_branch, name_base_only
+from hf_sharp.trainer.hub import ADAPTER, fetch_checkpoint, hide_paths, make_branch, name_no_local_base, show_paths
 from hf_sharp.trainer.training_record import TrainingRecord, advice, weights_are_finite
 from hf_sharp.training_args import SAVED_AS, SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-
-def _nothing(*_: Any) -> None:
-    pass
 
 
 class SavingTrainer(Trainer):
@@ -52,7 +49,8 @@ class SavingTrainer(Trainer):
         self._stateful: dict[str, Any] = {}
         self.method_state = MethodState({}, self.args.world_size, self.args.save_only_model)
         self.add_callback(self.method_state)
-        self._pushes, self._restore_base = False, _nothing
+        self._pushes, self._best = False, cast(str | None, None)
+        self._hidden: dict[Path, str] = {}  # files that are being pushed, and what they held
         self.record = TrainingRecord(self.args.device)
         self.add_callback(self.record)
 
@@ -80,6 +78,7 @@ class SavingTrainer(Trainer):
             check_whole(resume_from_checkpoint, self.args.process_index)
         if isinstance(resume_from_checkpoint, str):
             check_same_method(resume_from_checkpoint, self.method_state.method)
+            self._best = best_beside(resume_from_checkpoint)
         self._before_training(fresh=not resume_from_checkpoint)
         self.record.start_again({}, 0)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -191,6 +190,7 @@ class SavingTrainer(Trainer):
             self.callback_handler.remove_callback(type(kept))
             self.add_callback(kept)
         written = cast(dict, self.state.stateful_callbacks).get(TrainingRecord.__name__, {})
+        self.state.best_model_checkpoint = self.state.best_model_checkpoint or self._best
         self.record.start_again(written if isinstance(written, dict) else {}, self.state.global_step)
 
     def _load_best_model(self) -> None:
@@ -213,8 +213,11 @@ class SavingTrainer(Trainer):
         """
         with self._arguments_without_paths():
             super().save_model(*args, **kwargs)
-        if self._pushes and self.is_world_process_zero():
-            self._restore_base = name_base_only(str(self.args.output_dir))
+        if self.is_world_process_zero():
+            folder = kwargs.get("output_dir", args[0] if args else None) or self.args.output_dir
+            name_no_local_base(str(folder))
+            if self._pushes:
+                self._hidden |= hide_paths(str(folder))
 
     def save_state(self) -> None:
         """Save the state as `Trainer` does; of the best checkpoint's path, only the last part."""
@@ -275,12 +278,12 @@ class SavingTrainer(Trainer):
                 self._make_branch(revision, token)
             pushed = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
             if hasattr(pushed, "add_done_callback"):  # it goes on in the background
-                pushed.add_done_callback(self._restore_base)
+                pushed.add_done_callback(lambda _: show_paths(self._hidden))
             else:
-                self._restore_base()
+                show_paths(self._hidden)
             return pushed
         except Exception as error:
-            self._restore_base()
+            show_paths(self._hidden)
             error.add_note(
                 f"Nothing that was saved in {str(self.args.output_dir)!r} is lost. Push it again with "
                 f"trainer.push_to_hub(), or: hf upload {self.hub_model_id or 'USER/MODEL'} {self.args.output_dir} "
@@ -288,19 +291,26 @@ class SavingTrainer(Trainer):
             )
             raise
         finally:
-            self._pushes, self._restore_base = False, _nothing
+            self._pushes = False
 
     def _make_branch(self, revision: str | None, token: str | None) -> None:
         make_branch(str(self.hub_model_id), revision, self.args.hub_token if token is None else token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._report_failed_pushes()  # before Trainer forgets them
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            held = hide_paths(checkpoint_folder)
+            if adapter := held.get(Path(checkpoint_folder, ADAPTER)):  # Trainer copies it beside the checkpoint
+                held[Path(str(self.args.output_dir), ADAPTER)] = adapter
+            self._hidden |= held
         with self._arguments_without_paths():
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
         self._report_failed_pushes()
+        if not self._pushes:
+            show_paths(self._hidden)
 
     def _report_failed_pushes(self) -> None:
         jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])

@@ -68,6 +68,23 @@ def train(out: str, options: dict[str, Any], resume: str | None = None, push: bo
     return {"repo": trainer.hub_model_id, "step": trainer.state.global_step}
 
 
+def train_adapter(out: str, base: str, options: dict[str, Any], push: bool = False) -> None:
+    """Train an adapter of a local base model, with a run of tensorboard beside the checkpoints."""
+    hurry()
+    peft = importlib.import_module("peft")
+    make_vit(num_channels=3).save_pretrained(base)
+    model = ViTForImageClassification.from_pretrained(base)
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"]))
+    args = SharpTrainingArguments(out, **(ARGUMENTS | options))
+    data, processor = make_images(), ViTImageProcessor(size={"height": 8, "width": 8})
+    trainer = SharpTrainer(model, args, Colour(), data, data, processing_class=processor)
+    trainer.add_callback(wait := Wait())
+    wait.trainer = trainer
+    trainer.train()
+    if push:
+        trainer.push_to_hub()
+
+
 def push(out: str, options: dict[str, Any], times: int = 1, large: bool = False, most: int | None = None) -> list[str]:
     """Push an untrained model, and return the oids of the commits."""
     hurry()

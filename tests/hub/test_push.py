@@ -170,6 +170,26 @@ def test_strategy_all_checkpoints(hub, as_user, tmp_path):
         assert "method" in json.dumps(json.loads(there["trainer_state.json"])["stateful_callbacks"]["MethodState"])
 
 
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_no_push_of_an_adapter_names_a_folder_of_this_machine(hub, as_user, tmp_path, strategy):
+    private = tmp_path / "private"
+    options = SAVES | {"hub_strategy": strategy, "report_to": "tensorboard", "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"load_best_model_at_end": True}
+    as_user(tasks.train_adapter, str(private / "model"), str(private / "base"), options, strategy != "checkpoint")
+    repo = hub.repos[REPO]
+    sent = {name for commit in repo.commits.values() for name in commit.files}
+    assert {"adapter_config.json", "training_args.bin"} <= sent
+    assert any("tfevents" in name for name in sent)
+    assert any(name.endswith("/trainer_state.json") for name in sent) == (strategy != "every_save")
+    assert [place for place, content in hub.everything() if str(tmp_path).encode() in content] == []
+    # On this machine the folders are known again.
+    for folder in (private / "model", *(private / "model").glob("checkpoint-*")):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(private / "base")
+    state = json.loads((private / "model" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].startswith(str(private))
+
+
 def test_a_private_repository(hub, as_user, tmp_path):
     as_user(tasks.push, str(tmp_path / "model"), {"push_to_hub": True, "hub_private_repo": True})
     assert hub.repos[REPO].private

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from hf_sharp import cli
@@ -18,7 +19,8 @@ from hf_sharp.recipe.recorded import recorded
 from hf_sharp.recipe.texts import train_texts
 from hf_sharp.reports.card_training import data_rows, shown_command
 from hf_sharp.reports.results import write_results
-from hf_sharp.trainer.hub import name_base_only
+from hf_sharp.trainer.hub import hide_paths, name_no_local_base, show_paths
+from tests.conftest import make_images
 from tests.inputs.commands import no_traceback, recipe  # noqa: F401
 from tests.recipes.conftest import QUICK, TINY_VIT, bert_folder, image_folder, texts  # noqa: F401
 
@@ -96,16 +98,69 @@ def test_saved_arguments_hold_no_path_and_the_running_ones_keep_it(make_trainer,
 
 def test_an_adapter_names_its_base_by_the_last_part_while_it_is_pushed(tmp_path, caplog):
     config = {"base_model_name_or_path": str(tmp_path / "bert"), "r": 8}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    restore = name_base_only(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "bert"
+    for folder in (tmp_path, tmp_path / "second"):  # PEFT saves further adapters in folders of their own
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    held = hide_paths(tmp_path)
+    for folder in (tmp_path, tmp_path / "second"):
+        assert json.loads((folder / "adapter_config.json").read_text()) == config | {"base_model_name_or_path": "bert"}
     assert "push it too" in caplog.text
-    restore()
+    shutil.rmtree(tmp_path / "second")  # as save_total_limit may
+    show_paths(held)
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == config
-    for other in ({"base_model_name_or_path": "user/bert"}, {}):
+    for other in ({"base_model_name_or_path": "user/bert"}, {"base_model_name_or_path": None}, {}):
         (tmp_path / "adapter_config.json").write_text(json.dumps(other))
-        name_base_only(tmp_path)()
+        assert hide_paths(tmp_path) == {}
         assert json.loads((tmp_path / "adapter_config.json").read_text()) == other
+
+
+@pytest.mark.parametrize("base", ["user/bert", "/srv/ann/bert", "C:\\ann\\bert"])
+def test_the_card_that_peft_writes_names_a_base_on_the_hub_alone(base, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    card = ModelCard(f"---\nbase_model: {base}\ntags:\n- lora\n- base_model:adapter:{base}\n---\n\nText\n")
+    card.save(tmp_path / "README.md")
+    name_no_local_base(tmp_path)
+    assert (base in (tmp_path / "README.md").read_text()) == (base == "user/bert")
+    assert "lora" in ModelCard.load(tmp_path / "README.md").data.tags
+
+
+def test_what_trackers_write_beside_the_model_holds_no_path(make_trainer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    names = {"run_name": str(tmp_path / "run"), "class_importance": {"/m/01g317": 2.0}}
+    trainer = make_trainer(max_steps=1, report_to="tensorboard", run_name=names["run_name"])
+    trainer.args.class_importance = None
+    trainer.train()
+    (file,) = (tmp_path / "out" / "runs").rglob("events.*")
+    assert str(tmp_path).encode() not in file.read_bytes()
+    events = EventAccumulator(str(file)).Reload()
+    args = json.loads(events.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
+    assert (args["output_dir"], args["run_name"]) == ("out", "run")
+    trainer.args.class_importance = names["class_importance"]
+    assert json.loads(trainer.args.to_json_string())["class_importance"] == names["class_importance"]
+    assert trainer.args.to_dict()["output_dir"] == str(tmp_path / "out"), "what can be read back is as it was set"
+
+
+@pytest.mark.parametrize("how", ["moved", "published"])
+def test_the_best_checkpoint_is_found_where_it_lies_now(how, make_trainer, tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    options |= {"load_best_model_at_end": True, "sharpness": "none", "learning_rate": 0.0}  # the first stays the best
+    trainer = make_trainer(eval_dataset=make_images(), **options)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-3")
+    if how == "moved":
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+        shutil.copytree(tmp_path / "elsewhere", tmp_path / "out")
+        shutil.rmtree(tmp_path / "out" / "checkpoint-1")
+        checkpoint = tmp_path / "elsewhere" / "checkpoint-2"
+    else:
+        checkpoint = tmp_path / "out" / "checkpoint-2"
+        hide_paths(checkpoint)  # and the process was killed
+    again = make_trainer(eval_dataset=make_images(), **options)
+    again.train(str(checkpoint))
+    assert again.state.best_model_checkpoint == str(checkpoint.with_name("checkpoint-1"))
+    assert again.state.best_global_step == 1
 
 
 def test_the_card_of_an_adapter_made_in_a_script(bert_folder, tmp_path):  # noqa: F811

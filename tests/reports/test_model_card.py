@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_sharp import ClassFrequencies
+from hf_sharp.data.local_paths import without_paths
 from hf_sharp.losses import LOSSES, ClassFrequencyLoss, register_loss
 from hf_sharp.metrics import long_tail_report
 from hf_sharp.reports import calibration
 from hf_sharp.reports.figures import half_width
-from hf_sharp.reports.markdown import escaped, one_line, without_paths
+from hf_sharp.reports.markdown import escaped, one_line
 from hf_sharp.reports.model_card import build_card, method_of, write_card
 from hf_sharp.reports.results import ReportKeeper, local_names, model_record, read_results, results_of
 from hf_sharp.sharpness.methods import METHODS, Method, register_method

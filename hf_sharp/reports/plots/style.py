@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_sharp.reports.markdown import without_paths
+from hf_sharp.data.local_paths import without_paths
 from hf_sharp.reports.plots.fonts import MAIN_FONT, drawable, fallback_fonts, import_matplotlib
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a method's is that of its place in METHODS.
