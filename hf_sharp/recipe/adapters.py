@@ -212,7 +212,9 @@ def _import_peft() -> Any:
 
 
 def _config_class(peft: Any, kind: str) -> Any:
-    mapping = {getattr(name, "value", name): config for name, config in _configs(peft).items()}
+    mapping = {
+        getattr(name, "value", name): config for name, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
     usable = {
         name: config
         for name, config in mapping.items()
@@ -225,7 +227,3 @@ def _config_class(peft: Any, kind: str) -> Any:
             f"peft type {kind!r} adapts no layers of a classifier. Choose lora, or another type with layers."
         )
     return usable[kind.upper()]
-
-
-def _configs(peft: Any) -> dict[Any, Any]:
-    return importlib.import_module(f"{peft.__name__}.mapping").PEFT_TYPE_TO_CONFIG_MAPPING

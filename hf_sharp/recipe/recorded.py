@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from hf_sharp.reports.results import RESULTS, options_of, write_json
 
@@ -64,13 +64,17 @@ def file_beside(model: str, name: str) -> Path | None:
         name: the file's name.
 
     Returns:
-        The file, downloaded if need be; None where there is none.
+        The file, downloaded if need be; None where there is none. A warning says so where the Hub cannot be asked.
     """
     if Path(model).exists():
         return file if (file := Path(model) / name).is_file() else None
     try:
         return Path(hf_hub_download(model, name))
-    except (OSError, ValueError, HfHubHTTPError, EntryNotFoundError):  # no such file or model, or no network
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):  # no such file or model
+        return None
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        logger.warning("%s of the model %r cannot be looked up, and is taken for absent: %s", name, model, reason)
         return None
 
 

@@ -4,7 +4,7 @@ import json
 from unittest.mock import Mock
 
 import pytest
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from hf_sharp import cli
 from hf_sharp.commands.adjust import AdjustArguments, _card, _warn_of_corrected_model
@@ -106,7 +106,7 @@ def test_a_folder_without_a_record_has_none(content, tmp_path):
     assert recorded(str(tmp_path)) == {}
 
 
-def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch):
+def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch, caplog):
     (tmp_path / "all_results.json").write_text('{"options": {"max_length": 9}}')
 
     def download(name, file):
@@ -117,6 +117,17 @@ def test_the_record_of_a_model_on_the_hub_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_sharp.recipe.recorded.hf_hub_download", download)
     assert recorded("user/model")["options"] == {"max_length": 9}
     assert recorded("user/other") == {}
+    assert caplog.text == ""
+
+
+def test_a_hub_that_cannot_be_asked_is_a_warning(monkeypatch, caplog):
+    def download(name, file):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("hf_sharp.recipe.recorded.hf_hub_download", download)
+    assert recorded("user/model") == {}
+    assert "all_results.json of the model 'user/model' cannot be looked up" in caplog.text
+    assert "no connection" in caplog.text
 
 
 @pytest.mark.parametrize(
