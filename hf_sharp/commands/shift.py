@@ -33,13 +33,13 @@ THRESHOLD_PASSED = 3  # the exit status
 _SHOWN = 12  # classes in the table
 _NEW = "new"  # the name of the split
 
-_ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ from those of
-training, and fold them into the model's head.
+_ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ
+from those of training, and fold them into the model's head.
 
-example: hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1 --output_dir outputs/shifted
+example: hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1
 
-exit status: 0 nothing to report; 1 an error; 3 the shares moved by more than --threshold
-(in cron: hf-sharp shift ... --threshold 0.1; [ $? -eq 3 ] && retrain)"""
+exit status: 0 nothing to report; 1 an error; 3 the shares moved by more than
+--threshold (in cron: hf-sharp shift ... ; [ $? -eq 3 ] && retrain)"""
 
 
 @dataclass
