@@ -10,17 +10,17 @@ from hf_sharp.recipe.boundary import run_recipe, take_traceback_flag
 
 # Each command is the `main` of the module of that name in `hf_sharp.commands`.
 COMMANDS = {
-    "counts": "how many examples each class of a dataset has, and what to try first",
+    "counts": "how many examples each class has, and what to try first",
     "train": "train from a config or from flags, through accelerate",
     "tune": "choose loss strength, method and radius on validation data",
-    "compare": "train two configs with the same seeds, and report which one is ahead by how much",
+    "compare": "train two configs with the same seeds: which is ahead, by how much",
     "evaluate": "the long-tail report of any checkpoint",
     "sharpness": "how flat the loss is around a trained model, per group of classes",
     "card": "write the model card of a folder that a recipe trained",
-    "adjust": "fold a correction for class imbalance, or the costs of mistakes, into the head of a trained model",
-    "calibrate": "choose temperature and thresholds on validation data, and save them with the model",
+    "adjust": "correct a trained model for class imbalance, or for costs",
+    "calibrate": "choose temperature and thresholds on validation data",
     "predict": "what a model says about new images or texts, row by row",
-    "shift": "the class shares of new, unlabelled data, and whether they moved since training",
+    "shift": "the class shares of new, unlabelled data: have they moved?",
 }
 
 
@@ -32,7 +32,8 @@ def usage() -> str:
         [
             f"hf-sharp {__version__}: fine-tuning on data where a few classes have most of the examples",
             "",
-            "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help; --traceback shows where an error was raised",
+            "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help lists them",
+            "--traceback shows where an error was raised",
             "",
             *lines,
         ]

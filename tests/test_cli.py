@@ -1,5 +1,6 @@
 """The `hf-sharp` command as a whole."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,17 @@ def test_help_lists_every_command():  # that it is fast: test_startup.py
     for name, what in cli.COMMANDS.items():
         assert name in done.stdout
         assert what in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", *cli.COMMANDS])
+def test_help_fits_80_columns(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        cli.main([*name.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert "usage: hf-sharp" in printed
+    names = " -["  # argparse folds texts, but not the names of an option
+    assert [line for line in printed.splitlines() if len(line) > 80 and line.strip()[0] not in names] == []
 
 
 def test_version_and_unknown_commands(capsys):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from hf_sharp import SharpTrainingArguments
+from hf_sharp import SharpTrainingArguments, cli
 from hf_sharp.cli import COMMANDS
 from hf_sharp.geometry import GeometryCallback
 from hf_sharp.losses import LOSSES
@@ -134,6 +134,8 @@ def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
     if words[0] == "hf-sharp":
         assert words[1] in COMMANDS
         return
+    if "--validation_fraction" in words and "few_shot.py" not in " ".join(words):
+        assert {"--eval_strategy", "--load_best_model_at_end"} <= {*words}, "what is held out is used"
     script = next(index for index, word in enumerate(words) if word.endswith(".py"))
     assert Path(words[script]).exists()
     if "_classification.py" not in words[script]:
@@ -144,6 +146,22 @@ def test_commands_in_the_docs_have_options_that_exist(words, monkeypatch):
     )
     parser.set_defaults(use_cpu=True)
     parser.build(bf16=False)
+
+
+def hf_sharp_commands():
+    """Every `hf-sharp` command of README and docs with options of its own, in blocks and in sentences."""
+    own = set(COMMANDS) - {"train", "tune", "compare"}  # which pass options on to the recipes
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^|`|\| )(hf-sharp [a-z]+ [^`\n;>]+)", text, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            if words[1] in own and not words[2].startswith("-"):  # else a sentence about an option
+                yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize("words", list(hf_sharp_commands()))
+def test_hf_sharp_commands_in_the_docs_have_options_that_exist(words):
+    assert cli.main([*words[1:], "--no_such_flag"]).startswith("error: unknown flag: 'no_such_flag'.")
 
 
 def test_every_page_is_in_the_index_of_the_readme_and_of_the_site():

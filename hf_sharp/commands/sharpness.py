@@ -144,8 +144,9 @@ def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
                 f"  {escape(model)}" if len(reports) > 1 else label, *cells, end_section=i + 1 == len(reports)
             )
     table.caption = (
-        f"many n > {first['common_threshold']}, few n < {first['rare_threshold']} training examples; λ max and trace "
-        f"are the Hessian's top eigenvalue and trace on {first['all']['hessian_examples']:,} of the examples"
+        f"Lower is flatter{'; bold: the lowest by more than the errors' if len(reports) > 1 else ''}. many n > "
+        f"{first['common_threshold']}, few n < {first['rare_threshold']} training examples. λ max and trace: top "
+        f"eigenvalue and trace of the Hessian, on {first['all']['hessian_examples']:,} of the examples."
     )
     table.caption_justify = "left"
     return table

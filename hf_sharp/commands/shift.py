@@ -31,7 +31,7 @@ THRESHOLD_PASSED = 3  # the exit status
 _SHOWN = 12  # classes in the table
 _NEW = "new"  # the name of the split
 
-_EXAMPLE = "hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1 --output_dir outputs/shifted"
+_EXAMPLE = "hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1"
 
 
 @dataclass

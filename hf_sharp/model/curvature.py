@@ -23,6 +23,10 @@ from hf_sharp.model.hessian import hessian_traces, standard_error, top_eigenvalu
 from hf_sharp.model.loss_surface import Losses, LossSurface, cross_entropy
 from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, perturbed
 
+_LINE = range(-4, 5)  # the steps on a line through the weights, in halves of ρ
+# About how many products with the Hessian an eigenvalue takes, for the progress bar.
+_PRODUCTS = 8
+
 # The result of `LossSurface.loss_and_gradients`.
 Start = tuple[dict[str, float], dict[str, list[torch.Tensor]]]
 
@@ -199,6 +203,9 @@ def measure_curvature(
     surface = LossSurface(model, batches, frequencies, losses, progress)
     try:
         _check_radius(rho)
+        groups = len(surface.groups)
+        lines = 2 * (len(_LINE) - 1)  # the loss at the weights is known
+        surface.expect(1 + groups + 2 * directions + lines + 1 + groups * _PRODUCTS)
         here, gradients = surface.loss_and_gradients()
         norms = {group: global_norm(gradient).item() for group, gradient in gradients.items()}
         worst = worst_case_sharpness(surface, rho, (here, gradients))
@@ -231,7 +238,7 @@ def measure_curvature(
 def _both_lines(
     surface: LossSurface, gradient: list[torch.Tensor], rho: float, seed: int, here: Mapping[str, float]
 ) -> dict[str, Any]:
-    radii = [rho * step / 2 for step in range(-4, 5)]
+    radii = [rho * step / 2 for step in _LINE]
     gradient_to_perturbation(surface.parameters, gradient, 1.0)
     along: dict[str, Any] = {"radii": radii}
     for kind, direction in (("ascent", gradient), ("random", next(surface.directions(seed)))):
@@ -245,7 +252,8 @@ def _hessian_figures(
     part = surface if size is None else surface.subset(size, seed)
     traces = hessian_traces(part, probes, seed)
     figures: dict[str, dict[str, Any]] = {}
-    for group in surface.groups:
+    for i, group in enumerate(surface.groups):
+        surface.expect((len(surface.groups) - i) * _PRODUCTS)
         top = None
         if part.examples[group]:
             if figures and part.examples[group] == part.examples["all"]:  # the only group
@@ -255,6 +263,7 @@ def _hessian_figures(
         trace, error = traces.get(group, (None, None))
         figures[group] = {"hessian_examples": part.examples[group], "top_eigenvalues": top}
         figures[group] |= {"trace": trace, "trace_error": error}
+    surface.expect(0)
     return figures
 
 

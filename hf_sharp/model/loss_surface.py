@@ -82,6 +82,11 @@ class LossSurface:
             raise ValueError("there are no examples to measure the loss on.")
         self.bar = tqdm(desc=progress, unit="pass", disable=progress is None, leave=False)
 
+    def expect(self, passes: int) -> None:
+        """Tell the progress bar how many more passes there will be."""
+        self.bar.total = self.bar.n + passes
+        self.bar.refresh()
+
     @property
     def groups(self) -> list[str]:
         """Those of `GROUPS` that have examples."""

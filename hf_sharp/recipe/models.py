@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
@@ -12,6 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.utils import logging as transformers_logging
 
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.model.class_rows import permute_classes, renew_head
@@ -21,6 +23,7 @@ from hf_sharp.recipe.boundary import stage
 
 logger = logging.getLogger(__name__)
 
+_LOADED: set[str] = set()  # models that this process has told about
 _REMEDY = "For a new head on the data's classes add --new_head true; to rename the data's classes use --class_names."
 
 
@@ -99,16 +102,30 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
             if order is None and names is not None and len(names) == len(class_names):
                 head = head_options(names)  # the data's classes are numbers
         trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
-        loaded = kind.from_pretrained(
-            name, **trusted, ignore_mismatched_sizes=True, problem_type="single_label_classification", **head
-        )
-    if model.new_head or _another_task(config):
-        logger.warning("%s: the head is new, for %d classes.", name, len(class_names))
-        renew_head(loaded)
-    elif order is not None:
-        logger.warning("%s: the rows of the head were put into the order of the data's classes, by name.", name)
-        permute_classes(loaded, order)
+        with _told_once(name) as tell:
+            loaded = kind.from_pretrained(
+                name, **trusted, ignore_mismatched_sizes=True, problem_type="single_label_classification", **head
+            )
+            if model.new_head or _another_task(config):
+                logger.log(tell, "%s: the head is new, for %d classes.", name, len(class_names))
+                renew_head(loaded)
+            elif order is not None:
+                logger.log(tell, "%s: the head's rows were put into the order of the data's classes, by name.", name)
+                permute_classes(loaded, order)
     return loaded
+
+
+@contextmanager
+def _told_once(name: str) -> Iterator[int]:
+    """Give the level of messages on a model: a warning the first time, then hidden, as those of transformers are."""
+    level = transformers_logging.get_verbosity()
+    try:
+        if name in _LOADED:
+            transformers_logging.set_verbosity_error()
+        yield logging.DEBUG if name in _LOADED else logging.WARNING
+    finally:
+        transformers_logging.set_verbosity(level)
+    _LOADED.add(name)
 
 
 def head_options(class_names: Sequence[str]) -> dict[str, Any]:

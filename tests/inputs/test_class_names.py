@@ -1,5 +1,7 @@
 """Class names of data, model and other data are compared by one function: aligned, a subset, or refused."""
 
+import logging
+
 import datasets
 import numpy as np
 import pytest
@@ -190,7 +192,7 @@ def test_the_rows_of_a_checkpoint_follow_the_names(spam_ham, caplog):
     model = loaded(spam_ham, ["ham", "spam"])
     torch.testing.assert_close(logits_of(model), before[:, [1, 0]])
     assert model.config.id2label == {0: "ham", 1: "spam"}
-    assert "rows of the head were put into the order of the data's classes" in caplog.text
+    assert "the head's rows were put into the order of the data's classes" in caplog.text
     torch.testing.assert_close(logits_of(loaded(spam_ham, ["spam", "ham"])), before)
 
 
@@ -234,9 +236,21 @@ def test_a_model_of_another_task_gets_a_new_head_with_a_warning(task, tmp_path, 
     assert not torch.equal(model.classifier.weight[:1], old.classifier.weight[:1])
 
 
-def test_a_generated_head_of_another_size_is_replaced_without_a_question(vit_folder):  # noqa: F811
-    model = load_model(AutoModelForImageClassification, ModelArguments(model_name_or_path=vit_folder), list("abc"))
-    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+def test_a_generated_head_of_another_size_is_replaced_without_a_question(vit_folder, monkeypatch):  # noqa: F811
+    told = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    for _ in range(2):
+        model = load_model(AutoModelForImageClassification, ModelArguments(model_name_or_path=vit_folder), list("abc"))
+        assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert sum("LOAD REPORT" in text for text in told) == 1, "runs side by side load the same model again"
+
+
+def test_what_is_done_to_a_head_is_told_once(spam_ham, caplog):
+    for _ in range(2):
+        assert loaded(spam_ham, ["ham", "scam"], new_head=True).config.num_labels == 2
+    assert [record.levelname for record in caplog.records if "the head is new" in record.message] == ["WARNING"]
 
 
 # ---- evaluating a model --------------------------------------------------------------------------------------------

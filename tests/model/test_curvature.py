@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 
 from hf_sharp.commands import sharpness as command
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.model import curvature, loss_surface
 from hf_sharp.model.curvature import average_sharpness, measure_curvature, worst_case_sharpness
 from hf_sharp.model.group_batches import GROUPS, stratified_sample
 from hf_sharp.model.hessian import hessian_traces, top_eigenvalues
@@ -612,6 +613,27 @@ def test_bad_command_line_options(image_models, image_folder, tmp_path, more, sa
     assert not (tmp_path / "out").exists()
 
 
+def test_the_bar_always_has_a_total_and_ends_full(monkeypatch):
+    seen = []
+
+    class Bar(loss_surface.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            seen.append((self.n, self.total))
+
+        def close(self):
+            if self.n:
+                seen.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(loss_surface, "tqdm", Bar)
+    measure_curvature(make_vit(dtype=torch.float64), vit_batches(), COUNTS, **ROUGH, progress="a model")
+    known = 1 + 4 + 2 * 2 + 16 + 1  # loss and gradients, worst case of 4 groups, 2 directions, 2 lines, traces
+    assert seen[known - 1] == (known, known + 4 * curvature._PRODUCTS)
+    assert all(total for _, total in seen)
+    assert seen[-1][0] == seen[-1][1] > known
+
+
 def test_a_model_is_neither_compared_with_itself_nor_overwritten(image_models, image_folder, tmp_path):  # noqa: F811
     sam, _ = image_models
     with pytest.raises(ValueError, match="the model would be compared with itself"):
@@ -635,6 +657,7 @@ def test_the_table_marks_figures_that_are_lower_by_more_than_their_error():
     assert not columns["worst\ncase"][2].startswith("[bold]")
     assert not columns["trace"][1].startswith("[bold]")
     assert columns["loss"][10:] == ["–", "–"]
+    assert str(table.caption).startswith("Lower is flatter; bold: the lowest by more than the errors.")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Every picture is opened: its texts lie inside it and apart from each other, and none of them is a row of boxes."""
 
+import importlib
 import itertools
 import os
+import pkgutil
 import subprocess
 import sys
 import warnings
@@ -20,7 +22,10 @@ from hf_sharp.reports import plots
 from hf_sharp.reports.plots import fonts
 from hf_sharp.reports.plots.errors import confusion_shares
 from hf_sharp.reports.plots.layout import plain_ticks
+from hf_sharp.reports.plots.shift import plot_shares
 from hf_sharp.reports.plots.style import GROUP_COLOURS, MARKERS, PALETTE, run_styles, shown_title
+from hf_sharp.reports.plots.tuning import plot_pareto, plot_sensitivity
+from hf_sharp.reports.tuning import FINISHED
 from hf_sharp.sharpness.methods import METHODS
 
 AWKWARD = ("猫", "$x_{1$", "a very long class name of somebody's own", "", "T-shirt", "\u202eevil", "snow_leopard")
@@ -119,6 +124,32 @@ def few_shot(file, domains=5, backbones=4):
     plots.plot_few_shot(rows, file, "few-shot accuracy on image domains, adaptation by prototypes")
 
 
+def shares(file, num_classes=12):
+    training = np.geomspace(1, 0.001, num_classes)
+    new = np.random.default_rng(0).permutation(training)
+    training, new = training / training.sum(), new / new.sum()
+    plot_shares(training, new, new / 1.5, new * 1.5, names_of(num_classes), file, LONG_TITLE)
+
+
+def search(runs=20):
+    """Finished runs of a search, and one that was ended early."""
+    rng = np.random.default_rng(0)
+    methods = ("none", "sam, momentum", "sam", "focal_sam")
+    found = [
+        {
+            "number": i,
+            "state": FINISHED,
+            "value": rng.uniform(0.6, 0.8),
+            "few": rng.uniform(0.2, 0.5),
+            "seconds": rng.uniform(10, 30),
+            "group": methods[i % 4],
+            "params": {"method": methods[i % 4], "rho": rng.uniform(0.005, 0.2), "loss_tau": rng.uniform(0, 2)},
+        }
+        for i in range(runs)
+    ]
+    return [*found, found[0] | {"number": runs, "state": "ended", "value": None}]
+
+
 PICTURES = {
     "plot_recall_by_count": [
         lambda file: recall_by_count(file, 7, title=LONG_TITLE),
@@ -150,6 +181,12 @@ PICTURES = {
     "plot_step_geometry": [step_geometry, lambda file: step_geometry(file, points=1)],
     "plot_loss_along": [loss_along],
     "plot_few_shot": [few_shot, lambda file: few_shot(file, domains=1, backbones=9)],
+    "plot_shares": [shares, lambda file: shares(file, 300), lambda file: shares(file, 2)],
+    "plot_sensitivity": [
+        lambda file: plot_sensitivity(search(), file, LONG_TITLE, is_log="rho".__eq__),
+        lambda file: plot_sensitivity(search(1), file, free={"loss_tau": {0.0: 0.5, 1.0: 0.7}}),
+    ],
+    "plot_pareto": [lambda file: plot_pareto(search(), file, LONG_TITLE), lambda file: plot_pareto(search(1), file)],
 }
 
 
@@ -214,7 +251,10 @@ def _box(text, renderer):
 
 
 def test_every_picture_has_a_case():
-    assert set(PICTURES) == set(plots.__all__)
+    modules = [
+        importlib.import_module(f"{plots.__name__}.{found.name}") for found in pkgutil.iter_modules(plots.__path__)
+    ]
+    assert set(PICTURES) == {name for module in modules for name in vars(module) if name.startswith("plot_")}
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
@@ -262,9 +302,16 @@ def test_ticks_are_plain_numbers(low, high, inches, expected):
 def test_no_title_is_a_path(tmp_path, monkeypatch):
     (tmp_path / "data" / "photos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for path in ("data/photos", str(tmp_path / "data" / "photos"), "/nowhere/photos"):
+    for path in (
+        "data/photos",
+        "data/photos/",
+        str(tmp_path / "data" / "photos"),
+        "/nowhere/photos",
+        "/nowhere/photos/",
+    ):
         assert shown_title(path) == "photos"
         assert shown_title(f"{path}, split test: 9 examples") == "photos, split test: 9 examples"
+        assert shown_title(f"{path}: 9 images, 2 classes") == "photos: 9 images, 2 classes"
     assert shown_title("uci/letters, split test") == "uci/letters, split test"
 
 
@@ -275,6 +322,7 @@ def test_a_method_has_the_same_colour_in_every_picture():
     assert [style["color"] for style in run_styles(["mine", *alone])][1:] == [*alone.values()]
     assert run_styles(["this model"], {"this model": "focal_sam"})[0]["color"] == alone["focal_sam+ldam"]
     assert alone["baseline"] == run_styles(["cross_entropy"])[0]["color"]
+    assert run_styles(["cross_entropy", "baseline"])[1]["color"] == alone["baseline"]
     eight = run_styles([f"sam+{i}" for i in range(8)])
     assert len({style["color"] for style in eight}) == len({style["marker"] for style in eight}) == 8
     assert len(run_styles([f"sam+{i}" for i in range(17)])) == 17

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
 }
 _INCHES_PER_CHARACTER = 0.09  # of a title
+_PLAIN = ("baseline", "plain training")  # names of runs
 
 
 @contextmanager
@@ -70,23 +72,25 @@ def shown_title(title: str) -> str:
     """Shorten the paths in a title to their last parts.
 
     Args:
-        title: text that may begin with the path of a dataset, up to a comma.
+        title: text that may begin with the path of a dataset, up to a comma or a colon.
 
     Returns:
         One line.
 
     Example:
-        >>> shown_title("/srv/ann/photos, split test: 540 examples")
-        'photos, split test: 540 examples'
+        >>> shown_title("/srv/ann/photos/, split test: 540 examples"), shown_title("/srv/ann/photos/: 540 images")
+        ('photos, split test: 540 examples', 'photos: 540 images')
     """
-    subject, comma, rest = title.partition(",")
+    subject, *rest = re.split(r"(?=[,:] )", title, maxsplit=1)
     if subject and os.path.exists(subject):
         subject = Path(subject).resolve().name
-    return drawable(without_paths(subject + comma + rest))
+    return drawable(without_paths(subject) + without_paths("".join(rest)))
 
 
 def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Choose colour and marker of every run: those of its sharpness method, unless another run has them already.
+
+    Plain training chooses first, so that it is grey wherever it stands.
 
     Args:
         runs: their names, such as "baseline" or "sam+logit_adjusted".
@@ -96,20 +100,19 @@ def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) ->
         `color` and `marker` per run; of more runs than colours, some have the same.
 
     Example:
-        >>> [style["color"] for style in run_styles(["baseline", "sam+vs", "sam+ldam"])]
-        ['#666666', '#0072B2', '#009E73']
+        >>> [style["color"] for style in run_styles(["logit_adjusted", "sam+vs", "sam+ldam", "baseline"])]
+        ['#009E73', '#0072B2', '#D55E00', '#666666']
     """
     methods = methods or {}
     wanted = [_place(methods.get(run, run)) for run in runs]
-    taken: set[int] = set()
-    places: list[int] = []
-    for place in wanted:
-        if place is None or place in taken:
-            free = sorted({*range(len(PALETTE))} - taken, key=lambda i: (i in wanted, i))
-            place = free[0] if free else len(places) % len(PALETTE)
-        taken.add(place)
-        places.append(place)
-    return [{"color": PALETTE[place], "marker": MARKERS[place]} for place in places]
+    taken: dict[int, int] = {}  # run to place
+    for i in sorted(range(len(runs)), key=lambda i: runs[i] not in _PLAIN):
+        place = wanted[i]
+        if place is None or place in taken.values():
+            free = sorted({*range(len(PALETTE))} - {*taken.values()}, key=lambda i: (i in wanted, i))
+            place = free[0] if free else i % len(PALETTE)
+        taken[i] = place
+    return [{"color": PALETTE[taken[i]], "marker": MARKERS[taken[i]]} for i in range(len(runs))]
 
 
 def _place(run: str) -> int | None:
@@ -117,6 +120,6 @@ def _place(run: str) -> int | None:
     from hf_sharp.sharpness.methods import METHODS
 
     method = run.split("+")[0]
-    if method in ("baseline", "plain training") or method in LOSSES:
+    if method in _PLAIN or method in LOSSES:
         method = "none"
     return list(METHODS).index(method) % len(PALETTE) if method in METHODS else None
