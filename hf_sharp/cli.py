@@ -22,6 +22,11 @@ COMMANDS = {
     "predict": "what a model says about new images or texts, row by row",
     "shift": "the class shares of new, unlabelled data: have they moved?",
 }
+# What is true after Ctrl-C, if not that nothing was saved. Trainings say it themselves.
+INTERRUPTED = {
+    "tune": "the same command goes on with the search",
+    "compare": "the same command goes on with the comparison",
+}
 
 
 def usage() -> str:
@@ -53,7 +58,8 @@ def main(argv: list[str] | None = None) -> int | str:
     name, *rest = words
     if name not in COMMANDS:
         return f"error: unknown command {name!r}; the commands are {', '.join(COMMANDS)}."
-    return run_recipe(lambda: importlib.import_module(f"hf_sharp.commands.{name}").main(rest)) or 0
+    said = INTERRUPTED.get(name, "nothing was saved")
+    return run_recipe(lambda: importlib.import_module(f"hf_sharp.commands.{name}").main(rest), said) or 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +31,6 @@ def main(argv: list[str]) -> None:
 
     Raises:
         ValueError: options that do not fit each other, the model or the data.
-        SystemExit: with status 130, the search was interrupted.
     """
     parser = Flags(
         prog="hf-sharp tune",
@@ -60,19 +58,15 @@ def main(argv: list[str]) -> None:
     )
     arguments, flags = parser.parse_known_args(argv)
     folder = Path(arguments.output_dir or f"outputs/tune/{Path(arguments.config).stem}")
-    try:
-        result = tune(
-            arguments.config,
-            arguments.budget,
-            output_dir=folder,
-            search=arguments.search,
-            seed=arguments.search_seed,
-            retrain=arguments.retrain,
-            flags=flags,
-        )
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the search", file=sys.stderr)
-        raise SystemExit(130) from None
+    result = tune(
+        arguments.config,
+        arguments.budget,
+        output_dir=folder,
+        search=arguments.search,
+        seed=arguments.search_seed,
+        retrain=arguments.retrain,
+        flags=flags,
+    )
     console = Console()
     console.print(escape(result["said"]), highlight=False)
     for file in ("best.yaml", "sensitivity.png", "pareto.png", "tuning.json"):

@@ -62,7 +62,7 @@ class CosineHead(CosineLinear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """Compute the logits (..., K) of features (..., d)."""
-        features = nn.functional.normalize(input, dim=-1) if self.feature_norm is None else input
+        features = self.normalized(input) if self.feature_norm is None else input
         return nn.functional.linear(features, self.rows())
 
     @torch.no_grad()

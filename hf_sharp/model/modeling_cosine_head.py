@@ -1,6 +1,8 @@
 """Image and text classifiers of transformers whose head computes cosines. This file works without hf_sharp.
 
-    logits = w_c · f / ‖f‖,   rows w_c of one length s: s times the cosine between features and class vector
+    logits = w_c · f / ‖f‖ + b_c,   rows w_c of one length s: s times the cosine between features and class vector
+
+b is 0 in training; a correction after it may change b, and the rows.
 
 `CosineBertForSequenceClassification` is `BertForSequenceClassification` with such a head, and `CosineBertConfig` is its
 config. The same holds for all other classifiers of transformers. `save_pretrained` copies this file into the model's
@@ -17,18 +19,23 @@ from torch import Tensor, nn
 
 
 class CosineLinear(nn.Linear):
-    """A linear layer of normalised features: logits = W f / ‖f‖. Its bias is 0 and is not trained."""
+    """A linear layer of normalised features: logits = W f / ‖f‖ + b. The bias is 0 in training."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, False, layer.weight.device, layer.weight.dtype)
         self.weight.data.copy_(layer.weight.data)
-        if layer.bias is not None:  # kept at 0, so that checkpoints have the tensors of the original class
+        if layer.bias is not None:  # a buffer, so that checkpoints have the tensors of the original class
             del self.bias
             self.register_buffer("bias", torch.zeros_like(layer.bias.data))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """Compute the logits (..., K) of features (..., d)."""
-        return nn.functional.linear(nn.functional.normalize(input, dim=-1), self.weight)
+        logits = nn.functional.linear(self.normalized(input), self.weight)
+        return logits if self.bias is None else logits + self.bias
+
+    def normalized(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Compute f / ‖f‖ of features (..., d), of which the logits are a linear function."""
+        return nn.functional.normalize(input, dim=-1)
 
 
 @cache

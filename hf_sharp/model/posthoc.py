@@ -26,6 +26,7 @@ from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses import build_loss
 from hf_sharp.losses.base import log_priors
 from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_batches
+from hf_sharp.model.modeling_cosine_head import CosineLinear
 from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
 
 logger = logging.getLogger(__name__)
@@ -57,17 +58,28 @@ def _logit_adjustment(head: Head, class_counts: Tensor, strength: float) -> Head
 
 
 def _tau_norm(head: Head, class_counts: Tensor, strength: float) -> Head:
-    norms = torch.linalg.vector_norm(head.weight, dim=1, keepdim=True)
+    norms = _row_lengths("tau_norm", head)[:, None]
     return Head(head.weight / norms.clamp(min=torch.finfo(norms.dtype).tiny) ** strength, head.bias)
 
 
 def _predicted_norm(
     head: Head, class_counts: Tensor, strength: float, loss: str = "cross_entropy", loss_gamma: float | None = None
 ) -> Head:
+    _row_lengths("predicted_norm", head)
     options: dict[str, Any] = {} if loss_gamma is None else {"loss_gamma": loss_gamma}
     gram = predict_for_loss(build_loss(loss, class_counts.numpy(), **options)).classifier_gram
     squares = torch.tensor(gram.diagonal().copy())
     return Head(head.weight * ((squares.mean() / squares) ** (strength / 2))[:, None], head.bias)
+
+
+def _row_lengths(method: str, head: Head) -> Tensor:
+    lengths = torch.linalg.vector_norm(head.weight, dim=1)
+    if len(lengths) > 2 and (lengths.max() - lengths.min()) < 1e-5 * lengths.max():
+        raise ValueError(
+            f"{method} corrects the lengths of the head's rows, and those of this head have one length, as in a cosine "
+            "head. Choose logit_adjustment or least_shift."
+        )
+    return lengths
 
 
 def _least_shift(head: Head, class_counts: Tensor, strength: float) -> Head:
@@ -99,7 +111,8 @@ def adjust_head(
     """Fold a correction for class imbalance into the head of a trained model.
 
     Args:
-        model: an image or sequence classification model with a linear head. It is not changed.
+        model: an image or sequence classification model with a linear head, or with a cosine head as it is saved. It
+            is not changed.
         class_counts: (K,) integers >= 0, the training examples of each class.
         method: one of `METHODS`; see the module's formulas.
         head: the name of the layer that computes the logits, if several linear layers have K outputs.
@@ -246,8 +259,9 @@ def find_head(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear
 
 
 def read_head(layer: nn.Linear) -> Head:
-    """Read the weight and bias of a head in float64; a ValueError for one that is not linear."""
-    check_is_linear(layer)
+    """Read the weight and bias of a head in float64; a ValueError for one whose logits are not linear in them."""
+    if type(layer) is not CosineLinear:  # W f / ‖f‖ + b
+        check_is_linear(layer)
     bias = None if layer.bias is None else layer.bias.detach().cpu().double()
     return Head(layer.weight.detach().cpu().double(), bias)
 
@@ -272,7 +286,7 @@ def collect_features(
         head: as for `adjust_head`.
 
     Returns:
-        Features (N, d) in float64 and labels (N,), both on the CPU, and the head.
+        Features (N, d) in float64, normalised for a cosine head; labels (N,), both on the CPU; and the head.
 
     Raises:
         ValueError: there are no examples.
@@ -280,6 +294,8 @@ def collect_features(
     features, labels = [], []
     for batch_features, batch_labels, module in features_in_batches(model, batches, num_classes, head, "features"):
         layer, counted = module, batch_labels != IGNORED_LABEL
+        if isinstance(layer, CosineLinear):
+            batch_features = layer.normalized(batch_features)
         features.append(batch_features[counted].cpu().double())
         labels.append(batch_labels[counted].cpu())
     if not labels:

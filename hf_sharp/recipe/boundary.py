@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import Any
 TRACEBACK_FLAG = "--traceback"
 _TRACEBACK = "HF_SHARP_TRACEBACK"  # how the flag reaches the processes that a command starts
 _LONGEST = 400  # characters of a library's message
+_RESUME = "--resume_from_checkpoint"
+_new_folders: dict[Path, bool] = {}  # which the command fills, and whether they were there before
 
 
 class UserError(ValueError):
@@ -46,11 +49,17 @@ def stage(failed: str, hint: str = "") -> Iterator[None]:
         raise UserError(f"{failed}: {_in_short(error)}{' ' if hint else ''}{hint}") from error
 
 
-def run_recipe(main: Callable[[], Any]) -> int | str | None:
+def discard_if_interrupted(folder: Path) -> None:
+    """Let Ctrl-C remove what the running command has written into a new folder, so that it saves nothing half."""
+    _new_folders[folder] = folder.exists()
+
+
+def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int | str | None:
     """Run a command; a mistake comes back as one line instead of a traceback.
 
     Args:
         main: takes no arguments.
+        interrupted: what is true after Ctrl-C, and how to go on; None: what is true of a training.
 
     Returns:
         The exit status: None, or a message, or 130 after Ctrl-C. With `--traceback` exceptions are raised.
@@ -61,13 +70,15 @@ def run_recipe(main: Callable[[], Any]) -> int | str | None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what fails there is reported here
     take_traceback_flag(sys.argv)
+    _new_folders.clear()
     try:
         main()
         _leave_process_group()
     except KeyboardInterrupt:
+        _discard_new_folders()
         if _shows_traceback():
             raise
-        print("interrupted: --resume_from_checkpoint true continues a training", file=sys.stderr)
+        print(f"interrupted: {interrupted or _after_training()}", file=sys.stderr)
         return 130
     except Exception as error:
         message = _message(error)
@@ -75,6 +86,19 @@ def run_recipe(main: Callable[[], Any]) -> int | str | None:
             raise
         return f"error: {message}"
     return None
+
+
+def _discard_new_folders() -> None:
+    for folder, was_there in _new_folders.items():
+        shutil.rmtree(folder, ignore_errors=True)
+        if was_there:
+            folder.mkdir()
+
+
+def _after_training() -> str:
+    # Commands that start trainings let them resume.
+    how = "the same command" if any(word.startswith(_RESUME) for word in sys.argv) else f"{_RESUME} true"
+    return f"{how} continues from the last checkpoint, if one was saved"
 
 
 def take_traceback_flag(words: list[str]) -> None:

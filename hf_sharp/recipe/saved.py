@@ -29,7 +29,7 @@ from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.arguments import TRUST
-from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.boundary import discard_if_interrupted, stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
 from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
@@ -94,7 +94,7 @@ def new_folder(path: str) -> Path:
         path: the folder; it may exist if it is empty.
 
     Returns:
-        The folder, not created yet.
+        The folder, not created yet. Ctrl-C removes it.
 
     Raises:
         ValueError: it is a file or not empty, or it cannot be created.
@@ -107,6 +107,7 @@ def new_folder(path: str) -> Path:
     parent = next(above for above in (folder, *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"the output folder {path!r} cannot be created: {str(parent)!r} is not a folder to write to.")
+    discard_if_interrupted(folder)
     return folder
 
 

@@ -21,7 +21,7 @@ from hf_sharp.reports.card_metadata import Subject, card_metadata, hub_id, local
 from hf_sharp.reports.card_training import method_of
 from hf_sharp.reports.figures import is_finite_number, quantity
 from hf_sharp.reports.markdown import escaped, one_line
-from hf_sharp.reports.results import RESULTS, TASKS, read_results, task_of
+from hf_sharp.reports.results import RESULTS, TASKS, read_results, results_of, task_of
 from hf_sharp.training_args import PLAIN_METHOD
 
 PICTURE = "recall_by_count.png"
@@ -162,6 +162,24 @@ def write_card(
     card = folder / "README.md"
     build_card(results, **options).save(card)
     return card
+
+
+def write_trainer_card(trainer: Any, **given: Any) -> Path:
+    """Write the card of a trainer's model, with the report of its last evaluation.
+
+    Args:
+        trainer: a `SharpTrainer`.
+        **given: as for `build_card`; None where they are not given. Of a list of tasks or datasets, the first counts.
+
+    Returns:
+        The card's path.
+    """
+    for name in ("pipeline_tag", "dataset"):
+        if isinstance(given[name], list):
+            given[name] = next(iter(given[name]), None)
+    results = results_of(trainer, getattr(getattr(trainer, "report_keeper", None), "report", None))
+    options = {name: value for name, value in given.items() if value}
+    return write_card(str(trainer.args.output_dir), results, repo_id=trainer.hub_model_id, **options)
 
 
 def _model_name(folder: Path, options: Mapping[str, Any], repo_id: str | None) -> str:

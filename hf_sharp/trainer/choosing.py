@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import datasets
 import numpy as np
+from transformers import EvalPrediction
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.reports.long_tail_report import long_tail_report, numbers_of
+from hf_sharp.sharpness.replay import random_state, set_random_state
 
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 # Of several evaluation sets, the mean of these is reported too, so that each can be the metric of the best model.
 _MEANS = ("balanced_accuracy", "loss")
+_TRIED = 64  # made-up predictions
 
 
 def metric_names(eval_dataset: Any, frequencies: ClassFrequencies, label_column: str) -> set[str]:
@@ -54,7 +57,7 @@ def check_best_metric(args: Any, eval_dataset: Any, frequencies: ClassFrequencie
         frequencies: of the training set.
     """
     asked = args.metric_for_best_model
-    if asked is None or args.eval_strategy == "no" or eval_dataset is None:
+    if not _is_needed(args, eval_dataset):
         return
     known = metric_names(eval_dataset, frequencies, args.label_column)
     if args.prediction_loss_only:
@@ -66,6 +69,57 @@ def check_best_metric(args: Any, eval_dataset: Any, frequencies: ClassFrequencie
         f"metric_for_best_model={asked!r} is not reported: no evaluation would find it. Expected one of "
         f"{', '.join(shown)}; or pass a compute_metrics of your own that returns it."
     )
+
+
+def check_own_metrics(
+    args: Any, eval_dataset: Any, compute_metrics: Callable[[Any], Any], frequencies: ClassFrequencies
+) -> None:
+    """Raise a ValueError if a `compute_metrics` of the user's lacks the metric that the best model is chosen by.
+
+    It is called once, with made-up predictions that are all right. If it raises an exception for them, or takes more
+    than predictions, the first evaluation tells.
+
+    Args:
+        args: `SharpTrainingArguments`.
+        eval_dataset: one dataset, several by name, or None.
+        compute_metrics: the user's.
+        frequencies: of the training set.
+    """
+    if not _is_needed(args, eval_dataset) or args.batch_eval_metrics or args.include_for_metrics:
+        return
+    labels, state = np.arange(min(frequencies.num_classes, _TRIED)), random_state([])
+    logits = np.eye(len(labels), frequencies.num_classes, dtype=np.float32)
+    try:
+        own = {str(name).removeprefix("eval_") for name in compute_metrics(EvalPrediction(logits, labels))}
+    except Exception:
+        return
+    finally:
+        set_random_state(state)
+    names = {*own, "loss", *_SPEED}
+    if isinstance(eval_dataset, dict):
+        names = {"loss"} | {f"{one}_{name}" for one in eval_dataset for name in names}
+    check_reported(args.metric_for_best_model, names)
+
+
+def check_reported(asked: str | None, names: Iterable[str]) -> None:
+    """Raise a ValueError that says what to type, if the metric of the best model is not among those of an evaluation.
+
+    Args:
+        asked: `metric_for_best_model`, or None.
+        names: of the metrics that there are.
+    """
+    there = {name.removeprefix("eval_") for name in names}
+    if asked is None or (name := asked.removeprefix("eval_")) in there:
+        return
+    shown = ", ".join(sorted(there - {name for name in there if name.endswith((*_SPEED, "epoch"))}))
+    raise ValueError(
+        f"metric_for_best_model={asked!r} is not among the metrics of the evaluation: {shown}. Set it to one of them, "
+        f"or let your compute_metrics return {{{name!r}: ...}} too."
+    )
+
+
+def _is_needed(args: Any, eval_dataset: Any) -> bool:
+    return args.metric_for_best_model is not None and args.eval_strategy != "no" and eval_dataset is not None
 
 
 def means_over_sets(metrics: Mapping[str, float], sets: list[str], prefix: str) -> dict[str, float]:

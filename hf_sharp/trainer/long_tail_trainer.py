@@ -17,8 +17,8 @@ from hf_sharp.losses.registry import set_class_importance
 from hf_sharp.losses.training_loss import TrainingLoss
 from hf_sharp.model.cosine_head import CosineHeadCallback
 from hf_sharp.model.head import ClassifierHead
-from hf_sharp.reports.model_card import write_card
-from hf_sharp.reports.results import ReportKeeper, method_record, results_of
+from hf_sharp.reports.model_card import write_trainer_card
+from hf_sharp.reports.results import ReportKeeper, method_record
 from hf_sharp.reports.tracking import send_recall
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.engine import StepMeans
@@ -74,7 +74,9 @@ class LongTailTrainer(SavingTrainer):
         if args.cosine_head:
             self.add_callback(CosineHeadCallback())
         self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
-        if self.compute_metrics is None:
+        if self.compute_metrics is not None:
+            choosing.check_own_metrics(args, self.eval_dataset, self.compute_metrics, self.class_frequencies)
+        else:
             if args.batch_eval_metrics:
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
             self.report_keeper = ReportKeeper(self.class_frequencies, self.cost_matrix)
@@ -263,17 +265,23 @@ class LongTailTrainer(SavingTrainer):
 
         Returns:
             The metrics; of several evaluation sets, also the means of balanced accuracy and loss.
+
+        Raises:
+            ValueError: other classes; or in training, no metric of the name `metric_for_best_model`.
         """
         if eval_dataset is None:
             self.eval_dataset = self.classes.align(self.eval_dataset, "the evaluation set")
         eval_dataset = self._understood(eval_dataset, "the evaluation set")
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         prefix = args[1] if len(args) > 1 else kwargs.get("metric_key_prefix", "eval")
-        if isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict):
-            self.log(means := choosing.means_over_sets(metrics, list(sets), prefix))
-            return metrics | means
+        several = isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if several:
+            self.log(means := choosing.means_over_sets(metrics, list(cast(dict, sets)), prefix))
+            metrics |= means
+        if self.is_in_train and eval_dataset is None:
+            self._check_best_metric(metrics)
         report = getattr(getattr(self, "report_keeper", None), "report", None)  # None for a set without labels
-        if report is not None and self.is_world_process_zero():
+        if report is not None and not several and self.is_world_process_zero():
             send_recall(self.callback_handler.callbacks, report, prefix, self.state.global_step)
         return metrics
 
@@ -298,8 +306,6 @@ class LongTailTrainer(SavingTrainer):
             self._set_signature_columns_if_needed()
             labelled_data.check_transforms({which: data}, cast(list[str], self._signature_columns))
         return self.classes.align(data, which)
-
-    # ---- the card -----------------------------------------------------------------------------------
 
     def create_model_card(
         self,
@@ -326,22 +332,14 @@ class LongTailTrainer(SavingTrainer):
             dataset: the dataset's name.
             dataset_args: not used.
         """
-        if not self.is_world_process_zero():
-            return
-        names: dict[str, Any] = {"model_name": model_name, "pipeline_tag": _first(tasks)}
-        keeper = getattr(self, "report_keeper", None)
-        write_card(
-            str(self.args.output_dir),
-            results_of(self, keeper and keeper.report),
-            licence=license,
-            language=language,
-            tags=tags or (),
-            base_model=finetuned_from,
-            dataset=_first(dataset) or _first(dataset_tags),
-            repo_id=self.hub_model_id,
-            **{name: value for name, value in names.items() if value},
-        )
-
-
-def _first(names: str | list[str] | None) -> str | None:
-    return names[0] if isinstance(names, list) and names else cast(str | None, names or None)
+        if self.is_world_process_zero():
+            write_trainer_card(
+                self,
+                model_name=model_name,
+                pipeline_tag=tasks,
+                licence=license,
+                language=language,
+                tags=tags,
+                base_model=finetuned_from,
+                dataset=dataset or dataset_tags,
+            )

@@ -1,10 +1,10 @@
-"""The Trainer's saving side: exact resuming, and pushes that report failures."""
+"""The Trainer's saving side: exact resuming, and pushes that report failures and name no folder of this machine."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from hf_sharp.data.local_paths import without_paths
+from hf_sharp.trainer import choosing
 from hf_sharp.trainer.checkpoint_files import (
     MethodState,
     best_beside,
@@ -128,6 +129,17 @@ class SavingTrainer(Trainer):
 
     def _before_training(self, fresh: bool) -> None:
         """Do what comes before a training, which is fresh unless it resumes from a checkpoint."""
+
+    def _check_best_metric(self, metrics: Mapping[str, float]) -> None:
+        # An evaluation comes before the checkpoint of its step, which must not be lost.
+        try:
+            choosing.check_reported(self.args.metric_for_best_model, metrics)
+        except ValueError as error:
+            if self.state.global_step and self.hp_search_backend is None:
+                self._save_checkpoint(cast(nn.Module, self.model), None)
+                folder = self._get_output_dir(None)
+                raise ValueError(f"{error} The training so far is saved in {folder!r}: resume from there.") from error
+            raise
 
     def _remember(self, method: dict[str, Any] | None = None, **stateful: Any) -> None:
         """Record the method in checkpoints, and the state of its parts.

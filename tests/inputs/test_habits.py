@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import ViTImageProcessor
 
 from hf_sharp import cli
 from hf_sharp.commands import compare, train
 from hf_sharp.commands.compare import seeds_needed, verdict
+from hf_sharp.recipe.boundary import run_recipe
+from hf_sharp.recipe.saved import new_folder
 from hf_sharp.reports.pairs import paired
+from tests.conftest import make_vit
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 from tests.recipes.conftest import QUICK, TINY_VIT, image_folder  # noqa: F401
 
@@ -81,8 +85,67 @@ def test_ctrl_c_on_a_training_is_one_line(image_folder, tmp_path):  # noqa: F811
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in said
-    assert said.strip().splitlines()[-1] == "interrupted: --resume_from_checkpoint true continues a training"
+    assert said.strip().splitlines()[-1].startswith("interrupted: --resume_from_checkpoint true continues from")
     assert not (tmp_path / "out" / "all_results.json").exists()
+
+
+# Where Ctrl-C hits a command, after it has written something where it writes at all.
+INTERRUPTED = {
+    "counts {data}": "commands.counts.load",
+    "evaluate {model} {data} --output_dir {out}": "recipe.showing.draw_evaluation",
+    "adjust {model} {data} --output_dir {out} --strength 1": "recipe.changed.keep_record",
+    "calibrate {model} {data} --output_dir {out} --validation_fraction 0.3": "commands.calibrate.plot_reliability",
+    "sharpness {model} {data} --output_dir {out} --hessian_examples 4": "commands.sharpness.plot_loss_along",
+    "shift {model} {data}/test --dataset {data} --split test --output_dir {out}": "commands.shift.plot_shares",
+    "predict {model} {data}/test --output_dir {out} --batch_size 2": "recipe.outputs._Lines.close",
+    "card {model}": "commands.card.write_card",
+}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize("words", INTERRUPTED, ids=lambda words: words.split()[0])
+def test_ctrl_c_on_a_command_saves_nothing_half_and_says_so(words, there, image_folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    model, out = make_vit(num_labels=3, num_channels=3), tmp_path / "results" / "out"
+    model.config.id2label = dict(enumerate(("cat", "dog", "emu")))
+    model.save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    if there:
+        out.mkdir(parents=True)
+    written = []
+
+    def interrupt(*_, **__):
+        written.extend(out.rglob("*"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"hf_sharp.{INTERRUPTED[words]}", interrupt)
+    where = {"model": tmp_path / "model", "data": image_folder, "out": out}
+    assert cli.main([word.format(**where) for word in words.split()]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted: nothing was saved"
+    assert bool(written) == ("{out}" in words)
+    assert out.is_dir() == there
+    assert not list(out.rglob("*"))
+
+
+def test_ctrl_c_leaves_what_an_earlier_command_wrote(tmp_path):
+    new_folder(str(tmp_path / "out")).mkdir()  # called from Python, as a part of something else
+    (tmp_path / "out" / "report.json").write_text("{}")
+    assert cli.main(["card", str(tmp_path)]) != 130
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert run_recipe(interrupt) == 130
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("name", ["compare", "tune"])
+def test_ctrl_c_on_a_search_says_that_the_same_command_goes_on(name, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"hf_sharp.commands.{name}.main", interrupt)
+    assert cli.main([name]) == 130
+    assert "interrupted: the same command goes on" in capsys.readouterr().err
 
 
 # ---- words of the command line -------------------------------------------------------------------------------------

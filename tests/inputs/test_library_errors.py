@@ -279,12 +279,16 @@ def test_a_bug_stays_a_traceback_and_the_flag_shows_any(monkeypatch):
     assert sys.argv == ["hf-sharp"]
 
 
-def test_a_missing_package_and_ctrl_c_are_one_line(capsys):
+def test_a_missing_package_and_ctrl_c_are_one_line(capsys, monkeypatch):
     missing = ModuleNotFoundError("No module named 'trackio'", name="trackio")
     assert "pip install trackio" in said_by(capsys, lambda: run_recipe(fail_with(missing)))
     assert run_recipe(fail_with(KeyboardInterrupt())) == 130
     printed = capsys.readouterr().err.strip().splitlines()
-    assert printed == ["interrupted: --resume_from_checkpoint true continues a training"]
+    how = "--resume_from_checkpoint true continues from the last checkpoint, if one was saved"
+    assert printed == [f"interrupted: {how}"]
+    monkeypatch.setattr(sys, "argv", ["recipe", "--resume_from_checkpoint=true"])
+    run_recipe(fail_with(KeyboardInterrupt()))
+    assert "interrupted: the same command continues" in capsys.readouterr().err
 
 
 def test_the_flag_reaches_every_command(tmp_path):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 from transformers.trainer_utils import HPSearchBackend
 
@@ -161,3 +162,82 @@ def test_two_evaluation_sets_and_metrics_of_ones_own_take_the_mean_loss(make_tra
 def test_a_calibration_error_is_the_better_the_lower(make_trainer):
     trainer = make_trainer(eval_dataset=make_images(), metric_for_best_model="calibration_error", **BEST)
     assert trainer.args.greater_is_better is False
+
+
+# ---- metrics of one's own ------------------------------------------------------------------------------------------
+
+OWN = {
+    "always": lambda prediction: {"acc": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())},
+    "prefixed": lambda prediction: {"eval_acc": 1.0, "eval_recall": 0.5},
+    "nothing": lambda prediction: {},
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("sets", [1, 2])
+def test_metrics_of_ones_own_that_lack_the_best_are_found_before_training(own, sets, make_trainer):
+    data = make_images() if sets == 1 else {"first": make_images(), "second": make_images()}
+    options = {"trainer": {"compute_metrics": OWN[own]}, "metric_for_best_model": "f1"}
+    with pytest.raises(
+        ValueError, match=r"'f1' is not among the metrics.*loss.*let your compute_metrics return \{'f1'"
+    ):
+        make_trainer(eval_dataset=data, **options, **BEST)
+
+
+@pytest.mark.parametrize("metric", ["acc", "eval_acc", "loss", "runtime"])
+def test_metrics_of_ones_own_that_have_the_best(metric, make_trainer):
+    own = {"compute_metrics": OWN["always"]}
+    trainer = make_trainer(eval_dataset=make_images(), trainer=own, metric_for_best_model=metric, **BEST)
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
+def test_trying_metrics_of_ones_own_draws_no_random_numbers(make_trainer):
+    def drawing(prediction):
+        return {"acc": float(np.random.rand())}
+
+    options = {"trainer": {"compute_metrics": drawing}, "metric_for_best_model": "acc"} | BEST
+    make_trainer(eval_dataset=make_images())
+    plain = np.random.rand()
+    make_trainer(eval_dataset=make_images(), **options)
+    assert np.random.rand() == plain
+
+
+def only_real(prediction):
+    """Metrics that cannot be computed for made-up predictions."""
+    if len(prediction.predictions) < 10:
+        raise ZeroDivisionError
+    return {"acc": 1.0}
+
+
+class InBatches:
+    """Metrics that are gathered batch by batch."""
+
+    def __call__(self, prediction, compute_result):
+        return {"acc": 1.0}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}, {"load_best_model_at_end": False}, {"eval_on_start": True}],
+)
+def test_a_best_metric_that_the_first_evaluation_lacks_stops_there_and_loses_nothing(more, make_trainer, tmp_path):
+    options = BEST | {"save_steps": 4, "max_steps": 6} | more
+    options |= {"trainer": {"compute_metrics": only_real}, "metric_for_best_model": "f1"}
+    trainer = make_trainer(eval_dataset=make_images(), **options)
+    with pytest.raises(ValueError, match=r"'f1' is not among the metrics of the evaluation: acc, loss\.") as raised:
+        trainer.train()
+    assert trainer.state.global_step == (0 if "eval_on_start" in more else 2)
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    assert (str(checkpoint.parent) in str(raised.value)) == checkpoint.is_dir() == ("eval_on_start" not in more)
+    if checkpoint.is_dir():
+        again = make_trainer(eval_dataset=make_images(), **options | {"metric_for_best_model": "acc"})
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == 6
+
+
+def test_metrics_that_are_gathered_in_batches_are_not_tried(make_trainer):
+    options = {"trainer": {"compute_metrics": InBatches()}, "metric_for_best_model": "f1", "batch_eval_metrics": True}
+    trainer = make_trainer(eval_dataset=make_images(), **options, **BEST)
+    with pytest.raises(ValueError, match="'f1' is not among the metrics of the evaluation: acc, loss"):
+        trainer.train()

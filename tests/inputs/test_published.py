@@ -220,8 +220,15 @@ def test_a_cosine_head_of_hf_sharp_opens_with_the_class_in_the_package(cosine_fo
     assert (kind.__name__, config.model_type) == ("CosineBertForSequenceClassification", "cosine-bert")
     common = [cosine_folder, mails, "--test_fraction", "0.25"]
     assert cli.main(["evaluate", *common]) == 0
-    adjusted = cli.main(["adjust", *common, "--strength", "1", "--output_dir", str(tmp_path / "adjusted")])
-    assert "does not compute W f + b" in adjusted, "it opens; a head without a bias cannot be shifted"
+    adjusted = str(tmp_path / "adjusted")
+    assert cli.main(["adjust", *common, "--strength", "1", "--output_dir", adjusted]) == 0
+    kind, config = class_for(AutoModelForSequenceClassification, adjusted)
+    bias = kind.from_pretrained(adjusted, config=config).classifier.bias
+    assert bias.argmax() == 2, "the rarest class gains most"
+    other = AutoModelForSequenceClassification.from_pretrained(adjusted, trust_remote_code=True)
+    assert torch.equal(other.classifier.bias, bias), "its own code, saved with it, has the correction too"
+    refused = cli.main(["adjust", *common, "--method", "tau_norm", "--strength", "1", "--output_dir", f"{adjusted}2"])
+    assert "the lengths of the head's rows" in refused
     argv = ["--dataset", mails, "--test_fraction", "0.25", "--model_name_or_path", cosine_folder, *QUICK]
     train_texts([*argv, "--output_dir", str(tmp_path / "tuned")])
 

@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -28,9 +30,11 @@ from transformers import (
 
 from hf_sharp.losses import build_loss
 from hf_sharp.model import modeling_cosine_head
+from hf_sharp.model.confidence import fold_temperature
 from hf_sharp.model.cosine_head import CosineHead, CosineHeadCallback, use_cosine_head
+from hf_sharp.model.costs import fold_costs
 from hf_sharp.model.head import ClassifierHead
-from hf_sharp.model.posthoc import adjust_head
+from hf_sharp.model.posthoc import adjust_head, choose_strength
 from tests.conftest import assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.recipes.conftest import bert_folder, vit_folder  # noqa: F401
 from tests.trainer.test_checkpoint import FAMILIES
@@ -300,3 +304,84 @@ class Unknown(nn.Module):
 def test_bad_input(model, options, said):
     with pytest.raises(ValueError, match=said):
         use_cosine_head(model, **({"num_classes": 4} | options))
+
+
+# ---- corrections after training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved_bert(tmp_path):
+    """A BERT with a cosine head, as it opens after training, and a function that saves and opens a changed one."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertForSequenceClassification(BertConfig(**small, vocab_size=20, max_position_embeddings=16, num_labels=3))
+    use_cosine_head(model, 3, scale=10.0, allow_custom_code=True)
+
+    def again(model):
+        model.save_pretrained(tmp_path / "model")
+        config = type(model.config).from_pretrained(tmp_path / "model")
+        return (
+            modeling_cosine_head.model_class(BertForSequenceClassification)
+            .from_pretrained(tmp_path / "model", config=config)
+            .eval()
+        )
+
+    return again(model), again
+
+
+INPUTS = {"input_ids": torch.arange(1, 19).reshape(6, 3)}
+CLASS_COUNTS = [70, 20, 10]
+
+
+@torch.no_grad()
+def cosine_logits(model):
+    return model(**INPUTS).logits
+
+
+def test_a_bias_of_zeros_changes_no_bit(saved_bert):
+    model, again = saved_bert
+    layer = model.classifier
+    features = torch.randn(5, 8)
+    assert torch.equal(layer(features), nn.functional.linear(nn.functional.normalize(features, dim=-1), layer.weight))
+    torch.testing.assert_close(cosine_logits(again(model)), cosine_logits(model), rtol=0, atol=0)
+
+
+def test_corrections_of_a_cosine_head_are_exact_and_survive_saving(saved_bert):
+    model, again = saved_bert
+    before = cosine_logits(model)
+    shares = torch.tensor(CLASS_COUNTS) / 100
+    changed = {
+        "logit_adjustment": (adjust_head(model, CLASS_COUNTS, strength=0.5), before - 0.5 * shares.log()),
+        "temperature": (fold_temperature(model, 2.0, 3), before / 2),
+        "costs": (fold_costs(model, [[0, 1, 1], [1, 0, 1], [9, 9, 0]]), before + torch.tensor([1, 1, 9]).log()),
+        "no least shift": (adjust_head(model, CLASS_COUNTS, "least_shift", strength=0.0), before),
+    }
+    for name, (adjusted, expected) in changed.items():
+        torch.testing.assert_close(cosine_logits(adjusted), expected, msg=name)
+        assert torch.equal(cosine_logits(again(adjusted)), cosine_logits(adjusted)), name
+    rows = adjust_head(model, CLASS_COUNTS, "least_shift").classifier.weight
+    cosines = nn.functional.normalize(rows, dim=1) @ nn.functional.normalize(rows, dim=1).T
+    torch.testing.assert_close(cosines, 1.5 * torch.eye(3) - 0.5)
+
+
+def test_the_strength_is_chosen_by_the_logits_of_the_adjusted_model(saved_bert):
+    model, _ = saved_bert
+    data = [INPUTS | {"labels": torch.tensor([0, 1, 2, 2, 1, 0])}]
+    _, scores = choose_strength(model, data, CLASS_COUNTS, metric="accuracy", strengths=[0.0, 0.1, 1.0, 5.0])
+    for strength, score in scores.items():
+        predicted = cosine_logits(adjust_head(model, CLASS_COUNTS, strength=strength)).argmax(1)
+        assert score == (predicted == data[0]["labels"]).double().mean()
+    assert len(set(scores.values())) > 1
+
+
+@pytest.mark.parametrize("method", ["tau_norm", "predicted_norm"])
+def test_rows_of_one_length_have_no_lengths_to_correct(method, saved_bert):
+    with pytest.raises(ValueError, match=f"{method} corrects the lengths of the head's rows.*Choose logit_adjustment"):
+        adjust_head(saved_bert[0], CLASS_COUNTS, method)
+
+
+def test_a_cosine_head_in_training_is_not_corrected(saved_bert):
+    model, _ = saved_bert
+    model.set_submodule("classifier", CosineHead(nn.Linear(8, 3), 10.0))
+    with pytest.raises(ValueError, match="the head is a CosineHead, which does not compute"):
+        adjust_head(model, CLASS_COUNTS)
