@@ -35,6 +35,10 @@ from hf_sharp.training_args import SAVED_AS, SharpTrainingArguments
 logger = logging.getLogger(__name__)
 
 
+class NotFiniteError(ValueError):
+    """Losses or weights of a training became infinite or NaN."""
+
+
 def _nothing(*_: Any) -> None:
     pass
 
@@ -120,7 +124,7 @@ class SavingTrainer(Trainer):
             return
         message = advice(self.args, self.state.global_step, "the loss is" if sound else "loss and weights are")
         if self.hp_search_backend is None:
-            raise ValueError(message)
+            raise NotFiniteError(message)
         logger.warning("%s The search goes on.", message)
         self.control.should_training_stop = True
 
