@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy.special import softmax
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.class_names import shown
 from hf_sharp.model.confidence import (
     TEMPERATURES,
     Threshold,
@@ -24,6 +25,7 @@ from hf_sharp.model.confidence import (
     examples_needed,
     fit_temperature,
     fold_temperature,
+    rare_classes,
 )
 from hf_sharp.model.posthoc import Model
 from hf_sharp.recipe.arguments import load_splits
@@ -142,6 +144,7 @@ def _calibrate(
         "precision": precision,
         "thresholds": [threshold._asdict() for threshold in thresholds],
         "calibration_examples": [len(of_class) for of_class in scores],
+        f"in_every_set_of_coverage_{_COVERAGE:g}": [decisions.classes[c] for c in rare_classes(scores, _COVERAGE)],
         "classes": decisions.classes,
     }
     return result, thresholds, decisions
@@ -190,12 +193,13 @@ def _show(
     )
     if rows != 0:
         console.print(thresholds_table(thresholds, result["calibration_examples"], frequencies, rows))
-    few = sum(number < examples_needed(_COVERAGE) for number in result["calibration_examples"])
+    few = result[f"in_every_set_of_coverage_{_COVERAGE:g}"]
+    every = f": {shown(few)}" if few else ""
     never = sum(threshold.confidence is None for threshold in thresholds)
     console.print(
         f"thresholds for a precision of {100 * result['precision']:g} %: {len(thresholds) - never} of "
-        f"{len(thresholds)} classes reach it\nprediction sets: {few} of {len(thresholds)} classes have fewer than "
-        f"{examples_needed(_COVERAGE)} validation examples and are in every set of coverage {_COVERAGE:g}",
+        f"{len(thresholds)} classes reach it\nprediction sets: {len(few)} of {len(thresholds)} classes have fewer than "
+        f"{examples_needed(_COVERAGE)} validation examples and are in every set of coverage {_COVERAGE:g}{every}",
         highlight=False,
     )
     console.print(f"figures  {output / 'calibration.json'}\nmodel    {output}", highlight=False, soft_wrap=True)

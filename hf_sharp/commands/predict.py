@@ -7,16 +7,19 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from hf_sharp.data.class_names import shown
 from hf_sharp.data.costs import read_costs
 from hf_sharp.model.confidence import examples_needed
 from hf_sharp.recipe.arguments import TRUST
@@ -78,6 +81,13 @@ class PredictArguments:
             "class; needs hf-sharp calibrate."
         },
     )
+    pool_rare: bool = field(
+        default=False,
+        metadata={
+            "help": "With --coverage: classes with too few calibration examples share one limit, and are not in every "
+            "set. The coverage then holds for these classes together."
+        },
+    )
     cost: str | None = field(
         default=None,
         metadata={
@@ -130,6 +140,12 @@ def main(argv: list[str]) -> None:
     take_over(record and record | {"options": options}, (what,), argv, str(options.get("dataset", "digits")))
     output = None if what.output_dir is None else new_folder(what.output_dir)
     images, device = takes_images(names.model, what.trust_remote_code), choose_device(what.device)
+    processes = PartialState()
+    if processes.num_processes > 1 and names.data == STDIN:
+        raise ValueError("several processes cannot share the standard input: name a file, or start one process.")
+    if not processes.is_main_process:
+        logging.disable(logging.WARNING)  # the first process warns
+    processes.wait_for_everyone()  # until all have seen that the output folder is new
     inputs = LookArguments(
         max_length=what.max_length,
         tokenizer_name=what.tokenizer_name,
@@ -143,7 +159,11 @@ def main(argv: list[str]) -> None:
     limits = None if inputs.picture_range is None else (inputs.picture_range[0], inputs.picture_range[1])
     predictor = Predictor(model.to(device).eval(), processor, images, inputs.max_length, limits)
     summary = _run(predictor, chooser, source, what, output)
+    if what.coverage is not None:
+        summary["classes_with_few_calibration_examples"] = chooser.rare
     summary |= {"model": names.model, "data": names.data, "device": str(device), "options": asdict(what)}
+    if not processes.is_main_process:
+        return
     _tell(summary, output, what)
     if summary["broken"]:
         raise SystemExit(SOME_BROKEN)
@@ -157,16 +177,17 @@ def _chooser(what: PredictArguments, decisions: Decisions) -> Chooser:
         decisions = replace(decisions, cost_matrix=costs.tolist())
     elif decisions.by_cost:
         logger.warning("labels of least expected cost, with the costs saved with the model")
-    chooser = Chooser(decisions, what.top_k, what.abstain, what.coverage)
-    if what.coverage is not None:
-        needed = examples_needed(what.coverage)
-        few = sum(len(of_class) < needed for of_class in decisions.scores or ())
-        if few:
-            logger.warning(
-                "%s fewer than %d calibration examples, and so in every set.",
-                f"{quantity(few, 'class', 'classes')} of {len(decisions.classes)} {'has' if few == 1 else 'have'}",
-                needed,
-            )
+    chooser = Chooser(decisions, what.top_k, what.abstain, what.coverage, what.pool_rare)
+    if chooser.rare:
+        logger.warning(
+            "%s fewer than %d calibration examples (%s), and %s",
+            f"{quantity(len(chooser.rare), 'class has', 'classes have')}",
+            examples_needed(what.coverage or 0),
+            shown(chooser.rare),
+            "one limit for them all: the coverage holds for them together, not for each."
+            if what.pool_rare
+            else "so in every set; --pool_rare gives them one limit.",
+        )
     return chooser
 
 
@@ -177,14 +198,15 @@ def _run(
     taken = {"input", "error", *chooser.columns}
     names = [f"data_{name}" if name in taken else name for name in source.keep]
     columns = {"input": "text"} | dict.fromkeys(names, "text") | chooser.columns | {"error": "text"}
+    main = PartialState().is_main_process
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     labels, faults, start = Counter[str](), dict[str, str](), perf_counter()
     total = abstained = broken = 0
     try:
         with (
-            PredictionFile(output, what.format, columns) as file,
-            tqdm(total=opened.total, desc="predicting", unit="row", leave=False) as bar,
+            PredictionFile(output, what.format, columns) if main else nullcontext() as file,
+            tqdm(total=opened.total, desc="predicting", unit="row", leave=False, disable=not main) as bar,
         ):
             for rows, logits in predictor.batches(opened.rows, what.batch_size):
                 chosen = iter(chooser.choose(logits))
@@ -202,7 +224,8 @@ def _run(
                         abstained += 1
                     else:
                         labels[line["label"]] += 1
-                file.write(lines)
+                if file is not None:
+                    file.write(lines)
                 total += len(rows)
                 bar.update(len(rows))
     except BrokenPipeError:  # of `| head`; the standard output must not be flushed again

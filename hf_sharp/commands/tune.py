@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.search_space import EXTRA, SEARCHED
-from hf_sharp.recipe.tune import tune
+from hf_sharp.recipe.tune import BACKENDS, tune
 
 _ABOUT = """Choose loss strength, method and radius for a config, on validation data held
 out of the training split. The test split is not read. The same command goes
@@ -49,12 +49,25 @@ def main(argv: list[str]) -> None:
         metavar="OPTION",
         help=f"what to search (default: {' '.join(SEARCHED)}); also {', '.join(EXTRA)}",
     )
-    parser.add_argument("--output_dir", "--output", help="the folder of the search (default: outputs/tune/CONFIG)")
+    parser.add_argument(
+        "--output_dir", "--output", metavar="FOLDER", help="the folder of the search (default: outputs/tune/CONFIG)"
+    )
     parser.add_argument("--search_seed", type=int, default=0, help="seed of the search (default: 0)")
     parser.add_argument(
         "--retrain",
         action="store_true",
         help="train the chosen config on all training examples, and report the test split",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="local",
+        help="local: one run after the other, here (default); ray: several at once, on the machines of a Ray cluster",
+    )
+    parser.add_argument(
+        "--cpus_per_run",
+        type=int,
+        help="with ray: cores of a run (default: one if it has a GPU, else all of a machine)",
     )
     arguments, flags = parser.parse_known_args(argv)
     folder = Path(arguments.output_dir or f"outputs/tune/{Path(arguments.config).stem}")
@@ -65,6 +78,8 @@ def main(argv: list[str]) -> None:
         search=arguments.search,
         seed=arguments.search_seed,
         retrain=arguments.retrain,
+        backend=arguments.backend,
+        cpus_per_run=arguments.cpus_per_run,
         flags=flags,
     )
     console = Console()

@@ -6,7 +6,8 @@
                      examples of class c; it holds the true class in a share 1 − α of the examples of *every* class
 
 The set is exact for exchangeable examples, whatever the model. A class with n_c < 1/α − 1 calibration examples has
-q_c = ∞: it is in every set.
+q_c = ∞: it is in every set. Such classes can share one limit instead, from the scores of them all: the sets then hold
+the true class in a share 1 − α of the examples of these classes together, but not of each.
 """
 
 from __future__ import annotations
@@ -156,13 +157,17 @@ def calibration_scores(probabilities: Any, labels: Any) -> list[np.ndarray]:
     return [np.sort(1 - probabilities[labels == c, c]) for c in range(probabilities.shape[1])]
 
 
-def prediction_sets(probabilities: Any, scores: Sequence[Any], coverage: float) -> np.ndarray:
+def prediction_sets(
+    probabilities: Any, scores: Sequence[Any], coverage: float, *, pool_rare: bool = False
+) -> np.ndarray:
     """Make sets of classes that hold the true class with a given probability, for examples of every class.
 
     Args:
         probabilities: (N, K).
         scores: K sorted arrays, as `calibration_scores` returns them for examples drawn like those to predict.
         coverage: 1 − α, in (0, 1).
+        pool_rare: let the classes with too few calibration examples share one limit. The probability then holds for
+            their examples together, drawn as the calibration examples were.
 
     Returns:
         (N, K) booleans. A set may be empty: the example is unlike the calibration examples of every class.
@@ -177,11 +182,15 @@ def prediction_sets(probabilities: Any, scores: Sequence[Any], coverage: float) 
 
     Reference:
         Vovk, Conditional validity of inductive conformal predictors, 2012 (label-conditional, or Mondrian). The score
-        is that of Sadinle, Lei and Wasserman, arXiv 1609.00451.
+        is that of Sadinle, Lei and Wasserman, arXiv 1609.00451. Pooling is the null cluster of Ding et al., arXiv
+        2306.09335, from the scores of the rare classes alone, where theirs takes those of all classes.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be above 0 and below 1, got {coverage}.")
     limits = np.array([_quantile(np.asarray(of_class), coverage) for of_class in scores])
+    few = rare_classes(scores, coverage)
+    if pool_rare and few:
+        limits[few] = _quantile(np.sort(np.concatenate([np.asarray(scores[c]) for c in few])), coverage)
     return 1 - np.asarray(probabilities, dtype=np.float64) <= limits
 
 
@@ -193,6 +202,23 @@ def examples_needed(coverage: float) -> int:
         (9, 19)
     """
     return math.ceil(coverage / (1 - coverage) - 1e-9)
+
+
+def rare_classes(scores: Sequence[Any], coverage: float) -> list[int]:
+    """List the classes with too few calibration examples to be left out of any prediction set.
+
+    Args:
+        scores: K calibration scores, as `calibration_scores` returns them.
+        coverage: of the sets.
+
+    Returns:
+        Their indices.
+
+    Example:
+        >>> rare_classes([[0.1] * 9, [0.1] * 8], coverage=0.9)
+        [1]
+    """
+    return [c for c, of_class in enumerate(scores) if len(of_class) < examples_needed(coverage)]
 
 
 def _quantile(scores: np.ndarray, coverage: float) -> float:

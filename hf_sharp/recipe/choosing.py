@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_sharp.data.costs import read_costs
-from hf_sharp.model.confidence import prediction_sets
+from hf_sharp.model.confidence import prediction_sets, rare_classes
 from hf_sharp.model.costs import expected_costs
 from hf_sharp.recipe.decisions import Decisions
 
@@ -26,21 +26,29 @@ class Chooser:
         abstain: the probability below which there is no label, as text; `saved`: the saved thresholds; None: always a
             label.
         coverage: of the prediction sets; None: no sets.
+        pool_rare: whether classes with too few calibration examples share one limit.
 
     Raises:
         ValueError: an option out of range, or one that needs what was not saved.
     """
 
     def __init__(
-        self, decisions: Decisions, top_k: int = 0, abstain: str | None = None, coverage: float | None = None
+        self,
+        decisions: Decisions,
+        top_k: int = 0,
+        abstain: str | None = None,
+        coverage: float | None = None,
+        pool_rare: bool = False,
     ) -> None:
-        self.decisions, self.top_k, self.coverage = decisions, top_k, coverage
+        self.decisions, self.top_k, self.coverage, self.pool_rare = decisions, top_k, coverage, pool_rare
         if not 0 <= top_k <= len(decisions.classes):
             raise ValueError(f"--top_k must be from 0 to {len(decisions.classes)}, the number of classes; got {top_k}.")
         if coverage is not None and not 0 < coverage < 1:
             raise ValueError(f"--coverage must be above 0 and below 1, got {coverage}.")
         if coverage is not None and decisions.scores is None:
             raise ValueError(f"--coverage needs calibration scores, which the model does not have. {_CALIBRATE}")
+        if pool_rare and coverage is None:
+            raise ValueError("--pool_rare has no effect without --coverage. Add one, or remove the other.")
         self._costs = None if decisions.costs is None else read_costs(decisions.costs, decisions.classes)
         self._thresholds = None if abstain is None else self._limits(abstain)
 
@@ -61,6 +69,13 @@ class Chooser:
         if not 0 < limit <= 1:
             raise ValueError(f"--abstain must be above 0 and at most 1, got {abstain}.")
         return np.full(len(self.decisions.classes), limit)
+
+    @property
+    def rare(self) -> list[str]:
+        """The classes with too few calibration examples for a set that covers each of them and leaves it out of any."""
+        if self.coverage is None:
+            return []
+        return [self.decisions.classes[c] for c in rare_classes(self.decisions.scores or [], self.coverage)]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -100,7 +115,8 @@ class Chooser:
             for cell, cost in zip(cells, costs.tolist(), strict=True):
                 cell["expected_cost"] = cost
         if self.coverage is not None:
-            sets = prediction_sets(probabilities.numpy(), self.decisions.scores or [], self.coverage)
+            scores = self.decisions.scores or []
+            sets = prediction_sets(probabilities.numpy(), scores, self.coverage, pool_rare=self.pool_rare)
             order = probabilities.argsort(1, descending=True).tolist()
             for cell, inside, ranked in zip(cells, sets, order, strict=True):
                 cell["set"] = [names[c] for c in ranked if inside[c]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,11 +42,11 @@ class Predictor:
     picture_range: tuple[float, float] | None = None
 
     def batches(self, rows: Iterable[Row], batch_size: int) -> Iterator[tuple[list[Row], Tensor]]:
-        """Run the model over rows.
+        """Run the model over rows; several processes share them, and every process gets all results.
 
         Args:
             rows: the rows; those with a fault are not given to the model.
-            batch_size: rows per batch.
+            batch_size: rows per batch and process.
 
         Yields:
             The rows of a batch, with the faults found on the way, and the logits (n, K) of those without, in order.
@@ -51,18 +54,27 @@ class Predictor:
         Raises:
             ValueError: the device has not enough memory for a batch.
         """
+        processes = PartialState()
+        begin = processes.process_index * batch_size
         with ThreadPoolExecutor() as pool:
             following = iter(rows)
-            while some := list(islice(following, batch_size)):
-                prepared = list(pool.map(self._prepared, some))
-                checked = [row._replace(fault=fault) for row, (_, fault) in zip(some, prepared, strict=True)]
-                inputs = [value for value, fault in prepared if fault is None]
-                logits = self._logits(inputs) if inputs else torch.empty(0, int(self.model.config.num_labels or 0))
-                sound = iter(logits)
-                for i, row in enumerate(checked):
-                    if row.fault is None and not next(sound).isfinite().all():
-                        checked[i] = row._replace(fault="the model's output is not finite")
-                yield checked, logits[logits.isfinite().all(1)]
+            while some := list(islice(following, batch_size * processes.num_processes)):
+                prepared = list(pool.map(self._prepared, some[begin : begin + batch_size]))
+                parts = [self._judged(some[begin : begin + batch_size], prepared)]
+                if processes.num_processes > 1:
+                    parts = gather_object(parts)
+                yield [row for checked, _ in parts for row in checked], torch.cat([logits for _, logits in parts])
+
+    def _judged(self, rows: list[Row], prepared: list[tuple[Any, str | None]]) -> tuple[list[Row], Tensor]:
+        """Run the model over the sound rows of a batch; rows whose output is not finite are not sound."""
+        checked = [row._replace(value=None, fault=fault) for row, (_, fault) in zip(rows, prepared, strict=True)]
+        inputs = [value for value, fault in prepared if fault is None]
+        logits = self._logits(inputs) if inputs else torch.empty(0, int(self.model.config.num_labels or 0))
+        sound = iter(logits)
+        for i, row in enumerate(checked):
+            if row.fault is None and not next(sound).isfinite().all():
+                checked[i] = row._replace(fault="the model's output is not finite")
+        return checked, logits[logits.isfinite().all(1)]
 
     def _prepared(self, row: Row) -> tuple[Any, str | None]:
         """Turn a row into what a batch is made of; or say what is wrong with it."""
@@ -101,17 +113,21 @@ class Predictor:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Find the device to run on.
+    """Find the device to run on, and join the other processes of a launcher, if there are any.
 
     Args:
         name: such as cpu, cuda, cuda:1 or mps; None: the accelerator that PyTorch sees, or the CPU.
 
     Returns:
-        The device.
+        The device; with several processes, that of this one.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or several processes would share it.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if name not in (None, "cpu"):
+            raise ValueError(f"every process takes an accelerator of its own: --device {name} has no place. Remove it.")
+        return PartialState(cpu=name == "cpu").device
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with stage(f"the device {name!r} cannot be used", "Expected one such as cpu, cuda, cuda:1 or mps."):

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FINISHED = "finished"  # a run that was not ended early
+# How a run ended: at its last step, because it fell behind, or because losses or weights were not finite.
+FINISHED, ENDED_EARLY, NOT_FINITE = "finished", "ended early", "not finite"
 _FEWEST = 4  # finished runs that tell something about an option
 
 
@@ -117,8 +118,12 @@ def paragraph(runs: Sequence[Mapping[str, Any]], examples: int, free: Mapping[st
     best, first = best_of(runs), runs[0]
     noise = standard_error(best["report"])
     finished = [run for run in runs if run["state"] == FINISHED]
+    broken = sum(run["state"] == NOT_FINITE for run in runs)
+    ended = f"{len(runs) - len(finished) - broken} ended early"
+    if broken:
+        ended += f", {broken} {'was' if broken == 1 else 'were'} not finite"
     said = [
-        f"Of {len(runs)} run{'s' * (len(runs) > 1)} ({len(runs) - len(finished)} ended early), run {best['number']} is "
+        f"Of {len(runs)} run{'s' * (len(runs) > 1)} ({ended}), run {best['number']} is "
         f"best: balanced accuracy {100 * best['value']:.1f} on {examples:,} validation examples, "
         f"{100 * (best['value'] - first['value']):+.1f} points against the first run ({_described(first)})."
     ]

@@ -37,6 +37,10 @@ from hf_sharp.training_args import SAVED_AS, SharpTrainingArguments
 logger = logging.getLogger(__name__)
 
 
+class NotFiniteError(ValueError):
+    """Losses or weights of a training became infinite or NaN."""
+
+
 class SavingTrainer(Trainer):
     """`Trainer` that resumes from a checkpoint exactly, or says why it cannot, and reports failed pushes.
 
@@ -120,7 +124,7 @@ class SavingTrainer(Trainer):
             return
         message = advice(self.args, self.state.global_step, "the loss is" if sound else "loss and weights are")
         if self.hp_search_backend is None:
-            raise ValueError(message)
+            raise NotFiniteError(message)
         logger.warning("%s The search goes on.", message)
         self.control.should_training_stop = True
 

@@ -21,6 +21,7 @@ from hf_sharp.model.confidence import fit_temperature, prediction_sets
 from hf_sharp.model.costs import expected_costs
 from hf_sharp.recipe.decisions import DECISIONS, Decisions, read_decisions
 from tests.inputs.commands import command, no_traceback  # noqa: F401
+from tests.processes import run_processes
 from tests.recipes.conftest import bert_folder, image_folder, pixels, texts, vit_folder  # noqa: F401
 
 
@@ -448,3 +449,43 @@ def test_a_temperature_beside_the_model_divides_the_logits():
     probabilities, decided = Decisions(["a", "b", "c"], temperature=2.0).decide(logits)
     assert torch.allclose(probabilities, (logits.double() / 2).softmax(1))
     assert decided.tolist() == [0]
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+
+def predicted(*words):
+    return run(*words)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_processes_write_one_file_in_order(images_model, texts_model, image_folder, mails, tmp_path, kind):  # noqa: F811
+    pictures = Path(image_folder) / "train"
+    (pictures / "cat" / "3.png").write_text("no picture")
+    for name, model, data, size in (("images", images_model, pictures, 4), ("texts", texts_model, mails, 16)):
+        words = ["predict", model, data, "--top_k", 2, "--format", kind, "--batch_size", size, "--device", "cpu"]
+        alone, together = tmp_path / f"{name}_1", tmp_path / f"{name}_2"
+        status = run(*words, "--output_dir", alone)
+        (tmp_path / name).mkdir()
+        statuses = run_processes(predicted, *words, "--output_dir", together, folder=tmp_path / name)
+        assert statuses == [status, 0], "one process tells of broken rows"
+        mine, theirs = rows_of(alone, kind), rows_of(together, kind)
+        assert [row["input"] for row in theirs] == [row["input"] for row in mine]
+        assert [row["label"] for row in theirs] == [row["label"] for row in mine]
+        assert [row["error"] for row in theirs] == [row["error"] for row in mine]
+        assert len({row["label"] for row in mine}) > 1
+        np.testing.assert_allclose(
+            [float(row["probability"] or 0) for row in theirs],
+            [float(row["probability"] or 0) for row in mine],
+            rtol=1e-4,
+        )
+        assert sorted(path.name for path in together.iterdir()) == [f"predictions.{kind}", "summary.json"]
+        counted = ("rows", "predicted", "abstained", "broken", "labels", "faults")
+        assert {key: summary_of(together)[key] for key in counted} == {key: summary_of(alone)[key] for key in counted}
+
+
+def test_what_several_processes_cannot_share(images_model, tmp_path):
+    for words, said in ((["-"], "cannot share the standard input"), (["x", "--device", "cuda"], "of its own")):
+        folder = tmp_path / words[0].replace("-", "stdin")
+        folder.mkdir()
+        assert all(said in str(end) for end in run_processes(predicted, "predict", images_model, *words, folder=folder))

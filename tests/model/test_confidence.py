@@ -18,6 +18,7 @@ from hf_sharp.model.confidence import (
     fit_temperature,
     fold_temperature,
     prediction_sets,
+    rare_classes,
 )
 from hf_sharp.reports.calibration import calibration_bins
 from tests.conftest import NUM_CLASSES, make_vit
@@ -153,3 +154,58 @@ def test_a_class_with_too_few_examples_is_in_every_set():
     for coverage in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99):
         n = examples_needed(coverage)
         assert math.ceil(round((n + 1) * coverage, 9)) <= n < math.ceil(round(n * coverage, 9)) + 1
+
+
+def test_classes_with_few_examples_can_share_a_limit_that_covers_them_together():
+    rng, coverage, priors = np.random.default_rng(5), 0.9, np.array([0.7, 0.08, 0.07, 0.05, 0.05, 0.05])
+    covered, total, sizes = np.zeros(6), np.zeros(6), {True: 0, False: 0}
+    shift = np.array([0, 0, 0, 0, 0.8, -0.8])  # the rare classes differ in how well they are told apart
+
+    def some(n):
+        labels = rng.choice(6, n, p=priors)
+        logits = rng.normal(size=(n, 6))
+        logits[np.arange(n), labels] += 2 + shift[labels]
+        return softmax(logits, axis=1), labels
+
+    for _ in range(400):
+        scores, (new, labels) = calibration_scores(*some(80)), some(200)
+        for pooled in (True, False):
+            sets = prediction_sets(new, scores, coverage, pool_rare=pooled)
+            sizes[pooled] += sets.sum()
+            if pooled:
+                few = np.isin(labels, rare_classes(scores, coverage))
+                np.add.at(covered, labels[few], sets[few, labels[few]])
+                total += np.bincount(labels[few], minlength=6)
+    together = covered.sum() / total.sum()
+    assert coverage - 0.01 < together < coverage + 0.04, "examples of the pooled classes together"
+    assert (covered / total.clip(1))[5] < coverage - 0.03, "but not of each: the docs say so"
+    assert sizes[True] < 0.7 * sizes[False], "smaller sets"
+
+
+def test_a_pool_that_is_too_small_stays_in_every_set():
+    needed = examples_needed(0.9)
+    scores = [np.zeros(3), np.zeros(needed - 4), np.zeros(needed)]
+    assert rare_classes(scores, 0.9) == [0, 1]
+    assert prediction_sets([[0.0] * 3], scores, 0.9, pool_rare=True).tolist() == [[True, True, False]]
+    assert not prediction_sets([[0.0] * 2], [np.zeros(3), np.zeros(needed - 3)], 0.9, pool_rare=True).any()
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_sets_are_those_of_crepes(coverage):
+    crepes = pytest.importorskip("crepes", reason="pip install crepes")
+    rng = np.random.default_rng(6)
+    logits, labels = draw(400, rng)
+    p, new = softmax(logits, axis=1), softmax(draw(100, rng)[0], axis=1)
+
+    class Known:
+        classes_ = np.arange(4)
+
+        def predict_proba(self, x):
+            return x
+
+    wrapped = crepes.WrapClassifier(Known())
+    wrapped.calibrate(p, labels, class_cond=True)
+    theirs = wrapped.predict_set(new, labels=False, confidence=coverage, smoothing=False).astype(bool)
+    mine = prediction_sets(new, calibration_scores(p, labels), coverage)
+    assert (mine == theirs).all()
+    assert 0 < mine.mean() < 1

@@ -10,9 +10,12 @@ from transformers import pipeline
 
 import hf_sharp
 from hf_sharp import cli
+from hf_sharp.recipe import search as searching
 from hf_sharp.recipe import tune as tuning
+from hf_sharp.recipe import tuning_run
 from hf_sharp.recipe.budget import Budget, read_budget
 from hf_sharp.recipe.search_space import EXTRA, SEARCHED, SearchSpace, is_log
+from hf_sharp.recipe.tuning_run import Runner
 from hf_sharp.reports.plots.tuning import pareto_front
 from hf_sharp.reports.tuning import best_of, effects, paragraph, standard_error
 from hf_sharp.sharpness.candidates import CANDIDATES
@@ -38,22 +41,26 @@ def of(result):
     return [(run["params"], run["value"], run["state"]) for run in result["runs"]]
 
 
-def pretend(self, trial, first):
+def pretend(self, change, goes_on, correct=False):
     """A run whose accuracy is known: it is best with SAM, a radius of 0.1 and a strength of 0.7."""
-    change = self.space.options(trial)
     value = 0.8 - 0.1 * (change["loss_tau"] - 0.7) ** 2 + 0.05 * (change["sharpness"] == "sam")
     value -= 0.02 * abs(math.log10(change.get("rho", 1.0) / 0.1))
     figures = {"accuracy": value, "balanced_accuracy": value, "few_accuracy": value / 2}
-    self._note(trial, change, 1.0, figures | {"per_class_recall": [value] * 3, "per_class_support": [30] * 3})
-    if first:
-        trial.set_user_attr("free", {"strength": 0.5, "value": 0.79, "scores": {"0.0": value, "0.5": 0.79}})
-    self.study.tell(trial, value)
+    report = figures | {"per_class_recall": [value] * 3, "per_class_support": [30] * 3}
+    free = {"strength": 0.5, "value": 0.79, "scores": {"0.0": value, "0.5": 0.79}} if correct else None
+    return {"state": "finished", "seconds": 1.0, "report": report, "free": free}
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They are slow; another test draws them."""
+    for picture in ("plot_sensitivity", "plot_pareto"):
+        monkeypatch.setattr(searching, picture, lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_one_seed_chooses_the_same_also_after_interruptions(config, tmp_path, monkeypatch, capsys):
-    for picture in ("plot_sensitivity", "plot_pareto"):  # slow; the next test draws them
-        monkeypatch.setattr(tuning, picture, lambda *_, **__: None)
-    monkeypatch.setattr(tuning.Search, "_run", pretend)
+    monkeypatch.setattr(Runner, "train", pretend)
     whole = hf_sharp.tune(config, "9runs", output_dir=tmp_path / "a")
     groups = [run["group"] for run in whole["runs"]]
     assert groups[:5] == ["none", *CANDIDATES], "every method once, the cheap ones first"
@@ -64,14 +71,13 @@ def test_one_seed_chooses_the_same_also_after_interruptions(config, tmp_path, mo
 
     count = []
 
-    def interrupted(self, trial, first):
-        count.append(trial)
+    def interrupted(self, change, goes_on, correct=False):
+        count.append(change)
         if len(count) in (4, 8):
-            self.space.options(trial)
             raise KeyboardInterrupt
-        pretend(self, trial, first)
+        return pretend(self, change, goes_on, correct)
 
-    monkeypatch.setattr(tuning.Search, "_run", interrupted)
+    monkeypatch.setattr(Runner, "train", interrupted)
     words = ["tune", str(config), "--output_dir", str(tmp_path / "b"), "--budget"]
     for _ in range(2):
         assert cli.main([*words, "9runs"]) == 130
@@ -130,17 +136,48 @@ def test_texts(text_folder, bert_folder, tmp_path):  # noqa: F811
 
 def test_a_run_that_falls_behind_ends_early(config, tmp_path, monkeypatch):
     figures = iter([0.9] * 18 + [0.1] * 9)
-    report = tuning._Reporter.on_evaluate
+    asked = tuning_run._Asks.on_evaluate
 
     def staged(self, args, state, control, metrics=None, **more):
-        report(self, args, state, control, {"eval_balanced_accuracy": next(figures)}, **more)
+        asked(self, args, state, control, {"eval_balanced_accuracy": next(figures)}, **more)
 
-    monkeypatch.setattr(tuning._Reporter, "on_evaluate", staged)
+    monkeypatch.setattr(tuning_run._Asks, "on_evaluate", staged)
     result = hf_sharp.tune(
         config, "3runs", output_dir=tmp_path / "search", search=["learning_rate"], flags=["--max_steps", "9"]
     )
     assert [run["state"] for run in result["runs"]] == ["finished", "finished", "ended early"]
     assert len(list(figures)) == 8, "after its first evaluation"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_started_twice_real_trainings_choose_the_same(config, tmp_path):
+    flags = ["--max_steps", "9"]
+    first, second = (hf_sharp.tune(config, "9runs", output_dir=tmp_path / name, flags=flags) for name in "ab")
+    for run in (*first["runs"], *second["runs"]):
+        run.pop("seconds")
+        run["free"] = run.get("free")
+    assert first["runs"] == second["runs"], "also those that Optuna proposed, and which of them ended early"
+    assert {name: first[name] for name in ("best", "options")} == {name: second[name] for name in ("best", "options")}
+    assert (tmp_path / "a" / "best.yaml").read_text() == (tmp_path / "b" / "best.yaml").read_text()
+    assert len({run["value"] for run in first["runs"]}) > 2, "the runs differ"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_is_not_finite_does_not_end_the_search(config, tmp_path, monkeypatch):
+    rates = iter([1e-2, 1e-2, 1e30, 1e-2])  # the check before the first run, and three runs
+    arguments = Runner.arguments
+
+    def staged(self, change):
+        return arguments(self, change | {"learning_rate": next(rates)})
+
+    monkeypatch.setattr(Runner, "arguments", staged)
+    result = hf_sharp.tune(config, "3runs", output_dir=tmp_path / "search", search=["learning_rate"])
+    assert [run["state"] for run in result["runs"]] == ["finished", "not finite", "finished"]
+    assert result["runs"][1]["value"] is None
+    assert "1 was not finite" in result["said"]
+    rates = iter([1e30, 1e30])
+    with pytest.raises(ValueError, match="training stopped at step"):  # the config itself
+        hf_sharp.tune(config, "3runs", output_dir=tmp_path / "other", search=["learning_rate"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""One run of a search: a training on this machine, which may be ended early."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from hf_sharp.model.posthoc import choose_strength
+from hf_sharp.recipe.parser import RecipeParser
+from hf_sharp.recipe.planned import without_effect
+from hf_sharp.recipe.training import Prepared
+from hf_sharp.reports.long_tail_report import report_of_prediction
+from hf_sharp.reports.tuning import ENDED_EARLY, FINISHED, NOT_FINITE
+from hf_sharp.trainer.saving import NotFiniteError
+from hf_sharp.trainer.sharp_trainer import SharpTrainer
+from hf_sharp.training_args import SharpTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_EVALUATIONS = 9  # of a run: successive halving looks at the 1st, the 3rd and the 9th
+# How every run of the search trains, whatever the config says.
+_QUIET = {
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": ["none"],
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "logging_strategy": "no",
+    "eval_strategy": "steps",
+    "resume_from_checkpoint": None,
+    "metric_for_best_model": None,
+}
+_KEPT = ("accuracy", "balanced_accuracy", "few_accuracy", "per_class_recall", "per_class_support")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Trains the runs of a search.
+
+    Args:
+        parser: the options of the config.
+        ready: the data, and how to make a trainer.
+        folder: the folder of the search.
+    """
+
+    parser: RecipeParser
+    ready: Prepared
+    folder: Path
+
+    def arguments(self, change: Mapping[str, Any]) -> SharpTrainingArguments:
+        """Make the training arguments of a run from the options that differ from the config."""
+        change = {**change, **without_effect(self.parser.values, change)}
+        folder = str(self.folder / "runs")  # nothing is saved there
+        built = self.parser.build(**{**change, **_QUIET, "eval_steps": 1, "output_dir": folder})
+        (args,) = (arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
+        per_step = args.train_batch_size * args.gradient_accumulation_steps
+        per_epoch = math.ceil(len(self.ready.splits["train"]) / per_step)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+        args.eval_steps = max(steps // _EVALUATIONS, 1)
+        return args
+
+    def train(
+        self, change: Mapping[str, Any], goes_on: Callable[[float, int], bool], correct: bool = False
+    ) -> dict[str, Any]:
+        """Train once.
+
+        Args:
+            change: the options that differ from the config.
+            goes_on: takes the balanced accuracy of an evaluation and the evaluation's number, from 1; whether the run
+                goes on. After the last step nobody is asked.
+            correct: also find the strength that a correction after training chooses.
+
+        Returns:
+            `state`, `seconds`, `report` (None if the run has not finished) and `free`: strength, value and scores of
+            the correction, or None.
+        """
+        args = self.arguments(change)
+        began = time.perf_counter()
+        set_seed(args.seed)
+        trainer = self.ready.make_trainer(args)
+        trainer.remove_callback(PrinterCallback)
+        asks = _Asks(goes_on)
+        trainer.add_callback(asks)
+        try:
+            trainer.train()
+        except NotFiniteError as error:
+            if correct:  # as the config has it
+                raise
+            logger.warning("%s", error)
+            return {"state": NOT_FINITE, "seconds": time.perf_counter() - began, "report": None, "free": None}
+        seconds = time.perf_counter() - began
+        if asks.ended:
+            return {"state": ENDED_EARLY, "seconds": seconds, "report": None, "free": None}
+        report = report_of_prediction(trainer.predict(self.ready.splits["validation"]), trainer.class_frequencies)
+        kept = {name: report[name] for name in _KEPT}
+        free = _correction(trainer) if correct else None
+        return {"state": FINISHED, "seconds": seconds, "report": kept, "free": free}
+
+
+def _correction(trainer: SharpTrainer) -> dict[str, Any] | None:
+    # The strength that a correction after training chooses, which needs no run.
+    counts = trainer.class_frequencies.counts
+    try:
+        strength, scores = choose_strength(cast(nn.Module, trainer.model), trainer.get_eval_dataloader(), counts)
+    except ValueError as error:
+        logger.warning("no correction without training: %s", error)
+        return None
+    line = {str(tau): score for tau, score in scores.items()}
+    return {"strength": strength, "value": scores[strength], "scores": line}
+
+
+class _Asks(TrainerCallback):
+    # Asks after every evaluation but the last whether the run goes on.
+    def __init__(self, goes_on: Callable[[float, int], bool]) -> None:
+        self.goes_on, self.count, self.ended = goes_on, 0, False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        self.count += 1
+        if state.global_step < state.max_steps and not self.goes_on(metrics["eval_balanced_accuracy"], self.count):
+            self.ended = control.should_training_stop = True
