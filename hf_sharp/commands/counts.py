@@ -119,7 +119,7 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     lines = [
         "loss logit_adjusted when every class counts alike; choose its loss_tau on validation data (hf-sharp tune)",
         "loss cross_entropy when the test data has the same shares, and every mistake costs the same",
-        "sharpness none for a short fine-tuning",
+        "sharpness none where training ends before every training example is right",
     ]
     if number := len(frequencies.groups["few"]):
         few = f"{number} of the classes {'has' if number == 1 else 'have'} fewer than {frequencies.rare_threshold}"
