@@ -57,3 +57,10 @@ def test_a_card_is_written_again_from_the_results_with_a_licence(flag, tmp_path)
     folder = shutil.copytree(source, tmp_path / "model")
     assert cli.main(["card", str(folder), flag, "mit", "--language", "en"]) == 0
     assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sharpness", "adjust", "calibrate", "predict", "shift"])
+def test_every_command_that_opens_a_model_can_be_told_to_trust_its_code(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert "--trust_remote_code" in capsys.readouterr().out

@@ -10,8 +10,9 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import parse_lists
-from hf_sharp.data.loading import load, no_split
+from hf_sharp.data.loading import load, no_split, pool_splits
 from hf_sharp.data.long_tail import long_tail
+from hf_sharp.data.split import drop_repeats
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import Flags
 
@@ -23,7 +24,10 @@ def _flags() -> Flags:
     parser.add_argument("dataset", help="the dataset: as --dataset of the recipes")
     parser.add_argument("--dataset_config", help="configuration of a dataset on the Hub")
     parser.add_argument("--split_lists", nargs="+", default=[], help="split=file: lists of `path label` lines")
-    parser.add_argument("--train_split", default="train", help="the split to count (default: train)")
+    parser.add_argument(
+        "--train_split", default="train", help="the split to count (default: train); train+test joins two"
+    )
+    parser.add_argument("--unique_column", help="count the first row with the same value there only, as in training")
     parser.add_argument("--label_column", default="label", help="the column with the labels (default: label)")
     parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
     parser.add_argument("--separator", help="what separates the columns of CSV files (default: a comma)")
@@ -46,9 +50,12 @@ def main(argv: list[str]) -> None:
     flags = _flags().read(argv)
     with stage(f"the dataset {flags.dataset!r} cannot be loaded"):
         splits = load(flags.dataset, flags.dataset_config, flags.separator, parse_lists(flags.split_lists))
+        splits = pool_splits(splits, flags.train_split)
     if flags.train_split not in splits:
         raise ValueError(f"{no_split(flags.train_split, splits)} Choose with --train_split.")
     data = splits[flags.train_split]
+    if flags.unique_column is not None:
+        data = drop_repeats(data, flags.unique_column)
     if flags.label_column not in data.column_names:
         raise ValueError(no_label_column(flags.label_column, data.column_names))
     data = name_classes({flags.train_split: data}, flags.label_column, flags.class_names)[flags.train_split]

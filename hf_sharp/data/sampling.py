@@ -118,10 +118,12 @@ class ClassSampler(Sampler[int]):
         early, late = (rng.choice(len(self._counts), size, p=p) for p in (self._start, self._end))
         classes = np.where(rng.random(size) < progress, late, early)
         drawn = np.empty(size, dtype=np.int64)
-        for c, times in enumerate(np.bincount(classes, minlength=len(self._counts))):
-            rounds = -(-times // max(self._counts[c], 1))
-            order = np.concatenate([rng.permutation(self._counts[c]) for _ in range(rounds)] or [np.empty(0, int)])
-            drawn[classes == c] = self._by_class[self._first[c] + order[:times]]
+        times = np.bincount(classes, minlength=len(self._counts))
+        of_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(times)[:-1])  # places in the epoch
+        for c in np.flatnonzero(times):
+            rounds = -(-times[c] // self._counts[c])
+            order = np.concatenate([rng.permutation(self._counts[c]) for _ in range(rounds)])
+            drawn[of_class[c]] = self._by_class[self._first[c] + order[: times[c]]]
         yield from drawn.tolist()
 
 

@@ -119,7 +119,8 @@ def prepare_images(
 
 
 def _range_of(train: datasets.Dataset, image_column: str) -> tuple[float, float] | None:
-    pictures = (open_picture(row[image_column]) for row in raw_pictures(train, image_column) if row[image_column])
+    batches = raw_pictures(train, image_column).iter(batch_size=64)
+    pictures = (open_picture(value) for batch in batches for value in batch[image_column] if value)
     return value_range(picture for picture in pictures if picture.mode in WIDE_MODES)
 
 

@@ -38,6 +38,17 @@ def test_counts(capsys, tmp_path):
     assert cli.main(["counts", "digits", "--label_column", "y"]).startswith("error: there is no label column 'y'")
 
 
+def test_counts_are_those_of_training_on_joined_splits_without_repeats(capsys, tmp_path):
+    rows = {"id": [*range(30)], "label": ["a"] * 20 + ["b"] * 10}
+    splits = {"train": datasets.Dataset.from_dict(rows)}
+    splits["test"] = splits["train"].select(range(15, 30))
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
+    joined = ["counts", str(tmp_path / "data"), "--train_split", "train+test"]
+    for flags, number in ((joined, "45 examples"), ([*joined, "--unique_column", "id"], "30 examples")):
+        assert cli.main(flags) == 0
+        assert number in " ".join(capsys.readouterr().out.split())
+
+
 def test_counts_of_many_classes_and_of_names_with_markup():
     names = ("[bold red]x[/bold red]", *map(str, range(1, 1000)))
     frequencies = ClassFrequencies.from_counts([2000 - i for i in range(1000)], names=names)

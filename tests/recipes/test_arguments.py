@@ -78,6 +78,8 @@ def test_flags_are_not_abbreviated():
         (["--model_config", '{"hidden_size": 8}'], "needs a model_type"),
         ([*MODEL, "--validation_split", "test"], "validation_split and test_split are both 'test'"),
         ([*MODEL, "--sharpness", "smart"], "unknown sharpness 'smart'"),
+        ([*MODEL, "--split_lists", "train.txt"], "expected split=file, such as train=train.txt; got 'train.txt'"),
+        ([*MODEL, "--split_lists", "a=b", "--dataset_config", "c"], "split_lists is for a folder of images"),
     ],
 )
 def test_bad_arguments(argv, message):
