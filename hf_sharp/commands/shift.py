@@ -36,7 +36,9 @@ _NEW = "new"  # the name of the split
 _ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ
 from those of training, and fold them into the model's head.
 
-example: hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1
+example:
+
+hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1
 
 exit status: 0 nothing to report; 1 an error; 3 the shares moved by more than
 --threshold (in cron: hf-sharp shift ... ; [ $? -eq 3 ] && retrain)"""
