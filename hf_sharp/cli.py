@@ -35,7 +35,7 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
-            f"hf-sharp {__version__}: fine-tuning on data where a few classes have most of the examples",
+            f"hf-sharp {__version__}: fine-tuning where a few classes have most of the examples",
             "",
             "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help lists them",
             "--traceback shows where an error was raised",

@@ -124,7 +124,7 @@ def command_parser(
         name: the command's.
         classes: dataclasses of its options.
         description: what it does.
-        example: a command line.
+        example: a command line or several, of at most 80 characters each.
         statuses: what exit statuses mean, besides 0 and 1.
         data: help on its argument DATA, which is required. Default: an optional DATASET, the same as --dataset.
 
@@ -136,7 +136,7 @@ def command_parser(
         tuple(classes),
         prog=f"hf-sharp {name}",
         description=textwrap.fill(description, 80),
-        epilog=f"example: {example}\n\n{textwrap.fill(ends, 80)}",
+        epilog=f"examples:\n\n{example}\n\n{textwrap.fill(ends, 80)}",
         allow_abbrev=False,
         formatter_class=_Help,
     )

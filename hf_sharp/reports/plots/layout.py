@@ -131,7 +131,7 @@ def label_points(
         measured = axes.text(0, 0, labels[i], fontsize=8)
         box = measured.get_window_extent(renderer)
         measured.remove()
-        place = _free_place(pixels[i], (box.width, box.height), axes.bbox, [*taken, *obstacles])
+        place = _free_place(pixels[i], (box.width, box.height), axes.bbox, taken, obstacles)
         taken.append(_box(place, box.width, box.height))
         axes.annotate(
             labels[i],
@@ -146,11 +146,14 @@ def label_points(
         ).set_in_layout(False)
 
 
-def _free_place(point: np.ndarray, size: tuple[float, float], bounds: Any, taken: Sequence[tuple]) -> np.ndarray:
+def _free_place(
+    point: np.ndarray, size: tuple[float, float], bounds: Any, labels: Sequence[tuple], marks: Sequence[tuple]
+) -> np.ndarray:
     places = [np.array(place) for place in _places(point, size)]
     inside = [place for place in places if _inside(_box(place, *size), bounds)]
-    free = [place for place in inside if not any(_overlap(_box(place, *size), other) for other in taken)]
-    return (free or inside or places)[0]
+    apart = [place for place in inside if not any(_overlap(_box(place, *size), other) for other in labels)]
+    free = [place for place in apart if not any(_overlap(_box(place, *size), other) for other in marks)]
+    return (free or apart or inside or places)[0]  # where it is crowded, rather over a mark than over a label
 
 
 def _places(point: np.ndarray, size: tuple[float, float]) -> list[tuple[float, float]]:
