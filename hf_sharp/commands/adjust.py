@@ -24,7 +24,8 @@ from hf_sharp.reports.long_tail_report import long_tail_report
 
 logger = logging.getLogger(__name__)
 
-_EXAMPLE = """hf-sharp adjust outputs/photos photos/ --validation_fraction 0.1 --output_dir outputs/photos_adjusted
+_EXAMPLE = """hf-sharp adjust outputs/photos photos/ --validation_fraction 0.1 \\
+           --output_dir outputs/photos_adjusted
          hf-sharp adjust outputs/photos --cost costs.csv --output_dir outputs/photos_costs"""
 
 

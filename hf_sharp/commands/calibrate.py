@@ -45,10 +45,8 @@ logger = logging.getLogger(__name__)
 _IN_CARD = 10  # classes
 _COVERAGE = 0.9  # whose number of examples the table and the card compare with
 _PICTURE = "calibrated_reliability.png"
-_EXAMPLE = (
-    "hf-sharp calibrate outputs/photos photos/ --validation_fraction 0.1 --precision 0.9 "
-    "--output_dir outputs/photos_calibrated"
-)
+_EXAMPLE = """hf-sharp calibrate outputs/photos photos/ --validation_fraction 0.1 \\
+           --precision 0.9 --output_dir outputs/photos_calibrated"""
 
 
 @dataclass

@@ -18,7 +18,8 @@ from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
 
 logger = logging.getLogger(__name__)
 
-_EXAMPLE = "hf-sharp evaluate outputs/photos photos/ --per_class --output_dir outputs/photos_report"
+_EXAMPLE = """hf-sharp evaluate outputs/photos photos/ --per_class \\
+           --output_dir outputs/photos_report"""
 
 
 @dataclass

@@ -42,9 +42,11 @@ _NAMED = 5  # faults in the terminal
 _LISTED = 1000  # in summary.json; the predictions have all
 _SHOWN = 20
 
-_EXAMPLE = """hf-sharp predict outputs/photos new_photos/ --top_k 3 --output_dir outputs/predictions
-         hf-sharp predict outputs/mails mails.csv --keep id --abstain 0.9 --output_dir outputs/predictions
-         cat mails.txt | hf-sharp predict outputs/mails - --format jsonl > labels.jsonl"""
+_EXAMPLE = """hf-sharp predict outputs/photos new_photos/ --top_k 3 \\
+           --output_dir outputs/predictions
+         hf-sharp predict outputs/mails mails.csv --keep id --abstain 0.9 \\
+           --output_dir outputs/predictions
+         cat mails.txt | hf-sharp predict outputs/mails - > labels.csv"""
 
 
 @dataclass

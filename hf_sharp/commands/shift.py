@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.changed import card_with_section
-from hf_sharp.recipe.parser import read_flags
+from hf_sharp.recipe.parser import Help, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.reports.plots.shift import plot_shares
@@ -33,12 +32,14 @@ THRESHOLD_PASSED = 3  # the exit status
 _SHOWN = 12  # classes in the table
 _NEW = "new"  # the name of the split
 
-_ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ from those of
-training, and fold them into the model's head.
+_ABOUT = """Estimate the class shares of new, unlabelled data, test whether they differ from
+those of training, and fold them into the model's head.
 
-example: hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1 --output_dir outputs/shifted
+example: hf-sharp shift outputs/photos new_photos/ --threshold 0.1 \\
+           --output_dir outputs/shifted
 
-exit status: 0 nothing to report; 1 an error; 3 the shares moved by more than --threshold
+exit status: 0 nothing to report; 1 a mistake, named in one line; 3 the shares
+moved by more than --threshold
 (in cron: hf-sharp shift ... --threshold 0.1; [ $? -eq 3 ] && retrain)"""
 
 
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
         prog="hf-sharp shift",
         usage="hf-sharp shift MODEL NEW_DATA [options]",
         description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")

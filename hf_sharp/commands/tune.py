@@ -13,13 +13,16 @@ from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.search_space import EXTRA, SEARCHED
 from hf_sharp.recipe.tune import BACKENDS, tune
 
-_ABOUT = """Choose loss strength, method and radius for a config, on validation data held out of the training
-split. The test split is not read. The same command goes on after an interruption.
+_ABOUT = """Choose loss strength, method and radius for a config, on validation data held
+out of the training split. The test split is not read. The same command goes on
+after an interruption. Further flags override the config.
 
 example: hf-sharp tune recipes/configs/quickstart.yaml --budget 20runs --retrain
 
---output_dir gets best.yaml (a comment on each choice), sensitivity.png, pareto.png, tuning.json, study.db.
-Further flags override the config. exit status: 0 done; 1 an error; 130 interrupted"""
+--output_dir gets best.yaml (a comment on each choice), sensitivity.png,
+pareto.png, tuning.json and study.db.
+
+exit status: 0 done; 1 a mistake, named in one line; 130 interrupted"""
 
 
 def main(argv: list[str]) -> None:
