@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from accelerate import PartialState
+from accelerate.state import PartialState
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

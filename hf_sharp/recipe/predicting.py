@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import PartialState
+from accelerate.state import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 from transformers import PreTrainedModel
