@@ -25,16 +25,7 @@ pareto.png, tuning.json and study.db.
 exit status: 0 done; 1 a mistake, named in one line; 130 interrupted"""
 
 
-def main(argv: list[str]) -> None:
-    """Search, and show what was found.
-
-    Args:
-        argv: the words after `hf-sharp tune`.
-
-    Raises:
-        ValueError: options that do not fit each other, the model or the data.
-        SystemExit: with status 130, the search was interrupted.
-    """
+def _parser() -> Flags:
     parser = Flags(
         prog="hf-sharp tune",
         usage="hf-sharp tune CONFIG --budget 20runs|2h [options]",
@@ -72,7 +63,20 @@ def main(argv: list[str]) -> None:
         type=int,
         help="with ray: cores of a run (default: one if it has a GPU, else all of a machine)",
     )
-    arguments, flags = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Search, and show what was found.
+
+    Args:
+        argv: the words after `hf-sharp tune`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data.
+        SystemExit: with status 130, the search was interrupted.
+    """
+    arguments, flags = _parser().parse_known_args(argv)
     folder = Path(arguments.output_dir or f"outputs/tune/{Path(arguments.config).stem}")
     try:
         result = tune(
