@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
     options = {name: value for name, value in record.get("options", {}).items() if name != "dataset_config"}
     take_over(record and record | {"options": options}, (what,), argv, str(options.get("dataset", "digits")))
     output = None if what.output_dir is None else new_folder(what.output_dir)
-    images, device = takes_images(names.model, what.trust_remote_code), choose_device(what.device)
+    device, images = choose_device(what.device), takes_images(names.model, what.trust_remote_code)
     processes = PartialState()
     if processes.num_processes > 1 and names.data == STDIN:
         raise ValueError("several processes cannot share the standard input: name a file, or start one process.")

@@ -69,7 +69,20 @@ def main(argv: list[str]) -> None:
         type=int,
         help="with ray: cores of a run (default: one if it has a GPU, else all of a machine)",
     )
-    arguments, flags = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Search, and show what was found.
+
+    Args:
+        argv: the words after `hf-sharp tune`.
+
+    Raises:
+        ValueError: options that do not fit each other, the model or the data.
+        SystemExit: with status 130, the search was interrupted.
+    """
+    arguments, flags = _parser().parse_known_args(argv)
     folder = Path(arguments.output_dir or f"outputs/tune/{Path(arguments.config).stem}")
     result = tune(
         arguments.config,

@@ -111,8 +111,24 @@ def _named_as_written(value: Any, written: Any) -> Any:
     return {name: _named_as_written(inner, written[name]) for name, inner in zip(written, value.values(), strict=True)}
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of the description and of the example."""
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, keeps the lines of description and example, and spells every flag one way."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flags = [flag for flag in action.option_strings if flag.replace("-", "_") not in self._others(action, flag)]
+        value = self._format_args(action, self._get_default_metavar_for_optional(action)) if action.nargs != 0 else ""
+        return f"{', '.join(flags)} {value}".rstrip()
+
+    @staticmethod
+    def _others(action: argparse.Action, flag: str) -> set[str]:
+        # The other flags of an option, all dashes written as underscores, if this one has dashes inside.
+        inside = "-" in flag.lstrip("-")
+        return {other.replace("-", "_") for other in action.option_strings if other != flag} if inside else set()
 
 
 def command_parser(
@@ -138,7 +154,7 @@ def command_parser(
         description=textwrap.fill(description, 80),
         epilog=f"examples:\n\n{example}\n\n{textwrap.fill(ends, 80)}",
         allow_abbrev=False,
-        formatter_class=_Help,
+        formatter_class=Help,
     )
     parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
     if data is None:

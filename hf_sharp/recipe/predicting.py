@@ -127,7 +127,7 @@ def choose_device(name: str | None) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if name not in (None, "cpu"):
             raise ValueError(f"every process takes an accelerator of its own: --device {name} has no place. Remove it.")
-        return PartialState(cpu=name == "cpu").device
+        return PartialState(cpu=name == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with stage(f"the device {name!r} cannot be used", "Expected one such as cpu, cuda, cuda:1 or mps."):

@@ -454,10 +454,6 @@ def test_a_temperature_beside_the_model_divides_the_logits():
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
-def predicted(*words):
-    return run(*words)
-
-
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_two_processes_write_one_file_in_order(images_model, texts_model, image_folder, mails, tmp_path, kind):  # noqa: F811
     pictures = Path(image_folder) / "train"
@@ -466,8 +462,9 @@ def test_two_processes_write_one_file_in_order(images_model, texts_model, image_
         words = ["predict", model, data, "--top_k", 2, "--format", kind, "--batch_size", size, "--device", "cpu"]
         alone, together = tmp_path / f"{name}_1", tmp_path / f"{name}_2"
         status = run(*words, "--output_dir", alone)
-        (tmp_path / name).mkdir()
-        statuses = run_processes(predicted, *words, "--output_dir", together, folder=tmp_path / name)
+        group = tmp_path / f"{name}_group"
+        group.mkdir()
+        statuses = run_processes(run, *words, "--output_dir", together, folder=group)
         assert statuses == [status, 0], "one process tells of broken rows"
         mine, theirs = rows_of(alone, kind), rows_of(together, kind)
         assert [row["input"] for row in theirs] == [row["input"] for row in mine]
@@ -488,4 +485,4 @@ def test_what_several_processes_cannot_share(images_model, tmp_path):
     for words, said in ((["-"], "cannot share the standard input"), (["x", "--device", "cuda"], "of its own")):
         folder = tmp_path / words[0].replace("-", "stdin")
         folder.mkdir()
-        assert all(said in str(end) for end in run_processes(predicted, "predict", images_model, *words, folder=folder))
+        assert all(said in str(end) for end in run_processes(run, "predict", images_model, *words, folder=folder))

@@ -158,8 +158,9 @@ def test_started_twice_real_trainings_choose_the_same(config, tmp_path):
         run["free"] = run.get("free")
     assert first["runs"] == second["runs"], "also those that Optuna proposed, and which of them ended early"
     assert {name: first[name] for name in ("best", "options")} == {name: second[name] for name in ("best", "options")}
-    assert (tmp_path / "a" / "best.yaml").read_text() == (tmp_path / "b" / "best.yaml").read_text()
-    assert len({run["value"] for run in first["runs"]}) > 2, "the runs differ"
+    chosen = [yaml.safe_load((tmp_path / name / "best.yaml").read_text()) for name in "ab"]
+    assert chosen[0] == chosen[1], "apart from what its comments say of the time"
+    assert len({run["value"] for run in first["runs"]}) > 1, "the runs differ"
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def _count_pairs(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) 
 def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: str = "") -> None:
     """Draw precision and recall of every class: a row per class, or of more than 30 classes, precision against recall.
 
-    The most frequent class in training comes first; of more than 30, the five with the lowest recall are named.
+    The most frequent class in training comes first; of more than 30, the marks with the five lowest recalls are named.
 
     Args:
         report: the `long_tail_report`.
@@ -126,10 +126,22 @@ def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: st
             _draw_scatter(axes, recall, precision, frequencies)
         legend_below(figure, axes)
         if not few_classes:
-            worst = [c for c in np.argsort(recall, kind="stable") if not np.isnan(recall[c] + precision[c])][:5]
-            marks = np.stack([recall, precision], axis=1)
-            points = [tuple(marks[c]) for c in worst]
-            label_points(figure, axes, points, [labels[c] for c in worst], marks[~np.isnan(marks).any(1)])
+            at: dict[tuple[float, float], list[str]] = {}
+            for c in np.argsort(recall, kind="stable").tolist():
+                if not np.isnan(recall[c] + precision[c]):
+                    at.setdefault((recall[c], precision[c]), []).append(labels[c])
+            label_points(figure, axes, [*at][:5], [shared_label(named) for named in at.values()][:5], [*at])
+
+
+def shared_label(names: Sequence[str]) -> str:
+    """Write the label of a mark that stands for one class, or for several at the same place.
+
+    Example:
+        >>> shared_label(["owl"]), shared_label(["owl", "elk"]), shared_label(["owl", "elk", "emu"])
+        ('owl', 'owl, elk', 'owl, elk and 1 more')
+    """
+    rest = len(names) - 2
+    return ", ".join(names[:2]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _draw_rows(
