@@ -23,15 +23,7 @@ pareto.png, tuning.json and study.db.
 exit status: 0 done; 1 an error; 130 interrupted"""
 
 
-def main(argv: list[str]) -> None:
-    """Search, and show what was found.
-
-    Args:
-        argv: the words after `hf-sharp tune`.
-
-    Raises:
-        ValueError: options that do not fit each other, the model or the data.
-    """
+def _parser() -> Flags:
     parser = Flags(
         prog="hf-sharp tune",
         usage="hf-sharp tune CONFIG --budget 20runs|2h [options]",

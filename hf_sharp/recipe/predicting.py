@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 from transformers import PreTrainedModel
 
