@@ -198,12 +198,12 @@ def _renamed(names: list[str], class_names: Sequence[str] | None) -> list[str]:
     if twice := [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]:
         raise ValueError(f"class_names has {shown(twice)} more than once; expected a different name for every class.")
     if set(names) <= set(class_names):
-        return class_names  # aligned by name
+        return list(class_names)  # aligned by name
     if set(names) & set(class_names):
         align_names(class_names, names, "class_names", "the data")
     if len(class_names) != len(names):
         raise ValueError(f"got {len(class_names)} class_names for {len(names)} classes: {shown(names)}.")
-    return class_names
+    return list(class_names)
 
 
 def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[str]) -> np.ndarray:
