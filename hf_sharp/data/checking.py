@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from hf_sharp.data.label_columns import label_values, place
+from hf_sharp.data.label_values import label_values, place
 from hf_sharp.data.labels import arrow_column, holds_text
 from hf_sharp.data.pictures import fault_of, raw_pictures
 

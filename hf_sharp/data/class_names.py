@@ -1,6 +1,6 @@
 """Class names: one decision for every pair of lists, of data or of models.
 
-the same names          aligned by name, whatever their order
+the same names          aligned by name, whatever their order, and however their accents are stored
 a subset                allowed for evaluation; the absent classes are reported
 other names             refused, with both lists and what resolves it
 """
@@ -8,6 +8,7 @@ other names             refused, with both lists and what resolves it
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,11 @@ def align_names(
         >>> align_names(["c", "a", "b"], ["a", "b", "c"], "the data", "the model").tolist()
         [2, 0, 1]
     """
-    index_of = {str(name): index for index, name in enumerate(expected)}
-    names = [str(name) for name in names]
-    unknown = [name for name in names if name not in index_of]
-    missing = [] if subset else [name for name in index_of if name not in set(names)]
+    names, expected = list(map(str, names)), list(map(str, expected))
+    key = composed if len(set(map(composed, expected))) == len(expected) else str
+    index_of = {key(name): index for index, name in enumerate(expected)}
+    unknown = [name for name in names if key(name) not in index_of]
+    missing = [] if subset else [name for name in index_of if name not in set(map(key, names))]
     if unknown or missing or len(set(names)) < len(names):
         raise ValueError(
             f"the classes of {which} ({shown(names)}) are not those of {other} ({shown(expected)})"
@@ -51,7 +53,17 @@ def align_names(
             + (f"; {other} has {shown(missing)}, which {which} lacks" if missing else "")
             + f". {remedy}".rstrip()
         )
-    return np.array([index_of[name] for name in names], dtype=np.int64)
+    return np.array([index_of[key(name)] for name in names], dtype=np.int64)
+
+
+def composed(name: str) -> str:
+    r"""Store the accents of a name in one way: file systems and keyboards differ in it, and readers see no difference.
+
+    Example:
+        >>> composed("cafe\u0301") == "café"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def match_names(

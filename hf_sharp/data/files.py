@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +14,12 @@ from typing import Any
 
 import datasets
 
+logger = logging.getLogger(__name__)
+
 LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _SEPARATORS = {";": "';'", "\t": "'\\t'", "|": "'|'"}
+_SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
+_SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
 _READABLE = (".csv", ".tsv", ".txt", ".gz")
 
 
@@ -21,7 +27,7 @@ def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
     """Load one CSV, TSV, JSON or Parquet file as the split `train`.
 
     Args:
-        path: the file; its ending gives the format, in lower or upper case.
+        path: the file; its ending gives the format, in lower or upper case. It may be compressed: .csv.gz.
         separator: what separates the columns of a CSV file; None: a comma, or a tab in a TSV file.
 
     Returns:
@@ -30,7 +36,7 @@ def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
     Raises:
         ValueError: another format, or a table that cannot be read.
     """
-    suffix = path.suffix.lower()
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in LOADERS:
         raise ValueError(f"cannot read {str(path)!r}: expected one of {', '.join(LOADERS)}. Save it in such a format.")
     if LOADERS[suffix] == "csv":
@@ -55,6 +61,7 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     name = str(path) if path.is_absolute() else f"./{path}"  # a folder may be called csv, as a loader is
     builder = datasets.load_dataset_builder(name)
     files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    _refuse_capitals(path)
     if isinstance(getattr(builder.config, "sep", None), str):
         return _load_csv(files, separator or builder.config.sep)
     loaded = datasets.load_dataset(name)
@@ -63,6 +70,21 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     if type(builder.config).__name__ == "JsonConfig":
         return _with_dates_as_written(loaded, files)
     return loaded
+
+
+def _refuse_capitals(path: Path) -> None:
+    # datasets takes Train and TEST for no splits: it would put both into one, or leave one out.
+    entries = [entry.name for entry in path.iterdir() if _split_of(entry.name)]
+    capitals = sorted(name for name in entries if name != name.lower())
+    if capitals and len(set(map(_split_of, entries))) > 1:
+        raise ValueError(
+            f"{_quoted(capitals)} in {str(path)!r} would not be read as splits, because of the capitals. Rename: "
+            f"{', '.join(f'{name} to {name.lower()}' for name in capitals)}."
+        )
+
+
+def _split_of(name: str) -> str | None:
+    return _SPLITS.get(re.split("[^a-z]", name.lower())[0])
 
 
 def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.DatasetDict:
@@ -110,7 +132,7 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="") as text:
-            rows = csv.reader(text, delimiter=separator)
+            rows = filter(None, reader := csv.reader(text, delimiter=separator))  # pandas skips empty lines, too
             csv.field_size_limit(_LONGEST_TEXT)
             header, first = next(rows, None), next(rows, None)
             if header and "\0" in "".join(header):
@@ -125,7 +147,7 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
                 raise ValueError(f"the columns of {file!r} are separated by {written}: add --separator {written}.")
     if len(first) > len(header):
         raise ValueError(
-            f"{file!r}, line {rows.line_num}: {len(first)} cells, and the header has {len(header)}. Put texts with "
+            f"{file!r}, line {reader.line_num}: {len(first)} cells, and the header has {len(header)}. Put texts with "
             f"{separator!r} in quotes."
         )
     seen: Counter[str] = Counter()
@@ -134,6 +156,8 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
         name = name or f"Unnamed: {i}"
         names.append(f"{name}.{seen[name]}" if seen[name] else name)
         seen[name] += 1
+    if twice := [name for name, count in seen.items() if count > 1]:
+        logger.warning("%r has several columns %r: the first counts.", file, twice[0])
     return names
 
 
@@ -163,7 +187,9 @@ def _with_dates_as_written(loaded: datasets.DatasetDict, files: Mapping[str, Seq
 
 
 def _json_rows(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
+    opened: Any = gzip.open if file.name.lower().endswith(".gz") else open
+    with opened(file, "rt", encoding="utf-8") as lines:
+        text = lines.read()
     if text.lstrip().startswith("["):
         return json.loads(text)
     return [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,14 +14,13 @@ import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable, concat_tables
 
-from hf_sharp.data.class_names import align_names, match_names, shown
+from hf_sharp.data.class_names import align_names, composed, match_names, shown
+from hf_sharp.data.label_values import label_values, place, refuse_fractions
 from hf_sharp.data.labels import arrow_column, without_labels
 
 logger = logging.getLogger(__name__)
 
 _REMEDY = "Rename the classes of the data, or train a model for them."
-_INTEGER = re.compile(r"0|-?[1-9]\d*")
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
 
 
 def align_dataset(
@@ -67,7 +66,7 @@ def align_dataset(
     stream = isinstance(data, datasets.IterableDataset)
     if not stream and arrow_column(data, label_column).null_count == len(data):
         return without_labels(data.remove_columns(label_column), label_column, names)
-    if absent := [name for name in names if name not in feature.names]:
+    if absent := [name for index, name in enumerate(names) if index not in order]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
     if stream:
         return _renumbered(data, label_column, order, names)
@@ -122,15 +121,19 @@ def name_classes(
         >>> name_classes({"train": codes}, "label")["train"].features["label"].names
         ['401', '25000']
     """
-    columns = {split: label_values(data, label_column, split) for split, data in splits.items()}
+    class_names = class_names and [composed(str(name)) for name in class_names]
+    columns = {split: label_values(data, label_column, split, class_names) for split, data in splits.items()}
     training = next(iter(columns.values()))
     for split, column in columns.items():
         if pa.types.is_integer(column.type) and (pa.types.is_string(training.type) or pc.min(training).as_py() >= 0):
             columns[split] = column = pc.if_else(pc.less(column, 0), None, column)
         _refuse_missing(split, label_column, column)
+        refuse_fractions(split, label_column, column, class_names)
     declared = next(iter(splits.values())).features[label_column]
     if isinstance(declared, datasets.ClassLabel):
-        names = list(declared.names)
+        names = list(dict.fromkeys(map(composed, declared.names)))
+        if len(names) < declared.num_classes:
+            logger.warning("Classes whose names differ only in how their accents are stored are one class.")
         for split, data in splits.items():
             if isinstance(feature := data.features[label_column], datasets.ClassLabel):
                 align_names(feature.names, names, f"split {split!r}", "the training split", subset=True)
@@ -151,68 +154,6 @@ def name_classes(
     return datasets.DatasetDict(
         {split: _with_labels(splits[split], label_column, rows, feature) for split, rows in indices.items()}
     )
-
-
-def label_values(data: datasets.Dataset, label_column: str, split: str) -> pa.Array:
-    """Read the labels as they are meant: names, or integers; null where a row has no label.
-
-    Args:
-        data: the split.
-        label_column: the column with one label per example.
-        split: its name, for the error.
-
-    Returns:
-        (N,) Arrow strings; or int64, where every label is a whole number, also one that is written as text.
-
-    Raises:
-        ValueError: several labels per example, fractions, or a class index out of range.
-    """
-    column = arrow_column(data, label_column)
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise ValueError(
-            f"split {split!r}: column {label_column!r} holds {column.type}; expected one class index or class name per "
-            "example. Multi-label and token classification are not supported."
-        )
-    feature = data.features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        column = pc.if_else(pc.less(column, 0), None, column)  # -1: unlabelled, on the Hub
-        if (pc.max(column).as_py() or 0) >= feature.num_classes:
-            row = int(np.argmax(np.asarray(pc.fill_null(column, 0)) >= feature.num_classes))
-            raise ValueError(
-                f"{place(split, row)}: label {column[row]} of column {label_column!r} is not an index of the "
-                f"{feature.num_classes} classes {shown(feature.names)}."
-            )
-        return pa.array(feature.names, pa.string()).take(column)
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    if pa.types.is_floating(column.type):
-        return _whole(split, label_column, column)
-    column = column.cast(pa.string())  # text; true and false; dates
-    column = pc.if_else(pc.equal(column, ""), None, column)
-    distinct = [name for name in pc.unique(column).to_pylist() if name is not None]
-    if distinct and all(_INTEGER.fullmatch(name) and len(name) < 19 for name in distinct):
-        return column.cast(pa.int64())
-    if distinct and all(map(_NUMBER.fullmatch, distinct)):
-        return _whole(split, label_column, column.cast(pa.float64()))
-    return column
-
-
-def place(split: str, row: int) -> str:
-    """Name a row as a person counts it in the file: from 1, without the header."""
-    return f"split {split!r}, row {row + 1} (without the header)"
-
-
-def _whole(split: str, label_column: str, column: pa.Array) -> pa.Array:
-    column = pc.if_else(pc.is_nan(column), None, column)
-    fractions = np.asarray(pc.fill_null(pc.not_equal(column, pc.floor(column)), False))
-    if fractions.any():
-        row = int(np.argmax(fractions))
-        raise ValueError(
-            f"{place(split, row)}: column {label_column!r} holds {column[row]}, not a class: regression targets are "
-            "not supported."
-        )
-    return column.cast(pa.int64())
 
 
 def _refuse_missing(split: str, label_column: str, column: pa.Array) -> None:
@@ -237,7 +178,7 @@ def _names_of(
     distinct = {value for column in columns.values() for value in pc.unique(column).to_pylist()}
     if not all(isinstance(value, int) for value in distinct):
         columns = {split: column.cast(pa.string()) for split, column in columns.items()}
-        return sorted(map(str, distinct)), dict(columns)
+        return sorted(set(map(str, distinct))), dict(columns)
     codes = sorted(distinct)
     if class_names is not None and codes[0] >= 0 and codes[-1] < len(class_names):
         return [str(index) for index in range(len(class_names))], dict(columns)
@@ -254,16 +195,15 @@ def _names_of(
 def _renamed(names: list[str], class_names: Sequence[str] | None) -> list[str]:
     if class_names is None:
         return names
-    class_names = [str(name) for name in class_names]
     if twice := [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]:
         raise ValueError(f"class_names has {shown(twice)} more than once; expected a different name for every class.")
     if set(names) <= set(class_names):
-        return class_names  # aligned by name
+        return list(class_names)  # aligned by name
     if set(names) & set(class_names):
         align_names(class_names, names, "class_names", "the data")
     if len(class_names) != len(names):
         raise ValueError(f"got {len(class_names)} class_names for {len(names)} classes: {shown(names)}.")
-    return class_names
+    return list(class_names)
 
 
 def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[str]) -> np.ndarray:
@@ -281,10 +221,14 @@ def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[st
     return indices
 
 
+def _is_seen(character: str) -> bool:
+    return unicodedata.category(character) != "Cf"  # such as a zero-width space
+
+
 def _warn_of_lookalikes(names: Sequence[str]) -> None:
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        alike.setdefault(" ".join("".join(filter(_is_seen, name)).split()).casefold(), []).append(name)
     if same := [group for group in alike.values() if len(group) > 1]:
         pairs = "; ".join(shown(group) for group in same[:3])
         logger.warning("Classes whose names differ only in spaces or capitals are different classes: %s.", pairs)

@@ -125,6 +125,28 @@ def test_names_that_look_alike_and_classes_of_the_test_split_alone_are_told(capl
     assert caplog.text == ""
 
 
+COMPOSED, APART = "café", "cafe\u0301"  # the same to a reader
+
+
+def test_accents_are_the_same_however_they_are_stored(caplog):
+    assert align_names([APART, "a"], ["a", COMPOSED], "the data", "the model").tolist() == [1, 0]
+    assert align_dataset(labelled([APART, "a"], [0, 1]), "label", ["a", COMPOSED], "it", "that")["label"][:] == [1, 0]
+    text = {split: datasets.Dataset.from_dict({"label": [APART, COMPOSED, "a"]}) for split in ("train", "test")}
+    assert name_classes(text, "label")["test"].features["label"].names == ["a", COMPOSED]
+    assert name_classes(text, "label", [APART, "a"])["train"]["label"][:] == [0, 0, 1]
+    assert "one class" not in caplog.text
+    declared = {split: labelled([COMPOSED, APART, "a"], [0, 1, 2]) for split in ("train", "test")}
+    named = name_classes(declared, "label")["train"]
+    assert (named.features["label"].names, named["label"][:]) == ([COMPOSED, "a"], [0, 0, 1])
+    assert "differ only in how their accents are stored are one class" in caplog.text
+
+
+@pytest.mark.parametrize("pair", [["ham", "ham\u200b"], ["ham", "ham\u00a0"], ["STRASSE", "Straße"]], ids=ascii)
+def test_names_that_a_reader_cannot_tell_apart_are_told(pair, caplog):
+    name_classes({"train": datasets.Dataset.from_dict({"label": pair})}, "label")
+    assert "are different classes" in caplog.text
+
+
 # ---- heads -------------------------------------------------------------------------------------------------------
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "num_labels": 3}

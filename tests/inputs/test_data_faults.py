@@ -74,7 +74,9 @@ def test_an_empty_text_is_named_by_row_and_can_be_left_out(empty):
     assert check_splits(splits, "label", Checks("off"), text_column="text")[1] == {}
 
 
-@pytest.mark.parametrize("labels", [["a", "", "b"], ["a", None, "b"], [0, None, 1], [0.0, float("nan"), 1.0]], ids=str)
+@pytest.mark.parametrize(
+    "labels", [["a", "", "b"], ["a", "  ", "b"], ["a", None, "b"], [0, None, 1], [0.0, float("nan"), 1.0]], ids=str
+)
 def test_a_missing_label_is_named_by_row_and_can_be_left_out(labels):
     splits = rows(text=["x", "y", "z"], label=labels)
     with pytest.raises(ValueError, match=r"split 'train', row 2 .*: there is no label"):

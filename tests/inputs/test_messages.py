@@ -41,6 +41,40 @@ def test_endings_may_be_in_upper_case(name, tmp_path):
     assert load(str(tmp_path / name))["train"]["label"][:] == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("TRAIN", "test"), ("training", "Testing"), ("train", "Val")], ids=str
+)
+@pytest.mark.parametrize("kind", ["tables", "pictures"])
+def test_splits_in_capitals_are_not_mixed(names, kind, image_folder, tmp_path):  # noqa: F811
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in names:
+        if kind == "tables":
+            write(folder, f"{name}.csv", "text,label\na,x\nb,y\n")
+        else:
+            shutil.copytree(Path(image_folder, "test"), folder / name)
+    capital = next(name for name in names if name != name.lower())
+    with pytest.raises(ValueError, match=f"'{capital}.* would not be read as splits.*{capital}.* to {capital.lower()}"):
+        load(str(folder))
+
+
+def test_classes_may_be_called_as_splits_are(image_folder, tmp_path):  # noqa: F811
+    for name in ("Train", "Bus"):
+        shutil.copytree(Path(image_folder, "test/cat"), tmp_path / "vehicles" / name)
+    assert load(str(tmp_path / "vehicles"))["train"].features["label"].names == ["Bus", "Train"]
+
+
+def test_two_columns_of_one_name_are_told(tmp_path, caplog):
+    data = load(str(write(tmp_path, "data.csv", "text,label,label\na,x,z\nb,y,z\n")))
+    assert data["train"]["label"][:] == ["x", "y"]
+    assert "has several columns 'label': the first counts" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["text,label\n\na,x\n\n\nb,y\n\n", "\n\ntext,label\na,x\nb,y\n"], ids=repr)
+def test_empty_lines_in_a_table_are_no_rows(text, tmp_path):
+    assert load(str(write(tmp_path, "data.csv", text)))["train"]["label"][:] == ["x", "y"]
+
+
 @pytest.mark.parametrize("place", ["train/stray.png", "train/cat/deep/stray.png"])
 def test_a_picture_beside_the_class_folders_is_named(place, image_folder, capsys, no_traceback):  # noqa: F811
     stray = Path(image_folder, place)

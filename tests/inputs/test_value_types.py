@@ -1,9 +1,14 @@
 """Values keep their type: labels and texts in files are text, and names in YAML are text."""
 
+import datetime
+import decimal
+import gzip
 import json
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hf_sharp import SharpTrainingArguments
@@ -41,6 +46,11 @@ def classes(splits, **options):
         (["2024-01-01", "2024-02-01"], ["2024-01-01", "2024-02-01"]),
         (["1_0", "2_0"], ["1_0", "2_0"]),
         (["0x1F", "0x2F"], ["0x1F", "0x2F"]),
+        (["1.0", "1e3", "0x1", "nan", "null", "yes"], ["0x1", "1.0", "1e3", "nan", "null", "yes"]),
+        (["3.9", "3.10", "x"], ["3.10", "3.9", "x"]),
+        ([str(10**25), str(10**25 + 1)], [str(10**25), str(10**25 + 1)]),
+        (["10%", "20%"], ["10%", "20%"]),
+        (["😀", "👩‍👩‍👧"], ["👩‍👩‍👧", "😀"]),
     ],
     ids=lambda value: ",".join(value),
 )
@@ -73,6 +83,67 @@ def test_integers_are_indices_only_where_they_are_dense_from_0(labels, names, ki
     found, rows = classes(data)
     assert found == names
     assert rows == sorted(map(str, labels * 4))
+
+
+@pytest.mark.parametrize("names", [["3.9", "3.10", "3.11"], ["0.5", "1.0", "1.5"], ["2.0", "1.0", "1.5"]], ids=str)
+def test_numbers_with_fractions_are_names_where_they_are_listed(names, tmp_path):
+    data = load(csv_file(tmp_path, names * 4))
+    with pytest.raises(ValueError, match=r"holds \d\.\d+, not a class.*If such numbers are names.*--class_names"):
+        classes(data)
+    found, rows = classes(data, class_names=names)
+    assert found == names
+    assert rows == sorted(names * 4)
+
+
+def test_numbers_that_are_listed_are_names_also_where_only_whole_ones_occur(tmp_path):
+    data = prepare_splits(
+        load(csv_file(tmp_path, ["1.0", "2.0"] * 4)), test_fraction=0.5, class_names=["1.0", "1.5", "2.0"]
+    )
+    assert set(data["train"]["label"]) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (pa.array([2**63 + 5, 3] * 4, pa.uint64()), ["3", str(2**63 + 5)]),
+        (pa.array(np.array([1, 2] * 4, np.float16)), ["1", "2"]),
+        (pa.array([1e30, 2e30] * 4), ["1e+30", "2e+30"]),
+        (pa.array([decimal.Decimal("1.0"), decimal.Decimal("2.0")] * 4), ["1", "2"]),
+        (pa.array(["x", "y"] * 4).dictionary_encode(), ["x", "y"]),
+        (pa.array(["x", "y"] * 4, pa.large_string()), ["x", "y"]),
+        (pa.array([datetime.date(2024, 1, 1), datetime.date(2024, 2, 1)] * 4), ["2024-01-01", "2024-02-01"]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_labels_of_every_type_of_arrow(labels, names, tmp_path):
+    pq.write_table(pa.table({"text": ["x"] * 8, "label": labels}), tmp_path / "data.parquet")
+    assert sorted(classes(load(str(tmp_path / "data.parquet")))[0]) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names"),
+    [
+        (["x", 3], ["x", 3], ["3", "x"]),
+        (["1", "x"], [1, 1], ["1", "x"]),
+        (["x", True], ["x", 0.5], ["0.5", "true", "x"]),
+    ],
+    ids=str,
+)
+def test_labels_of_several_types_in_json_are_names_without_quotes(train, test, names, tmp_path):
+    for split, labels in (("train", train), ("test", test)):
+        (tmp_path / f"{split}.json").write_text(json.dumps([{"text": "t", "label": label} for label in labels]))
+    assert prepare_splits(load(str(tmp_path)))["train"].features["label"].names == names
+
+
+@pytest.mark.parametrize("name", ["data.csv.gz", "DATA.CSV.GZ", "data.tsv.gz", "data.jsonl.gz"])
+def test_compressed_files_are_read(name, tmp_path):
+    rows = [("2024-01-01", "a"), ("2024-01-02", "b")] * 4
+    cell = "," if "csv" in name.lower() else "\t"
+    lines = [f"label{cell}text", *(f"{label}{cell}{text}" for label, text in rows)]
+    if "json" in name:
+        lines = [json.dumps({"text": text, "label": label}) for label, text in rows]
+    (tmp_path / name).write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert classes(load(str(tmp_path / name)))[0] == ["2024-01-01", "2024-01-02"]
 
 
 def test_integers_that_are_named_are_indices_also_with_gaps(tmp_path):

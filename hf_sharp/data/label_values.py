@@ -1,0 +1,117 @@
+"""What the cells of a label column mean: names, whole numbers, or no label."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_sharp.data.class_names import composed, shown
+from hf_sharp.data.labels import arrow_column
+
+_INTEGER = re.compile(r"0|-?[1-9]\d*")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
+_LONGEST = 18  # digits that fit into 64 bits
+
+
+def label_values(
+    data: datasets.Dataset, label_column: str, split: str, class_names: Sequence[str] | None = None
+) -> pa.Array:
+    """Read the labels as they are meant: names, or integers; null where a row has no label.
+
+    Args:
+        data: the split.
+        label_column: the column with one label per example.
+        split: its name, for the error.
+        class_names: K names; text that consists of them is taken as it is written.
+
+    Returns:
+        (N,) Arrow strings, with accents as `composed` stores them; or int64, where every label is a whole number of at
+        most 18 digits, also one that is written as text.
+
+    Raises:
+        ValueError: several labels per example, or a class index out of range.
+    """
+    column = arrow_column(data, label_column)
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise ValueError(
+            f"split {split!r}: column {label_column!r} holds {column.type}; expected one class index or class name per "
+            "example. Multi-label and token classification are not supported."
+        )
+    feature = data.features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        column = pc.if_else(pc.less(column, 0), None, column)  # -1: unlabelled, on the Hub
+        if (pc.max(column).as_py() or 0) >= feature.num_classes:
+            row = int(np.argmax(np.asarray(pc.fill_null(column, 0)) >= feature.num_classes))
+            raise ValueError(
+                f"{place(split, row)}: label {column[row]} of column {label_column!r} is not an index of the "
+                f"{feature.num_classes} classes {shown(feature.names)}."
+            )
+        return pa.array(map(composed, feature.names), pa.string()).take(column)
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string() if _is_too_long(pc.max(column)) else pa.int64())
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        return _whole(column.cast(pa.float64()))
+    column = column.cast(pa.string())  # text; true and false; dates
+    if type(feature).__name__ == "Json":  # a JSON file with labels of several types
+        column = pa.array([None if cell is None else _written(json.loads(cell)) for cell in column.to_pylist()])
+    column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
+    distinct = [name for name in pc.unique(column).to_pylist() if name is not None]
+    if any(name != composed(name) for name in distinct):
+        column = pa.array([name and composed(name) for name in column.to_pylist()], pa.string())
+    if not distinct or set(distinct) <= set(class_names or ()):
+        return column
+    if all(_INTEGER.fullmatch(name) for name in distinct):
+        return column if max(map(len, distinct)) > _LONGEST else column.cast(pa.int64())
+    return _whole(column.cast(pa.float64()), column) if all(map(_NUMBER.fullmatch, distinct)) else column
+
+
+def refuse_fractions(split: str, label_column: str, column: pa.Array, class_names: Sequence[str] | None) -> None:
+    """Raise a ValueError for labels that are fractions, unless they are named as classes.
+
+    Args:
+        split: its name.
+        label_column: the column with the labels.
+        column: from `label_values`.
+        class_names: K names, or None.
+    """
+    if not pa.types.is_string(column.type):
+        return
+    distinct = [name for name in pc.unique(column).to_pylist() if name is not None]
+    if set(distinct) <= set(class_names or ()) or not all(map(_NUMBER.fullmatch, distinct)):
+        return
+    fractions = [name for name in distinct if float(name) != int(float(name))]
+    if fractions:
+        row = column.to_pylist().index(fractions[0])
+        raise ValueError(
+            f"{place(split, row)}: column {label_column!r} holds {fractions[0]}, not a class: regression targets are "
+            f"not supported. If such numbers are names of classes, list them all: --class_names {fractions[0]} ..."
+        )
+
+
+def place(split: str, row: int) -> str:
+    """Name a row as a person counts it in the file: from 1, without the header."""
+    return f"split {split!r}, row {row + 1} (without the header)"
+
+
+def _is_too_long(value: pa.Scalar) -> bool:
+    return value.is_valid and value.as_py() > np.iinfo(np.int64).max
+
+
+def _written(value: object) -> str | None:
+    return value if isinstance(value, str) or value is None else json.dumps(value)
+
+
+def _whole(numbers: pa.Array, written: pa.Array | None = None) -> pa.Array:
+    # Whole numbers become integers; among fractions, every number stays as it is written.
+    numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
+    largest = pc.max(pc.abs(numbers)).as_py() or 0
+    if largest < 10**_LONGEST and pc.all(pc.equal(numbers, pc.floor(numbers))).as_py() is not False:
+        return numbers.cast(pa.int64())
+    return numbers.cast(pa.string()) if written is None else written
