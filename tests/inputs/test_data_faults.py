@@ -122,7 +122,7 @@ def test_a_truncated_picture_in_any_split_stops_before_training(name, image_fold
 def test_broken_pictures_are_left_out_and_counted(image_folder, argv, tmp_path):  # noqa: F811
     truncate(image_folder, "test/dog/1.png")
     truncate(image_folder, "train/cat/4.png")
-    report = train_images([*argv, "--skip_broken", "true"])["sam+cross_entropy"]["report"]
+    report = train_images([*argv, "--skip_broken", "true"])["logit_adjusted"]["report"]
     assert report["class_counts"] == [11, 6, 3]
     assert report["per_class_support"] == [3, 2, 3]
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
@@ -211,5 +211,5 @@ def test_gpt2_trains_without_a_pad_token_and_texts_longer_than_its_positions(ber
     data.to_csv(str(tmp_path / "data.csv"))
     argv = ["--dataset", str(tmp_path / "data.csv"), "--test_fraction", "0.25", *QUICK]
     argv += ["--model_name_or_path", str(tmp_path / "gpt2"), "--output_dir", str(tmp_path / "out")]
-    assert sum(train_texts(argv)["sam+cross_entropy"]["report"]["per_class_support"]) == 8
+    assert sum(train_texts(argv)["logit_adjusted"]["report"]["per_class_support"]) == 8
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is not None

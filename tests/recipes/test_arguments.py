@@ -19,14 +19,16 @@ def config(tmp_path):
 
 
 def test_config_gives_defaults_and_flags_override_them(config):
-    argv = config("model_name_or_path: m\nrho: 0.3\nlearning_rate: 1e-3\nadaptive: true\nuse_cpu: true\n")
+    argv = config(
+        "model_name_or_path: m\nsharpness: sam\nrho: 0.3\nlearning_rate: 1e-3\nadaptive: true\nuse_cpu: true\n"
+    )
     data, model, _, args = RecipeParser(CLASSES, [*argv, "--rho", "0.7"]).build()
     assert (args.rho, args.learning_rate, args.adaptive) == (0.7, 1e-3, True)
     assert (model.model_name_or_path, data.dataset) == ("m", "digits")
 
 
 def test_a_flag_at_its_default_overrides_the_config(config):
-    argv = [*config("model_name_or_path: m\nrho: 0.3\nuse_cpu: true\n"), "--rho", "0.05"]
+    argv = [*config("model_name_or_path: m\nsharpness: sam\nrho: 0.3\nuse_cpu: true\n"), "--rho", "0.05"]
     assert RecipeParser(CLASSES, argv).build()[3].rho == 0.05
 
 
@@ -139,7 +141,7 @@ def runs(tmp_path, *argv):
 
 def test_a_single_run_has_the_output_folder_for_itself(tmp_path):
     (run,) = runs(tmp_path, "--sharpness", "sam")
-    assert (run.name, run.args.output_dir) == ("sam+cross_entropy", str(tmp_path / "out"))
+    assert (run.name, run.args.output_dir) == ("sam+logit_adjusted", str(tmp_path / "out"))
 
 
 def test_baseline_is_plain_training_with_all_else_equal(tmp_path):
@@ -155,7 +157,7 @@ def test_baseline_is_plain_training_with_all_else_equal(tmp_path):
 
 def test_a_file_of_differences_is_a_run(tmp_path):
     (tmp_path / "no_sharpness.yaml").write_text("sharpness: none\n")
-    other, main = runs(tmp_path, "--loss", "logit_adjusted", "--compare_with", str(tmp_path / "no_sharpness.yaml"))
+    other, main = runs(tmp_path, "--sharpness", "sam", "--compare_with", str(tmp_path / "no_sharpness.yaml"))
     assert (other.name, other.args.sharpness, other.args.loss) == ("no_sharpness", "none", "logit_adjusted")
     assert main.args.sharpness == "sam"
 
@@ -188,7 +190,8 @@ def test_what_has_no_effect_in_a_run_is_not_taken_over_from_the_other(tmp_path):
 
 
 def test_differences_on_the_command_line(tmp_path):
-    other, vs, main = runs(tmp_path, "--loss", "cdt", "--compare_with", "loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2")
+    main_run = ["--sharpness", "sam", "--loss", "cdt"]
+    other, vs, main = runs(tmp_path, *main_run, "--compare_with", "loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2")
     assert (other.name, vs.name, main.name) == ("loss=ldt", "loss=vs,loss_gamma=1e-1,rho=0.2", "sam+cdt")
     assert (other.args.loss, other.args.radius) == ("ldt", 0.05)
     assert (vs.args.loss, vs.args.loss_gamma, vs.args.rho) == ("vs", 0.1, 0.2)
@@ -240,13 +243,13 @@ def test_an_output_folder_with_something_in_it_is_not_written_over(tmp_path):
 def test_a_finished_run_with_other_options_is_not_taken_for_this_one(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
-    (run,) = runs(tmp_path, "--rho", "0.1")
+    (run,) = runs(tmp_path, "--sharpness", "sam", "--rho", "0.1")
     import json
 
     (folder / "all_results.json").write_text(json.dumps({"options": run.options}))
-    assert runs(tmp_path, "--rho", "0.1", "--resume_from_checkpoint", "true")
+    assert runs(tmp_path, "--sharpness", "sam", "--rho", "0.1", "--resume_from_checkpoint", "true")
     with pytest.raises(ValueError, match=r"had other options \(rho: 0.1 then, 0.2 now\)"):
-        runs(tmp_path, "--rho", "0.2", "--resume_from_checkpoint", "true")
+        runs(tmp_path, "--sharpness", "sam", "--rho", "0.2", "--resume_from_checkpoint", "true")
 
 
 @pytest.fixture

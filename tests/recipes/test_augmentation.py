@@ -21,7 +21,7 @@ from tests.recipes.conftest import QUICK, TINY_VIT
 
 SIZE = (40, 36)
 OPTIONS = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
-OPTIONS |= {"save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False, "rho": 0.1}
+OPTIONS |= {"save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False, "sharpness": "sam", "rho": 0.1}
 
 
 def colour_images(counts=(8, 6, 4), seed=0):

@@ -33,7 +33,7 @@ def test_images_from_folders(kind, request, tmp_path):
     out = tmp_path / "out"
     argv = ["--dataset", request.getfixturevalue(kind), "--model_config", TINY_VIT, "--output_dir", str(out), *QUICK]
     results = recipe("image")([*argv, "--sharpness", "focal_sam", "--compare_with", "baseline"])
-    assert list(results) == ["baseline", "focal_sam+cross_entropy"]
+    assert list(results) == ["baseline", "focal_sam+logit_adjusted"]
     assert (out / "recall_by_count.png").stat().st_size > 10_000
     report = results["baseline"]["report"]
     assert sum(report["class_counts"]) == (21 if kind == "image_folder" else 30)
@@ -45,15 +45,15 @@ def test_images_from_folders(kind, request, tmp_path):
 def test_digits_with_a_pretrained_folder_and_a_head_of_another_size(vit_folder, tmp_path):
     argv = ["--model_name_or_path", vit_folder, "--imbalance_factor", "50", "--output_dir", str(tmp_path / "out")]
     results = recipe("image")([*argv, *QUICK])
-    counts = results["sam+cross_entropy"]["report"]["class_counts"]
+    counts = results["logit_adjusted"]["report"]["class_counts"]
     assert (len(counts), counts[0] // counts[-1]) == (10, 62)
 
 
 def test_a_learned_radius_is_in_the_results_and_in_a_picture(image_folder, tmp_path):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
-    argv += ["--rho_schedule", "learned", "--rho_update_every", "1", "--rho_learning_rate", "0.5"]
+    argv += ["--sharpness", "sam", "--rho_schedule", "learned", "--rho_update_every", "1", "--rho_learning_rate", "0.5"]
     results = recipe("image")([*argv, "--logging_steps", "1", "--max_steps", "4", "--compare_with", "baseline"])
-    radius = results["sam+cross_entropy"]["radius"]
+    radius = results["sam+logit_adjusted"]["radius"]
     assert radius["step"] == [1, 2, 3, 4, 4], "what was logged, and the end"
     assert radius["rho"][0] == 0.05
     assert radius["rho"][-1] != 0.05
@@ -72,7 +72,7 @@ def test_texts_from_files(kind, text_folder, bert_folder, tmp_path):
         str(tmp_path / "o"),
     ]
     results = recipe("text")([*argv, *QUICK, "--loss", "logit_adjusted"])
-    report = results["sam+logit_adjusted"]["report"]
+    report = results["logit_adjusted"]["report"]
     assert report["class_counts"] == [20, 8, 4]
     assert report["worst_class"] in ("alpha", "beta", "gamma")
     config = json.loads((tmp_path / "o" / "config.json").read_text())
@@ -98,7 +98,7 @@ def test_the_command_that_is_recorded_can_be_copied_and_tells_nothing_of_the_mac
 def test_one_file_with_a_test_fraction(text_folder, bert_folder, tmp_path):
     argv = ["--dataset", str(text_folder / "csv" / "train.csv"), "--model_name_or_path", bert_folder]
     results = recipe("text")([*argv, "--test_fraction", "0.25", "--output_dir", str(tmp_path / "out"), *QUICK])
-    report = results["sam+cross_entropy"]["report"]
+    report = results["logit_adjusted"]["report"]
     assert report["class_counts"] == [15, 6, 3]
     assert report["per_class_support"] == [5, 2, 1]
 
@@ -119,7 +119,7 @@ def test_evaluation_while_training_uses_the_validation_split(bert_folder, tmp_pa
     results = recipe("text")(
         [*argv, *quick, "--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end"]
     )
-    assert sum(results["sam+cross_entropy"]["report"]["per_class_support"]) == 12
+    assert sum(results["logit_adjusted"]["report"]["per_class_support"]) == 12
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert len([log for log in state["log_history"] if "eval_balanced_accuracy" in log]) == 2
 
@@ -145,7 +145,7 @@ def test_a_tracker_sees_one_name_for_training_and_test(named, image_folder, tmp_
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     recipe("image")([*argv, "--logging_steps", "1", "--compare_with", "baseline", *named])
     start = "mine" if named else str(tmp_path / "out")
-    assert set(seen) == {f"{start}/baseline", f"{start}/sam+cross_entropy"}
+    assert set(seen) == {f"{start}/baseline", f"{start}/logit_adjusted"}
 
 
 def test_a_run_logs_at_least_ten_times(image_folder, tmp_path):
@@ -159,7 +159,7 @@ def test_a_run_logs_at_least_ten_times(image_folder, tmp_path):
 def test_a_validation_fraction_comes_out_of_the_training_split(image_folder, tmp_path):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     results = recipe("image")([*argv, "--validation_fraction", "0.34", "--eval_strategy", "steps", "--eval_steps", "1"])
-    report = results["sam+cross_entropy"]["report"]
+    report = results["logit_adjusted"]["report"]
     assert report["class_counts"] == [8, 4, 2]
     assert report["per_class_support"] == [3, 3, 3]
 
@@ -168,26 +168,28 @@ def test_a_finished_run_is_not_trained_again(image_folder, tmp_path, monkeypatch
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     argv += ["--compare_with", "baseline", "--resume_from_checkpoint", "true"]
     first = recipe("image")(argv)
-    (tmp_path / "out" / "sam+cross_entropy" / "all_results.json").unlink()
+    (tmp_path / "out" / "logit_adjusted" / "all_results.json").unlink()
     import hf_sharp.trainer.sharp_trainer as module
 
     trained, train = [], module.SharpTrainer.train
     monkeypatch.setattr(
-        module.SharpTrainer, "train", lambda self, **k: trained.append(self.args.sharpness) or train(self, **k)
+        module.SharpTrainer, "train", lambda self, **k: trained.append(self.args.loss) or train(self, **k)
     )
     second = recipe("image")(argv)
-    assert trained == ["sam"]
+    assert trained == ["logit_adjusted"]
     assert second["baseline"] == first["baseline"]
-    assert second["sam+cross_entropy"]["report"] == first["sam+cross_entropy"]["report"], "the seed decides"
+    assert second["logit_adjusted"]["report"] == first["logit_adjusted"]["report"], "the seed decides"
 
 
 def test_writing_over_leaves_nothing_of_the_old_run(image_folder, tmp_path):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     recipe("image")([*argv, "--save_strategy", "steps", "--save_steps", "1"])
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    results = recipe("image")([*argv, "--rho", "0.7", "--resume_from_checkpoint", "true", "--overwrite_output_dir"])
-    assert results["sam+cross_entropy"]["options"]["rho"] == 0.7
-    assert json.loads((tmp_path / "out" / "all_results.json").read_text()) == results["sam+cross_entropy"]
+    results = recipe("image")(
+        [*argv, "--loss_tau", "0.7", "--resume_from_checkpoint", "true", "--overwrite_output_dir"]
+    )
+    assert results["logit_adjusted"]["options"]["loss_tau"] == 0.7
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text()) == results["logit_adjusted"]
     assert not list((tmp_path / "out").glob("checkpoint-*"))
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -211,7 +213,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(image_folder, tmp_path):
 
     shutil.rmtree(tmp_path / "cut" / "checkpoint-2")
     resumed = recipe("image")([*argv, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "true"])
-    assert resumed["sam+cross_entropy"]["report"] == whole["sam+cross_entropy"]["report"]
+    assert resumed["logit_adjusted"]["report"] == whole["logit_adjusted"]["report"]
     state = json.loads((tmp_path / "cut" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
 
@@ -255,7 +257,7 @@ def test_the_saved_model_predicts_in_a_pipeline_what_it_predicted_here(image_fol
     test = datasets.load_dataset("imagefolder", data_dir=image_folder)["test"]
     names = test.features["label"].names
     correct = [classify(row["image"])[0]["label"] == names[row["label"]] for row in test]
-    assert np.mean(correct) == pytest.approx(results["sam+cross_entropy"]["report"]["accuracy"])
+    assert np.mean(correct) == pytest.approx(results["logit_adjusted"]["report"]["accuracy"])
 
 
 @pytest.mark.parametrize(
