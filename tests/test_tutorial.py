@@ -44,5 +44,5 @@ def test_every_cell_of_the_tutorial_runs(tmp_path):
         [sys.executable, "tutorial.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "outputs" / "recall_by_count.png").is_file()
+    assert (tmp_path / "outputs" / "photos" / "recall_by_count.png").is_file()
     assert (tmp_path / "compared").is_dir()
