@@ -28,9 +28,7 @@ from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_fo
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class, write_json
 
-_EXAMPLE = (
-    "hf-sharp sharpness outputs/photos/sam photos/ --compare_with outputs/photos/baseline --output_dir outputs/flatness"
-)
+_EXAMPLE = "hf-sharp sharpness outputs/photos/sam photos/ --compare_with outputs/photos/baseline --output_dir flat"
 _AT_LEAST = {
     "examples": 1,
     "hessian_examples": 1,

@@ -24,8 +24,7 @@ from ray.tune.search import Searcher
 from hf_sharp.recipe.budget import Budget
 from hf_sharp.recipe.search import Progress, Search
 from hf_sharp.recipe.training import prepare_training
-from hf_sharp.recipe.tune import read_options
-from hf_sharp.recipe.tuning_run import Runner
+from hf_sharp.recipe.tuning_run import Runner, read_options
 from hf_sharp.reports.tuning import ENDED_EARLY
 
 _LOST = 3  # how often a run starts again after its machine was lost

@@ -17,18 +17,16 @@ from typing import Any
 
 from hf_sharp.recipe.budget import read_budget
 from hf_sharp.recipe.flags import check_names
-from hf_sharp.recipe.kind import recipe_for
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.search import Search
 from hf_sharp.recipe.search_space import SEARCHED, SearchSpace
-from hf_sharp.recipe.training import Recipe, prepare_training, train_classifier
-from hf_sharp.recipe.tuning_run import Runner
+from hf_sharp.recipe.training import prepare_training, train_classifier
+from hf_sharp.recipe.tuning_run import Runner, read_options
 
 logger = logging.getLogger(__name__)
 
 STUDY = "study.db"
 BACKENDS = ("local", "ray")
-_HELD_OUT = 0.2
 
 
 def tune(
@@ -92,26 +90,6 @@ def tune(
         words = ["--config", str(folder / "best.yaml"), "--output_dir", str(folder / "model")]
         train_classifier([*words, "--resume_from_checkpoint", "true"], recipe)
     return result
-
-
-def read_options(argv: Sequence[str]) -> tuple[RecipeParser, Recipe]:
-    """Read the options of the config to tune; without validation data, a fifth of every training class is held out.
-
-    Args:
-        argv: the words of a training.
-
-    Returns:
-        The options, and the recipe for images or for texts.
-
-    Raises:
-        ValueError: options that do not exist, or a model that cannot be loaded.
-    """
-    recipe = recipe_for(argv)
-    parser = recipe.parser(argv)
-    if parser.values.get("validation_split") is None and parser.values.get("validation_fraction") is None:
-        parser.values["validation_fraction"] = _HELD_OUT
-        logger.warning("%g of every training class is held out to choose on.", _HELD_OUT)
-    return parser, recipe
 
 
 def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from hf_sharp.model.posthoc import choose_strength
+from hf_sharp.recipe.kind import recipe_for
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import without_effect
-from hf_sharp.recipe.training import Prepared
+from hf_sharp.recipe.training import Prepared, Recipe
 from hf_sharp.reports.long_tail_report import report_of_prediction
 from hf_sharp.reports.tuning import ENDED_EARLY, FINISHED, NOT_FINITE
 from hf_sharp.trainer.saving import NotFiniteError
@@ -25,6 +26,7 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
+_HELD_OUT = 0.2
 _EVALUATIONS = 9  # of a run: successive halving looks at the 1st, the 3rd and the 9th
 # How every run of the search trains, whatever the config says.
 _QUIET = {
@@ -39,6 +41,26 @@ _QUIET = {
     "metric_for_best_model": None,
 }
 _KEPT = ("accuracy", "balanced_accuracy", "few_accuracy", "per_class_recall", "per_class_support")
+
+
+def read_options(argv: Sequence[str]) -> tuple[RecipeParser, Recipe]:
+    """Read the options of the config to tune; without validation data, a fifth of every training class is held out.
+
+    Args:
+        argv: the words of a training.
+
+    Returns:
+        The options, and the recipe for images or for texts.
+
+    Raises:
+        ValueError: options that do not exist, or a model that cannot be loaded.
+    """
+    recipe = recipe_for(argv)
+    parser = recipe.parser(argv)
+    if parser.values.get("validation_split") is None and parser.values.get("validation_fraction") is None:
+        parser.values["validation_fraction"] = _HELD_OUT
+        logger.warning("%g of every training class is held out to choose on.", _HELD_OUT)
+    return parser, recipe
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ RESNET = '{"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], 
         (["--optim", "adamx"], "adamx"),
         (["--use_cpu", "perhaps"], "perhaps"),
         (["--loss", "focall"], "unknown loss 'focall'"),
-        (["--rho", "-0.5"], "rho must be a finite number >= 0"),
+        (["--sharpness", "sam", "--rho", "-0.5"], "rho must be a finite number >= 0"),
         (
             ["--load_best_model_at_end", "--eval_strategy", "no", "--save_strategy", "epoch"],
             "the options do not fit together: ",

@@ -239,7 +239,7 @@ def test_every_option_can_be_searched():
         "loss_gamma": 0.05,
         "head_init": EXTRA["head_init"].choices[-1],
     }
-    rates = SearchSpace({"learning_rate": 1e-3}, ["learning_rate"])
+    rates = SearchSpace({"learning_rate": 1e-3, "sharpness": "sam"}, ["learning_rate"])
     assert rates.limits("learning_rate") == (2e-4, 5e-3)
     assert list(rates.candidates) == ["sam"], "a method that is not searched stays"
 

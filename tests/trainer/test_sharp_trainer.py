@@ -748,7 +748,7 @@ def test_ldam_refuses_an_ordinary_head_and_takes_a_normalised_one(make_trainer):
 
 
 def test_the_best_model_at_the_end_is_the_best_checkpoint(make_trainer):
-    scores, seen = iter([0.1, 0.9, 0.2, 0.3]), {}
+    scores, seen = iter([0.0, 0.1, 0.9, 0.2, 0.3]), {}  # the first: whether it gives the metric at all
 
     class Keep(TrainerCallback):
         def on_save(self, args, state, control, model=None, **kwargs):
