@@ -28,16 +28,7 @@ from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_fo
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class, write_json
 
-_EXAMPLE = "hf-sharp sharpness outputs/photos/sam photos/ --compare_with outputs/photos/baseline --output_dir flat"
-_AT_LEAST = {
-    "examples": 1,
-    "hessian_examples": 1,
-    "eigenvalues": 1,
-    "probes": 2,
-    "directions": 1,
-    "rho": 0,
-    "tolerance": 0,
-}
+_EXAMPLE = "hf-sharp sharpness outputs/photos/sam photos/ --output_dir flat"
 
 
 @dataclass

@@ -145,9 +145,7 @@ def test_a_second_correction_is_a_warning(options, caplog):
     assert "logit_adjustment does it twice" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "record", [{}, {"options": {"loss": "cross_entropy"}}, {"options": {"loss": "focal"}}], ids=str
-)
+@pytest.mark.parametrize("record", [{}, *({"options": {"loss": loss}} for loss in ("cross_entropy", "focal"))], ids=str)
 def test_a_first_correction_is_none(record, caplog):
     _warn_of_corrected_model(record, "tau_norm")
     assert caplog.text == ""
