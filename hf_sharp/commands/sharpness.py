@@ -29,6 +29,15 @@ from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class, write_json
 
 _EXAMPLE = "hf-sharp sharpness outputs/photos/sam photos/ --output_dir flat"
+_AT_LEAST = {
+    "examples": 1,
+    "hessian_examples": 1,
+    "eigenvalues": 1,
+    "probes": 2,
+    "directions": 1,
+    "rho": 0,
+    "tolerance": 0,
+}
 
 
 @dataclass
