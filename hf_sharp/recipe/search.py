@@ -38,7 +38,7 @@ class Search:
         import optuna
 
         self.study, self.space, self.runner, self.seed = study, space, runner, seed
-        self.study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        self.study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=3, reduction_factor=3)
         for run in (space.first(), *space.ladder(1.0)):  # mistakes of every method, before the first run
             runner.arguments(space.options(_Fixed(run)))
 

@@ -15,7 +15,8 @@ from hf_sharp.training_args import SharpTrainingArguments
 METHOD, RADIUS, TAU = "method", "rho", "loss_tau"
 SEARCHED = (METHOD, RADIUS, TAU)
 _CORRECTS = "logit_adjusted"  # the loss whose strength is searched where the config's loss has none
-_FIRST_RADIUS = 0.4  # of the default one: 0.02 for an ascent along the gradient
+# Of the default one. Along a gradient the default is its paper's, and smaller ones did better (docs/evidence.md).
+_FIRST_RADIUS = {"gradient": 0.4, "momentum": 1.0}
 _RADII = (0.1, 4.0)  # times the default one
 
 
@@ -154,7 +155,8 @@ class SearchSpace:
         if METHOD in self.search:
             run[METHOD] = name
         if RADIUS in self.search and RADIUS in METHODS[self.candidates[name]["sharpness"]].options:
-            run[radius_of(name)] = self.radii(name)[0] / _RADII[0] * _FIRST_RADIUS
+            ascent = self.candidates[name].get("ascent", "gradient")
+            run[radius_of(name)] = self.radii(name)[0] / _RADII[0] * _FIRST_RADIUS.get(ascent, 1.0)
         if TAU in self.search:
             run[TAU] = tau
         if "learning_rate" in self.search:

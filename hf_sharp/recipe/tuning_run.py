@@ -27,7 +27,7 @@ from hf_sharp.training_args import SharpTrainingArguments
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.2
-_EVALUATIONS = 9  # of a run: successive halving looks at the 1st, the 3rd and the 9th
+_EVALUATIONS = 9  # of a run: successive halving looks at the 3rd; before, the learning rate may still rise
 # How every run of the search trains, whatever the config says.
 _QUIET = {
     "save_strategy": "no",

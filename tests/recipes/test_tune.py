@@ -146,7 +146,7 @@ def test_a_run_that_falls_behind_ends_early(config, tmp_path, monkeypatch):
         config, "3runs", output_dir=tmp_path / "search", search=["learning_rate"], flags=["--max_steps", "9"]
     )
     assert [run["state"] for run in result["runs"]] == ["finished", "finished", "ended early"]
-    assert len(list(figures)) == 8, "after its first evaluation"
+    assert len(list(figures)) == 6, "after its third evaluation"
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -250,6 +250,7 @@ def test_the_cheap_runs_come_first_with_the_strength_that_was_free():
     ladder = space.ladder(0.7)
     assert [run["method"] for run in ladder] == list(CANDIDATES)
     assert {run["loss_tau"] for run in ladder} == {0.7}
+    assert ladder[1]["rho (sam, momentum)"] == pytest.approx(0.25)
     assert ladder[2]["rho (sam)"] == pytest.approx(0.02)
     assert [run["method"] for run in space.ladder(0.0)] == list(CANDIDATES)[1:], "the first run is not repeated"
 
