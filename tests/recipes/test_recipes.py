@@ -201,6 +201,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(image_folder, tmp_path):
         "--model_config",
         TINY_VIT,
         *QUICK,
+        "--sharpness",
+        "sam",
         "--save_strategy",
         "steps",
         "--save_steps",
@@ -213,7 +215,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(image_folder, tmp_path):
 
     shutil.rmtree(tmp_path / "cut" / "checkpoint-2")
     resumed = recipe("image")([*argv, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "true"])
-    assert resumed["logit_adjusted"]["report"] == whole["logit_adjusted"]["report"]
+    assert resumed["sam+logit_adjusted"]["report"] == whole["sam+logit_adjusted"]["report"]
     state = json.loads((tmp_path / "cut" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
 

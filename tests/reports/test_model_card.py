@@ -830,4 +830,7 @@ def test_a_loss_of_the_users_own_is_described_in_the_results(make_trainer):
     results = results_of(trainer)
     assert results["described"] == {"loss": {"formula": "CE + ε(1 − p)"}}
     assert (results["method"]["loss"], results["method"]["epsilon"]) == (OwnLoss.name, 2.0)
+    trainer.args.loss = "logit_adjusted"  # the default, whose options are not those of the loss in its place
+    assert "loss_tau" in trainer.args.method
+    assert "loss_tau" not in results_of(trainer)["method"]
     assert f"`{OwnLoss.name}`, defined by the authors" in build_card(results, model_name="m").text
