@@ -8,6 +8,8 @@
 #
 # SIZE     of the models whose steps are timed: tiny, small or base (ViT-B/16 and BERT-base)
 # ROUNDS   steps of every method, a multiple of 10
+# PHASES   of: tests (what only a GPU can show), suite (all tests, on the CPUs, with this machine's versions), steps,
+#          compiled_steps, training; all but the suite without it
 # TRY      not empty: without the GPU tests, with few seeds and little time
 # PYTHON   the interpreter (python3)
 cd "$(dirname "$0")/.." || exit 1
@@ -15,13 +17,14 @@ out=${OUT:-outputs/gpu}
 mkdir -p "$out"
 python=${PYTHON:-python3}
 size=${SIZE:-base} rounds=${ROUNDS:-20}
+phases=${PHASES:-tests steps compiled_steps training}
 batch=64 seeds=20 workers=12 tests=110 steps=90 compiled=130 training=150
-if [ -n "$TRY" ]; then batch=4 seeds=1 workers=2 tests=60 steps=200 compiled=300 training=60; fi
+if [ -n "$TRY" ]; then batch=4 seeds=1 workers=2 tests=100 steps=200 compiled=300 training=60; fi
 
 site=$(mktemp -d)
-if [ -z "$TRY" ] && compgen -G ".gpu/wheels/*.whl" > /dev/null; then
+if [ -z "$TRY" ] && compgen -G ".gpu/*wheels/*.whl" > /dev/null; then
     # They are found before what is installed, so .gpu/ holds only what the machine lacks.
-    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" .gpu/wheels/*.whl || exit 1
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" .gpu/*wheels/*.whl || exit 1
 fi
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 if [ -d .gpu/data ]; then mkdir -p data && cp -r .gpu/data/. data/; fi
@@ -30,6 +33,7 @@ failures=0
 phase() { # name, seconds, command
     local name=$1 limit=$2 start=$SECONDS
     shift 2
+    case " $phases " in *" $name "*) ;; *) return ;; esac
     echo "== $name (at most $limit s)"
     timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
     local status=${PIPESTATUS[0]}
@@ -38,8 +42,10 @@ phase() { # name, seconds, command
 }
 
 rm -f "$out/phases.jsonl"
-phase tests $tests "$python" -m pytest -q -p no:cacheprovider -n 4 --junitxml "$out/tests.xml" \
+pytest=("$python" -m pytest -q -p no:cacheprovider -n "$workers")
+phase tests $tests "${pytest[@]}" --junitxml "$out/tests.xml" \
     tests/trainer/test_cuda.py tests/trainer/test_mixed_precision.py tests/model/test_curvature.py
+phase suite 300 env CUDA_VISIBLE_DEVICES= "${pytest[@]}" --junitxml "$out/suite.xml" tests
 phase steps $steps "$python" benchmarks/cost.py --size "$size" --batch_size $batch --rounds "$rounds" --bf16 \
     --models vit bert --output "$out/cost_gpu.json"
 phase compiled_steps $compiled "$python" benchmarks/cost.py --size "$size" --batch_size $batch --rounds "$rounds" --bf16 \

@@ -1,8 +1,9 @@
-"""Pack what benchmarks/gpu.sh needs on a machine without a network into `.gpu/` (ignored by git), about 55 MB.
+"""Pack what benchmarks/gpu.sh needs on a machine without a network into `.gpu/` (ignored by git), about 75 MB.
 
 python benchmarks/gpu_pack.py --python 3.12
 
-- wheels of the packages that a machine with torch, transformers, accelerate, peft and pyarrow may lack;
+- wheels of the packages that a machine with torch, transformers, accelerate, peft and pyarrow may lack, and,
+  apart in `test_wheels`, what only the whole suite needs;
 - wordnet, and Fashion-MNIST with its test set and every eighth training image, as `evidence.py --prepare` made them;
 - MiniLM-L3 in half precision, as `backbones/convert.py` made it (training reads it into float32).
 """
@@ -29,18 +30,30 @@ PACKAGES = (
     "xxhash",
     "pytorch-optimizer",
     "schedulefree",
+)
+TEST_PACKAGES = (
     "tensorboard",
+    "optuna",
+    "alembic",
+    "colorlog",
+    "sqlalchemy",
+    "mako",
+    "greenlet",
+    "kornia",
+    "kornia-rs",
+    "hatchling",
+    "trove-classifiers",
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 FOLDER = ROOT / ".gpu"
 
 
-def pack_wheels(python: str) -> None:
+def pack_wheels(packages: tuple[str, ...], folder: str, python: str) -> None:
     """Download wheels for a version of Python on Linux."""
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     options = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", *options, *platforms]
-    subprocess.run([*command, "-d", FOLDER / "wheels", *PACKAGES], check=True)
+    subprocess.run([*command, "-d", FOLDER / folder, *packages], check=True)
 
 
 def pack_task(name: str) -> None:
@@ -68,7 +81,8 @@ def main() -> None:
     parser.add_argument("--python", default="3.12", help="version of Python on the GPU machine")
     arguments = parser.parse_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    pack_wheels(arguments.python)
+    pack_wheels(PACKAGES, "wheels", arguments.python)
+    pack_wheels(TEST_PACKAGES, "test_wheels", arguments.python)
     for name in ("wordnet", "fashion_mnist"):
         pack_task(name)
     pack_backbone(tasks.load("wordnet").BACKBONE)
