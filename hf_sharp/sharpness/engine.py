@@ -20,6 +20,7 @@ from hf_sharp.data.labels import HOST_LABELS
 from hf_sharp.sharpness.ascent import average_over_processes, gradients_in, trainable_parameters, widest_dtype
 from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, Waiting
 from hf_sharp.sharpness.coefficients import class_coefficients
+from hf_sharp.sharpness.compiled import allow_two_backward_passes
 from hf_sharp.sharpness.effect import AscentEffect
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.sharpness.passes import PassPlanner
@@ -163,8 +164,7 @@ class SharpnessEngine:
         self.effect.measured = loop.num_processes > 1
         self.dtype_name = str(widest_dtype(model)).removeprefix("torch.")
         if options.learns_rho or not self.planner.uniform:
-            # If the model is compiled, a graph that serves two backward passes must keep its buffers after the first.
-            torch._functorch.config.donated_buffer = False
+            allow_two_backward_passes()
 
     def _make_learned_radius(self) -> LearnedRadius:
         options = self.options

@@ -14,7 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
-from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, method_id, weights_of
+from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
+from tests.conftest import (
+    CLASS_COUNTS,
+    NUM_CLASSES,
+    assert_same_bits,
+    make_bert,
+    make_images,
+    make_vit,
+    method_id,
+    weights_of,
+)
 from tests.naive import naive_gradient
 from tests.trainer.test_sharp_trainer import METHODS, Watch
 
@@ -139,6 +149,40 @@ def test_a_model_that_comes_compiled_gives_the_gradient_of_eager(make_trainer, o
     model.compile(backend="aot_eager")
     for one, other in zip(eager, trained_gradients(make_trainer, options, model, images), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+class Waves(nn.Module):
+    """A model of whose activations inductor reuses the memory in the backward pass, on a CPU too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(64, 64), nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, inputs):
+        waves = torch.cos(torch.exp(self.inner(inputs))) @ self.inner.weight
+        return self.outer(torch.sin(waves))
+
+
+def test_a_graph_compiled_for_one_backward_pass_does_not_serve_two(tmp_path, monkeypatch):
+    """Its first pass overwrites what a second one needs, and inductor's cache on the disk outlives the process."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch.compiler.reset()
+    torch._functorch.config.donated_buffer = True
+    torch.manual_seed(0)
+    model = Waves()
+    inputs = torch.randn(64, 64)
+    expected = torch.autograd.grad(model(inputs).mean(), model.inner.weight)[0]
+    model.compile()
+    with torch.compiler.config.patch(cache_key_tag=""):
+        model(inputs).mean().backward()  # as in a plain training before
+        counts = ClassFrequencies.from_counts(CLASS_COUNTS)
+        args = SharpTrainingArguments(str(tmp_path), sharpness="focal_sam", report_to="none", use_cpu=True)
+        SharpTrainer(model=model, args=args, class_frequencies=counts)
+        output = model(inputs).mean()
+        for keep in (True, False):
+            model.zero_grad()
+            output.backward(retain_graph=keep)
+            torch.testing.assert_close(model.inner.weight.grad, expected)
 
 
 @pytest.mark.parametrize("options", SHARP, ids=method_id)
