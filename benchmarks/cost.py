@@ -20,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytorch_optimizer
 import torch
@@ -264,8 +263,8 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict:
     model: Any = make_model(kind, size)
     plain = make_trainer(model, None, None, bf16)
     batch = {name: value.to(plain.args.device) for name, value in make_batch(kind, batch_size, size).items()}
-    columns = {name.replace("labels", "label"): value.tolist() for name, value in make_batch(kind, 256, size).items()}
-    validation = datasets.Dataset.from_dict(columns).with_format("torch")
+    held_out = make_batch(kind, 256, size)
+    validation = [{name: value[i] for name, value in held_out.items()} for i in range(256)]
     steps = {"plain Trainer": step_of(plain, batch)}
     for name, options in METHODS.items():
         trainer = make_trainer(model, options, validation, bf16)

@@ -1,24 +1,29 @@
 """Pack what benchmarks/gpu.sh needs on a machine without a network into `.gpu/` (ignored by git), about 75 MB.
 
 python benchmarks/gpu_pack.py --python 3.12
+python benchmarks/gpu_pack.py --tasks clipart solar_cells   # for the phase `tasks` of gpu.sh
 
 - wheels of the packages that a machine with torch, transformers, accelerate, peft and pyarrow may lack, and,
   apart in `test_wheels`, what only the whole suite needs;
-- wordnet, and Fashion-MNIST with its test set and every eighth training image, as `evidence.py --prepare` made them;
-- MiniLM-L3 in half precision, as `backbones/convert.py` made it (training reads it into float32).
+- the data of tasks as `evidence.py --prepare` made them, of Fashion-MNIST the test set and every eighth training image;
+- their backbones as `backbones/convert.py` made them, those of texts in half precision (training reads float32).
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import tasks
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from study import BACKBONES, CACHE, ROOT
 
@@ -56,6 +61,13 @@ def pack_wheels(packages: tuple[str, ...], folder: str, python: str) -> None:
     subprocess.run([*command, "-d", FOLDER / folder, *packages], check=True)
 
 
+def in_webp(row: dict[str, Any]) -> dict[str, Any]:
+    """Store a picture as lossless WebP: the same pixels in two thirds of the bytes."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(row["image"]["bytes"])).save(buffer, "webp", lossless=True, quality=100)
+    return {"image": {"bytes": buffer.getvalue(), "path": None}}
+
+
 def pack_task(name: str) -> None:
     """Copy a task's data; of Fashion-MNIST's training images every eighth."""
     module = tasks.load(name)
@@ -63,29 +75,38 @@ def pack_task(name: str) -> None:
     if "is_test" in data.column_names:
         is_test = np.asarray(data["is_test"][:])
         data = data.select(np.flatnonzero(is_test | (np.arange(len(data)) % 8 == 0)))
+    elif module.KIND == "image":
+        feature = data.features["image"]
+        data = data.cast_column("image", datasets.Image(decode=False)).map(in_webp).cast_column("image", feature)
     data.save_to_disk(FOLDER / "data/evidence" / f"{name}_{module.VERSION}")
 
 
-def pack_backbone(name: str) -> None:
-    """Copy a backbone with weights of half precision."""
+def pack_backbone(name: str, kind: str) -> None:
+    """Copy a backbone; that of texts, which is large, with weights of half precision."""
     target = FOLDER / "data/backbones" / name
     shutil.copytree(BACKBONES / name, target)
-    weights = load_file(target / "model.safetensors")
-    halves = {key: value.half() if value.dtype == torch.float32 else value for key, value in weights.items()}
-    save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
+    if kind == "text":
+        weights = load_file(target / "model.safetensors")
+        halves = {key: value.half() if value.dtype == torch.float32 else value for key, value in weights.items()}
+        save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["wordnet", "fashion_mnist"], help="of the evidence")
     parser.add_argument("--python", default="3.12", help="version of Python on the GPU machine")
     arguments = parser.parse_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
     pack_wheels(PACKAGES, "wheels", arguments.python)
     pack_wheels(TEST_PACKAGES, "test_wheels", arguments.python)
-    for name in ("wordnet", "fashion_mnist"):
+    # Of hf_sharp itself the checkout is used, but its version and its command come from the wheel.
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", FOLDER / "wheels", ROOT], check=True)
+    for name in arguments.tasks:
         pack_task(name)
-    pack_backbone(tasks.load("wordnet").BACKBONE)
+    for backbone, kind in {(tasks.load(name).BACKBONE, tasks.load(name).KIND) for name in arguments.tasks}:
+        if backbone is not None:
+            pack_backbone(backbone, kind)
     megabytes = sum(file.stat().st_size for file in Path(FOLDER).rglob("*") if file.is_file()) / 1e6
     print(f"{FOLDER.name}/ holds {megabytes:.0f} MB")
 

@@ -22,9 +22,8 @@ import torch
 from study import OUTPUTS, RESULTS
 from study.driver import read_finished, work
 from study.figures import paired
-from study.results import machine_class
 from study.rows import ADJUSTED, PLAIN, ROWS
-from study.runs import Run, make_run
+from study.runs import Run, machine_class, make_run
 
 FIRST_SEED = 100
 SHARP = ("momentum-SAM", "SAM")
@@ -95,7 +94,7 @@ def main() -> None:
     failed = [repr(error) for future in waiting if (error := future.exception()) is not None]
     result: dict[str, Any] = {
         "command": f"python benchmarks/gpu_seeds.py {' '.join(arguments.tasks)} --seeds {arguments.seeds}",
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine_class(),
+        "machine": machine_class(),
         "versions": {"torch": torch.__version__.partition("+")[0]},
         "failed": failed,
         "tasks": {task: compare(task, seeds, folder) for task, folder in folders.items()},

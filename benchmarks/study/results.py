@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -17,7 +15,7 @@ from study.driver import read_finished
 from study.figures import RARE, figures
 from study.plan import Plan, Search, make_plan
 from study.rows import ADJUSTED, POST_HOC, POST_HOC_STRENGTHS, ROWS
-from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run
+from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run, machine_class
 
 COST = ("train_accuracy", "train_cpu_seconds", "passes_forward", "passes_backward")
 PACKAGES = ("hf-sharp", "torch", "transformers", "peft", "datasets", "numpy")
@@ -135,7 +133,7 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
     return {
         "task": task,
         "command": command,
-        "machine": machine_class(),
+        "machine": "; ".join(sorted({record.get("machine", machine_class()) for record in finished.values()})),
         "versions": {name: version(name) for name in PACKAGES},
         "protocol": "benchmarks/protocol.md",
         "tuning_seeds": list(TUNING_SEEDS),
@@ -157,9 +155,3 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
         "rows": rows.rows,
         "runs": [record | {"key": key} for key, record in finished.items()],
     }
-
-
-def machine_class() -> str:
-    """Describe the machine without naming it: cores, architecture, memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GB, CPU only, one thread per run"

@@ -1,13 +1,16 @@
-"""One training run, and the key that its files are named after."""
+"""One training run, the key that its files are named after, and the machine that it runs on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tasks
+import torch
 
 RATE_SEEDS = (0,)
 TUNING_SEEDS = (0, 1)
@@ -56,3 +59,10 @@ def make_run(task: str, base: tuple[str, str], rate: float, seed: int, *options:
     """Make a run; later options override earlier ones."""
     merged = {name: value for part in options for name, value in part.items()}
     return Run(task, *base, rate, tuple(sorted(merged.items())), seed)
+
+
+def machine_class() -> str:
+    """Describe the machine without naming it: cores, architecture, memory, and the GPU if there is one."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = f"{torch.cuda.get_device_name()}, several runs at a time" if torch.cuda.is_available() else "CPU only"
+    return f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GB, {gpu}, one thread per run"

@@ -18,7 +18,7 @@ from hf_sharp.datasets import split_validation
 from study import BACKBONES
 from study.data import Examples, collate, keep_used_tokens, read_data
 from study.figures import RARE, figures
-from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, Run
+from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, Run, machine_class
 
 VIT: dict[str, Any] = {
     "num_channels": 1,
@@ -205,6 +205,7 @@ def execute(run: Run, epochs: float | None = None) -> tuple[dict[str, Any], dict
         "run": run.values(),
         "class_counts": counts.tolist(),
         "sizes": {name: len(part) for name, part in splits.items()},
+        "machine": machine_class(),
         "trained_parameters": trained,
         "train_accuracy": float((logits["train"].argmax(1) == train.labels).mean()),
         **cost,

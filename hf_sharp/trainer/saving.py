@@ -253,14 +253,15 @@ class SavingTrainer(Trainer):
         finally:
             values.pop(SAVED_AS)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts.
 
         Args:
             token: as for `Trainer`.
-            private: as for `Trainer`.
+            *args: as for `Trainer`: `private`, in newer versions.
+            **kwargs: as for `Trainer`.
         """
-        super().init_hf_repo(token, private)
+        super().init_hf_repo(token, *args, **kwargs)
         if self.is_world_process_zero():
             self._make_branch(self.args.hub_revision, token)
 
@@ -270,7 +271,7 @@ class SavingTrainer(Trainer):
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
-        private: bool | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
         """Push as `Trainer` does. An error says where the model is saved, and how to push it again.
@@ -280,7 +281,7 @@ class SavingTrainer(Trainer):
             blocking: as for `Trainer`.
             token: as for `Trainer`.
             revision: the branch; created if it does not exist.
-            private: as for `Trainer`.
+            *args: as for `Trainer`: `private`, in newer versions.
             **kwargs: as for `Trainer`.
 
         Returns:
@@ -290,9 +291,9 @@ class SavingTrainer(Trainer):
         try:
             if revision is not None and self.is_world_process_zero():
                 if self.hub_model_id is None:
-                    self.init_hf_repo(token, private)
+                    self.init_hf_repo(token, *args, **{k: v for k, v in kwargs.items() if k == "private"})
                 self._make_branch(revision, token)
-            pushed = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            pushed = super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
             if hasattr(pushed, "add_done_callback"):  # it goes on in the background
                 pushed.add_done_callback(lambda _: show_paths(self._hidden))
             else:
