@@ -262,6 +262,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict:
     size, batch_size, bf16 = SIZES[arguments.size], arguments.batch_size, arguments.bf16
     model: Any = make_model(kind, size)
     plain = make_trainer(model, None, None, bf16)
+    model = plain.accelerator.prepare_model(model)  # whose forward pass now runs under autocast, if that was asked for
     batch = {name: value.to(plain.args.device) for name, value in make_batch(kind, batch_size, size).items()}
     held_out = make_batch(kind, 256, size)
     validation = [{name: value[i] for name, value in held_out.items()} for i in range(256)]
@@ -354,6 +355,8 @@ def main() -> None:
     arguments = parser.parse_args()
     random.seed(0)
     measured = " ".join(f"--{name} {value}" for name, value in vars(arguments).items() if name in MEASURED)
+    if arguments.models != KINDS:
+        measured += f" --models {' '.join(arguments.models)}"
     flags = "".join(f" --{name}" for name in ("bf16", "compile") if getattr(arguments, name))
     result: dict[str, Any] = {
         "command": f"python benchmarks/cost.py {measured}{flags}",

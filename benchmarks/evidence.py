@@ -30,7 +30,7 @@ import torch
 from study import CACHE, OUTPUTS, PICTURES, RESULTS
 from study.claims import draw_overview
 from study.driver import drive, read_finished, restore, try_out
-from study.plan import STAGES, make_plan
+from study.plan import FINISHED, STAGES, make_plan
 from study.report import draw, make_table
 from study.results import collect
 from study.rows import ROWS
@@ -96,7 +96,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.task == "all" and arguments.picture:
         files = (RESULTS / f"evidence_{task}.json" for task in tasks.NAMES)
-        draw_overview([json.loads(file.read_text()) for file in files if file.exists()], PICTURES / "evidence.png")
+        results = [json.loads(file.read_text()) for file in files if file.exists()]
+        draw_overview([result for result in results if result["stage"] in FINISHED], PICTURES / "evidence.png")
     for task in tasks.NAMES if arguments.task == "all" else [arguments.task]:
         if arguments.prepare:
             print(f"{task}: {len(tasks.load(task).prepare(CACHE))} examples")

@@ -19,6 +19,7 @@ import tasks
 from reference import REFERENCE_TABLES
 from study.claims import lets_line, overview
 from study.figures import paired
+from study.plan import FINISHED
 from study.report import make_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +172,28 @@ def cost_table() -> str:
         f"({tiny['parameters']:,} parameters in {tiny['tensors']} tensors) a SAM step takes {middle:.1f} ms "
         f"({low:.1f} to {high:.1f}) longer than two plain ones; {moving:.1f} ms of these move the weights to w + ε and "
         "back, with five kernels per tensor.",
+    ]
+    return "\n".join(lines)
+
+
+def cost_gpu_table() -> str:
+    """Make the table of step costs on a GPU."""
+    result = results("cost_gpu")
+    lines = ["| step | passes (forward + backward) | time | memory over plain |", "|---|---|---|---|"]
+    (model,) = result["models"].values()
+    for method, row in model["methods"].items():
+        low, middle, high = row["ratio_quartiles"]
+        lines.append(
+            "| {} | {forward:.3g} + {backward:.3g} | {:.2f} ({:.2f} to {:.2f}) | {:.1f} |".format(
+                method, middle, low, high, round(row["peak_over_plain"], 1) + 0, **row["passes"]
+            )
+        )
+    lines += [
+        "",
+        f"ViT-B/16 from a config, {model['parameters'] / 1e6:.0f} M parameters, batches of {model['batch_size']}, a plain "
+        f"step of {model['plain_step_ms']:.0f} ms. `{result['command']}` on {result['machine']}, torch "
+        f"{result['versions']['torch']}, transformers {result['versions']['transformers']}, seed {result['seed']}"
+        f"{'; ' + result['note'] if 'note' in result else ''}. Data: `benchmarks/results/cost_gpu.json`.",
     ]
     return "\n".join(lines)
 
@@ -416,9 +439,10 @@ def radii_table() -> str:
 
 
 def evidence() -> dict[str, dict[str, Any]]:
-    """Read the results of the tasks of the evidence that have some."""
+    """Read the results of the tasks of the evidence whose main rows are finished."""
     files = {task: RESULTS / f"evidence_{task}.json" for task in tasks.NAMES}
-    return {task: json.loads(file.read_text()) for task, file in files.items() if file.exists()}
+    found = {task: json.loads(file.read_text()) for task, file in files.items() if file.exists()}
+    return {task: result for task, result in found.items() if result["stage"] in FINISHED}
 
 
 def evidence_overview() -> str:
@@ -439,6 +463,7 @@ def evidence_lets() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **REFERENCE_TABLES,
     "cost_full": cost_table,
+    "cost_gpu": cost_gpu_table,
     "budget": budget_table,
     "radius_signal": signal_table,
     "asam_scope": asam_table,

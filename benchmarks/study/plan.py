@@ -16,6 +16,7 @@ from study.runs import FINAL_SEEDS, RATE_SEEDS, TUNING_SEEDS, Run, make_run
 
 STAGES = ("rate", "base", "controls", "tune", "final", "further_tune", "further_final")
 READS_TEST = ("controls", "final", "further_final")
+FINISHED = (*STAGES[STAGES.index("final") + 1 :], "done")  # the stages at which all main rows are there
 
 
 class Search:
