@@ -86,8 +86,10 @@ class TrainingRecord(TrainerCallback, ExportableState):
         """
         if not self._first_step or not self._seconds or step <= self._first_step:
             return {}
-        part, share = metrics["train_runtime"], step / (step - self._first_step)
-        seconds = self._seconds + part
+        part = metrics["train_runtime"]
+        # Older versions of transformers count the steps of the earlier parts too, newer ones do not.
+        counted = min(step, step - self._first_step, key=lambda n: abs(n - part * metrics["train_steps_per_second"]))
+        share, seconds = step / counted, self._seconds + part
         rates = ("train_samples_per_second", "train_steps_per_second")
         corrected = {name: round(metrics[name] * part * share / seconds, 3) for name in rates if name in metrics}
         loss = {"train_loss": self._loss / step} if "train_loss" in metrics else {}
