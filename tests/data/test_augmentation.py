@@ -140,6 +140,11 @@ def test_randaugment_takes_torchvision_first(monkeypatch):
     assert bytes_of(changed) == bytes_of(augmentation(batch)), "the seed of the process does not matter"
 
 
+def test_randaugment_by_torchvision():
+    pytest.importorskip("torchvision.transforms.v2", reason="needs torchvision")
+    assert_it_changes_pictures(ImageAugmentation("randaugment", (32, 24)), "torchvision")
+
+
 def without_torchvision(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
 
@@ -153,8 +158,12 @@ def test_without_a_library_randaugment_is_refused(monkeypatch):
 
 def test_randaugment_by_kornia(monkeypatch):
     without_torchvision(monkeypatch)
-    augmentation, before = ImageAugmentation("randaugment", (32, 24)), states()
-    assert augmentation.library == "kornia"
+    assert_it_changes_pictures(ImageAugmentation("randaugment", (32, 24)), "kornia")
+
+
+def assert_it_changes_pictures(augmentation, library):
+    before = states()
+    assert augmentation.library == library
     batch = [picture(i) for i in range(8)]
     changed = augmentation(batch)
     assert {(p.size, p.mode) for p in changed} == {((24, 32), "RGB")}
