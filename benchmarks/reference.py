@@ -109,7 +109,7 @@ def citation_list() -> str:
     for name, papers in records:
         for paper in papers:
             cited.setdefault(paper, []).append(name)
-    lines = [f"- {code(names)}: {paper.text}" for paper, names in cited.items()]
+    lines = [f"- {code(dict.fromkeys(names))}: {paper.text}" for paper, names in cited.items()]
     return "\n".join([*lines, "", "```bibtex", *(paper.bibtex for paper in cited), "```"])
 
 
