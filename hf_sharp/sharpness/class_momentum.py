@@ -80,7 +80,8 @@ class ClassMomentum:
             average(window)
         mean = self.of(window) or [torch.zeros_like(gradient) for gradient in window]
         finite = global_norm(window).isfinite()
-        moved = torch._foreach_lerp(mean, window, 1.0 - self.beta)
+        moved = torch._foreach_mul(mean, self.beta)  # _foreach_lerp is not known to FSDP2 before torch 2.13
+        torch._foreach_add_(moved, window, alpha=1.0 - self.beta)
         self.mean = [torch.where(finite.to(old.device), new, old) for new, old in zip(moved, mean, strict=True)]
 
     def of(self, parameters: list[Tensor]) -> list[Tensor] | None:
