@@ -70,7 +70,7 @@ def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str
         title: the table's title.
 
     Returns:
-        A `rich` table. Recall and precision are rounded to what the number of test examples supports.
+        A `rich` table. Recall and precision are rounded to what the number of evaluated examples supports.
 
     Raises:
         ValueError: `rows` is not positive.
@@ -88,7 +88,7 @@ def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str
     order = sorted(range(len(counts)), key=lambda c: (counts[c], c))[:rows]
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.add_column("class", overflow="fold")
-    for heading in ("training\nexamples", "group", "test\nexamples", "recall\nin %", "precision\nin %"):
+    for heading in ("training\nexamples", "group", "evaluated\nexamples", "recall\nin %", "precision\nin %"):
         table.add_column(heading, justify="left" if heading == "group" else "right")
     for c in order:
         support = report["per_class_support"][c]
