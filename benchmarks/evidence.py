@@ -5,6 +5,7 @@ python benchmarks/evidence.py all --prepare                # once: download and 
 python benchmarks/evidence.py wordnet                      # resumes where it stopped
 python benchmarks/evidence.py wordnet --workers 2 --limit-minutes 60
 python benchmarks/evidence.py wordnet --stage rate         # stop after this stage: rate, base, tune or final
+python benchmarks/evidence.py wordnet --stage further_final --rows Focal-SAM ImbSAM   # of the further rows, these
 python benchmarks/evidence.py wordnet --status             # what is finished, what comes next
 python benchmarks/evidence.py wordnet --try SAM            # a few steps of one row on every base, without the test set
 python benchmarks/evidence.py all --tables                 # benchmarks/results/evidence_*.json as Markdown
@@ -70,7 +71,7 @@ def train(task: str, folder: Path, arguments: argparse.Namespace) -> None:
     file = RESULTS / f"evidence_{task}.json"
     restore(folder, file)
     try:
-        drive(task, folder, arguments.workers, arguments.stage, arguments.limit_minutes)
+        drive(task, folder, arguments.workers, arguments.stage, arguments.limit_minutes, arguments.rows)
     finally:
         before = json.loads(file.read_text())["rows"] if file.exists() else {}
         result = collect(task, folder, f"python benchmarks/evidence.py {task}", before)
@@ -85,6 +86,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--stage", choices=STAGES, default="final", help="the last stage to run")
     parser.add_argument("--limit-minutes", type=float, help="start no run after this time")
+    further = [name for name, row in ROWS.items() if row.further]
+    parser.add_argument("--rows", nargs="+", choices=further, metavar="ROW", help="only these of the further rows")
     parser.add_argument("--prepare", action="store_true", help="only download and read the data")
     parser.add_argument("--status", action="store_true", help="only print the progress")
     parser.add_argument("--try", dest="try_row", choices=list(ROWS), metavar="ROW", help="only train a few steps")

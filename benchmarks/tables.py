@@ -188,12 +188,13 @@ def cost_gpu_table() -> str:
                 method, middle, low, high, round(row["peak_over_plain"], 1) + 0, **row["passes"]
             )
         )
+    versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers"))
+    note = f"; {result['note']}" if "note" in result else ""
     lines += [
         "",
-        f"ViT-B/16 from a config, {model['parameters'] / 1e6:.0f} M parameters, batches of {model['batch_size']}, a plain "
-        f"step of {model['plain_step_ms']:.0f} ms. `{result['command']}` on {result['machine']}, torch "
-        f"{result['versions']['torch']}, transformers {result['versions']['transformers']}, seed {result['seed']}"
-        f"{'; ' + result['note'] if 'note' in result else ''}. Data: `benchmarks/results/cost_gpu.json`.",
+        f"ViT-B/16 from a config, {model['parameters'] / 1e6:.0f} M parameters, in batches of {model['batch_size']}; a "
+        f"plain step took {model['plain_step_ms']:.0f} ms. `{result['command']}` on {result['machine']}, {versions}, seed "
+        f"{result['seed']}{note}. Data: `benchmarks/results/cost_gpu.json`.",
     ]
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -145,7 +145,14 @@ def describe(run: Run, record: dict[str, Any]) -> str:
     )
 
 
-def drive(task: str, folder: Path, workers: int, last_stage: str, limit_minutes: float | None) -> None:
+def drive(
+    task: str,
+    folder: Path,
+    workers: int,
+    last_stage: str,
+    limit_minutes: float | None,
+    further: Collection[str] | None = None,
+) -> None:
     """Work through the plan: a free process starts whatever the finished runs call for next.
 
     Args:
@@ -154,6 +161,7 @@ def drive(task: str, folder: Path, workers: int, last_stage: str, limit_minutes:
         workers: the number of processes.
         last_stage: start no run of a later stage.
         limit_minutes: start no run after this time.
+        further: names of the further rows to train; None for all.
 
     Raises:
         SystemExit: runs failed; the others are finished.
@@ -164,7 +172,7 @@ def drive(task: str, folder: Path, workers: int, last_stage: str, limit_minutes:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         pool = _Pool(executor, folder, workers)
         while True:
-            plan = make_plan(task, read_finished(folder))
+            plan = make_plan(task, read_finished(folder), further)
             wanted = plan.wanted if plan.stage in STAGES[: STAGES.index(last_stage) + 1] else []
             in_time = time.monotonic() < end
             if in_time:

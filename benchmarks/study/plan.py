@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -130,12 +130,13 @@ class Plan:
         return self.runs(base, seeds, row.options, row.tries[setting])
 
 
-def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]]) -> Plan:
+def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]], further: Collection[str] | None = None) -> Plan:
     """Follow the protocol as far as the finished runs allow.
 
     Args:
         task: the task's name.
         finished: key to the record of a run. Only the balanced accuracy on validation data is used.
+        further: names of the further rows to plan; None for all.
 
     Returns:
         The plan.
@@ -143,14 +144,15 @@ def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]]) -> Plan:
     plan = Plan(task, waiting=[name for name, row in ROWS.items() if not is_available(row.options)])
     protocol = _Protocol(plan, finished)
     main = {name: row for name, row in ROWS.items() if not row.further}
+    every = {name: row for name, row in ROWS.items() if name in main or further is None or name in further}
     steps: tuple[Callable[[], list[Run]], ...] = (
         protocol.choose_rates,
         protocol.choose_base,
         protocol.run_controls,
         partial(protocol.tune_rows, main),
         partial(protocol.final_runs, main),
-        partial(protocol.tune_rows, ROWS),
-        partial(protocol.final_runs, ROWS),
+        partial(protocol.tune_rows, every),
+        partial(protocol.final_runs, every),
     )
     for stage, step in zip(STAGES, steps, strict=True):
         wanted = list(dict.fromkeys(run for run in step() if run.key not in finished))

@@ -141,10 +141,10 @@ def test_a_row_stops_when_its_best_setting_is_behind_by_more_than_two_spreads():
     assert not stops({1: [0.02, 0.04], 2: [-0.5, -0.5]})
 
 
-def finished_by(score):
+def finished_by(score, further=None):
     """Let the driver's plan be worked off by made-up scores; gives the final plan and every run, in order."""
     finished, order = {}, []
-    while (plan := make_plan("foldoc", finished)).wanted:
+    while (plan := make_plan("foldoc", finished, further)).wanted:
         for run in plan.wanted:
             assert run.key not in finished
             finished[run.key] = {"validation": {"balanced_accuracy": score(run)}}
@@ -192,6 +192,14 @@ def test_a_method_is_tried_with_at_most_three_settings_and_two_seeds():
         assert len(row.tries) in (1, 3), name
     of_momentum = [run for stage, run in order if stage == "tune" and dict(run.options).get("ascent") == "momentum"]
     assert len(of_momentum) == 2 * 6, "at τ = 1, and with a tuned τ"
+
+
+def test_further_rows_can_be_chosen():
+    chosen = ["Focal-SAM", "ImbSAM, class momentum"]
+    _, order = finished_by(made_up, chosen)
+    further = {run.options for stage, run in order if stage.startswith("further")}
+    planned = [row.options | options for name in chosen for row in [ROWS[name]] for options in row.tries]
+    assert further == {tuple(sorted(options.items())) for options in planned}
 
 
 def test_further_rows_wait_for_the_main_ones():
