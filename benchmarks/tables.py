@@ -193,8 +193,8 @@ def cost_gpu_table() -> str:
     lines += [
         "",
         f"ViT-B/16 from a config, {model['parameters'] / 1e6:.0f} M parameters, in batches of {model['batch_size']}; a "
-        f"plain step took {model['plain_step_ms']:.0f} ms. `{result['command']}` on {result['machine']}, {versions}, seed "
-        f"{result['seed']}{note}. Data: `benchmarks/results/cost_gpu.json`.",
+        f"plain step took {model['plain_step_ms']:.0f} ms. `{result['command']}` on {result['machine']}, {versions}, "
+        f"seed {result['seed']}{note}. Data: `benchmarks/results/cost_gpu.json`.",
     ]
     return "\n".join(lines)
 
