@@ -1,6 +1,6 @@
 #!/bin/bash
-# Everything that needs a GPU, in phases of at most a few minutes; name some in PHASES to stay in a limit. Each phase writes its JSON to $OUT (default
-# outputs/gpu), whatever becomes of the others.
+# Everything that needs a GPU, in phases of a few minutes. Each writes its JSON to $OUT (default outputs/gpu), whatever
+# becomes of the others. Name some in PHASES to stay within a limit of time.
 #
 #   python benchmarks/gpu_pack.py                 # where there is a network; makes .gpu/
 #   bash benchmarks/gpu.sh                        # on the GPU machine, from the root of the checkout, beside .gpu/
@@ -45,7 +45,7 @@ phase() { # name, seconds, command
 
 rm -f "$out/phases.jsonl"
 pytest=("$python" -m pytest -q -p no:cacheprovider -n "$workers")
-export TORCHINDUCTOR_COMPILE_THREADS=1  # with its own processes beside pytest's, the end never came
+export TORCHINDUCTOR_COMPILE_THREADS=1  # with more of them, pytest's workers did not end
 phase tests $tests "${pytest[@]}" --junitxml "$out/tests.xml" \
     tests/trainer/test_cuda.py tests/trainer/test_mixed_precision.py tests/model/test_curvature.py
 phase suite 300 env CUDA_VISIBLE_DEVICES= "${pytest[@]}" --junitxml "$out/suite.xml" tests
