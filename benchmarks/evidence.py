@@ -55,14 +55,14 @@ def print_status(task: str, folder: Path) -> None:
 
 
 def show_results(task: str, tables: bool, picture: bool) -> None:
-    """Print the table or draw the picture of a task, if it has results."""
+    """Print the table of a task, if it has results, or draw its picture, if its main rows are finished."""
     file = RESULTS / f"evidence_{task}.json"
     if not file.exists():
         return
     result = json.loads(file.read_text())
     if tables:
         print(make_table(result))
-    if picture:
+    if picture and result["stage"] in FINISHED:
         draw(result, PICTURES / f"evidence_{task}.png")
 
 

@@ -108,9 +108,10 @@ def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
         labels: dict[float, str] = {}
         height = 0
         for result, rows in shown:
+            head = "; coloured: head from class means" if result["base"][1] == "class_mean" else ""
             axes[0].annotate(
                 f"{result['task'].replace('_', ' ')}: {result['class_counts'][0]} to {result['class_counts'][-1]} "
-                f"training examples a class",
+                f"training examples a class{head}",
                 (0, height),
                 xycoords=("axes fraction", "data"),
                 va="center",
