@@ -83,10 +83,12 @@ def _comparable(result: Mapping[str, Any]) -> dict[str, str]:
     # What the picture shows of a task: label to row.
     found = {name: today(result, name) for name in TODAY}
     best = best_row(result)
-    found |= {"logit adjustment (hf_sharp's default)": REFERENCE}
+    plain = result["base"][1] == "noise"
+    found |= {"logit adjustment (hf_sharp's default)" if plain else "class means, logit adjustment": REFERENCE}
     if best not in (None, REFERENCE):
         setting = ", ".join(f"{OPTIONS.get(key, key)} {value:g}" for key, value in result["chosen"][best].items())
-        found[f"{best.partition(',')[0]} ({setting})" if setting else str(best)] = str(best)
+        shown = best.partition(",")[0] if plain else f"class means, {best.partition(',')[0]}"
+        found[f"{shown} ({setting})" if setting else shown] = str(best)
     return found if best and all(row in result["rows"] for row in found.values()) else {}
 
 
@@ -108,10 +110,9 @@ def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
         labels: dict[float, str] = {}
         height = 0
         for result, rows in shown:
-            head = "; coloured: head from class means" if result["base"][1] == "class_mean" else ""
             axes[0].annotate(
                 f"{result['task'].replace('_', ' ')}: {result['class_counts'][0]} to {result['class_counts'][-1]} "
-                f"training examples a class{head}",
+                f"training examples a class",
                 (0, height),
                 xycoords=("axes fraction", "data"),
                 va="center",
