@@ -24,8 +24,7 @@ import yaml
 from study import BACKBONES, CACHE, OUTPUTS, RESULTS
 from study.claims import LETS, best_row
 from study.driver import read_finished, restore, work
-from study.results import machine_class
-from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, make_run
+from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, machine_class, make_run
 from study.training import VIT
 
 import hf_sharp
