@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from study import OUTPUTS, RESULTS
 from study.driver import read_finished, restore, work
-from study.results import machine_class
 from study.rows import ADJUSTED, MOMENTUM_RADII, RADII
-from study.runs import TUNING_SEEDS, Run, make_run
+from study.runs import TUNING_SEEDS, Run, machine_class, make_run
 
 BASES = {
     "from scratch: small ViT, Fashion-MNIST": ("fashion_mnist", ("scratch", "noise")),
