@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sharp.reports.plots.style import PALETTE, picture
-from study.report import difference, few_metric, relative_cost
+from study.report import difference, few_metric, passes
 from study.rows import REFERENCE
 
 TODAY = ("cross-entropy", "inverse-frequency weights")
@@ -54,7 +54,7 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
     """
     lines = [
         "| task | cross-entropy | weights | best by validation | its figures | − cross-entropy: balanced | few | "
-        "− weights: balanced | few | cost |",
+        "− weights: balanced | few | passes |",
         "|" + "---|" * 10,
     ]
     for result in results:
@@ -74,7 +74,7 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         setting = ", ".join(f"{key} {value}" for key, value in result["chosen"].get(name, {}).items())
         shown = f"{name} ({setting})" if setting else name
-        cells = [result["task"], *map(pair, baselines), shown, pair(name), *gains, f"{relative_cost(result, name):.2f}"]
+        cells = [result["task"], *map(pair, baselines), shown, pair(name), *gains, f"{passes(rows[name]):.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
