@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_sharp.reports.plots.style import PALETTE, picture
 from study.report import difference, few_metric, passes
-from study.rows import REFERENCE
+from study.rows import REFERENCE, ROWS
 
 TODAY = ("cross-entropy", "inverse-frequency weights")
 LETS = ("LETS", "LETS as published")
@@ -24,6 +24,8 @@ def today(result: Mapping[str, Any], name: str) -> str:
 def best_row(result: Mapping[str, Any]) -> str | None:
     """Name the row with the best setting on validation data, among those that were trained with the final seeds.
 
+    The further rows of the protocol take part once all of them are finished.
+
     Args:
         result: the result of `collect`.
 
@@ -34,7 +36,8 @@ def best_row(result: Mapping[str, Any]) -> str | None:
     for name, found in result["validation"].items():
         untuned = name.startswith(REFERENCE) and not result["chosen"].get(name)
         row = REFERENCE if untuned else name
-        if row in result["rows"] and found:
+        waits = row in ROWS and ROWS[row].further and result["stage"] != "done"
+        if row in result["rows"] and found and not waits:
             scores[row] = max(found.values())
     return max(scores, key=lambda name: scores[name]) if scores else None
 
@@ -87,7 +90,7 @@ def _comparable(result: Mapping[str, Any]) -> dict[str, str]:
     found |= {"logit adjustment (hf_sharp's default)" if plain else "class means, logit adjustment": REFERENCE}
     if best not in (None, REFERENCE):
         setting = ", ".join(f"{OPTIONS.get(key, key)} {value:g}" for key, value in result["chosen"][best].items())
-        shown = best.partition(",")[0] if plain else f"class means, {best.partition(',')[0]}"
+        shown = best.removesuffix(", tuned τ") if plain else f"class means, {best.removesuffix(', tuned τ')}"
         found[f"{shown} ({setting})" if setting else shown] = str(best)
     return found if best and all(row in result["rows"] for row in found.values()) else {}
 

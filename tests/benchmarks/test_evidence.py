@@ -452,6 +452,14 @@ def test_the_table_shows_paired_differences_and_what_stopped():
     assert widths == {10}
 
 
+def test_further_rows_are_judged_once_all_are_finished():
+    result, name = made_up_result(), "Focal-SAM, class momentum"
+    result["rows"][name] = result["rows"]["SAM"]
+    result["validation"] = {"SAM": {"0": 0.5}, name: {"0": 0.6}}
+    assert best_row(result | {"stage": "further_tune"}) == "SAM"
+    assert best_row(result | {"stage": "done"}) == name
+
+
 def test_the_overview_takes_the_best_row_by_validation_not_by_test():
     result = made_up_result()
     rows = result["rows"]
