@@ -80,7 +80,7 @@ class ClassMomentum:
             average(window)
         mean = self.of(window) or [torch.zeros_like(gradient) for gradient in window]
         finite = global_norm(window).isfinite()
-        moved = torch._foreach_mul(mean, self.beta)  # _foreach_lerp is not known to FSDP2 before torch 2.13
+        moved = torch._foreach_mul(mean, self.beta)  # FSDP2 of torch 2.11 does not know _foreach_lerp
         torch._foreach_add_(moved, window, alpha=1.0 - self.beta)
         self.mean = [torch.where(finite.to(old.device), new, old) for new, old in zip(moved, mean, strict=True)]
 
