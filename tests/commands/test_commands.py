@@ -101,7 +101,6 @@ def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa:
         ],
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )
     assert trained.returncode == 0, trained.stderr[-3000:]
@@ -147,7 +146,6 @@ def test_an_error_of_the_training_is_shown_and_is_the_status(config):
         [COMMAND, "train", str(config), "--sharpness", "smart"],
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     assert done.returncode != 0

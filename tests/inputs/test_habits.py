@@ -49,11 +49,9 @@ def alive(pid):
 
 
 def wait_for(condition):
-    for _ in range(1200):
-        if condition():
-            return True
+    """Waits; a condition that never comes true ends with the test's own timeout."""
+    while not condition():
         time.sleep(0.1)
-    return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -65,8 +63,8 @@ def test_a_training_ends_with_the_command_that_started_it(number, ignore):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     worker = int(process.stdout.readline())
     process.send_signal(number)
-    assert process.wait(120) == 128 + number
-    assert wait_for(lambda: not alive(worker))
+    assert process.wait() == 128 + number
+    wait_for(lambda: not alive(worker))
 
 
 def test_ctrl_c_on_a_training_is_one_line(image_folder, tmp_path):  # noqa: F811
@@ -80,9 +78,9 @@ def test_ctrl_c_on_a_training_is_one_line(image_folder, tmp_path):  # noqa: F811
         text=True,
         env=environment,
     )
-    assert wait_for(lambda: any((tmp_path / "out").glob("checkpoint-*"))), "the training has begun"
+    wait_for(lambda: any((tmp_path / "out").glob("checkpoint-*")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate()[1]
     assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith("interrupted: --resume_from_checkpoint true continues from")

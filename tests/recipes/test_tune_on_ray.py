@@ -30,7 +30,6 @@ def machines(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("machines", "no_pictures")
 def test_two_machines_share_the_runs(config, tmp_path, capsys):  # noqa: F811
     folder, place = tmp_path / "search", os.getcwd()

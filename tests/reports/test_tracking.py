@@ -104,7 +104,7 @@ def test_the_runs_of_a_recipe_have_a_log_each_with_its_figures_and_pictures(tmp_
         str(tmp_path / "config.yaml"),
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     runs = sorted(folder for folder in (tmp_path / "out").iterdir() if folder.is_dir())
     assert len(runs) == 2

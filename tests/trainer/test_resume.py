@@ -115,7 +115,7 @@ def run(out, options, kill_after=None, delay=0.0, die_in=None):
         process.kill()
     except EOFError:  # it has come to its end
         pass
-    process.join(120)
+    process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
