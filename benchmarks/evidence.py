@@ -30,10 +30,10 @@ import tasks
 import torch
 from study import CACHE, OUTPUTS, PICTURES, RESULTS
 from study.claims import draw_overview
-from study.driver import drive, read_finished, restore, try_out
-from study.plan import FINISHED, STAGES, make_plan
+from study.driver import drive, read_finished, recover_logits, restore, try_out
+from study.plan import STAGES, make_plan
 from study.report import draw, make_table
-from study.results import collect
+from study.results import collect, finished_results
 from study.rows import ROWS
 
 TRY_EPOCHS = 0.1
@@ -41,6 +41,7 @@ TRY_EPOCHS = 0.1
 
 def print_status(task: str, folder: Path) -> None:
     """Print what has been chosen so far, and how many runs of the current stage remain."""
+    restore(folder, RESULTS / f"evidence_{task}.json")
     finished = read_finished(folder)
     plan = make_plan(task, finished)
     hours = sum(record["train_cpu_seconds"] for record in finished.values()) / 3600
@@ -54,23 +55,13 @@ def print_status(task: str, folder: Path) -> None:
     print(f"  stopped: {plan.stopped or 'none'}; waiting for options: {', '.join(plan.waiting) or 'none'}")
 
 
-def show_results(task: str, tables: bool, picture: bool) -> None:
-    """Print the table of a task, if it has results, or draw its picture, if its main rows are finished."""
-    file = RESULTS / f"evidence_{task}.json"
-    if not file.exists():
-        return
-    result = json.loads(file.read_text())
-    if tables:
-        print(make_table(result))
-    if picture and result["stage"] in FINISHED:
-        draw(result, PICTURES / f"evidence_{task}.png")
-
-
 def train(task: str, folder: Path, arguments: argparse.Namespace) -> None:
     """Train what is still missing, and write the results file, also after an interruption."""
     file = RESULTS / f"evidence_{task}.json"
     restore(folder, file)
     try:
+        if arguments.logits:
+            recover_logits(task, folder, arguments.workers)
         drive(task, folder, arguments.workers, arguments.stage, arguments.limit_minutes, arguments.rows)
     finally:
         before = json.loads(file.read_text())["rows"] if file.exists() else {}
@@ -88,6 +79,9 @@ def main() -> None:
     parser.add_argument("--limit-minutes", type=float, help="start no run after this time")
     further = [name for name, row in ROWS.items() if row.further]
     parser.add_argument("--rows", nargs="+", choices=further, metavar="ROW", help="only these of the further rows")
+    parser.add_argument(
+        "--logits", action="store_true", help="first train runs again that need a correction, but finished elsewhere"
+    )
     parser.add_argument("--prepare", action="store_true", help="only download and read the data")
     parser.add_argument("--status", action="store_true", help="only print the progress")
     parser.add_argument("--try", dest="try_row", choices=list(ROWS), metavar="ROW", help="only train a few steps")
@@ -97,10 +91,9 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
+    finished = finished_results()
     if arguments.task == "all" and arguments.picture:
-        files = (RESULTS / f"evidence_{task}.json" for task in tasks.NAMES)
-        results = [json.loads(file.read_text()) for file in files if file.exists()]
-        draw_overview([result for result in results if result["stage"] in FINISHED], PICTURES / "evidence.png")
+        draw_overview(list(finished.values()), PICTURES / "evidence.png")
     for task in tasks.NAMES if arguments.task == "all" else [arguments.task]:
         if arguments.prepare:
             print(f"{task}: {len(tasks.load(task).prepare(CACHE))} examples")
@@ -110,7 +103,12 @@ def main() -> None:
             for line in try_out(task, arguments.try_row, OUTPUTS.with_name("evidence_try") / task, TRY_EPOCHS):
                 print(f"{task} {line}", flush=True)
         elif arguments.tables or arguments.picture:
-            show_results(task, arguments.tables, arguments.picture)
+            if task not in finished:
+                print(f"{task}: the main rows are not finished")
+            elif arguments.tables:
+                print(make_table(finished[task]))
+            else:
+                draw(finished[task], PICTURES / f"evidence_{task}.png")
         else:
             train(task, OUTPUTS / task, arguments)
 

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tasks
 from reference import REFERENCE_TABLES
 from study.claims import lets_line, overview
 from study.figures import paired
-from study.plan import FINISHED
 from study.report import make_table
+from study.results import finished_results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -439,26 +438,19 @@ def radii_table() -> str:
     return "\n\n".join(blocks)
 
 
-def evidence() -> dict[str, dict[str, Any]]:
-    """Read the results of the tasks of the evidence whose main rows are finished."""
-    files = {task: RESULTS / f"evidence_{task}.json" for task in tasks.NAMES}
-    found = {task: json.loads(file.read_text()) for task, file in files.items() if file.exists()}
-    return {task: result for task, result in found.items() if result["stage"] in FINISHED}
-
-
 def evidence_overview() -> str:
     """Compare the best row of every task with what people do today."""
-    return overview(list(evidence().values()))
+    return overview(list(finished_results().values()))
 
 
 def evidence_tasks() -> str:
     """Show the rows of every task."""
-    return "\n\n".join(f"### {task}\n\n{make_table(result)}" for task, result in evidence().items())
+    return "\n\n".join(f"### {task}\n\n{make_table(result)}" for task, result in finished_results().items())
 
 
 def evidence_lets() -> str:
     """Show where the learned radius stands beside the best fixed one."""
-    return "\n".join(f"- {line}" for result in evidence().values() if (line := lets_line(result)))
+    return "\n".join(f"- {line}" for result in finished_results().values() if (line := lets_line(result)))
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -44,9 +44,7 @@ def test_the_wheel_works_installed_elsewhere(wheel, tmp_path):
         "print(ClassFrequencies.from_dataset(long_tail(digits()['train'], 50)).counts[-1])"
     )
     environment = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2"
 

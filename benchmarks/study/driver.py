@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ import tasks
 
 from study import CACHE
 from study.plan import STAGES, Plan, make_plan
-from study.rows import ROWS
-from study.runs import TUNING_SEEDS, Run, make_run
+from study.rows import POST_HOC, ROWS
+from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run, make_run
 from study.training import execute
 
 
@@ -76,7 +77,9 @@ def is_claimed(folder: Path, key: str) -> bool:
 
 
 def work(run: Run, folder: Path, epochs: float | None = None) -> str:
-    """Execute one run and write its files; do nothing if it is finished or another driver has claimed it.
+    """Execute one run and write its files; do nothing if they are there or another driver has claimed the run.
+
+    A record that is there stays, so that what it chose does not change; the logits are written if they are missing.
 
     Args:
         run: what to train.
@@ -87,9 +90,9 @@ def work(run: Run, folder: Path, epochs: float | None = None) -> str:
         The run's key.
     """
     key = run.key
-    file = folder / f"{key}.json"
+    file, logits = folder / f"{key}.json", folder / f"{key}.npz"
     with claim(folder, key) as ours:
-        if not ours or file.exists():
+        if not ours or (file.exists() and logits.exists()):
             return key
         error = folder / f"{key}.error"
         try:
@@ -99,10 +102,11 @@ def work(run: Run, folder: Path, epochs: float | None = None) -> str:
             raise
         partial = folder / f"{key}.part.npz"
         np.savez_compressed(partial, allow_pickle=False, **arrays)
-        partial.rename(folder / f"{key}.npz")
-        text = folder / f"{key}.part"
-        text.write_text(json.dumps(record, indent=1) + "\n")
-        text.rename(file)
+        partial.rename(logits)
+        if not file.exists():
+            text = folder / f"{key}.part"
+            text.write_text(json.dumps(record, indent=1) + "\n")
+            text.rename(file)
         error.unlink(missing_ok=True)
     return key
 
@@ -185,6 +189,28 @@ def drive(
                 break
     if pool.failed:
         raise SystemExit(f"{task}: {len(pool.failed)} runs failed.")
+
+
+def missing_logits(task: str, folder: Path) -> list[Run]:
+    """List the finished runs that are corrected after training, but whose logits lie on another machine."""
+    finished = read_finished(folder)
+    plan = make_plan(task, finished)
+    seeds = (*TUNING_SEEDS, *FINAL_SEEDS)
+    runs = dict.fromkeys(run for source in POST_HOC.values() for run in plan.runs_of(ROWS[source], 0, seeds))
+    return [run for run in runs if run.key in finished and not (folder / f"{run.key}.npz").exists()]
+
+
+def recover_logits(task: str, folder: Path, workers: int) -> None:
+    """Train the runs of `missing_logits` again.
+
+    Args:
+        task: the task's name.
+        folder: where its runs are written.
+        workers: the number of processes.
+    """
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        for key in executor.map(work, missing_logits(task, folder), repeat(folder)):
+            print(f"logits of {key}", flush=True)
 
 
 def try_out(task: str, row: str, folder: Path, epochs: float) -> Iterator[str]:

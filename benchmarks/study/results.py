@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -10,10 +11,12 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
+import tasks
 
+from study import RESULTS
 from study.driver import read_finished
 from study.figures import RARE, figures
-from study.plan import Plan, Search, make_plan
+from study.plan import FINISHED, Plan, Search, make_plan
 from study.rows import ADJUSTED, POST_HOC, POST_HOC_STRENGTHS, ROWS
 from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run, machine_class
 
@@ -155,3 +158,14 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
         "rows": rows.rows,
         "runs": [record | {"key": key} for key, record in finished.items()],
     }
+
+
+def finished_results() -> dict[str, dict[str, Any]]:
+    """Read the results files of the tasks whose main rows are finished.
+
+    Returns:
+        Task to its result, in the order of `tasks.NAMES`.
+    """
+    files = {task: RESULTS / f"evidence_{task}.json" for task in tasks.NAMES}
+    found = {task: json.loads(file.read_text()) for task, file in files.items() if file.exists()}
+    return {task: result for task, result in found.items() if result["stage"] in FINISHED}

@@ -284,6 +284,12 @@ def test_a_finished_run_is_not_repeated_and_a_failed_one_leaves_its_reason(tmp_p
     assert driver.read_finished(tmp_path) == {run.key: {"validation": {"balanced_accuracy": 0.5}}}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".npz"]
 
+    (tmp_path / f"{run.key}.npz").unlink()  # another machine has it
+    (record := tmp_path / f"{run.key}.json").write_text("{}")
+    driver.work(run, tmp_path)
+    assert (tmp_path / f"{run.key}.npz").exists()
+    assert record.read_text() == "{}", "what was chosen from it stays"
+
     def fail(run, epochs):
         raise RuntimeError("out of luck")
 
@@ -531,6 +537,9 @@ def test_what_is_collected_is_json_and_the_table_can_be_made_of_it(tmp_path):
     driver.restore(other, file)
     assert not make_plan("foldoc", driver.read_finished(other)).wanted
     assert json.loads(json.dumps(collect("foldoc", other, "a command", result["rows"]))) == json.loads(file.read_text())
+    assert not driver.missing_logits("foldoc", folder)
+    seeds = {run.seed for run in driver.missing_logits("foldoc", other)}
+    assert seeds == {*TUNING_SEEDS, *FINAL_SEEDS}
 
 
 def test_tokens_that_occur_nowhere_change_nothing():

@@ -245,9 +245,7 @@ def test_launchers(launcher, image_folder, tmp_path):
         "from transformers import pipeline; from PIL import Image\n"
         f"print(pipeline('image-classification', {str(tmp_path / 'out')!r})(Image.new('L', (20, 20)))[0]['label'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", opened], capture_output=True, text=True, env=environment()
-    )
+    done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() in ("cat", "dog", "emu")
 
