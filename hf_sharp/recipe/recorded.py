@@ -44,13 +44,19 @@ def recorded(model: str) -> dict[str, Any]:
         model: a folder, or a name on the Hub.
 
     Returns:
-        The content of `all_results.json`; empty where there is none.
+        The content of `all_results.json`; empty where there is none, or another program wrote it.
+
+    Raises:
+        ValueError: the file is damaged.
     """
     file = file_beside(model, RESULTS)
     try:
         results = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        results = {}
+    except ValueError as error:
+        raise ValueError(
+            f"{RESULTS} of the model {model!r}, which has the options of its training, is damaged: {error}. Restore it, "
+            "or delete it and give the options yourself."
+        ) from error
     if not isinstance(results, dict) or not isinstance(results.get("options"), dict):
         return {}
     return results | {"options": options_of(model, results)}

@@ -99,7 +99,14 @@ def test_the_dataset_of_the_training_is_the_default(tmp_path, caplog):
         choose_data(EvaluateArguments(), LookArguments(dataset="b"), str(tmp_path), "a", ["--dataset", "b"])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"report": 1}', ""], ids=repr)
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff"], ids=repr)
+def test_a_damaged_record_is_not_taken_for_none(content, tmp_path):
+    (tmp_path / "all_results.json").write_bytes(content)
+    with pytest.raises(ValueError, match="all_results.json of the model .* is damaged: .* Restore it, or delete it"):
+        recorded(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"report": 1}'], ids=repr)
 def test_a_folder_without_a_record_has_none(content, tmp_path):
     assert recorded(str(tmp_path)) == {}
     (tmp_path / "all_results.json").write_text(content)
