@@ -114,8 +114,8 @@ def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
         height = 0
         for result, rows in shown:
             axes[0].annotate(
-                f"{result['task'].replace('_', ' ')}: {result['class_counts'][0]} to {result['class_counts'][-1]} "
-                f"training examples a class",
+                f"{result['task'].replace('_', ' ')}: {result['class_counts'][0]} … {result['class_counts'][-1]} "
+                "examples per class",
                 (0, height),
                 xycoords=("axes fraction", "data"),
                 va="center",
@@ -135,7 +135,7 @@ def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
             axis.set_xlim(left=0)
             axis.grid(axis="x")
         axes[0].set_yticks(list(labels), list(labels.values()))
-        axes[0].invert_yaxis()
+        axes[0].set_ylim(height - 0.4, -0.6)
     return True
 
 
