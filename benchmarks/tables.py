@@ -202,7 +202,7 @@ def budget_table() -> str:
     """Make the table of the cost of a step, and of the accuracy on two data sets."""
     cost, names = results("cost"), ("fashion_mnist_lt_cost", "debian_sections_cost")
     images, texts = (results(name) for name in names)
-    lines = ["| options | passes | ViT / BERT | Fashion-MNIST-LT: balanced | few | Debian: balanced | few |"]
+    lines = ["| options | backward passes | ViT / BERT | Fashion-MNIST-LT: balanced | few | Debian: balanced | few |"]
     lines.append("|---|---|---|---|---|---|---|")
     for run, (options, method) in COSTS.items():
         methods = [cost["models"][kind]["methods"][method] for kind in ("vit", "bert")]

@@ -93,9 +93,12 @@ class SharpTrainingArguments(TrainingArguments):
         "rho_hessian", "secant", RHO_HESSIANS, "LETS: how the change of the gradient with rho is computed."
     )
     rho_objective: str = _choice("rho_objective", "alignment", RHO_OBJECTIVES, "LETS: what rho minimizes.")
-    adaptive: bool = _option(False, "Measure the radius relative to each weight's size (ASAM); use a rho of 0.5 to 2.")
+    adaptive: bool = _option(False, "Measure the radius relative to each weight's size (ASAM).")
     adaptive_scope: str = _choice(
-        "adaptive_scope", "all", ADAPTIVE_SCOPES, "ASAM: the tensors whose size counts; matrices leaves out biases."
+        "adaptive_scope",
+        "all",
+        ADAPTIVE_SCOPES,
+        "ASAM: the tensors whose size counts; matrices leaves out biases and norms.",
     )
     adaptive_eta: float = _option(0.01, "ASAM: added to |w|, so that zero weights move too.")
     ascent: str = _choice(
@@ -152,7 +155,7 @@ class SharpTrainingArguments(TrainingArguments):
         False, "Cosine head: accept a saved model that needs trust_remote_code=True, where no other is exact."
     )
     head: str | None = _option(
-        None, "CC-SAM, large margin: the name of the linear layer that makes the logits, if it is not found."
+        None, "The name of the linear layer that makes the logits, for what needs it, if it is not found by itself."
     )
     rare_threshold: int = _option(20, "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM.")
     common_threshold: int = _option(100, "Classes with more training examples are 'many' in reports.")

@@ -122,7 +122,10 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
         One sentence per suggestion.
     """
     if frequencies.imbalance_factor < 1.5:
-        return ["nearly balanced: loss cross_entropy, and sharpness sam where training is long enough to overfit"]
+        return [
+            "nearly balanced: loss cross_entropy; where training fits every example, also try --sharpness sam --ascent "
+            "momentum"
+        ]
     lines = [
         "loss logit_adjusted when every class counts alike; choose its loss_tau on validation data (hf-sharp tune)",
         "loss cross_entropy when the test data has the same shares, and every mistake costs the same",

@@ -9,7 +9,8 @@
     ℓ_i        CE_i + λ N / (|C_b| |c_i|) (α compact_i + β margin_c + γ ‖m_c‖)      |c_i|: examples of i's class
 
 The mean of ℓ_i over the batch is the mean over its classes of what each class loses. The running centroid steadies
-compactness only: in the margin it would shrink the gradient to its share 1 − μ (the paper's *partial momentum*).
+compactness and the norm only: in the margin it would shrink the gradient to its share 1 − μ (the paper's *partial
+momentum*).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class LDAMLoss(ClassFrequencyLoss):
         ℓ_j = CE(s (z_j − m_y 1_y), y_j),    m_c = m · n_c^(−1/4) / max_k n_k^(−1/4)
 
     The logits must be cosines between features and class vectors; a margin means nothing otherwise. The linear head of
-    a Hugging Face model gives no cosines, and a head that does cannot be folded into it: dividing by the features' norm
-    is not linear. So `SharpTrainer` takes this loss only with a model whose own head is normalised.
+    a Hugging Face model gives none, so `SharpTrainer` takes this loss with `cosine_head=True`, or with a model whose
+    own logits are cosines.
 
     Args:
         class_counts: (K,) integers >= 0. A class without examples counts as one with 1.

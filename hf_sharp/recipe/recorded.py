@@ -54,8 +54,8 @@ def recorded(model: str) -> dict[str, Any]:
         results = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{RESULTS} of the model {model!r}, which has the options of its training, is damaged: {error}. Restore it, "
-            "or delete it and give the options yourself."
+            f"{RESULTS} of the model {model!r}, which has the options of its training, is damaged: {error}. Restore "
+            "it, or delete it and give the options yourself."
         ) from error
     if not isinstance(results, dict) or not isinstance(results.get("options"), dict):
         return {}

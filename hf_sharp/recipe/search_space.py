@@ -66,7 +66,7 @@ class SearchSpace:
             raise ValueError(f"an option to search is named twice: {', '.join(search)}.")
         defaults = {item.name: item.default for item in fields(SharpTrainingArguments)}
         self.values, self.search = {**defaults, **values}, tuple(search)
-        plain = not values.get("loss") or values["loss"] == defaults["loss"]
+        plain = values.get("loss") in (None, "", "cross_entropy")
         self.loss = _CORRECTS if plain and TAU in search else self.values["loss"]
         accepted = loss_options(self.loss)
         if TAU in search and TAU not in accepted:

@@ -60,7 +60,7 @@ def test_counts_of_many_classes_and_of_names_with_markup():
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ([50, 50, 49], "cross_entropy, and sharpness sam"),
+        ([50, 50, 49], "cross_entropy; where training fits every example"),
         ([500, 100, 50], "logit_adjusted"),
         ([5000, 100, 5], "1 of the classes has fewer than 20 examples: where training is long enough"),
         ([5000, 100, 0], "1 class has no examples"),

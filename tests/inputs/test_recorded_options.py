@@ -102,7 +102,7 @@ def test_the_dataset_of_the_training_is_the_default(tmp_path, caplog):
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff"], ids=repr)
 def test_a_damaged_record_is_not_taken_for_none(content, tmp_path):
     (tmp_path / "all_results.json").write_bytes(content)
-    with pytest.raises(ValueError, match="all_results.json of the model .* is damaged: .* Restore it, or delete it"):
+    with pytest.raises(ValueError, match=r"all_results.json of the model .* is damaged: .* Restore it, or delete it"):
         recorded(str(tmp_path))
 
 

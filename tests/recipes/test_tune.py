@@ -244,6 +244,13 @@ def test_every_option_can_be_searched():
     assert list(rates.candidates) == ["sam"], "a method that is not searched stays"
 
 
+@pytest.mark.parametrize("loss", [None, "", "cross_entropy"])
+def test_the_strength_is_searched_with_a_loss_that_has_one(loss):
+    space = SearchSpace({} if loss is None else {"loss": loss})
+    assert space.options(Lowest())["loss"] == "logit_adjusted"
+    assert SearchSpace({"loss": loss} if loss else {}, ["method", "rho"]).loss == (loss or "logit_adjusted")
+
+
 def test_the_cheap_runs_come_first_with_the_strength_that_was_free():
     space = SearchSpace({})
     assert space.first() == {"method": "none", "loss_tau": 0.0}
