@@ -206,7 +206,7 @@ class SharpTrainingArguments(TrainingArguments):
     sampler: str = _choice(
         "sampler", "instance", SAMPLERS, "How an epoch draws examples; progressive moves from instance to balanced."
     )
-    label_column: str = _option("label", "The dataset column with one label per example (the model gets `labels`).")
+    label_column: str = _option("label", "The dataset column with one label per example; `labels` is found too.")
 
     def __post_init__(self) -> None:
         self.check()

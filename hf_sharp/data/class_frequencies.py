@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_sharp.data.labels import read_labels
+from hf_sharp.data.labels import find_label_column, read_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,8 @@ class ClassFrequencies:
 
         Args:
             dataset: a `datasets.Dataset`; or any iterable of examples, which takes one pass over all of them.
-            label_column: the column with one label per example: integers, or names in `label2id`.
+            label_column: the column with one label per example: integers, or names in `label2id`. Where there is no
+                `label`, `labels` is taken.
             num_classes: K, so that absent classes count 0. Default: that of the ClassLabel or of `label2id`, else the
                 number of labels, if they are dense from 0.
             label2id: class name to class index, for labels that are names.
@@ -110,6 +111,7 @@ class ClassFrequencies:
             >>> ClassFrequencies.from_dataset(data, num_classes=4).counts.tolist()
             [3, 0, 1, 0]
         """
+        label_column = find_label_column(dataset, label_column)
         labels = read_labels(dataset, label_column, num_classes=num_classes, label2id=label2id)
         if len(labels) == 0:
             raise ValueError("the training set is empty: there are no labels to count.")

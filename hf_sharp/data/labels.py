@@ -90,6 +90,28 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
     return int(value)
 
 
+def find_label_column(dataset: Any, label_column: str) -> str:
+    """Name the column with the labels: `labels`, as models call it, where that is there and the default `label` is not.
+
+    Args:
+        dataset: a `datasets.Dataset`, or a map-style dataset, whose first example is looked at.
+        label_column: the name asked for; any other than `label` stays.
+
+    Returns:
+        The column's name.
+
+    Example:
+        >>> find_label_column([{"pixel_values": [0.0], "labels": 1}], "label")
+        'labels'
+    """
+    if label_column != "label":
+        return label_column
+    columns = getattr(dataset, "column_names", None)
+    if columns is None and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
+        columns = example if isinstance(example := dataset[0], Mapping) else None
+    return "labels" if columns and "labels" in columns and "label" not in columns else label_column
+
+
 def no_label_column(label_column: str, columns: Sequence[str]) -> str:
     """Describe a missing label column, with the columns that exist."""
     return (

@@ -35,6 +35,10 @@ def load(
 
     Raises:
         ValueError: a path that does not exist or holds no data, or a table that cannot be read.
+
+    Example:
+        >>> {split: len(rows) for split, rows in load("digits").items()}
+        {'train': 1257, 'test': 540}
     """
     if lists:
         return load_listed(name, lists)
@@ -126,6 +130,12 @@ def prepare_splits(
     Raises:
         ValueError: a split or the label column does not exist (the error lists those that do), a split is empty, or
             the labels cannot be classes.
+
+    Example:
+        >>> mails = datasets.Dataset.from_dict({"text": list("abcdefgh"), "label": ["ham"] * 6 + ["spam"] * 2})
+        >>> splits = prepare_splits(datasets.DatasetDict(train=mails), test_fraction=0.5)
+        >>> {split: len(rows) for split, rows in splits.items()}, splits["train"].features["label"].names
+        ({'train': 4, 'test': 4}, ['ham', 'spam'])
     """
     wanted = {"train": train_split, "test": test_split, "validation": validation_split}
     if test_fraction is not None:

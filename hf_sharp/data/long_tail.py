@@ -7,7 +7,7 @@ import logging
 import datasets
 import numpy as np
 
-from hf_sharp.data.labels import read_labels
+from hf_sharp.data.labels import find_label_column, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def long_tail(
         imbalance_factor: IF >= 1, the largest class count over the smallest (the paper uses 10 to 200).
         profile: `exponential`, or `step` (the second half of the classes have n_max / IF examples).
         seed: seed of the choice of examples (and of the order, when shuffled).
-        label_column: the column with the labels.
+        label_column: the column with the labels; where there is no `label`, `labels`.
         order: which class is the largest: `label` (class 0, the published protocol), `frequency` (the largest one in
             the dataset), or `shuffled`.
 
@@ -85,6 +85,7 @@ def long_tail(
     """
     if order not in ORDERS:
         raise ValueError(f"unknown order {order!r}; the orders are {', '.join(ORDERS)}.")
+    label_column = find_label_column(dataset, label_column)
     labels = read_labels(dataset, label_column)
     if len(labels) == 0:
         raise ValueError("the dataset is empty and cannot be made long-tailed.")

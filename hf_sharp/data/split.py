@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from hf_sharp.data.labels import arrow_column, read_labels
+from hf_sharp.data.labels import arrow_column, find_label_column, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def split_validation(
         dataset: the training set.
         fraction: share of every class to hold out, in (0, 0.5].
         seed: seed of the choice of examples.
-        label_column: the column with the labels.
+        label_column: the column with the labels; where there is no `label`, `labels`.
         label2id: class name to class index, for labels that are names. Default: any numbering.
         group_column: examples with the same value there stay together. A group counts for the class of its first one.
 
@@ -54,6 +54,7 @@ def split_validation(
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"the fraction to hold out must be in (0, 0.5], got {fraction}.")
+    label_column = find_label_column(dataset, label_column)
     if label2id is None and label_column in dataset.column_names:
         names = [name for name in dataset.unique(label_column) if isinstance(name, str)]
         label2id = {name: index for index, name in enumerate(names)}

@@ -210,6 +210,17 @@ def estimate_shares(
 
     Raises:
         ValueError: fewer than two classes with labelled examples, no new examples, or shapes that do not match.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels, new_labels = rng.integers(2, size=500), rng.choice(2, 500, p=[0.2, 0.8])
+        >>> logits, new_logits = (rng.normal(size=(500, 2)) + 3 * np.eye(2)[y] for y in (labels, new_labels))
+        >>> estimate = estimate_shares(logits, labels, new_logits, [90, 10], bootstrap=20)
+        >>> estimate.shares.round(1), estimate.p_value < 0.05
+        (array([0.2, 0.8]), True)
+
+    Reference:
+        arXiv 1901.06852 (calibration, then EM); the check is BBSE, arXiv 1802.03916.
     """
     logits, new_logits = np.asarray(logits, np.float64), np.asarray(new_logits, np.float64)
     labels, counts = np.asarray(labels), np.asarray(class_counts, np.float64)
@@ -325,6 +336,16 @@ def fold_shares(model: Model, estimate: ShiftEstimate, *, head: str | None = Non
 
     Raises:
         ValueError: a head that was adjusted before or has no bias, or a model with adapters.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> model = BertForSequenceClassification(BertConfig(**shape, num_labels=2))
+        >>> labels, logits = np.arange(100) % 2, 3 * np.eye(2)[np.arange(100) % 2]
+        >>> new_logits = 3 * np.eye(2)[np.ones(100, int)]  # only the second class
+        >>> new = fold_shares(model, estimate_shares(logits, labels, new_logits, [90, 10], bootstrap=20))
+        >>> bool(new.classifier.bias[1] - new.classifier.bias[0] > 1)
+        True
     """
     check_unadjusted(model)
     moved = estimate.moved()

@@ -129,7 +129,16 @@ def compute_metrics_for(frequencies: ClassFrequencies, cost_matrix: Any = None) 
         cost_matrix: as for `long_tail_report`.
 
     Returns:
-        A function of an `EvalPrediction`, for any Trainer. It has no entry for a group without examples.
+        A function of an `EvalPrediction`, for any Trainer. It has no entry for a group without examples. It raises what
+        `long_tail_report` raises.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> compute_metrics = compute_metrics_for(ClassFrequencies.from_counts([200, 5]))
+        >>> logits, labels = np.array([[2.0, 1.0], [1.0, 3.0], [2.0, 0.0]]), np.array([0, 1, 1])
+        >>> metrics = compute_metrics(EvalPrediction(logits, labels))
+        >>> metrics["many_accuracy"], metrics["few_accuracy"], metrics["balanced_accuracy"]
+        (1.0, 0.5, 0.75)
     """
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -139,7 +148,14 @@ def compute_metrics_for(frequencies: ClassFrequencies, cost_matrix: Any = None) 
 
 
 def numbers_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """Select a report's numbers, which a tracker can log, without its lists, texts and None."""
+    """Select a report's numbers, which a tracker can log.
+
+    Args:
+        report: a `long_tail_report`.
+
+    Returns:
+        Its entries that are numbers, without lists, texts and None.
+    """
     return {name: value for name, value in report.items() if isinstance(value, (int, float))}
 
 
@@ -154,6 +170,9 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_ma
 
     Returns:
         The `long_tail_report`; with the calibration error if there are logits, and all are finite.
+
+    Raises:
+        ValueError: what `long_tail_report` raises, such as labels outside the classes.
     """
     from scipy.special import softmax  # slow to import
 

@@ -18,7 +18,7 @@ from hf_sharp.data.checking import check_transform
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.data.label_columns import align_dataset, declared_classes
-from hf_sharp.data.labels import no_label_column, read_labels
+from hf_sharp.data.labels import find_label_column, no_label_column, read_labels
 from hf_sharp.data.split import split_validation
 from hf_sharp.sharpness.replay import random_state, set_random_state
 from hf_sharp.training_args import SharpTrainingArguments
@@ -113,6 +113,23 @@ class Classes:
         ):
             config.id2label = dict(enumerate(names))
             config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def label_column_of(train_dataset: Any, eval_dataset: Any, label_column: str) -> str:
+    """Find the label column of the training set or, without one, of the (first) evaluation set.
+
+    Args:
+        train_dataset: the training set, or None.
+        eval_dataset: one evaluation set, several by name, or None.
+        label_column: the name asked for.
+
+    Returns:
+        The column's name; see `find_label_column`.
+    """
+    data = train_dataset if train_dataset is not None else eval_dataset
+    if isinstance(data, Mapping) and data:
+        data = next(iter(data.values()))
+    return find_label_column(data, label_column)
 
 
 def _selected(data: Any) -> Any:

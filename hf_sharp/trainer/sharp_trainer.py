@@ -54,6 +54,21 @@ class SharpTrainer(LongTailTrainer):
             multi-label or regression head, a stream without `class_frequencies`, `compute_loss_func`, a
             `train_transform` of something other than a `datasets.Dataset`, or a mode of training that is not
             supported. All before training starts.
+
+    Example:
+        >>> import torch
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> model = ViTForImageClassification(ViTConfig(**shape, image_size=8, patch_size=4, num_labels=2))
+        >>> rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": int(i % 6 == 0)} for i in range(24)]
+        >>> args = SharpTrainingArguments("out", sharpness="sam", ascent="momentum", max_steps=2, save_strategy="no")
+        >>> trainer = SharpTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows)
+        >>> trainer.class_frequencies.counts.tolist()
+        [20, 4]
+        >>> report = trainer.train() and trainer.evaluate()  # doctest: +ELLIPSIS
+        {'train_runtime': ...
+        >>> {"eval_balanced_accuracy", "eval_few_accuracy", "eval_worst_class_recall"} <= set(report)
+        True
     """
 
     def __init__(
@@ -78,6 +93,7 @@ class SharpTrainer(LongTailTrainer):
                 "your dataset the transform itself."
             )
         preflight.check_arguments(args, train_dataset)
+        args.label_column = labelled_data.label_column_of(train_dataset, eval_dataset, args.label_column)
         label2id = getattr(getattr(model, "config", None), "label2id", None)
         train_dataset, self.rho_dataset = labelled_data.hold_out(train_dataset, rho_dataset, args, label2id)
         if class_frequencies is not None and not isinstance(class_frequencies, ClassFrequencies):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
-from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
+from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments, split_validation
 from hf_sharp.losses import build_loss
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, method_id, weights_of
 from tests.naive import naive_gradient
@@ -794,6 +794,28 @@ def test_the_saved_model_is_an_ordinary_checkpoint(make_trainer, tmp_path):
 
 
 # ---- bad input: a clear error before any training ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list", "subset"])
+def test_labels_under_the_name_that_models_use_are_found(make_trainer, kind):
+    data = make_images(label_column="labels")
+    if kind == "list":
+        data = [dict(row) for row in data.with_format("torch")]
+    if kind == "subset":
+        data = torch.utils.data.Subset(data.with_format("torch"), range(len(data)))
+    trainer = make_trainer(train_dataset=data, eval_dataset={"a": data})
+    assert trainer.class_frequencies.counts.sum() == len(data)
+    trainer.train()
+    assert "eval_a_balanced_accuracy" in trainer.evaluate()
+
+
+def test_an_evaluation_alone_finds_them_too(tmp_path):
+    data = make_images(label_column="labels")
+    assert len(split_validation(data)[0]) < len(data)
+    args = SharpTrainingArguments(str(tmp_path), use_cpu=True)
+    frequencies = ClassFrequencies.from_dataset(data)
+    trainer = SharpTrainer(make_vit(), args, eval_dataset={"a": data}, class_frequencies=frequencies)
+    assert "eval_a_balanced_accuracy" in trainer.evaluate()
 
 
 def test_no_label_column_names_the_columns(make_trainer):
