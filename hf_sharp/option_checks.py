@@ -233,8 +233,7 @@ def warn_of_double_correction(args: Any) -> None:
     if args.sampler == "instance" or args.loss not in LOSSES.builtin:
         return
     loss = build_loss(args.loss, [2, 1], feature_dim=1, **args.loss_arguments)
-    adjusts = (loss.weight, loss.offset, loss.class_scale, loss.label_scale)
-    if args.reweight_after or any(part is not None for part in adjusts):
+    if args.reweight_after or loss.corrects:
         logger.warning(
             "sampler=%r and loss=%r%s both make up for the class counts: rare classes may end up ahead of frequent "
             "ones. One of the two is enough.",

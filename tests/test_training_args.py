@@ -137,6 +137,8 @@ def test_class_importance_is_json_on_the_command_line(tmp_path):
     [
         ({"loss": "logit_adjusted"}, True),
         ({"reweight_after": 0.5}, True),
+        ({"loss": "logit_adjusted", "loss_tau": 0.0}, False),
+        ({"loss": "class_balanced", "loss_beta": 0.0}, False),
         ({"loss": "focal"}, False),
         ({"loss": "cross_entropy"}, False),
     ],

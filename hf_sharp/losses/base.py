@@ -174,6 +174,12 @@ class ClassFrequencyLoss(nn.Module):
         return self
 
     @property
+    def corrects(self) -> bool:
+        """Whether a weight, offset or scale differs between classes: a strength of 0 corrects nothing."""
+        parts = (self.weight, self.offset, self.class_scale, self.label_scale)
+        return any(part is not None and bool((part != part[0]).any()) for part in parts)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The arguments with which `build_loss(class_counts=..., **config)` builds this loss again, in JSON types."""
         importance = {} if self.class_importance is None else {"class_importance": self.class_importance.tolist()}

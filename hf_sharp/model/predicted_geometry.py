@@ -23,9 +23,6 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.registry import LOSSES
 
-# These are not cross-entropy of affinely mapped logits; their geometry is not known.
-_WITHOUT_PREDICTION = ("focal", "ldam", "large_margin")
-
 
 class Geometry(NamedTuple):
     """Gram matrices of the classifier's rows and of the mean embeddings; only their proportions are meaningful."""
@@ -105,11 +102,17 @@ def predict_for_loss(loss: ClassFrequencyLoss) -> Geometry:
         >>> bool(np.allclose(norms, norms.mean()))  # the classifier is symmetric, whatever the counts
         True
     """
-    if loss.name in _WITHOUT_PREDICTION:
-        known = [name for name in LOSSES if name not in _WITHOUT_PREDICTION]
+    if not _is_affine(type(loss)):
+        known = [name for name in LOSSES if _is_affine(LOSSES[name])]
         raise ValueError(f"the geometry of loss={loss.name!r} is not known. It is known for {', '.join(known)}.")
     scales = (None if scale is None else scale.cpu().numpy() for scale in (loss.class_scale, loss.label_scale))
     return predict(loss.class_counts.cpu().numpy(), *scales)
+
+
+def _is_affine(kind: type[ClassFrequencyLoss]) -> bool:
+    """Tell whether a loss is weighted cross-entropy of affinely mapped logits, the one kind whose geometry is known."""
+    changed = ("forward", "adjust", "unweighted", "discriminative")
+    return all(getattr(kind, name) is getattr(ClassFrequencyLoss, name) for name in changed)
 
 
 def gram_distance(first: Any, second: Any) -> float:

@@ -74,7 +74,8 @@ class Registry(Mapping[str, Record], Generic[Record]):
         name = getattr(record, "name", None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"a {self.kind} needs a name, such as name = 'mine'; {record!r} has {name!r}.")
-        if name in self._records and _origin(self._records[name]) != _origin(record):
+        known = self._records.get(name)
+        if name in self.builtin or (known is not None and _origin(known) != _origin(record)):
             raise ValueError(f"there is already a {self.kind} named {name!r}. Choose another name.")
         self._records[name] = record
         return record

@@ -64,8 +64,7 @@ def treats_classes_alike(method: Mapping[str, Any]) -> bool:
         return True
     if method["loss"] not in LOSSES.builtin:  # unknown, for a user's own loss
         return False
-    loss = _built_loss(method)
-    return any(part is not None for part in (loss.weight, loss.offset, loss.class_scale, loss.label_scale))
+    return _built_loss(method).corrects
 
 
 def _built_loss(method: Mapping[str, Any]) -> Any:

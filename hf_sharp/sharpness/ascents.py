@@ -129,9 +129,18 @@ class GradientAscent:
         self.engine.means.add(step.ascent_grad_norm, step.sharpness)
         self.engine.report_vanishing(step.vanishing)
         if engine.effect.is_due(loop.step):
-            losses, (rows, weights) = micro_batches[-1].losses, micro_batches[-1].ascent
-            engine.effect.measure(model, lambda: weights * losses(rows), step.sharpness)
+            self._measure_effect(model, micro_batches, step.sharpness * counted)
         return step.loss
+
+    def _measure_effect(self, model: nn.Module, micro_batches: list[MicroBatch], change: Tensor) -> None:
+        """Measure the effect of ε, given the sum of c_y (ℓ(w + ε) − ℓ(w)) over the ascent's examples."""
+        parts = [(batch.losses, *batch.ascent) for batch in micro_batches if batch.perturbed is not None]
+        examples = sum(len(weights) for _, _, weights in parts)
+        if examples < 2:  # no noise to compare with; the next step may have more
+            return
+        self.engine.effect.measure(
+            model, lambda: torch.cat([weights * losses(rows) for losses, rows, weights in parts]), change / examples
+        )
 
     def _before_passes(self, model: nn.Module, scale: Tensor) -> None:
         if self.engine.reused is not None:

@@ -123,6 +123,11 @@ class ClassMomentumAscent:
                 "ascent='class_momentum' uses the coefficients as probabilities, but the largest is "
                 f"{engine.planner.host_coefficients.max():.3g}. Lower focal_lambda to 1 or less."
             )
+        if engine.planner.uniform:  # then no clean pass would average the gradients over processes
+            raise ValueError(
+                "ascent='class_momentum' needs coefficients below 1, but here every class has 1. Choose "
+                "ascent='momentum'."
+            )
         self.momentum = ClassMomentum(engine.options.ascent_momentum, engine.loop.device)
         self.state = self.momentum
 

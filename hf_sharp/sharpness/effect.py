@@ -45,7 +45,7 @@ class AscentEffect:
 
         Args:
             model: the model, at w.
-            losses: runs a forward pass; the losses of its examples, (N,).
+            losses: runs a forward pass; the losses of its examples, (N,). Of a single one nothing is measured.
             change: mean ℓ(w + ε) − mean ℓ(w) of these examples, 0-dimensional, where it is known; else None.
             moved: a context in which the weights are w + ε, where `change` is None.
         """
@@ -57,7 +57,8 @@ class AscentEffect:
             if change is None:
                 with random_state_kept(devices), moved():
                     change = losses().mean() - at_w.mean()
-        self._value = change.abs() / (at_w.std() / len(at_w) ** 0.5)
+        if len(at_w) > 1:
+            self._value = change.abs() / (at_w.std() / len(at_w) ** 0.5)
 
     def pop_hint(self, rho: float) -> str | None:
         """Return a hint, once, if ε changes the loss by less than a tenth of the noise. It reads from the device.

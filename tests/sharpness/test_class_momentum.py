@@ -157,6 +157,7 @@ def test_resuming_is_exact(make_trainer, tmp_path):
         ({"sharpness": "sam"}, "treats all classes alike. Choose ascent='momentum'"),
         ({"sharpness": "none"}, "ascent='class_momentum' has no effect with sharpness='none'"),
         ({"sharpness": "focal_sam", "focal_lambda": 1.5}, "uses the coefficients as probabilities"),
+        ({"sharpness": "focal_sam", "focal_lambda": 1.0, "focal_gamma": 0.0}, "every class has 1. Choose ascent='mom"),
         ({"sharpness": "imbsam", "ascent_momentum": 1.0}, r"ascent_momentum must be in \[0, 1\)"),
         ({"sharpness": "imbsam", "ascent_fraction": 0.5}, "ascent_fraction=0.5 has no effect"),
         ({"sharpness": "focal_sam", "loss": "large_margin"}, "Leave ascent at 'gradient'"),

@@ -13,6 +13,8 @@ KINDS = [
     {"sharpness": "focal_sam"},
     {"sharpness": "sam", "ascent": "momentum"},
     {"sharpness": "imbsam", "ascent": "class_momentum"},
+    {"sharpness": "imbsam", "rare_threshold": 25, "per_device_train_batch_size": 8},
+    {"sharpness": "imbsam", "rare_threshold": 25, "ascent_scope": "window", "gradient_accumulation_steps": 4},
 ]
 
 
@@ -43,6 +45,30 @@ def test_the_effect_is_the_change_in_units_of_the_batchs_noise():
         found = effect.pop_hint(0.1)
         assert (found is None) if hint is None else hint in found
         assert effect.pop_hint(0.1) is None
+
+
+@pytest.mark.parametrize("options", [{"sharpness": "focal_sam"}, *KINDS[-2:]], ids=str)
+def test_what_is_measured_is_the_mean_change_of_the_ascents_examples(make_trainer, monkeypatch, options):
+    rho, seen = 0.05, []
+    measure = AscentEffect.measure
+
+    def compared(self, model, losses, change=None, **more):
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        before = losses().mean()
+        gradients = torch.autograd.grad(before, weights)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight += rho * gradient / norm
+            seen.append((change.item(), (losses().mean() - before).item()))
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= rho * gradient / norm
+        measure(self, model, losses, change, **more)
+
+    monkeypatch.setattr(AscentEffect, "measure", compared)
+    make_trainer(make_vit(), rho=rho, max_steps=14, **options).train()
+    ((found, expected),) = seen
+    assert found == pytest.approx(expected, rel=1e-2)
 
 
 def measurements(out, options):

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from hf_sharp.losses import LOSSES, ClassFrequencyLoss, register_loss
+from hf_sharp.model.predicted_geometry import predict_for_loss
 from hf_sharp.recipe import ImageArguments, ModelArguments, RecipeParser, RunArguments
 from hf_sharp.sharpness import METHODS, Method, register_method
 from hf_sharp.training_args import SharpTrainingArguments
@@ -51,6 +52,21 @@ def test_an_instance_and_a_registered_name_train_the_same(registered, trained):
     named = trained(loss="poly", loss_options={"epsilon": 0.5})
     assert_same_bits(weights_of(instance.model), weights_of(named.model))
     assert instance.class_loss.options == named.class_loss.options == {"epsilon": 0.5}
+
+
+def test_a_built_in_name_is_taken():
+    for register, record in (
+        (register_method, Method(name="sam", coefficients=lambda priors: priors * 0)),
+        (register_loss, type("Mine", (ClassFrequencyLoss,), {"name": "vs"})),
+    ):
+        with pytest.raises(ValueError, match="there is already a .* named"):
+            register(record)
+    assert METHODS["sam"].coefficients(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_the_geometry_of_a_loss_of_ones_own_is_not_known():
+    with pytest.raises(ValueError, match="the geometry of loss='poly' is not known. It is known for"):
+        predict_for_loss(PolyLoss(CLASS_COUNTS))
 
 
 def test_the_options_reach_the_loss(registered, trained):
