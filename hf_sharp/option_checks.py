@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -110,6 +110,7 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
         choices: the possible values of fields, by name.
         unused: whether to check for useless ones.
     """
+    _settle_types(args)
     for name, known in choices.items():
         if getattr(args, name) not in known:
             raise ValueError(f"unknown {name} {getattr(args, name)!r}; expected one of {', '.join(known)}.")
@@ -123,6 +124,45 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
     _check_sampler(args)
     _check_modes(args)
     _check_ascent(args)
+
+
+def _settle_types(args: Any) -> None:
+    """Make numbers of those that YAML reads as texts (1e-1), and refuse what is not of a field's type."""
+    own = next(kind for kind in type(args).__mro__ if "sharpness" in vars(kind).get("__annotations__", {}))
+    for name, kind in own.__annotations__.items():
+        value, expected = getattr(args, name), kind.removesuffix(" | None")
+        if expected not in _TYPES or (value is None and expected != kind):
+            continue
+        convert, description = _TYPES[expected]
+        try:
+            setattr(args, name, convert(value))
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be {description}, got {value!r}.") from None
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or int(number := float(value)) != number:
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return value if isinstance(value, (int, float)) else float(value)
+
+
+def _truth(value: Any) -> bool:
+    if value not in (True, False):
+        raise ValueError
+    return bool(value)
+
+
+_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "int": (_whole, "a whole number"),
+    "float": (_number, "a number"),
+    "bool": (_truth, "True or False"),
+}
 
 
 def _json(name: str, text: str) -> Any:
@@ -217,6 +257,13 @@ def _check_loss(args: Any) -> None:
             raise ValueError(
                 f"reweight_after is a fraction of the training steps, between 0 and 1; got {args.reweight_after}."
             )
+    if LOSSES[args.loss].needs_cosine_logits:
+        for name, default in (("cosine_scale", type(args).cosine_scale), ("cosine_learn_scale", False)):
+            if getattr(args, name) != default:
+                raise ValueError(
+                    f"{name}={getattr(args, name)!r} has no effect with loss={args.loss!r}, which has a scale of its "
+                    "own: set loss_scale."
+                )
     if args.loss not in LOSSES.builtin:
         return  # a user's loss may need the true class counts
     # Options can be checked without the data.

@@ -207,6 +207,9 @@ class SharpTrainingArguments(TrainingArguments):
         "sampler", "instance", SAMPLERS, "How an epoch draws examples; progressive moves from instance to balanced."
     )
     label_column: str = _option("label", "The dataset column with one label per example; `labels` is found too.")
+    logging_nan_inf_filter: bool = _option(
+        False, "Leave losses that are not finite out of the logged mean, which waits for the device in every step."
+    )
 
     def __post_init__(self) -> None:
         self.check()
@@ -218,6 +221,8 @@ class SharpTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "balanced_accuracy"
         if str(self.metric_for_best_model).endswith(("calibration_error", "expected_cost")):
             self.greater_is_better = bool(self.greater_is_better)  # transformers knows of losses only
+        if self.fp16:  # an overflow, which skips a step, would spoil the mean that is logged
+            self.logging_nan_inf_filter = True
         if self.hub_token is not None:  # httpx refuses a token with a line end, in an error that shows it
             self.hub_token = self.hub_token.strip()
         super().__post_init__()
@@ -280,6 +285,11 @@ class SharpTrainingArguments(TrainingArguments):
     def learns_rho(self) -> bool:
         """Whether the radius is learned (LETS)."""
         return self.rho_schedule == "learned"
+
+    @property
+    def seed_of_data(self) -> int:
+        """The seed of what is drawn from the data: `data_seed`, or `seed`."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def draws_examples(self) -> bool:

@@ -121,6 +121,32 @@ def test_deepspeed_from_the_launcher_is_refused(tmp_path, monkeypatch):
         args(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sharpness": "sam", "sharpness_every": 2.5}, "sharpness_every must be a whole number, got 2.5"),
+        ({"rare_threshold": True}, "rare_threshold must be a whole number, got True"),
+        ({"sharpness": "sam", "rho": "big"}, "rho must be a number, got 'big'"),
+        ({"loss_tau": None}, "loss_tau must be a number, got None"),
+        ({"sharpness": "sam", "adaptive": "false"}, "adaptive must be True or False, got 'false'"),
+        (
+            {"loss": "ldam", "cosine_head": True, "cosine_scale": 10.0},
+            r"cosine_scale=10.0 has no effect with loss='ldam'",
+        ),
+        ({"loss": "ldam", "cosine_head": True, "cosine_learn_scale": True}, "cosine_learn_scale=True has no effect"),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        args(tmp_path, **options)
+
+
+def test_numbers_that_yaml_reads_as_texts_are_numbers(tmp_path):
+    made = args(tmp_path, sharpness="sam", rho="1e-1", sharpness_every=2.0, loss_tau=1)
+    assert (made.rho, made.sharpness_every, made.loss_tau) == (0.1, 2, 1)
+    assert isinstance(made.sharpness_every, int)
+
+
 def test_the_best_model_is_chosen_by_balanced_accuracy(tmp_path):
     parsed = args(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
     assert (parsed.metric_for_best_model, parsed.greater_is_better) == ("balanced_accuracy", True)

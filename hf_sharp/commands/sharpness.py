@@ -34,7 +34,7 @@ _AT_LEAST = {
     "hessian_examples": 1,
     "eigenvalues": 1,
     "probes": 2,
-    "directions": 1,
+    "directions": 2,
     "rho": 0,
     "tolerance": 0,
 }

@@ -79,7 +79,8 @@ def class_index(name: Any, names: Sequence[str], what: str) -> int:
     index_of |= {str(label): index for index, label in enumerate(names)}
     if str(name) not in index_of:
         near = difflib.get_close_matches(str(name), index_of, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        labels = ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")
+        hint = f" Did you mean {near[0]!r}?" if near else f" The labels are {labels}."
         raise ValueError(f"{what} has the class {name!r}, which is not a label.{hint}")
     return index_of[str(name)]
 

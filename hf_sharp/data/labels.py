@@ -8,9 +8,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from torch.utils.data import IterableDataset
 
 IGNORED_LABEL = -100
 HOST_LABELS = "host_labels"
+STREAMS = (IterableDataset, datasets.IterableDataset)  # whose examples are not known before they are read
 
 
 def read_labels(

@@ -196,7 +196,7 @@ def load_backbone(source: Any, processor: Any = None, features: str | None = Non
             f"{f' and {len(others) - 4} more' if len(others) > 4 else ''}. Expected a complete checkpoint of "
             f"{type(loaded).__name__}."
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if processor is None:
         auto: Any = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
         processor = _saved_processor(auto, name)

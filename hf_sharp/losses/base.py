@@ -107,7 +107,9 @@ class ClassFrequencyLoss(nn.Module):
                 raise ValueError(f"label {labels[outside][0].item()} is outside the classes 0 to {num_classes - 1}.")
         logits = logits if logits.dtype == torch.float64 else logits.float()
         existing = labels.clamp(min=0)  # -100 is not an index; cross_entropy gives these examples 0
-        return self.weigh(self.unweighted(self.adjust(logits, existing), labels), existing)
+        losses = self.unweighted(self.adjust(logits, existing), labels)
+        check_one_per_example(losses, labels, f"{type(self).__name__}.unweighted")
+        return self.weigh(losses, existing)
 
     def weigh(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Multiply the losses of examples by their classes' weight and importance.
@@ -189,6 +191,15 @@ class ClassFrequencyLoss(nn.Module):
         """Show K and the options in the module's repr."""
         options = [f"{name}={value}" for name, value in self.options.items()]
         return ", ".join([f"num_classes={len(self.class_counts)}", *options])
+
+
+def check_one_per_example(losses: Tensor, labels: Tensor, source: str) -> None:
+    """Raise a ValueError for losses that are not one per example, such as their mean."""
+    if losses.shape != labels.shape:
+        raise ValueError(
+            f"{source} must return one loss per example, of shape {tuple(labels.shape)}; got {tuple(losses.shape)}. "
+            "Leave the mean to the trainer: reduction='none'."
+        )
 
 
 def at_least_one(class_counts: Tensor) -> Tensor:

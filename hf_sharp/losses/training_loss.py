@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.losses.base import ClassFrequencyLoss, check_one_per_example
 from hf_sharp.losses.margin import LDAMLoss
 from hf_sharp.losses.reweighting import ClassBalancedLoss
 from hf_sharp.registry import Choice
@@ -46,6 +46,7 @@ class TrainingLoss:
         head: the head, where the loss or `wrap` uses features; else None.
         late_weight: returns the deferred weights (K,) once they are in force, and None before.
         wrap: takes the loss of (logits, labels), and returns a loss of (logits, labels, features, head parameters).
+        logit_scale: the factor of the model's logits, which the loss takes without it.
 
     Example:
         >>> import torch
@@ -60,8 +61,9 @@ class TrainingLoss:
         head: Head | None = None,
         late_weight: Callable[[], Tensor | None] = lambda: None,
         wrap: Callable[[Callable[[Tensor, Tensor], Tensor]], Callable[..., Tensor]] | None = None,
+        logit_scale: float = 1.0,
     ) -> None:
-        self.loss, self.head, self.late_weight = loss, head, late_weight
+        self.loss, self.head, self.late_weight, self.logit_scale = loss, head, late_weight, logit_scale
         self._wrapped = None if wrap is None else wrap(self._of_logits)
 
     def __call__(self, logits: Tensor, labels: Tensor, frozen: ClassFrequencyLoss | None = None) -> Tensor:
@@ -85,10 +87,16 @@ class TrainingLoss:
             losses = self._wrapped(logits, labels, features, parameters)
         if not loss.needs_features:
             return losses
-        return losses + self._reweighted(loss.discriminative(labels, features, *parameters), labels)
+        added = loss.discriminative(labels, features, *parameters)
+        check_one_per_example(added, labels, f"{type(loss).__name__}.discriminative")
+        return losses + self._reweighted(added, labels)
 
     def _of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._reweighted(self.loss(logits, labels), labels)
+        return self._reweighted(self.loss(self.unscaled(logits), labels), labels)
+
+    def unscaled(self, logits: Tensor) -> Tensor:
+        """Divide the model's logits by `logit_scale`: (N, K) to (N, K)."""
+        return logits if self.logit_scale == 1.0 else logits / self.logit_scale
 
     def _reweighted(self, losses: Tensor, labels: Tensor) -> Tensor:
         weight = self.late_weight()

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from hf_sharp.model.cosine_head import CosineHead, example_inputs
 from hf_sharp.model.head import ClassifierHead, check_is_linear, evaluation_mode
+from hf_sharp.model.head_init import Reduce
 
 # Relative to the mean square of the features; it only makes the solution unique.
 _RIDGE = 1e-4
@@ -80,6 +81,7 @@ def init_head_from_class_names(
     *,
     scale: float = 25.0,
     batches: Iterable[Mapping[str, Tensor]] | None = None,
+    reduce: Reduce | None = None,
     head: str | None = None,
 ) -> bool:
     """Set the rows of an image classifier's head from the text embeddings of the class names.
@@ -94,7 +96,8 @@ def init_head_from_class_names(
         templates: as for `class_name_embeddings`.
         scale: s > 0, the factor of the cosines; LIFT's 25. A cosine head keeps its own.
         batches: training images (`pixel_values`, without or with labels), to fit the map if there is no exact one. All
-            of them are used; a few thousand are sufficient.
+            of them are used; a few thousand are sufficient. With several processes, each passes its own share.
+        reduce: sums a tensor over all processes, as for `init_head_from_class_means`; None if there is only one.
         head: the name of the layer that computes the logits, if it cannot be found automatically.
 
     Returns:
@@ -133,7 +136,7 @@ def init_head_from_class_names(
             sums = new if sums is None else (sums[0] + new[0], sums[1] + new[1])
     if sums is None:
         raise ValueError("there are no images to fit the map on.")
-    gram, products = sums
+    gram, products = sums if reduce is None else (reduce(part.to(clip.device)).cpu() for part in sums)
     ridge = _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram), dtype=gram.dtype)
     ridge[-1, -1] = 0  # the constant is not shrunk
     rows = scale * texts @ torch.linalg.solve(gram + ridge, products).T

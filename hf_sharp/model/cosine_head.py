@@ -207,11 +207,15 @@ def example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
     """Make random inputs that fit the config of a model of transformers; else raise a ValueError."""
     if not isinstance(model, transformers.PreTrainedModel):
         raise ValueError(f"{type(model).__name__} is not a model of transformers: give example inputs with inputs=.")
-    if model.main_input_name != "pixel_values":
+    if model.main_input_name == "input_ids":
         return model.dummy_inputs
+    if model.main_input_name != "pixel_values":
+        raise ValueError(f"{type(model).__name__} takes {model.main_input_name}: give example inputs with inputs=.")
     config = getattr(model.config, "vision_config", model.config)
-    size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
-    pixels = torch.randn(2, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
+    size = getattr(config, "image_size", None) or 224  # models without a size take any
+    size = size if isinstance(size, (list, tuple)) else [size] * 2
+    channels = getattr(config, "num_channels", None) or 3
+    pixels = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     return {"pixel_values": pixels.to(model.device, model.dtype)}
 
 

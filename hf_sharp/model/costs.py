@@ -12,14 +12,13 @@ that is applied after the model.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sharp.model.posthoc import RECORD, Head, Model, check_unadjusted, find_head, read_head, write_head
+from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
 
 
 def expected_costs(probabilities: Tensor, costs: Any) -> Tensor:
@@ -99,15 +98,15 @@ def fold_costs(model: Model, costs: Any, *, head: str | None = None) -> Model:
             "the costs depend on the predicted class, or a mistake costs nothing, so no bias gives the same "
             "predictions. Use expected_costs(probabilities, costs).argmin(1)."
         )
-    folded = copy.deepcopy(model)
-    layer = find_head(folded, len(per_class), head)
-    old = read_head(layer)
-    if old.bias is None:
-        raise ValueError(
-            "costs are folded into the head's bias, but this head has none, and a bias added now would be lost when "
-            "the model is loaded. Use expected_costs(probabilities, costs).argmin(1)."
-        )
-    write_head(layer, Head(old.weight, old.bias + torch.tensor(np.log(per_class))))
-    if (config := getattr(folded, "config", None)) is not None:
-        setattr(config, RECORD, {"method": "cost", "strength": 1.0, "class_costs": per_class.tolist()})
-    return folded
+    shift = torch.tensor(np.log(per_class))
+
+    def change(old: Head) -> Head:
+        if old.bias is None:
+            raise ValueError(
+                "costs are folded into the head's bias, but this head has none, and a bias added now would be lost "
+                "when the model is loaded. Use expected_costs(probabilities, costs).argmin(1)."
+            )
+        return Head(old.weight, old.bias + shift)
+
+    record = {"method": "cost", "strength": 1.0, "class_costs": per_class.tolist()}
+    return change_head(model, change, record, len(per_class), head)

@@ -106,18 +106,24 @@ class ClassifierHead:
                 output.float().nan_to_num(), logits.float().nan_to_num()
             )
             if features.ndim != 2 or not same:
-                raise ValueError(self._not_found())
+                raise ValueError(self._not_found(per_token=features.ndim == 3))
             self._module = module
         return features
 
     def _watch(self, module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._seen = (module, inputs[0], output)
 
-    def _not_found(self) -> str:
+    def _not_found(self, per_token: bool = False) -> str:
+        looked_at = ", ".join(map(repr, self.candidates))
+        if per_token:
+            return (
+                f"the head {looked_at} computes logits for every token, of which the model picks one: its features are "
+                "not known. Choose a loss, a sharpness method and a start of the head that do not need them."
+            )
+        remedy = "choose" if len(self.candidates) == 1 else "name the layer that computes them with head=, or choose"
         return (
-            "the logits are not the output of a linear layer of (N, d) features; looked at "
-            f"{', '.join(map(repr, self.candidates))}. Name the layer that computes them with head=, or choose a "
-            "method that does not need it."
+            f"the logits are not the output of a linear layer of (N, d) features; looked at {looked_at}. Please "
+            f"{remedy} a method that does not need it."
         )
 
 

@@ -19,6 +19,7 @@ from hf_sharp.data.costs import read_costs
 from hf_sharp.model.costs import expected_costs
 from hf_sharp.model.posthoc import RECORD
 from hf_sharp.recipe.recorded import file_beside
+from hf_sharp.reports.results import write_whole
 
 DECISIONS = "decisions.json"
 
@@ -80,7 +81,7 @@ class Decisions:
             chosen = {
                 name: value for name, value in asdict(replace(self, class_costs=None)).items() if value is not None
             }
-            (folder / DECISIONS).write_text(json.dumps(chosen, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_whole(folder / DECISIONS, json.dumps(chosen, ensure_ascii=False) + "\n")
 
 
 def class_labels_of(config: Any) -> list[str]:

@@ -253,8 +253,8 @@ def image_extras(
         record |= {"augmentation_library": library} if library else {}
 
         def make(args: SharpTrainingArguments) -> ToPixels:
-            seed = args.seed if args.data_seed is None else args.data_seed
-            return ToPixels(processor, data, args.label_column, ImageAugmentation(name, size, seed, resample))
+            augmentation = ImageAugmentation(name, size, args.seed_of_data, resample)
+            return ToPixels(processor, data, args.label_column, augmentation)
 
     test = splits.get("test")
     views = () if test is None else views_of(test, processor, data, args.label_column, data.tta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -99,6 +100,7 @@ def run_side_by_side(
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
         results[run.name] = finished or _train_and_evaluate(run, make_trainer, test, data or {}, merge)
+        gc.collect()  # trainers hold their models in cycles
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
@@ -134,6 +136,8 @@ def check_runs(
             check_merging(trainer, merge)
             if checkpoint := _checkpoint(run.args):
                 check_same_method(checkpoint, trainer.method_state.method)
+            del trainer
+            gc.collect()
 
 
 def _train_and_evaluate(

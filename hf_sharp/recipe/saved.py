@@ -242,7 +242,7 @@ def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, *, 
     frequencies = ClassFrequencies.from_dataset(splits["train"], data.label_column, len(names))
     prepare: Any = prepare_images if images else prepare_texts
     prepared = prepare(splits, processor, data, data.label_column)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, data)
 
 

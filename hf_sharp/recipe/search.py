@@ -16,6 +16,7 @@ from hf_sharp.recipe.search_space import TAU, SearchSpace, is_log
 from hf_sharp.recipe.tuned_config import write_config
 from hf_sharp.recipe.tuning_run import Runner
 from hf_sharp.reports.plots.tuning import plot_pareto, plot_sensitivity
+from hf_sharp.reports.results import write_whole
 from hf_sharp.reports.tuning import ENDED_EARLY, FINISHED, best_of, paragraph
 
 _HEADER = f"{'run':>4}  {'method':<14}  {'radius':>7}  {'tau':>5}  {'balanced':>8}  {'few':>5}  {'cost':>5}  state"
@@ -146,7 +147,7 @@ class Search:
         kept = {name: value for name, value in options.items() if value is not None}
         result = {"runs": runs, "best": best["number"], "options": kept, "said": said, "examples": examples}
         text = json.dumps(result, indent=2, ensure_ascii=False, default=str)
-        (folder / "tuning.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / "tuning.json", text + "\n")
         return json.loads(text)
 
 

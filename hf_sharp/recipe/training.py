@@ -18,7 +18,7 @@ from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import plan_runs
 from hf_sharp.recipe.runs import TestData, check_runs, run_side_by_side
-from hf_sharp.sharpness.replay import random_state, set_random_state
+from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -216,15 +216,15 @@ def try_model(trainer: SharpTrainer) -> None:
     Raises:
         Exception: whatever the model raises for such inputs.
     """
-    model, state = cast(torch.nn.Module, trainer.model), random_state([])
+    model = cast(torch.nn.Module, trainer.model)
     if trainer.is_fsdp_enabled:
         return
     was_training = model.training
-    try:
-        batch = trainer.data_collator([cast(Any, trainer.train_dataset)[0]])
-        batch.pop("labels")
-        with torch.no_grad():
-            model.eval()(**trainer._prepare_inputs(batch))
-    finally:
-        model.train(was_training)
-        set_random_state(state)
+    with random_state_kept([]):
+        try:
+            batch = trainer.data_collator([cast(Any, trainer.train_dataset)[0]])
+            batch.pop("labels")
+            with torch.no_grad():
+                model.eval()(**trainer._prepare_inputs(batch))
+        finally:
+            model.train(was_training)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from hf_sharp.recipe.search_space import METHOD, RADIUS, TAU
+from hf_sharp.reports.results import write_whole
 from hf_sharp.reports.tuning import FINISHED, best_of
 
 # What the search set for itself, or what needs the validation examples that the chosen config trains on.
@@ -49,7 +50,7 @@ def write_config(
         "# As in the config that was tuned. Training uses all examples, also those that were held out.",
         _yaml(others),
     ]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(file, "\n".join(lines) + "\n")
 
 
 def _comment(name: str, runs: Sequence[Mapping[str, Any]]) -> str:

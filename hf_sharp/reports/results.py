@@ -123,8 +123,18 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
         file: the file; its folder exists.
         content: JSON-like data.
     """
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all.
+
+    Args:
+        file: the file; its folder exists.
+        text: its content.
+    """
     unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)
 
 

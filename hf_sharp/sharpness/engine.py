@@ -145,7 +145,7 @@ class SharpnessEngine:
             same_passes=self.shares_epsilon
             or (several and (options.learns_rho or ASCENTS[options.ascent].needs_same_passes))
             or options.sharpness_every > 1,
-            seed=options.seed if options.data_seed is None else options.data_seed,
+            seed=options.seed_of_data,
         )
         self.learned_radius = self._make_learned_radius() if options.learns_rho else None
         self.reused = None

@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.reports.long_tail_report import long_tail_report, numbers_of
-from hf_sharp.sharpness.replay import random_state, set_random_state
+from hf_sharp.sharpness.replay import random_state_kept
 
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 # Of several evaluation sets, the mean of these is reported too, so that each can be the metric of the best model.
@@ -87,14 +87,13 @@ def check_own_metrics(
     """
     if not _is_needed(args, eval_dataset) or args.batch_eval_metrics or args.include_for_metrics:
         return
-    labels, state = np.arange(min(frequencies.num_classes, _TRIED)), random_state([])
+    labels = np.arange(min(frequencies.num_classes, _TRIED))
     logits = np.eye(len(labels), frequencies.num_classes, dtype=np.float32)
     try:
-        own = {str(name).removeprefix("eval_") for name in compute_metrics(EvalPrediction(logits, labels))}
+        with random_state_kept([]):
+            own = {str(name).removeprefix("eval_") for name in compute_metrics(EvalPrediction(logits, labels))}
     except Exception:  # of the user's code, which may refuse what is made up; an evaluation calls it again, and raises
         return
-    finally:
-        set_random_state(state)
     names = {*own, "loss", *_SPEED}
     if isinstance(eval_dataset, dict):
         names = {"loss"} | {f"{one}_{name}" for one in eval_dataset for name in names}

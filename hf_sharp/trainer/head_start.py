@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import AutoModel, AutoTokenizer
 
+from hf_sharp.data.labels import STREAMS
 from hf_sharp.model.class_names import init_head_from_class_names
 from hf_sharp.model.cosine_head import CosineHead, use_cosine_head
-from hf_sharp.model.head_init import init_head_from_class_means
+from hf_sharp.model.head_init import Reduce, init_head_from_class_means
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -72,23 +73,29 @@ def start_head(trainer: Any, model: nn.Module) -> None:
             "head_init is not supported with FSDP2. Run hf_sharp.model.head_init.init_head_from_class_means on the "
             "model first, on one device, and leave head_init at 'none'."
         )
+    if isinstance(trainer.train_dataset, STREAMS):
+        raise ValueError(
+            f"head_init={args.head_init!r} may need a pass over the training set, which is a stream. Load it whole."
+        )
     if args.head_init == "class_names":
         _start_from_names(trainer, model)
         return
-    if isinstance(trainer.train_dataset, IterableDataset) or not hasattr(trainer.train_dataset, "__len__"):
-        raise ValueError("head_init='class_mean' needs a pass over the training set, which is a stream. Load it whole.")
     start = init_head_from_class_means(
         model,
         _batches(trainer),
         trainer.class_frequencies.counts,
         scale=args.head_scale,
         examples_per_class=args.head_examples,
-        reduce=(lambda value: trainer.accelerator.reduce(value, "sum")) if args.world_size > 1 else None,
+        reduce=_sum_over_processes(trainer),
         head=args.head,
         progress=None if args.disable_tqdm else "class means",
     )
     examples = int(start.examples.sum())
     logger.info("The head starts from the class means of %d examples, with scale %.3g.", examples, start.scale)
+
+
+def _sum_over_processes(trainer: Any) -> Reduce | None:
+    return (lambda value: trainer.accelerator.reduce(value, "sum")) if trainer.args.world_size > 1 else None
 
 
 def _batches(trainer: Any) -> DataLoader:
@@ -120,5 +127,12 @@ def _start_from_names(trainer: Any, model: nn.Module) -> None:
     scale = CLIP_SCALE if args.head_scale is None else args.head_scale
     # Where no exact form exists, the map is fitted to the training images.
     init_head_from_class_names(
-        model, towers.to(args.device), tokenizer, names, scale=scale, batches=_batches(trainer), head=args.head
+        model,
+        towers.to(args.device),
+        tokenizer,
+        names,
+        scale=scale,
+        batches=_batches(trainer),
+        reduce=_sum_over_processes(trainer),
+        head=args.head,
     )

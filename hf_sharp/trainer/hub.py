@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_sharp.data.local_paths import without_paths
 from hf_sharp.reports.card_metadata import hub_id
+from hf_sharp.reports.results import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def hide_paths(folder: str | os.PathLike[str]) -> dict[Path, str]:
             if path == without_paths(path):
                 continue
             held[file] = text
-            file.write_text(json.dumps(content | {key: without_paths(path)}, indent=2), encoding="utf-8")
+            write_whole(file, json.dumps(content | {key: without_paths(path)}, indent=2))
             if name == ADAPTER:
                 logger.warning("The base model of the adapter is a folder, %s: push it too, so that it loads.", path)
     return held
@@ -97,7 +98,7 @@ def show_paths(held: dict[Path, str]) -> None:
     while held:
         file, text = held.popitem()
         if file.parent.is_dir():
-            file.write_text(text, encoding="utf-8")
+            write_whole(file, text)
 
 
 def name_no_local_base(folder: str | os.PathLike[str]) -> None:

@@ -12,20 +12,19 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-from torch.utils.data import ConcatDataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from hf_sharp.data.checking import check_transform
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.data.label_columns import align_dataset, declared_classes
-from hf_sharp.data.labels import find_label_column, no_label_column, read_labels
+from hf_sharp.data.labels import STREAMS, find_label_column, no_label_column, read_labels
 from hf_sharp.data.split import split_validation
-from hf_sharp.sharpness.replay import random_state, set_random_state
+from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-STREAMS = (IterableDataset, datasets.IterableDataset)
 _RENAME = (
     "To train for the data's classes, with their names in a list `names`, load the model with from_pretrained(..., "
     "num_labels={k}, id2label=dict(enumerate(names)), label2id={{name: i for i, name in enumerate(names)}}, "
@@ -209,9 +208,12 @@ def hold_out(
             f"rho_schedule='learned' holds out validation examples of a datasets.Dataset; train_dataset is "
             f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
         )
-    seed = args.seed if args.data_seed is None else args.data_seed
     return split_validation(
-        train_dataset, args.rho_validation_fraction, seed, label_column=args.label_column, label2id=label2id
+        train_dataset,
+        args.rho_validation_fraction,
+        args.seed_of_data,
+        label_column=args.label_column,
+        label2id=label2id,
     )
 
 
@@ -285,7 +287,7 @@ def check_labels(
     """
     outputs = getattr(config, "num_labels", None)
     if outputs not in (None, frequencies.num_classes):
-        raise ValueError(_head_mismatch("the training set", outputs, frequencies.num_classes))
+        raise ValueError(_head_mismatch("the training set or class_frequencies", outputs, frequencies.num_classes))
     sets = {"the training set": train_dataset, **_named_sets(eval_dataset)}
     for which, data in sets.items():
         dataset = _selected(data)
@@ -338,10 +340,7 @@ def check_transforms(sets: Mapping[str, Any], kept_columns: Collection[str]) -> 
         sets: what a dataset is, as in "the training set", to the dataset, or several by name.
         kept_columns: the columns that stay.
     """
-    state = random_state([])  # transforms draw random numbers, and the training must not see others for that
-    try:
+    with random_state_kept([]):  # transforms draw random numbers, and the training must not see others for that
         for which, data in sets.items():
             for name, one in data.items() if isinstance(data, dict) else [("", data)]:
                 check_transform(one, kept_columns, f"{which} {name!r}" if name else which)
-    finally:
-        set_random_state(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -63,10 +64,12 @@ class LongTailTrainer(SavingTrainer):
         self.classes, self.train_dataset, self.eval_dataset, self.class_frequencies = labelled_data.understand(
             self.train_dataset, self.eval_dataset, class_frequencies, args, config
         )
+        self._counted = self.train_dataset if class_frequencies is None else None
         label2id = getattr(config, "label2id", None)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
         self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
-        self._given_loss = class_loss
+        self._given_loss = copy.deepcopy(class_loss)  # the trainer moves it, and sets its class importance
+        self._given_importance = None if class_loss is None else class_loss.class_importance
         self._head: ClassifierHead | None = None
         self.step_means = StepMeans(args.device)
         self._starts_fresh = False
@@ -105,17 +108,18 @@ class LongTailTrainer(SavingTrainer):
             loss = build_loss(args.loss, counts, feature_dim=feature_dim, **args.loss_arguments)
         else:
             loss = self._given_loss
+            loss.class_importance = self._given_importance
         set_class_importance(loss, importance)
         if args.device.type == "mps":  # which has no float64
             loss.float()
         # In evaluation mode it takes logits alone; what features add is computed by the training loss.
         self.class_loss = loss.to(args.device).eval()
         preflight.check_head(model, self.class_loss)
-        self._logit_scale = 1.0
+        logit_scale = 1.0
         if cosine is not None and loss.needs_cosine_logits:
             # The model's logits are what the loss makes of the cosines, without its margin.
-            self._logit_scale = float(loss.options["loss_scale"])
-            cosine.set_scale(self._logit_scale)
+            logit_scale = float(loss.options["loss_scale"])
+            cosine.set_scale(logit_scale)
         self._late_weight = None
         if args.reweight_after is not None:
             balanced = build_loss("class_balanced", counts, loss_beta=args.loss_beta)
@@ -127,7 +131,7 @@ class LongTailTrainer(SavingTrainer):
             observe=self.step_means.add_sharpness,
             **args.method_arguments,
         )
-        self.training_loss = TrainingLoss(self.class_loss, self._head, self._weight_in_force, wrap)
+        self.training_loss = TrainingLoss(self.class_loss, self._head, self._weight_in_force, wrap, logit_scale)
         options = {
             **method_record(args, self.class_loss),
             "class_importance": None if importance is None else importance.tolist(),
@@ -153,6 +157,7 @@ class LongTailTrainer(SavingTrainer):
         return model
 
     def _settle_options(self) -> None:
+        preflight.check_same_data(self.train_dataset, self._counted)
         self.args.check(unused=False)
         if self.args.method != self._built_for:
             self._build_method(cast(nn.Module, self.model))
@@ -222,6 +227,8 @@ class LongTailTrainer(SavingTrainer):
         loss = self._reduce(losses, num_items_in_batch)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # where the Trainer expects the loss of a model that got labels
+        elif return_outputs:
+            outputs = {"logits": outputs["logits"], **outputs}  # first, as reports take the first for the logits
         return (loss, outputs) if return_outputs else loss
 
     def _losses(
@@ -231,11 +238,9 @@ class LongTailTrainer(SavingTrainer):
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if self._logit_scale != 1.0:
-            logits = logits / self._logit_scale  # cosines
+        logits = preflight.logits_of(outputs, cast(nn.Module, self.model))
         if not model.training:  # evaluations use the same loss throughout training, and logits alone
-            return self.class_loss(logits, labels), outputs
+            return self.class_loss(self.training_loss.unscaled(logits), labels), outputs
         return self.training_loss(logits, labels, frozen), outputs
 
     def _weight_in_force(self) -> Tensor | None:

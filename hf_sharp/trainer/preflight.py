@@ -6,22 +6,19 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
-from torch.utils.data import IterableDataset
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.costs import class_index, read_costs
+from hf_sharp.data.labels import STREAMS
 from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.sharpness import METHODS
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-STREAMS = (IterableDataset, datasets.IterableDataset)
 
 
 def check_arguments(args: Any, train_dataset: Any) -> None:
@@ -30,6 +27,11 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
         raise ValueError(
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
             "options and those of sharpness and loss."
+        )
+    if isinstance(train_dataset, Mapping):  # a DatasetDict, or a dict of columns
+        raise ValueError(
+            f"train_dataset is a {type(train_dataset).__name__} of {', '.join(map(repr, train_dataset))}; SharpTrainer "
+            "needs one dataset, such as train_dataset=splits['train']."
         )
     args.check()  # again: options may have been changed since they were made
     if args.n_gpu > 1:
@@ -104,12 +106,39 @@ def check_class_loss(loss: Any, args: SharpTrainingArguments, frequencies: Class
         )
     if args.loss != SharpTrainingArguments.loss or args.loss_options:
         raise ValueError(f"class_loss and loss={args.loss!r} both name the loss. Leave loss and loss_options out.")
+    if args.reweight_after is not None and loss.weight is not None:
+        raise ValueError(
+            f"reweight_after={args.reweight_after} would weight the classes twice: class_loss does it from the start. "
+            "Leave reweight_after out, or pass another loss."
+        )
     if loss.class_counts.tolist() != frequencies.counts.tolist():
         raise ValueError(
             f"class_loss was made for the class counts {loss.class_counts.tolist()}, and the training set has "
             f"{frequencies.counts.tolist()}, in the order of the model's classes. Make it with ClassFrequencies."
             "from_dataset(train_dataset).counts, and give the data the model's order of classes."
         )
+
+
+def check_same_data(train_dataset: Any, counted: Any) -> None:
+    """Raise a ValueError for a training set other than the one whose classes were counted (None: it may be any)."""
+    if counted is not None and train_dataset is not counted:
+        raise ValueError(
+            "train_dataset was replaced after the trainer was made, and the loss has the class counts of the old one. "
+            "Make a new SharpTrainer for it."
+        )
+
+
+def logits_of(outputs: Any, model: nn.Module) -> Tensor:
+    """Take the logits (N, K) out of a model's outputs, a mapping or a tuple; a ValueError if there are none."""
+    if not isinstance(outputs, Mapping):
+        return outputs[0]
+    if "logits" not in outputs:
+        raise ValueError(
+            f"the output of {type(model).__name__} has no `logits`, only {', '.join(map(repr, outputs))}. Load a model "
+            "with a classification head, such as AutoModelForImageClassification or "
+            "AutoModelForSequenceClassification."
+        )
+    return outputs["logits"]
 
 
 def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:

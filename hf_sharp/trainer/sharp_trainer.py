@@ -10,13 +10,14 @@ from typing import Any, cast
 import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.labels import HostLabelCollator, read_labels
+from hf_sharp.data.labels import STREAMS, HostLabelCollator, read_labels
 from hf_sharp.data.sampling import ClassSampler, EpochCounter
 from hf_sharp.losses.base import ClassFrequencyLoss
+from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.engine import SharpnessEngine
 from hf_sharp.trainer import labelled_data, preflight
@@ -114,6 +115,12 @@ class SharpTrainer(LongTailTrainer):
 
     def _build_method(self, model: nn.Module) -> None:
         super()._build_method(model)
+        if type(self).compute_loss is not LongTailTrainer.compute_loss and METHODS[self.args.sharpness].needs_radius:
+            raise ValueError(
+                f"{type(self).__name__} overrides compute_loss, which sharpness={self.args.sharpness!r} does not call: "
+                "it needs one loss per example. Derive a loss from hf_sharp.losses.ClassFrequencyLoss, and pass an "
+                "instance: class_loss=MyLoss(class_counts)."
+            )
         preflight.check_radius(model, self.rho_dataset, self.args, trains=self.train_dataset is not None)
         self.engine = SharpnessEngine(
             self.args,
@@ -198,9 +205,7 @@ class SharpTrainer(LongTailTrainer):
             The dataloader.
         """
         # A dispatched batch is put together from tensors of several batches, which cannot carry anything else.
-        dispatched = isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)) or (
-            self.accelerator.dispatch_batches
-        )
+        dispatched = isinstance(self.train_dataset, STREAMS) or (self.accelerator.dispatch_batches)
         collator, data = self.data_collator, self.train_dataset
         if self.train_transform is not None:
             self.train_dataset = cast(datasets.Dataset, data).with_transform(self.train_transform)
@@ -253,9 +258,9 @@ class SharpTrainer(LongTailTrainer):
         labels = read_labels(
             data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id
         )
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        args, num_epochs = self.args, self._num_epochs
         return ClassSampler(
-            labels, self.args.sampler, seed, lambda: (self._epochs.epoch, self._num_epochs(len(labels)))
+            labels, args.sampler, args.seed_of_data, lambda: (self._epochs.epoch, num_epochs(len(labels)))
         )
 
     def _num_epochs(self, examples: int) -> float:

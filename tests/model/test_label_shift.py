@@ -10,14 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from hf_sharp.model.label_shift import (
-    Calibration,
-    black_box_shares,
-    estimate_shares,
-    fit_calibration,
-    fold_shares,
-    maximum_likelihood,
-)
+from hf_sharp.model.bias_corrected import Calibration, fit_calibration
+from hf_sharp.model.label_shift import black_box_shares, estimate_shares, fold_shares, maximum_likelihood
 from hf_sharp.model.posthoc import RECORD, adjust_head
 from tests.conftest import make_vit
 

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
 from hf_sharp.model.cosine_head import CosineHead
@@ -160,6 +161,33 @@ def test_a_cosine_head_trains_and_opens_in_a_pipeline(make_trainer, tmp_path, op
     with torch.no_grad():
         torch.testing.assert_close(opened(data[:76]["pixel_values"]).logits, logits, rtol=1e-4, atol=1e-4)
     assert type(opened.classifier) is torch.nn.Linear
+
+
+def test_class_conditional_ascents_work_on_cosines(make_trainer):
+    options = {"loss": "ldam", "cosine_head": True, "sharpness": "cc_sam", "max_steps": 4}
+    trainer = make_trainer(eval_dataset=make_images(), **options)
+    trainer.train()
+    plain = make_trainer(**options | {"sharpness": "none"})
+    plain.train()
+    found, other = weights_of(trainer.model), weights_of(plain.model)
+    assert any(not torch.equal(found[name], other[name]) for name in found), "the ascent has an effect"
+
+
+def test_cosine_heads_of_models_of_any_image_size(make_trainer):
+    shape = {"num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**shape, num_labels=4))
+    trainer = make_trainer(model, cosine_head=True, cosine_custom_code=True, max_steps=2)
+    trainer.train()
+    assert any(isinstance(module, CosineHead) for module in trainer.model.modules())
+
+
+def test_a_head_that_works_on_every_token_is_said_to_be_one(make_trainer):
+    shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(**shape, num_key_value_heads=2, vocab_size=20, num_labels=4, pad_token_id=0)
+    rows = {"input_ids": [[1, 2, 3]] * 12, "attention_mask": [[1, 1, 1]] * 12, "label": [0, 1, 2, 3] * 3}
+    trainer = make_trainer(LlamaForSequenceClassification(config), datasets.Dataset.from_dict(rows), sharpness="cc_sam")
+    with pytest.raises(ValueError, match="the head 'score' computes logits for every token"):
+        trainer.train()
 
 
 def test_ldam_is_still_refused_on_an_ordinary_head(make_trainer):

@@ -6,7 +6,9 @@ import pytest
 import torch
 import yaml
 
-from hf_sharp.losses import LOSSES, ClassFrequencyLoss, register_loss
+from hf_sharp import SharpTrainer
+from hf_sharp.losses import LOSSES, ClassFrequencyLoss, build_loss, register_loss
+from hf_sharp.losses.registry import set_class_importance
 from hf_sharp.model.predicted_geometry import predict_for_loss
 from hf_sharp.recipe import ImageArguments, ModelArguments, RecipeParser, RunArguments
 from hf_sharp.sharpness import METHODS, Method, register_method
@@ -59,13 +61,13 @@ def test_a_built_in_name_is_taken():
         (register_method, Method(name="sam", coefficients=lambda priors: priors * 0)),
         (register_loss, type("Mine", (ClassFrequencyLoss,), {"name": "vs"})),
     ):
-        with pytest.raises(ValueError, match="there is already a .* named"):
+        with pytest.raises(ValueError, match=r"there is already a .* named"):
             register(record)
     assert METHODS["sam"].coefficients(torch.ones(2)).tolist() == [1, 1]
 
 
 def test_the_geometry_of_a_loss_of_ones_own_is_not_known():
-    with pytest.raises(ValueError, match="the geometry of loss='poly' is not known. It is known for"):
+    with pytest.raises(ValueError, match=r"the geometry of loss='poly' is not known. It is known for"):
         predict_for_loss(PolyLoss(CLASS_COUNTS))
 
 
@@ -139,3 +141,90 @@ def test_the_card_names_them(registered, trained, tmp_path):
     assert "poly" in card
     assert "root" in card
     assert re.search(r"epsilon\W+0\.5", card)
+
+
+class OwnTrainer(SharpTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        return (3 * loss, outputs) if return_outputs else 3 * loss
+
+
+def test_a_compute_loss_that_sharpness_would_not_call_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"OwnTrainer overrides compute_loss, which sharpness='sam' does not call.*"):
+        make_trainer(trainer_class=OwnTrainer, sharpness="sam")
+    make_trainer(trainer_class=OwnTrainer, sharpness="none", max_steps=1).train()
+
+
+class Mean(ClassFrequencyLoss):
+    name = "mean"
+
+    def unweighted(self, logits, labels):
+        return super().unweighted(logits, labels).mean()
+
+
+@pytest.mark.parametrize("sharpness", ["none", "sam"])
+def test_a_loss_that_is_one_number_is_refused(make_trainer, sharpness):
+    trainer = make_trainer(sharpness=sharpness, trainer={"class_loss": Mean(CLASS_COUNTS)})
+    with pytest.raises(
+        ValueError, match=r"Mean.unweighted must return one loss per example, of shape \(8,\); got \(\)"
+    ):
+        trainer.train()
+
+
+def test_an_instance_is_not_changed_by_the_trainers_that_take_it(make_trainer):
+    loss = PolyLoss(CLASS_COUNTS)
+    weighted = make_trainer(trainer={"class_loss": loss}, class_importance={"class 3": 5.0})
+    plain = make_trainer(trainer={"class_loss": loss})
+    assert weighted.class_loss.class_importance.tolist() == [1, 1, 1, 5]
+    assert plain.class_loss.class_importance is loss.class_importance is None
+    set_class_importance(loss, [1.0, 2.0, 3.0, 4.0])
+    assert make_trainer(trainer={"class_loss": loss}).class_loss.class_importance.tolist() == [1, 2, 3, 4]
+
+
+def test_weights_twice_are_refused(make_trainer):
+    loss = build_loss("weighted", CLASS_COUNTS)
+    with pytest.raises(ValueError, match=r"reweight_after=0.5 would weight the classes twice: class_loss does it"):
+        make_trainer(reweight_after=0.5, trainer={"class_loss": loss})
+
+
+class TwoOutputs(torch.nn.Module):
+    """A model whose first output is not the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 4)
+
+    def forward(self, pixel_values):
+        logits = self.head(pixel_values.flatten(1))
+        return {"features": torch.zeros(len(logits), 7), "logits": logits}
+
+
+def test_reports_take_the_output_called_logits(make_trainer):
+    trainer = make_trainer(TwoOutputs(), eval_dataset=make_images(), learning_rate=0.05, max_steps=40)
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] > 0.8
+    assert trainer.predict(make_images()).predictions[0].shape == (74, 4)
+
+
+class WithoutHead(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(64, 8)
+
+    def forward(self, pixel_values):
+        return {"last_hidden_state": self.body(pixel_values.flatten(1))}
+
+
+def test_a_model_without_logits_is_named(make_trainer):
+    with pytest.raises(ValueError, match=r"output of WithoutHead has no `logits`, only 'last_hidden_state'. Load a"):
+        make_trainer(WithoutHead()).train()
+
+
+def test_a_training_set_that_was_replaced_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.train_dataset = make_images((5, 5, 5, 40))
+    with pytest.raises(ValueError, match="train_dataset was replaced"):
+        trainer.train()
+    trainer = make_trainer(trainer={"class_frequencies": CLASS_COUNTS})
+    trainer.train_dataset = make_images((5, 5, 5, 40))
+    trainer.train()
