@@ -57,12 +57,13 @@ class SharpTrainer(LongTailTrainer):
             supported. All before training starts.
 
     Example:
-        >>> import torch
+        >>> import tempfile
         >>> from transformers import ViTConfig, ViTForImageClassification
         >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
         >>> model = ViTForImageClassification(ViTConfig(**shape, image_size=8, patch_size=4, num_labels=2))
         >>> rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": int(i % 6 == 0)} for i in range(24)]
-        >>> args = SharpTrainingArguments("out", sharpness="sam", ascent="momentum", max_steps=2, save_strategy="no")
+        >>> options = {"sharpness": "sam", "ascent": "momentum", "max_steps": 2, "save_strategy": "no"}
+        >>> args = SharpTrainingArguments(tempfile.mkdtemp(), **options)
         >>> trainer = SharpTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows)
         >>> trainer.class_frequencies.counts.tolist()
         [20, 4]
