@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +20,21 @@ def run_processes(function: Callable[..., Any], *arguments: Any, folder: Path, p
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
+    leave, ready = fork.Event(), [fork.Event() for _ in range(processes)]
     started = [
-        fork.Process(target=_run, args=(function, arguments, rank, processes, port, folder))
+        fork.Process(target=_run, args=(function, arguments, rank, processes, port, folder, ready[rank], leave))
         for rank in range(processes)
     ]
     for process in started:
         process.start()
-    for process in started:
-        process.join(250)  # a process that hangs; less than pytest's own limit
-        if process.is_alive():
+    try:
+        while any(process.is_alive() and not event.is_set() for process, event in zip(started, ready, strict=True)):
+            time.sleep(0.005)
+        leave.set()
+        for process in started:
+            process.join()
+    finally:  # where pytest's limit ends a test that hangs
+        for process in started:
             process.kill()
     errors = [file.read_text() for file in sorted(folder.glob("error_*.txt"))]
     assert not errors, "\n".join(errors)
@@ -35,7 +42,9 @@ def run_processes(function: Callable[..., Any], *arguments: Any, folder: Path, p
     return [torch.load(folder / f"result_{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
-def _run(function: Callable, arguments: tuple, rank: int, processes: int, port: int, folder: Path) -> None:
+def _run(
+    function: Callable, arguments: tuple, rank: int, processes: int, port: int, folder: Path, ready: Any, leave: Any
+) -> None:
     for state in (AcceleratorState, PartialState, GradientState):  # inherited from the test's process
         state._shared_state.clear()
     os.environ |= {
@@ -51,6 +60,8 @@ def _run(function: Callable, arguments: tuple, rank: int, processes: int, port: 
     try:
         result = function(*arguments)
         torch.save(result, folder / f"result_{rank}.pt")
+        ready.set()
+        leave.wait()  # gloo aborts a process that still waits for its data when the other one leaves
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except BaseException:

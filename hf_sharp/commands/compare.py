@@ -110,10 +110,10 @@ def main(argv: list[str]) -> None:
     arguments, flags = parser.parse_known_args(argv)
     configs = (arguments.config_a, arguments.config_b)
     names = (Path(configs[0]).stem, Path(configs[1]).stem)
-    if arguments.seeds < 1 or names[0] == names[1]:
-        raise ValueError(
-            f"expected at least one seed, got {arguments.seeds}, and two configs with different names, got {names}."
-        )
+    if arguments.seeds < 1:
+        raise ValueError(f"expected at least one seed, got {arguments.seeds}.")
+    if names[0] == names[1]:
+        raise ValueError(f"both configs are called {names[0]!r}, which is also the name of a folder. Rename one file.")
     output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
     asked = [RecipeParser(OPTIONS, ["--config", config, *flags]).values for config in configs]  # both before training
     last = output / names[1] / "seed_0"

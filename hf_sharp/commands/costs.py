@@ -46,7 +46,7 @@ def adjust_for_costs(
     classes = class_labels_of(model.config)
     check_unadjusted(model)
     matrix, decisions = read_costs(costs, classes, "--cost"), read_decisions(name, model.config)
-    _warn_of_balanced_model(record)
+    warn_of_balanced_model(record)
     try:
         model = fold_costs(model, matrix, head=head)
         # The probabilities change, and thresholds and calibration scores with them.
@@ -66,7 +66,8 @@ def _reason(error: ValueError) -> str:
     return str(error).split(", so no bias")[0].split(". ")[0]
 
 
-def _warn_of_balanced_model(record: Mapping[str, Any]) -> None:
+def warn_of_balanced_model(record: Mapping[str, Any]) -> None:
+    """Warn that costs are weighed with the probabilities of a model that was trained to treat all classes alike."""
     if record and treats_classes_alike(method_of(record["options"])):
         logger.warning(
             "The model was trained to treat all classes alike: its probabilities, and so the least cost, are those of "

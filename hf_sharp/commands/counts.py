@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
@@ -30,6 +31,14 @@ def _flags() -> Flags:
     parser.add_argument("--unique_column", help="count the first row with the same value there only, as in training")
     parser.add_argument("--label_column", default="label", help="the column with the labels (default: label)")
     parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
+    parser.add_argument(
+        "--skip_broken",
+        nargs="?",
+        const="true",
+        default="false",
+        choices=["true", "false"],
+        help="leave out rows without a label",
+    )
     parser.add_argument("--separator", help="what separates the columns of CSV files (default: a comma)")
     parser.add_argument(
         "--imbalance_factor", type=float, help="make the split long-tailed first: largest over smallest class count"
@@ -58,6 +67,8 @@ def main(argv: list[str]) -> None:
         data = drop_repeats(data, flags.unique_column)
     if flags.label_column not in data.column_names:
         raise ValueError(no_label_column(flags.label_column, data.column_names))
+    if flags.skip_broken == "true":
+        data = check_splits({flags.train_split: data}, flags.label_column, Checks("off", True))[0][flags.train_split]
     data = name_classes({flags.train_split: data}, flags.label_column, flags.class_names)[flags.train_split]
     if flags.imbalance_factor is not None:
         data = long_tail(data, flags.imbalance_factor, label_column=flags.label_column)

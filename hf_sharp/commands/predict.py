@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from hf_sharp.commands.costs import warn_of_balanced_model
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.costs import read_costs
 from hf_sharp.model.confidence import examples_needed
@@ -153,6 +154,8 @@ def main(argv: list[str]) -> None:
         trust_remote_code=what.trust_remote_code,
     )
     model, processor = load_saved(names.model, images, inputs)
+    if what.cost is not None and processes.is_main_process:
+        warn_of_balanced_model(record)
     chooser = _chooser(what, read_decisions(names.model, model.config))
     column = what.image_column if images else what.text_column
     source = Source(names.data, images, column, what.keep or (), what.split, what.dataset_config, what.separator)

@@ -82,9 +82,11 @@ def check_splits(
         if checks.level != "off" and isinstance(data.features.get(image_column), datasets.Image):
             faults |= _broken_pictures(data, str(image_column), split, checks.level == "full")
         if faults and not checks.skip_broken:
-            raise ValueError(_described(split, faults))
+            raise ValueError(
+                f"{_described(split, faults)}. Correct the data, or leave such rows out with --skip_broken true."
+            )
         if faults:
-            logger.warning("%s: %s left out: %s", split, _rows(len(faults)), _described(split, faults))
+            logger.warning("%s: %s left out: %s.", split, _rows(len(faults)), _described(split, faults))
             data = data.select(np.setdiff1d(np.arange(len(data)), list(faults)))
             left_out[split] = len(faults)
         sound[split] = data
@@ -94,7 +96,7 @@ def check_splits(
 def _described(split: str, faults: Mapping[int, str]) -> str:
     named = "; ".join(f"{place(split, row)}: {faults[row]}" for row in sorted(faults)[:_NAMED])
     rest = f"; and {len(faults) - _NAMED:,} more in this split" if len(faults) > _NAMED else ""
-    return f"{named}{rest}. Correct the data, or leave such rows out with --skip_broken true."
+    return f"{named}{rest}"
 
 
 def _rows(count: int) -> str:

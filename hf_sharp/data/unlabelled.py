@@ -52,7 +52,13 @@ def _pictures(folder: Path) -> list[str]:
         return []
     endings = set(Image.registered_extensions())
     found = (Path(above) / file for above, _, files in os.walk(folder) for file in files)
-    return sorted(str(file) for file in found if file.suffix.lower() in endings and not file.name.startswith("."))
+    shown = (file for file in found if not any(is_hidden(part) for part in file.relative_to(folder).parts))
+    return sorted(str(file) for file in shown if file.suffix.lower() in endings)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is not the user's own: `._photo.png` and `__MACOSX` come from copies by a Mac."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _column(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:

@@ -16,6 +16,7 @@ from PIL import Image
 from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
+from hf_sharp.data.unlabelled import is_hidden
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.reports.figures import quantity
 
@@ -235,7 +236,8 @@ def _pictures(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
         return [(path.name, path)] if path.suffix.lower() in endings else []
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings) if path.is_dir() else []
-    return [(file.relative_to(path).as_posix(), file) for file in files]
+    named = [(file.relative_to(path), file) for file in files]
+    return [(name.as_posix(), file) for name, file in named if not any(is_hidden(part) for part in name.parts)]
 
 
 def _as_text(value: Any) -> str:

@@ -124,8 +124,11 @@ def prepare_texts(
     def to_tokens(batch: dict[str, list]) -> dict[str, Any]:
         return tokenizer(batch[data.text_column], truncation=True, max_length=data.max_length)
 
-    others = [name for name in first.column_names if name != label_column]
-    return splits.map(to_tokens, batched=True, remove_columns=others, desc="tokenizing")
+    tokens = {}
+    for name, split in splits.items():  # new data may have fewer columns than the labelled splits
+        others = [column for column in split.column_names if column != label_column]
+        tokens[name] = split.map(to_tokens, batched=True, remove_columns=others, desc="tokenizing")
+    return datasets.DatasetDict(tokens)
 
 
 TEXTS = Recipe(TextArguments, AutoModelForSequenceClassification, load_tokenizer, prepare_texts, "texts")

@@ -252,11 +252,9 @@ def _listed(classes: Sequence[int], names: Sequence[str]) -> str:
 
 def _overprediction(report: Mapping[str, Any], frequencies: ClassFrequencies) -> str:
     few = frequencies.groups["few"]
-    if "per_class_precision" not in report or not len(few):
+    if "per_class_predicted" not in report or not len(few):
         return ""
-    recall, precision, support = (report[f"per_class_{figure}"] for figure in ("recall", "precision", "support"))
-    predicted = sum((recall[c] or 0) * support[c] / precision[c] for c in few if precision[c])
-    occurring = sum(support[c] for c in few)
+    predicted, occurring = (sum(report[f"per_class_{figure}"][c] for c in few) for figure in ("predicted", "support"))
     if not occurring or predicted < _OVERPREDICTED * occurring:
         return ""
     return f" On the test data it predicts the few classes {predicted / occurring:.1f} times as often as they occur."

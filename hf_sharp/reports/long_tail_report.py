@@ -54,7 +54,8 @@ def long_tail_report(
         `calibration_error` (expected, 15 bins) with `probabilities`; `expected_cost` per example and
         `expected_cost_interval`, half the width of its 95 % interval, with `cost_matrix`;
         `per_class_recall` and `per_class_precision` (None for a class without examples or predictions),
-        `per_class_support`, `class_counts`; `class_names` if there are names; `confusions`, the ten most frequent.
+        `per_class_support`, `per_class_predicted` (how often each class is predicted), `class_counts`; `class_names` if
+        there are names; `confusions`, the ten most frequent.
 
     Raises:
         ValueError: no examples, different lengths, a class index outside [0, K), probabilities that do not sum to 1,
@@ -100,6 +101,7 @@ def long_tail_report(
         "per_class_recall": _without_nan(recall),
         "per_class_precision": _without_nan(precision),
         "per_class_support": support.tolist(),
+        "per_class_predicted": predicted.tolist(),
         "class_counts": frequencies.counts.tolist(),
         **({} if frequencies.names is None else {"class_names": list(frequencies.names)}),
         "confusions": _confusions(predictions[~right], references[~right], frequencies),

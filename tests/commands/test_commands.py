@@ -49,6 +49,13 @@ def test_counts_are_those_of_training_on_joined_splits_without_repeats(capsys, t
         assert number in " ".join(capsys.readouterr().out.split())
 
 
+def test_counts_leave_out_rows_without_a_label_as_trainings_do(capsys, tmp_path):
+    (file := tmp_path / "mails.csv").write_text("text,label\na,x\nb,\nc,y\nd,x\n")
+    assert "--skip_broken" in cli.main(["counts", str(file)])
+    assert cli.main(["counts", str(file), "--skip_broken", "true"]) == 0
+    assert "3 examples, 2 classes" in " ".join(capsys.readouterr().out.split())
+
+
 def test_counts_of_many_classes_and_of_names_with_markup():
     names = ("[bold red]x[/bold red]", *map(str, range(1, 1000)))
     frequencies = ClassFrequencies.from_counts([2000 - i for i in range(1000)], names=names)

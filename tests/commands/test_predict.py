@@ -147,6 +147,9 @@ def _write(data, form, tmp_path):
 def test_every_source_of_images_gives_the_same_predictions(images_model, image_folder, tmp_path, monkeypatch):  # noqa: F811
     folder = Path(image_folder, "test", "dog")
     files = sorted(folder.glob("*.png"))
+    (folder / "._copy.png").write_bytes(b"from a Mac")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "copy.png").write_bytes(b"from a Mac")
     (folder / "list.csv").write_text("image,id\n" + "".join(f"{file.name},{file.stem}\n" for file in files))
     (tmp_path / "list.txt").write_text("".join(f"{file}\n" for file in files))
     images = datasets.Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", datasets.Image())

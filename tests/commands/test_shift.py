@@ -74,10 +74,12 @@ def test_pictures_of_the_old_kind_raise_no_alarm(of_images, capsys):
     assert config[RECORD]["strength"] == 0, "the head stays as it is"
 
 
-def test_texts(bert_folder, tmp_path, capsys):  # noqa: F811
+def test_texts(bert_folder, tmp_path, capsys, caplog):  # noqa: F811
     for split, counts, seed in (("train", (80, 40, 20), 0), ("test", (8, 8, 8), 1)):
         (tmp_path / "data").mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(texts(counts, seed)).to_csv(str(tmp_path / "data" / f"{split}.csv"))
+        rows = texts(counts, seed)
+        rows["customer"] = list(range(len(rows["text"])))  # which the new texts do not have
+        datasets.Dataset.from_dict(rows).to_csv(str(tmp_path / "data" / f"{split}.csv"))
     new = tmp_path / "mails.txt"
     new.write_text("\n".join(texts((5, 10, 45), 2)["text"]) + "\n\n")
     model = str(tmp_path / "model")
@@ -87,6 +89,20 @@ def test_texts(bert_folder, tmp_path, capsys):  # noqa: F811
     said = " ".join(capsys.readouterr().out.split())
     assert "60 examples" in said
     assert "grew: gamma" in said
+
+    assert cli.main(["calibrate", model, "--output_dir", str(tmp_path / "calibrated")]) == 0
+    words = ["shift", str(tmp_path / "calibrated"), str(new), "--bootstrap", "40", "--output_dir"]
+    assert cli.main([*words, str(tmp_path / "moved")]) == 0
+    options = json.loads((tmp_path / "moved" / "all_results.json").read_text())["options"]
+    assert options["validation_fraction"] == 0.3, "later commands take over what the training recorded"
+    assert not (tmp_path / "moved" / "decisions.json").exists()
+    assert "calibrate the new one" in caplog.text
+    same = tmp_path / "same.txt"
+    same.write_text("\n".join(texts((80, 40, 20), 5)["text"]) + "\n")
+    words[2] = str(same)
+    assert cli.main([*words, str(tmp_path / "unmoved")]) == 0
+    kept = [(tmp_path / name / "decisions.json").read_text() for name in ("calibrated", "unmoved")]
+    assert kept[0] == kept[1]
 
 
 def test_a_folder_of_pictures_is_read_in_the_order_of_the_names_with_and_without_class_folders(tmp_path):

@@ -437,11 +437,12 @@ def test_a_gap_between_groups_is_named_only_beyond_its_interval():
 
 
 @pytest.mark.parametrize(
-    ("recall", "precision", "said"), [(0.0, None, None), (0.0, 0.0, None), (0.5, 0.5, None), (0.5, 0.25, "2.0 times")]
+    ("recall", "predicted", "said"),
+    [(0.0, 0, None), (0.5, 100, None), (0.5, 200, "2.0 times"), (0.0, 300, "3.0 times")],
 )
-def test_rare_classes_are_overpredicted_only_where_the_figures_say_so(recall, precision, said):
+def test_rare_classes_are_overpredicted_only_where_the_figures_say_so(recall, predicted, said):
     results = make_results((300, 4))
-    shares = {"per_class_recall": [0.9, recall], "per_class_precision": [0.7, precision]}
+    shares = {"per_class_recall": [0.9, recall], "per_class_predicted": [200 - predicted, predicted]}
     results["report"] |= shares | {"per_class_support": [100, 100], "few_accuracy": recall}
     limitations = limitations_of(results)
     assert "treat all classes alike" in limitations
