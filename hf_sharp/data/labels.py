@@ -8,11 +8,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import IterableDataset
 
 IGNORED_LABEL = -100
 HOST_LABELS = "host_labels"
-STREAMS = (IterableDataset, datasets.IterableDataset)  # whose examples are not known before they are read
 
 
 def read_labels(
@@ -109,7 +107,8 @@ def find_label_column(dataset: Any, label_column: str) -> str:
     if label_column != "label":
         return label_column
     columns = getattr(dataset, "column_names", None)
-    if columns is None and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
+    is_list = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
+    if columns is None and is_list and len(dataset) and not hasattr(dataset, "targets"):
         columns = example if isinstance(example := dataset[0], Mapping) else None
     return "labels" if columns and "labels" in columns and "label" not in columns else label_column
 

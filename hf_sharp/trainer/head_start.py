@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoModel, AutoTokenizer
 
-from hf_sharp.data.labels import STREAMS
 from hf_sharp.model.class_names import init_head_from_class_names
 from hf_sharp.model.cosine_head import CosineHead, use_cosine_head
 from hf_sharp.model.head_init import Reduce, init_head_from_class_means
+from hf_sharp.trainer.preflight import STREAMS
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,10 @@ from hf_sharp.data.checking import check_transform
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.class_names import match_names, real_names
 from hf_sharp.data.label_columns import align_dataset, declared_classes
-from hf_sharp.data.labels import STREAMS, find_label_column, no_label_column, read_labels
+from hf_sharp.data.labels import find_label_column, no_label_column, read_labels
 from hf_sharp.data.split import split_validation
 from hf_sharp.sharpness.replay import random_state_kept
+from hf_sharp.trainer.preflight import STREAMS
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def label_column_of(train_dataset: Any, eval_dataset: Any, label_column: str) ->
     data = train_dataset if train_dataset is not None else eval_dataset
     if isinstance(data, Mapping) and data:
         data = next(iter(data.values()))
-    return find_label_column(data, label_column)
+    return find_label_column(_innermost(data), label_column)
 
 
 def _selected(data: Any) -> Any:

@@ -6,19 +6,22 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import numpy as np
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.utils.data import IterableDataset
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.costs import class_index, read_costs
-from hf_sharp.data.labels import STREAMS
 from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.sharpness import METHODS
 from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+STREAMS = (IterableDataset, datasets.IterableDataset)
 
 
 def check_arguments(args: Any, train_dataset: Any) -> None:
@@ -27,11 +30,6 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
         raise ValueError(
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
             "options and those of sharpness and loss."
-        )
-    if isinstance(train_dataset, Mapping):  # a DatasetDict, or a dict of columns
-        raise ValueError(
-            f"train_dataset is a {type(train_dataset).__name__} of {', '.join(map(repr, train_dataset))}; SharpTrainer "
-            "needs one dataset, such as train_dataset=splits['train']."
         )
     args.check()  # again: options may have been changed since they were made
     if args.n_gpu > 1:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.labels import STREAMS, HostLabelCollator, read_labels
+from hf_sharp.data.labels import HostLabelCollator, read_labels
 from hf_sharp.data.sampling import ClassSampler, EpochCounter
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.sharpness import METHODS
@@ -206,7 +206,7 @@ class SharpTrainer(LongTailTrainer):
             The dataloader.
         """
         # A dispatched batch is put together from tensors of several batches, which cannot carry anything else.
-        dispatched = isinstance(self.train_dataset, STREAMS) or (self.accelerator.dispatch_batches)
+        dispatched = isinstance(self.train_dataset, preflight.STREAMS) or (self.accelerator.dispatch_batches)
         collator, data = self.data_collator, self.train_dataset
         if self.train_transform is not None:
             self.train_dataset = cast(datasets.Dataset, data).with_transform(self.train_transform)

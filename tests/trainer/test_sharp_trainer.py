@@ -818,11 +818,6 @@ def test_an_evaluation_alone_finds_them_too(tmp_path):
     assert "eval_a_balanced_accuracy" in trainer.evaluate()
 
 
-def test_several_datasets_in_place_of_one_are_named(make_trainer):
-    with pytest.raises(ValueError, match=r"train_dataset is a DatasetDict of 'train', 'test'; SharpTrainer needs one"):
-        make_trainer(train_dataset=datasets.DatasetDict(train=make_images(), test=make_images()))
-
-
 def test_no_label_column_names_the_columns(make_trainer):
     with pytest.raises(
         ValueError, match=r"no label column 'label'; the columns are 'pixel_values', 'section'.*label_column"
