@@ -195,6 +195,8 @@ def missing_logits(task: str, folder: Path) -> list[Run]:
     """List the finished runs that are corrected after training, but whose logits lie on another machine."""
     finished = read_finished(folder)
     plan = make_plan(task, finished)
+    if plan.base is None:  # nothing is corrected before the base is chosen
+        return []
     seeds = (*TUNING_SEEDS, *FINAL_SEEDS)
     runs = dict.fromkeys(run for source in POST_HOC.values() for run in plan.runs_of(ROWS[source], 0, seeds))
     return [run for run in runs if run.key in finished and not (folder / f"{run.key}.npz").exists()]

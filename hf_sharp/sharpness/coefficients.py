@@ -26,7 +26,7 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
         name: one of `METHODS`.
         class_counts: (K,) integers >= 0, the training examples of each class.
         **options: `rare_threshold` (ImbSAM: rare is n_c < rare_threshold; 20), `focal_gamma` and `focal_lambda`
-            (Focal-SAM: γ >= 0 and λ >= 0; 1.0 and 0.8, the paper's for fine-tuning CIFAR-100-LT: 5.5 and 0.8),
+            (Focal-SAM: γ >= 0 and λ >= 0; 1.0 and 0.8; for fine-tuning on CIFAR-100-LT the paper has 5.5 and 0.8),
             `focal_sampling` ("stochastic" needs c <= 1; the coefficients are the same), `cc_radius` and `cc_phi`
             (CC-SAM, which has no coefficient; 1e-6 and 0.5).
 
