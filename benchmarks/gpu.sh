@@ -9,7 +9,7 @@
 # SIZE     of the models whose steps are timed: tiny, small or base (ViT-B/16 and BERT-base)
 # ROUNDS   steps of every method, a multiple of 10
 # PHASES   of: tests (what only a GPU can show), suite (all tests, on the CPUs, with this machine's versions), steps,
-#          compiled_steps, training, tasks (all main rows of the tasks of images); without it tests, steps,
+#          compiled_steps, training, tasks (all rows of the pretrained tasks of images); without it tests, steps,
 #          compiled_steps and training
 # TRY      not empty: without the GPU tests, with few seeds and little time
 # MINUTES  after which the phase `tasks` starts no run
@@ -56,9 +56,9 @@ phase compiled_steps $compiled "$python" benchmarks/cost.py --size "$size" --bat
 phase training $((training + 60)) "$python" benchmarks/gpu_seeds.py wordnet fashion_mnist --seeds $seeds \
     --workers $workers --limit-seconds $training --output "$out/evidence_gpu.json"
 export PYTHON=$python MINUTES=${MINUTES:-4}
-phase tasks 500 bash -c '
-    "$PYTHON" benchmarks/evidence.py clipart --workers 9 --limit-minutes "$MINUTES" &
-    "$PYTHON" benchmarks/evidence.py solar_cells --workers 7 --limit-minutes "$MINUTES" &
+phase tasks 585 bash -c '
+    "$PYTHON" benchmarks/evidence.py clipart --workers 5 --stage further_final --limit-minutes "$MINUTES" &
+    "$PYTHON" benchmarks/evidence.py solar_cells --workers 11 --stage further_final --limit-minutes "$MINUTES" &
     wait'
 case " $phases " in *" tasks "*)
     cp benchmarks/results/evidence_{clipart,solar_cells}.json "$out"

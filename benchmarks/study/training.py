@@ -44,7 +44,7 @@ def build_model(module: ModuleType, tuning: str, num_classes: int, splits: Mappi
     Returns:
         The model, with LoRA adapters if `tuning` is "lora".
     """
-    from backbones.convert import freeze_gates
+    from backbones.convert import remove_gates
     from transformers import (
         AutoModelForImageClassification,
         AutoModelForSequenceClassification,
@@ -63,7 +63,7 @@ def build_model(module: ModuleType, tuning: str, num_classes: int, splits: Mappi
         model.set_input_embeddings(keep_used_tokens(splits, model.get_input_embeddings()))
     else:
         model = model.to(memory_format=torch.channels_last)
-        freeze_gates(model)
+        remove_gates(model)
     if tuning == "lora":
         from peft import LoraConfig, get_peft_model
 
