@@ -56,7 +56,7 @@ phase compiled_steps $compiled "$python" benchmarks/cost.py --size "$size" --bat
 phase training $((training + 60)) "$python" benchmarks/gpu_seeds.py wordnet fashion_mnist --seeds $seeds \
     --workers $workers --limit-seconds $training --output "$out/evidence_gpu.json"
 export PYTHON=$python MINUTES=${MINUTES:-4}
-phase tasks 585 bash -c '
+phase tasks 570 bash -c '
     "$PYTHON" benchmarks/evidence.py clipart --workers 5 --stage further_final --limit-minutes "$MINUTES" &
     "$PYTHON" benchmarks/evidence.py solar_cells --workers 11 --stage further_final --limit-minutes "$MINUTES" &
     wait'

@@ -69,8 +69,6 @@ ROWS: dict[str, Row] = {
         PLAIN, _settings("sampler", ("class_balanced", "square_root", "progressive")), control=True, further=True
     ),
     "SAM after 80 %": _sharp(RADII, sharpness="sam", sharpness_after=0.8, further=True),
-    "Focal-SAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="focal_sam", ascent="class_momentum", further=True),
-    "ImbSAM, class momentum": _sharp(MOMENTUM_RADII, sharpness="imbsam", ascent="class_momentum", further=True),
     "Focal-SAM": _sharp(RADII, sharpness="focal_sam", further=True),
     "ImbSAM": _sharp(RADII, sharpness="imbsam", further=True),
     "ASAM": _sharp(ADAPTIVE_RADII, sharpness="sam", adaptive=True, adaptive_scope="all", further=True),

@@ -21,8 +21,8 @@ from tasks.division import divide
 from tasks.images import near_duplicate_key
 from tasks.packages import cached, pypi_files
 
-NAME, VERSION, KIND, BACKBONE = "solar_cells", 1, "image", "efficientnet-lite0"
-EPOCHS = 10
+NAME, VERSION, KIND, BACKBONE = "solar_cells", 2, "image", "efficientnet-lite0"
+EPOCHS = 20
 RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 SIZE = 96
 LEVELS = ("functional", "perhaps defective", "probably defective", "defective")
