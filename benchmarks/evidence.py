@@ -64,7 +64,7 @@ def train(task: str, folder: Path, arguments: argparse.Namespace) -> None:
             recover_logits(task, folder, arguments.workers)
         drive(task, folder, arguments.workers, arguments.stage, arguments.limit_minutes, arguments.rows)
     finally:
-        before = json.loads(file.read_text())["rows"] if file.exists() else {}
+        before = json.loads(file.read_text()) if file.exists() else {}
         result = collect(task, folder, f"python benchmarks/evidence.py {task}", before)
         if result["runs"]:
             file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

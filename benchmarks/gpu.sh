@@ -11,8 +11,9 @@
 # PHASES   of: tests (what only a GPU can show), suite (all tests, on the CPUs, with this machine's versions), steps,
 #          compiled_steps, training, tasks (all rows of the pretrained tasks of images); without it tests, steps,
 #          compiled_steps and training
-# TRY      not empty: without the GPU tests, with few seeds and little time
-# MINUTES  after which the phase `tasks` starts no run
+# TRY      not empty: without the GPU tests, with little time
+# MINUTES  after which the phases `training` and `tasks` start no run (2)
+# TASKS    of the phase `training`: fresh seeds of these tasks (benchmarks/confirm.py)
 # PYTHON   the interpreter (python3)
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-outputs/gpu}
@@ -20,8 +21,8 @@ mkdir -p "$out"
 python=${PYTHON:-python3}
 size=${SIZE:-base} rounds=${ROUNDS:-20}
 phases=${PHASES:-tests steps compiled_steps training}
-batch=64 seeds=20 workers=12 tests=160 steps=150 compiled=240 training=150
-if [ -n "$TRY" ]; then batch=4 seeds=1 workers=2 tests=100 steps=200 compiled=300 training=60; fi
+batch=64 workers=12 tests=160 steps=150 compiled=240
+if [ -n "$TRY" ]; then batch=4 workers=2 tests=100 steps=200 compiled=300; fi
 
 site=$(mktemp -d)
 if [ -z "$TRY" ] && compgen -G ".gpu/*wheels/*.whl" > /dev/null; then
@@ -53,13 +54,13 @@ phase steps $steps "$python" benchmarks/cost.py --size "$size" --batch_size $bat
     --models vit bert --output "$out/cost_gpu.json"
 phase compiled_steps $compiled "$python" benchmarks/cost.py --size "$size" --batch_size $batch --rounds "$rounds" --bf16 \
     --compile --models vit --output "$out/cost_gpu_compiled.json"
-phase training $((training + 60)) "$python" benchmarks/gpu_seeds.py wordnet fashion_mnist --seeds $seeds \
-    --workers $workers --limit-seconds $training --output "$out/evidence_gpu.json"
-export PYTHON=$python MINUTES=${MINUTES:-4}
+export PYTHON=$python MINUTES=${MINUTES:-2}
+phase training 570 "$python" benchmarks/confirm.py ${TASKS:-wordnet fashion_mnist} --workers $workers --limit-minutes "$MINUTES"
 phase tasks 570 bash -c '
     "$PYTHON" benchmarks/evidence.py clipart --workers 5 --stage further_final --limit-minutes "$MINUTES" &
     "$PYTHON" benchmarks/evidence.py solar_cells --workers 11 --stage further_final --limit-minutes "$MINUTES" &
     wait'
+case " $phases " in *" training "*) cp benchmarks/results/confirmation_*.json "$out" ;; esac
 case " $phases " in *" tasks "*)
     cp benchmarks/results/evidence_{clipart,solar_cells}.json "$out"
     tar -cz -C outputs -f "$out/evidence_runs.tgz" evidence ;;

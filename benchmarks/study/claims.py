@@ -36,8 +36,8 @@ def best_row(result: Mapping[str, Any]) -> str | None:
     for name, found in result["validation"].items():
         untuned = name.startswith(REFERENCE) and not result["chosen"].get(name)
         row = REFERENCE if untuned else name
-        waits = row in ROWS and ROWS[row].further and result["stage"] != "done"
-        if row in result["rows"] and found and not waits:
+        candidate = row in ROWS and not (ROWS[row].further and result["stage"] != "done")
+        if row in result["rows"] and found and candidate:
             scores[row] = max(found.values())
     return max(scores, key=lambda name: scores[name]) if scores else None
 

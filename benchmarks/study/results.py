@@ -17,7 +17,7 @@ from study import RESULTS
 from study.driver import read_finished
 from study.figures import RARE, figures
 from study.plan import FINISHED, Plan, Search, make_plan
-from study.rows import ADJUSTED, POST_HOC, POST_HOC_STRENGTHS, ROWS
+from study.rows import ADJUSTED, LEFT_OUT, POST_HOC, POST_HOC_STRENGTHS, ROWS
 from study.runs import FINAL_SEEDS, TUNING_SEEDS, Run, machine_class
 
 COST = ("train_accuracy", "train_cpu_seconds", "passes_forward", "passes_backward")
@@ -107,6 +107,10 @@ class _Rows:
                     seeds[str(run.seed)] = self.rows[source]["seeds"][str(run.seed)] | metrics
             self.rows[name] = self.rows[source] | {"kind": "control", "strength": strength, "seeds": seeds}
 
+    def add_left_out(self) -> None:
+        """Keep the rows of methods that were left out since, as they were."""
+        self.rows |= {name: row for name, row in self.before.items() if name in LEFT_OUT}
+
     def arrays(self, run: Run) -> dict[str, np.ndarray]:
         with np.load(self.folder / f"{run.key}.npz") as file:
             return dict(file)
@@ -119,7 +123,7 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
         task: the task's name.
         folder: where its runs were written.
         command: the command that produced them.
-        before: the rows that an earlier call collected.
+        before: what an earlier call collected.
 
     Returns:
         The choices of the protocol, every run with its figures, and for each row the figures of every finished final
@@ -127,10 +131,15 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
     """
     finished = read_finished(folder)
     plan = make_plan(task, finished)
-    rows = _Rows(folder, plan, finished, before)
+    rows = _Rows(folder, plan, finished, before.get("rows", {}))
     if plan.base is not None:
         rows.add_trained()
         rows.add_post_hoc()
+        rows.add_left_out()
+    left_out = {
+        part: {name: value for name, value in before.get(part, {}).items() if name in LEFT_OUT}
+        for part in ("chosen", "validation", "stopped")
+    }
     example = next(iter(finished.values()), {})
     counts = example.get("class_counts", ())
     return {
@@ -148,12 +157,14 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
         "sizes": example.get("sizes", {}),
         "rates": plan.rates,
         "base": plan.base,
-        "chosen": {name: dict(ROWS[name].tries[index]) for name, index in plan.chosen.items() if name in ROWS},
+        "chosen": {name: dict(ROWS[name].tries[index]) for name, index in plan.chosen.items() if name in ROWS}
+        | left_out["chosen"],
         "validation": {
             name: {str(index): round(value, 4) for index, value in scores.items()}
             for name, scores in plan.validation.items()
-        },
-        "stopped": {name: round(value, 4) for name, value in plan.stopped.items()},
+        }
+        | left_out["validation"],
+        "stopped": {name: round(value, 4) for name, value in plan.stopped.items()} | left_out["stopped"],
         "waiting": plan.waiting,
         "rows": rows.rows,
         "runs": [record | {"key": key} for key, record in finished.items()],

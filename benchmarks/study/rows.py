@@ -82,6 +82,8 @@ ROWS: dict[str, Row] = {
     ),
 }
 REFERENCE = "logit adjustment"
+# Of a method that hf_sharp no longer has: what was recorded stays in the results, and nothing is trained.
+LEFT_OUT = ("Focal-SAM, class momentum", "ImbSAM, class momentum")
 # Computed from the logits of the source row's runs, without training.
 POST_HOC = {
     "cross-entropy, adjusted after training": "cross-entropy",

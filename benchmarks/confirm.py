@@ -1,0 +1,142 @@
+"""Confirm the evidence on fresh seeds: the row that was best on validation data against what people do today.
+
+python benchmarks/confirm.py clipart solar_cells --rows best weights --workers 2
+python benchmarks/confirm.py all --workers 2                  # every row of every finished task
+python benchmarks/confirm.py all --limit-minutes 0            # only collect what is finished
+
+Rates, bases and settings are those that benchmarks/results/evidence_TASK.json chose on validation data. The seeds from
+100 on chose nothing and are in no other table. Runs start seed by seed, so that comparisons are complete for the first
+seeds when the time is over. Resumable: runs lie in outputs/confirmation/TASK, and their records in
+benchmarks/results/confirmation_TASK.json, so that another machine can continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from study import OUTPUTS, RESULTS
+from study.claims import best_row, today
+from study.driver import read_finished, restore, work
+from study.plan import make_plan
+from study.results import PACKAGES, finished_results
+from study.rows import REFERENCE, ROWS
+from study.runs import Run
+
+SEEDS = range(100, 110)
+TUNED = "logit adjustment, tuned τ"
+
+
+def rows_of(result: dict[str, Any]) -> dict[str, str]:
+    """Name the rows that are repeated.
+
+    Args:
+        result: the content of benchmarks/results/evidence_TASK.json.
+
+    Returns:
+        Short name, as `--rows` takes it, to row.
+    """
+    return {
+        "best": str(best_row(result)),
+        "weights": today(result, "inverse-frequency weights"),
+        "cross-entropy": today(result, "cross-entropy"),
+        "default": REFERENCE,
+        "tuned": TUNED,
+    }
+
+
+def plan_runs(result: dict[str, Any]) -> dict[str, list[Run]]:
+    """Make the runs of every row that is repeated, one per seed.
+
+    Args:
+        result: the content of benchmarks/results/evidence_TASK.json.
+
+    Returns:
+        Short name of a row to its runs, in the order of `SEEDS`.
+    """
+    plan = make_plan(result["task"], {record["key"]: record for record in result["runs"]})
+    return {short: plan.runs_of(ROWS[name], plan.chosen[name], SEEDS) for short, name in rows_of(result).items()}
+
+
+def run_until(end: float, run: Run, folder: Path) -> str | None:
+    """Execute a run, unless the time is over; return its key."""
+    return work(run, folder) if time.time() < end else None
+
+
+def collect(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Collect the finished runs of a task.
+
+    Args:
+        result: the content of benchmarks/results/evidence_TASK.json.
+        folder: where the task's runs are written.
+
+    Returns:
+        The content of benchmarks/results/confirmation_TASK.json: per row, the test metrics of every finished seed.
+    """
+    finished = read_finished(folder)
+    names = rows_of(result)
+    rows: dict[str, Any] = {}
+    for short, runs in plan_runs(result).items():
+        seeds = {str(run.seed): finished[run.key]["test"] for run in runs if run.key in finished}
+        if seeds:
+            rows[short] = {"row": names[short], "options": dict(runs[0].options), "seeds": seeds}
+    return {
+        "task": result["task"],
+        "command": f"python benchmarks/confirm.py {result['task']}",
+        "machine": "; ".join(sorted({record["machine"] for record in finished.values()})),
+        "versions": {name: version(name) for name in PACKAGES},
+        "few_classes": result["few_classes"],
+        "rows": rows,
+        "runs": [record | {"key": key} for key, record in finished.items()],
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    finished = finished_results()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=["all", *finished], metavar="TASK")
+    parser.add_argument("--rows", nargs="+", default=list(rows_of(next(iter(finished.values())))), metavar="ROW")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--limit-minutes", type=float, default=math.inf, help="start no run after this time")
+    arguments = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    end = time.time() + 60 * arguments.limit_minutes
+    names = list(finished) if "all" in arguments.tasks else arguments.tasks
+    folders = {task: OUTPUTS.with_name("confirmation") / task for task in names}
+    files = {task: RESULTS / f"confirmation_{task}.json" for task in names}
+    for task, folder in folders.items():
+        restore(folder, files[task])
+    planned = {task: plan_runs(finished[task]) for task in names}
+    failed = []
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as executor:
+        waiting = {
+            executor.submit(run_until, end, run, folders[task]): run
+            for place in range(len(SEEDS))
+            for task, rows in planned.items()
+            for run in (rows[short][place] for short in arguments.rows)
+            if not (folders[task] / f"{run.key}.json").exists()
+        }
+        for future, run in waiting.items():
+            if (error := future.exception()) is not None:
+                failed.append(run)
+                print(f"{run.task} {run.key} failed: {error!r}", flush=True)
+            elif future.result():
+                print(f"{run.task} seed {run.seed} {dict(run.options)}", flush=True)
+    for task, file in files.items():
+        if (content := collect(finished[task], folders[task]))["runs"]:
+            file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed.")
+
+
+if __name__ == "__main__":
+    main()
