@@ -462,7 +462,7 @@ def test_further_rows_are_judged_once_all_are_finished():
     result, name = made_up_result(), "Focal-SAM"
     for other in (name, *LEFT_OUT):
         result["rows"][other] = result["rows"]["SAM"]
-    result["validation"] = {"SAM": {"0": 0.5}, name: {"0": 0.6}, **dict.fromkeys(LEFT_OUT, {"0": 0.7})}
+    result["validation"] = {"SAM": {"0": 0.5}, name: {"0": 0.6}, **{key: {"0": 0.7} for key in LEFT_OUT}}
     assert best_row(result | {"stage": "further_tune"}) == "SAM"
     assert best_row(result | {"stage": "done"}) == name
 
