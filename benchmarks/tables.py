@@ -176,24 +176,31 @@ def cost_table() -> str:
 
 
 def cost_gpu_table() -> str:
-    """Make the table of step costs on a GPU."""
-    result = results("cost_gpu")
-    lines = ["| step | passes (forward + backward) | time | memory over plain |", "|---|---|---|---|"]
-    (model,) = result["models"].values()
-    for method, row in model["methods"].items():
-        low, middle, high = row["ratio_quartiles"]
-        lines.append(
-            "| {} | {forward:.3g} + {backward:.3g} | {:.2f} ({:.2f} to {:.2f}) | {:.1f} |".format(
-                method, middle, low, high, round(row["peak_over_plain"], 1) + 0, **row["passes"]
-            )
-        )
-    versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers"))
-    note = f"; {result['note']}" if "note" in result else ""
+    """Make the table of step costs on a GPU, in float32 and in bfloat16."""
+    measured = {"float32": results("cost_gpu"), "bfloat16": results("cost_gpu_bf16")}
+    columns = {
+        f"{name.replace('vit', 'ViT').replace('bert', 'BERT')}, {precision}": model
+        for precision, result in measured.items()
+        for name, model in result["models"].items()
+    }
+    lines = [f"| step | passes (forward + backward) | {' | '.join(columns)} | memory over plain |"]
+    lines.append("|" + "---|" * (len(columns) + 3))
+    for method, row in next(iter(columns.values()))["methods"].items():
+        timings = [model["methods"][method] for model in columns.values()]
+        cells = ["{forward:.3g} + {backward:.3g}".format(**row["passes"])]
+        cells += ["{1:.2f} ({0:.2f} to {2:.2f})".format(*timing["ratio_quartiles"]) for timing in timings]
+        cells.append(" / ".join(f"{round(timing['peak_over_plain'], 1) + 0:.1f}" for timing in timings))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    steps = ", ".join(f"{model['plain_step_ms']:.0f} ms ({name})" for name, model in columns.items())
+    sources = "; ".join(
+        f"`{result['command']}` on {result['machine']}, torch {result['versions']['torch']}, transformers "
+        f"{result['versions']['transformers']}, seed {result['seed']} ({result['note']})"
+        for result in measured.values()
+    )
     lines += [
         "",
-        f"ViT-B/16 from a config, {model['parameters'] / 1e6:.0f} M parameters, in batches of {model['batch_size']}; a "
-        f"plain step took {model['plain_step_ms']:.0f} ms. `{result['command']}` on {result['machine']}, {versions}, "
-        f"seed {result['seed']}{note}. Data: `benchmarks/results/cost_gpu.json`.",
+        f"ViT-B/16 and BERT-base from configs, batches of {next(iter(columns.values()))['batch_size']}. A plain step took "
+        f"{steps}. {sources}. Data: `benchmarks/results/cost_gpu.json` and `cost_gpu_bf16.json`.",
     ]
     return "\n".join(lines)
 

@@ -281,6 +281,7 @@ def check_first_moment(optimizer: Any) -> None:
             )
 
 
+@torch.no_grad()
 def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Copy the first moments that an optimizer keeps: running means, or sums, of the gradients.
 
@@ -295,6 +296,7 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
         ValueError: the optimizer has taken a step, and keeps no first moment.
     """
     moments: list[Tensor | None] = []
+    kept: list[Tensor] = []
     for parameter in parameters:
         state = optimizer.state.get(parameter) or {}
         moment = next((state[name] for name in FIRST_MOMENTS if state.get(name) is not None), None)
@@ -305,7 +307,11 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
             )
         if moment is not None and moment.dtype == torch.uint8:
             moment = _dequantized(moment, state["qmap1"], state["absmax1"])
-        moments.append(None if moment is None else moment.to(parameter.dtype, copy=True))
+        moments.append(None if moment is None else torch.empty_like(moment, dtype=parameter.dtype))
+        kept += [] if moment is None else [moment]
+    if kept:
+        copies = [copy for copy in moments if copy is not None]
+        torch._foreach_copy_(local_parts(copies), local_parts(kept))  # a few kernels on a GPU
     return moments
 
 
