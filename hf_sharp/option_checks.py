@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hf_sharp.data import sampling
@@ -116,7 +117,7 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
             raise ValueError(f"unknown {name} {getattr(args, name)!r}; expected one of {', '.join(known)}.")
     for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
-            setattr(args, name, _json(name, getattr(args, name)))
+            setattr(args, name, read_json(name, getattr(args, name)))
     if unused:
         _check_unused(args)
     _check_numbers(args)
@@ -165,11 +166,25 @@ _TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _json(name: str, text: str) -> Any:
+def read_json(name: str, text: str) -> Any:
+    """Read an option that is more than one value.
+
+    Args:
+        name: the option's name.
+        text: JSON, or the name of a file that holds some.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    is_file = text.endswith(".json")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.") from error
+        return json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        expected = "" if is_file else " Expected JSON, or the name of a .json file."
+        raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.{expected}") from error
 
 
 def _check_unused(args: Any) -> None:
