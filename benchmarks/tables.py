@@ -406,7 +406,7 @@ def asam_table() -> str:
 
 
 def ascent_costs() -> str:
-    """Show what the one-pass ascents, a late sharp phase and an informed head cost."""
+    """Show what the one-pass ascent, a late sharp phase and an informed head cost."""
     result = results("ascent_costs")
     rows = {
         **{f"a step of {name}, against a plain step": row for name, row in result["steps"].items() if name != "none"},

@@ -225,9 +225,8 @@ def _check_numbers(args: Any) -> None:
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
-    for name in ("sharpness_after", "ascent_momentum"):
-        if not 0 <= getattr(args, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(args, name)}.")
+    if not 0 <= args.sharpness_after < 1:
+        raise ValueError(f"sharpness_after must be in [0, 1), got {args.sharpness_after}.")
     if args.learns_rho and args.rho == 0:
         raise ValueError("a learned radius starts at rho, which must be > 0; got 0.")
     for name in ("head_scale", "cosine_scale"):
@@ -339,17 +338,10 @@ def _check_modes(args: Any) -> None:
 
 
 def _check_ascent(args: Any) -> None:
-    uniform = METHODS[args.sharpness].uniform
-    if args.ascent == "momentum" and not uniform:
+    if args.ascent == "momentum" and not METHODS[args.sharpness].uniform:
         raise ValueError(
             f"ascent='momentum' works with sharpness='sam' only: the momentum is that of all classes, and "
-            f"sharpness={args.sharpness!r} weights them. Choose ascent='class_momentum', or ascent='gradient', which "
-            "ascent_fraction makes cheap."
-        )
-    if args.ascent == "class_momentum" and uniform:
-        raise ValueError(
-            f"ascent='class_momentum' follows the gradients of some classes, but sharpness={args.sharpness!r} treats "
-            "all classes alike. Choose ascent='momentum', or sharpness='focal_sam' or 'imbsam'."
+            f"sharpness={args.sharpness!r} weights them. Choose ascent='gradient', which ascent_fraction makes cheap."
         )
     for name, required in (("ascent", "gradient"), ("sharpness_every", 1)):
         if args.learns_rho and getattr(args, name) != required:

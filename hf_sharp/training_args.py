@@ -105,10 +105,8 @@ class SharpTrainingArguments(TrainingArguments):
         "ascent",
         "gradient",
         ASCENTS,
-        "What the ascent follows: its own gradient; the optimizer's first moment, which costs no pass (MSAM); or a "
-        "running mean of the perturbed examples' gradients.",
+        "What the ascent follows: its own gradient, or the optimizer's first moment, which costs no pass (MSAM).",
     )
-    ascent_momentum: float = _option(0.9, "Class-aware momentum: the decay of the running mean, in [0, 1).")
     ascent_fraction: float = _option(
         1.0, "The share of the perturbed examples that the ascent uses, in (0, 1]. SAM then costs 1 + f passes."
     )
@@ -290,11 +288,6 @@ class SharpTrainingArguments(TrainingArguments):
     def seed_of_data(self) -> int:
         """The seed of what is drawn from the data: `data_seed`, or `seed`."""
         return self.seed if self.data_seed is None else self.data_seed
-
-    @property
-    def draws_examples(self) -> bool:
-        """Whether each example is drawn into the clean or the perturbed pass."""
-        return self.focal_sampling == "stochastic" or self.ascent == "class_momentum"
 
     @property
     def radius(self) -> float:
