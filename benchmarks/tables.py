@@ -199,8 +199,8 @@ def cost_gpu_table() -> str:
     )
     lines += [
         "",
-        f"ViT-B/16 and BERT-base from configs, batches of {next(iter(columns.values()))['batch_size']}. A plain step took "
-        f"{steps}. {sources}. Data: `benchmarks/results/cost_gpu.json` and `cost_gpu_bf16.json`.",
+        f"ViT-B/16 and BERT-base from configs, batches of {next(iter(columns.values()))['batch_size']}. A plain step "
+        f"took {steps}. {sources}. Data: `benchmarks/results/cost_gpu.json` and `cost_gpu_bf16.json`.",
     ]
     return "\n".join(lines)
 

@@ -179,12 +179,10 @@ def read_json(name: str, text: str) -> Any:
     Raises:
         ValueError: it is neither.
     """
-    is_file = text.endswith(".json")
     try:
-        return json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+        return json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        expected = "" if is_file else " Expected JSON, or the name of a .json file."
-        raise ValueError(f"{name} is not JSON: {error}. Got {text!r}.{expected}") from error
+        raise ValueError(f"{name} is neither JSON nor a JSON file: {error}. Got {text!r}.") from error
 
 
 def _check_unused(args: Any) -> None:

@@ -69,7 +69,7 @@ def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss
         ({"rho_schedule": "step", "rho_steps": {"1.5": 0.1}}, "rho_steps must map fractions of training"),
         ({"rho_schedule": "step", "rho_steps": {"half": 0.1}}, "rho_steps must map fractions of training"),
         ({"rho_schedule": "step", "rho_steps": {"0.5": -0.1}}, "rho_steps must map fractions of training"),
-        ({"rho_schedule": "step", "rho_steps": "0.8: 0.2"}, "rho_steps is not JSON"),
+        ({"rho_schedule": "step", "rho_steps": "0.8: 0.2"}, "rho_steps is neither JSON"),
         ({"rho_steps": {"0.5": 0.1}}, "rho_steps={'0.5': 0.1} has no effect with rho_schedule='constant'"),
         ({"rho_end": 0.1}, "rho_end=0.1 has no effect with rho_schedule='constant'"),
         ({"rho_schedule": "linear", "rho_end": -1.0}, "rho_end must be a finite number >= 0"),
@@ -100,7 +100,7 @@ def test_every_method_goes_with_every_loss_at_defaults(tmp_path, sharpness, loss
         ({"reweight_after": float("nan")}, "reweight_after is a fraction"),
         ({"reweight_after": 0.8, "loss_beta": 2.0}, r"loss_beta must be in \[0, 1\)"),
         ({"reweight_after": 0.8, "loss": "weighted"}, "reweight_after=0.8 would weight the classes twice"),
-        ({"class_importance": "{cat: 2"}, "class_importance is not JSON"),
+        ({"class_importance": "{cat: 2"}, "class_importance is neither JSON"),
         (
             {"sampler": "square_root", "train_sampling_strategy": "group_by_length"},
             "sampler='square_root' and train_sampling_strategy='group_by_length' both choose the examples",
