@@ -69,7 +69,7 @@ class SharpTrainingArguments(TrainingArguments):
     rho: float | None = _option(
         None,
         "Radius of the ascent, an L2 norm over all trainable parameters. The default depends on the ascent: 0.05 along "
-        "a gradient, 0.25 along the momentum, 1 with adaptive (0.15 on matrices alone).",
+        "a gradient, 0.75 along the momentum, 1 with adaptive (0.15 on matrices alone).",
     )
     sharpness_after: float = _option(
         0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."

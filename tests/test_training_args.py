@@ -179,7 +179,7 @@ def test_a_sampler_beside_a_loss_that_knows_the_counts_is_warned_of(tmp_path, ca
     [
         ({}, 0.05),
         ({"sharpness": "focal_sam"}, 0.05),
-        ({"ascent": "momentum"}, 0.25),
+        ({"ascent": "momentum"}, 0.75),
         ({"adaptive": True}, 1.0),
         ({"ascent": "momentum", "rho": 0.1}, 0.1),
     ],

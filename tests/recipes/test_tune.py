@@ -257,7 +257,7 @@ def test_the_cheap_runs_come_first_with_the_strength_that_was_free():
     ladder = space.ladder(0.7)
     assert [run["method"] for run in ladder] == list(CANDIDATES)
     assert {run["loss_tau"] for run in ladder} == {0.7}
-    assert ladder[1]["rho (sam, momentum)"] == pytest.approx(0.25)
+    assert ladder[1]["rho (sam, momentum)"] == pytest.approx(0.75)
     assert ladder[2]["rho (sam)"] == pytest.approx(0.02)
     assert [run["method"] for run in space.ladder(0.0)] == list(CANDIDATES)[1:], "the first run is not repeated"
 
