@@ -25,6 +25,12 @@ OURS = {item.name: item for item in fields(SharpTrainingArguments)}.keys() - {
 }
 
 
+def test_the_filter_that_waits_for_the_device_is_on_with_float16_alone(tmp_path, monkeypatch):
+    assert not args(tmp_path).logging_nan_inf_filter
+    assert args(tmp_path, logging_nan_inf_filter=True).logging_nan_inf_filter
+    assert args(tmp_path, fp16=True).logging_nan_inf_filter
+
+
 def test_every_field_of_ours_has_help():
     ours = [item for item in fields(SharpTrainingArguments) if item.name in OURS]
     assert ours
