@@ -145,7 +145,9 @@ class SharpTrainingArguments(TrainingArguments):
         None,
         "The length of the head's rows at the start. Class means choose it by cross-validation; class names take 25.",
     )
-    head_examples: int | None = _option(None, "Class means: use at most so many examples of each class.")
+    head_examples: int | None = _option(
+        400, "Class means: use at most so many examples of each class, drawn at random; None: all of them."
+    )
     cosine_head: bool = _option(False, "Train a cosine head: normalised features and class vectors, with a scale.")
     cosine_scale: float = _option(25.0, "Cosine head: the factor of the cosines; ldam uses loss_scale instead.")
     cosine_learn_scale: bool = _option(False, "Cosine head: train the factor too.")
