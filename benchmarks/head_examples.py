@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def features_of(task: str) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     data = module.prepare(CACHE)
     labels, rng = np.asarray(data["label"][:]), np.random.default_rng(0)
     rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:AT_MOST] for c in range(labels.max() + 1)])
-    whole = type("All", (), {**vars(module), "split": staticmethod(lambda data, seed: (rows, rows[:1], rows[:0]))})
+    whole = ModuleType(task)
+    vars(whole).update(vars(module), split=lambda data, seed: (rows, rows[:1], rows[:0]))
     examples: dict[str, Examples] = read_data(whole, 0, with_test=False)
     num_classes, part = int(labels.max()) + 1, examples["train"]
     model = build_model(module, "full", num_classes, examples)
