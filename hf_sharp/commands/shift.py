@@ -289,6 +289,5 @@ def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: 
     with stage(f"the estimate cannot be saved in {str(output)!r}"):
         write_json(output / "shift.json", result)
         title = f"class shares of {estimate.examples:,} new examples"
-        plot_shares(
-            estimate.training, estimate.shares, estimate.low, estimate.high, names, output / "shares.png", title
-        )
+        found = estimate.training, estimate.shares, estimate.low, estimate.high, estimate.examples
+        plot_shares(*found, names, output / "shares.png", title)

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import warnings
@@ -15,15 +16,16 @@ import pytest
 from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager
+from matplotlib.path import Path as MplPath
 
 from hf_sharp import ClassFrequencies
 from hf_sharp.metrics import long_tail_report
 from hf_sharp.reports import plots
 from hf_sharp.reports.plots import fonts
 from hf_sharp.reports.plots.errors import confusion_shares
-from hf_sharp.reports.plots.layout import plain_ticks
+from hf_sharp.reports.plots.layout import log_ticks, plain_ticks
 from hf_sharp.reports.plots.shift import plot_shares
-from hf_sharp.reports.plots.style import GROUP_COLOURS, MARKERS, PALETTE, run_styles, shown_title
+from hf_sharp.reports.plots.style import GROUP_COLOURS, MARKERS, PALETTE, picture, run_styles, shown_title
 from hf_sharp.reports.plots.tuning import plot_pareto, plot_sensitivity
 from hf_sharp.reports.tuning import FINISHED
 from hf_sharp.sharpness.methods import METHODS
@@ -44,8 +46,13 @@ def predictions(num_classes, largest=3000, smallest=4, seed=0, per_class=20, ski
     return counts, references, probabilities / probabilities.sum(1, keepdims=True)
 
 
+def long_tail_of(num_classes, absent=142):
+    """Counts from 1,000 down to 1, and of some classes that have none."""
+    return [*np.geomspace(1000, 1, num_classes - absent).round().astype(int), *[0] * absent]
+
+
 def names_of(num_classes):
-    return [*AWKWARD, *(f"species number {i}" for i in range(num_classes))][:num_classes]
+    return [*AWKWARD, *(f"a species of the same genus, number {i}" for i in range(num_classes))][:num_classes]
 
 
 def report(num_classes, **options):
@@ -124,31 +131,40 @@ def few_shot(file, domains=5, backbones=4):
     plots.plot_few_shot(rows, file, "few-shot accuracy on image domains, adaptation by prototypes")
 
 
-def shares(file, num_classes=12):
+def shares(file, num_classes=12, examples=2000, absent=0):
     training = np.geomspace(1, 0.001, num_classes)
+    training[:absent] = 0
     new = np.random.default_rng(0).permutation(training)
+    new[-2:] = 1e-9, 0  # as EM leaves a class that is not there
     training, new = training / training.sum(), new / new.sum()
-    plot_shares(training, new, new / 1.5, new * 1.5, names_of(num_classes), file, LONG_TITLE)
+    low, high = np.where(new < 0.005, new / 1000, new / 1.5), np.maximum(new * 1.5, 2 / examples)
+    plot_shares(training, new, low, high, examples, names_of(num_classes), file, LONG_TITLE)
 
 
-def search(runs=20):
+def search(runs=20, *, radii=(0.005, 0.2), counted=True, seed=0):
     """Finished runs of a search, and one that was ended early."""
-    rng = np.random.default_rng(0)
-    methods = ("none", "sam, momentum", "sam", "focal_sam")
-    found = [
-        {
-            "number": i,
-            "state": FINISHED,
-            "value": rng.uniform(0.6, 0.8),
-            "few": rng.uniform(0.2, 0.5),
-            "seconds": rng.uniform(10, 30),
-            "passes": (1.0, 1.0, 2.0, 2.67)[i % 4],
-            "group": methods[i % 4],
-            "params": {"method": methods[i % 4], "rho": rng.uniform(0.005, 0.2), "loss_tau": rng.uniform(0, 2)},
-        }
-        for i in range(runs)
-    ]
+    rng = np.random.default_rng(seed)
+    methods = {"none": 1.0, "sam, momentum": 1.0, "sam": 2.0, "focal_sam": 2.67}
+    found = []
+    for i, (method, passes) in zip(range(runs), itertools.cycle(methods.items()), strict=False):
+        rho = {} if method == "none" else {f"rho ({method})": rng.uniform(*radii)}
+        found.append(
+            {
+                "number": i,
+                "state": FINISHED,
+                "value": rng.uniform(0.6, 0.8),
+                "few": rng.uniform(0.2, 0.5),
+                "seconds": rng.uniform(10, 30),
+                "passes": passes if counted else None,
+                "group": method,
+                "params": {"method": method, "loss_tau": rng.uniform(0, 2), **rho},
+            }
+        )
     return [*found, found[0] | {"number": runs, "state": "ended", "value": None}]
+
+
+def is_radius(name):
+    return name.startswith("rho")
 
 
 PICTURES = {
@@ -165,6 +181,7 @@ PICTURES = {
     "plot_counts": [
         lambda file: plots.plot_counts(frequencies(30), file, "a dataset"),
         lambda file: plots.plot_counts(frequencies(300, largest=10**6), file, LONG_TITLE),
+        lambda file: plots.plot_counts(ClassFrequencies.from_counts(long_tail_of(8142)), file, "a dataset"),
         lambda file: plots.plot_counts(ClassFrequencies.from_counts([3, 0, 1]), file),
     ],
     "plot_confusion_matrix": [lambda file, k=k: confusion(file, k, LONG_TITLE) for k in (2, 15, 30, 31, 300)],
@@ -173,21 +190,42 @@ PICTURES = {
         for k, skill in ((2, 1), (30, 0.5), (31, 1), (300, 2), (60, 0))
     ],
     "plot_reliability": [reliability, lambda file: reliability(file, per_class=1)],
-    "plot_radius": [radius, lambda file: radius(file, steps=[7], runs=["one"]), lambda file: radius(file, start=1e-6)],
+    "plot_radius": [
+        radius,
+        lambda file: radius(file, steps=[7], runs=["one"]),
+        lambda file: radius(file, start=1e-6),
+        lambda file: radius(file, steps=(1, 4_000_000)),
+    ],
     "plot_geometry": [
         lambda file: geometry(file, 20, names_of(20)),
         lambda file: geometry(file, 10),
         lambda file: geometry(file, 100),
+        lambda file: geometry(file, 1500),
     ],
     "plot_step_geometry": [step_geometry, lambda file: step_geometry(file, points=1)],
     "plot_loss_along": [loss_along],
     "plot_few_shot": [few_shot, lambda file: few_shot(file, domains=1, backbones=9)],
-    "plot_shares": [shares, lambda file: shares(file, 300), lambda file: shares(file, 2)],
-    "plot_sensitivity": [
-        lambda file: plot_sensitivity(search(), file, LONG_TITLE, is_log="rho".__eq__),
-        lambda file: plot_sensitivity(search(1), file, free={"loss_tau": {0.0: 0.5, 1.0: 0.7}}),
+    "plot_shares": [
+        shares,
+        lambda file: shares(file, 300),
+        lambda file: shares(file, 3),
+        lambda file: shares(file, 12, examples=10**6, absent=2),
     ],
-    "plot_pareto": [lambda file: plot_pareto(search(), file, LONG_TITLE), lambda file: plot_pareto(search(1), file)],
+    "plot_sensitivity": [
+        lambda file: plot_sensitivity(search(), file, LONG_TITLE, is_log=is_radius),
+        lambda file: plot_sensitivity(search(1), file, free={"loss_tau": {0.0: 0.5, 1.0: 0.7}}),
+        *(
+            lambda file, radii=radii: plot_sensitivity(search(9, radii=radii), file, "clean", is_log=is_radius)
+            for radii in ((0.0161, 0.02), (0.25, 0.2501), (2e-5, 2e-3), (0.9, 1.1))
+        ),
+    ],
+    "plot_pareto": [
+        lambda file: plot_pareto(search(), file, LONG_TITLE),
+        lambda file: plot_pareto(search(1), file),
+        lambda file: plot_pareto(search(2), file),
+        lambda file: plot_pareto(search(seed=4), file),
+        lambda file: plot_pareto(search(counted=False), file),
+    ],
 }
 
 
@@ -216,33 +254,93 @@ def drawn(monkeypatch, tmp_path):
     return draw
 
 
+def tick_labels(axis):
+    """The tick labels of an axis that are drawn."""
+    low, high = sorted(axis.get_view_interval())
+    dimension = 0 if axis.axis_name == "x" else 1
+    labels = [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+    shown = [label for label in labels if low <= label.get_position()[dimension] <= high]
+    return [label for label in shown if label.get_visible() and label.get_text().strip()] if axis.axes.axison else []
+
+
 def shown_texts(figure):
+    """Texts to what they belong to: tick labels to their axis, others to None."""
     texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    labels = {}
     for axes in figure.axes:
+        if not axes.get_visible():
+            continue
         texts += [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
         texts += axes.get_legend().get_texts() if axes.get_legend() else []
         for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            dimension = 0 if axis is axes.xaxis else 1
-            labels = [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
-            texts += [label for label in labels if low <= label.get_position()[dimension] <= high]
-    return [text for text in texts if text.get_visible() and text.get_text().strip()]
+            texts.append(axis.get_offset_text())
+            labels |= dict.fromkeys(tick_labels(axis), axis)
+    return {text: None for text in texts if text.get_visible() and text.get_text().strip()} | labels
 
 
 @pytest.mark.parametrize(
     ("kind", "case"), [(kind, i) for kind, cases in PICTURES.items() for i in range(len(cases))], ids=str
 )
-def test_texts_are_inside_the_picture_and_apart(drawn, kind, case):
+def test_a_picture_can_be_read(drawn, kind, case):
     figure = drawn(PICTURES[kind][case])
+    check_texts(figure)
+    check_ticks(figure)
+    check_legends(figure)
+    check_leaders(figure)
+
+
+def check_texts(figure):
+    """All texts are inside the picture, and apart."""
     renderer = figure.canvas.get_renderer()
-    boxes = [(text.get_text(), _box(text, renderer)) for text in shown_texts(figure)]
+    boxes = [(text.get_text(), _box(text, renderer), axis) for text, axis in shown_texts(figure).items()]
     assert boxes
-    for text, box in boxes:
+    for text, box, _ in boxes:
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
         assert inside, f"{text!r} is cut off: {box} in {figure.bbox}"
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
-        assert apart, f"{one!r} and {other!r} overlap: {a}, {b}"
+    for (one, a, of_a), (other, b, of_b) in itertools.combinations(boxes, 2):
+        # Numbers of one axis have space between them, and those of two axes so much that they are not read as one axis.
+        air = -1 if of_a is None or of_b is None else _SPACE if of_a is of_b else 2 * _SPACE
+        apart = a.x1 <= b.x0 - air or b.x1 <= a.x0 - air or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, f"{one!r} and {other!r} overlap, or touch: {a}, {b}"
+
+
+_SPACE = 5  # pixels, at 100 to the inch and 9 points
+
+
+def check_ticks(figure):
+    """Numbers are plain, as in 2,000 and 0.05; names are different."""
+    number = re.compile(r"[−-]?(\d{1,3}(,\d{3})*)(\.\d{1,9})?")
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            assert not axis.get_offset_text().get_text(), "a factor or a summand beside the axis"
+            labels = [label.get_text() for label in tick_labels(axis)]
+            assert len(set(labels)) == len(labels), f"the same label twice: {labels}"
+            for label in labels:
+                if not re.search(r"[^\d.,−e+-]", label):
+                    assert number.fullmatch(label), f"{label} is no plain number"
+
+
+def check_legends(figure):
+    """What a legend names is drawn, and its columns are as equal as can be."""
+    for legend in figure.legends:
+        number, columns = len(legend.get_texts()), legend._ncols
+        assert columns == -(-number // -(-number // columns)), f"{number} entries in {columns} columns"
+        labels = {text.get_text() for text in legend.get_texts()}
+        lines = [line for axes in figure.axes if axes.get_visible() for line in axes.lines]
+        for line in lines:
+            if line.get_label() in labels and line.get_marker() == "None":
+                assert len(np.unique(line.get_xydata(), axis=0)) > 1, f"{line.get_label()} is a line of one point"
+
+
+def check_leaders(figure):
+    """No line from a label to its point runs through another label."""
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.axes:
+        named = [text for text in axes.texts if getattr(text, "arrow_patch", None)]
+        for one, other in itertools.permutations(named, 2):
+            ends = axes.transData.transform([one.xy]), [np.mean(_box(one, renderer).get_points(), axis=0)]
+            crossed = MplPath(np.concatenate(ends)).intersects_bbox(_box(other, renderer), filled=False)
+            assert not crossed, f"the line of {one.get_text()!r} runs through {other.get_text()!r}"
 
 
 def _box(text, renderer):
@@ -299,6 +397,73 @@ def test_ticks_are_plain_numbers(low, high, inches, expected):
     ticks = plain_ticks(low, high, inches)
     assert set(expected) <= set(ticks)
     assert ticks == sorted(ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "inches"),
+    [
+        (1756, 9.5e8, 2.3),
+        (0.0129, 0.025, 2.3),
+        (4.1e-5, 9.9e-5, 2.3),
+        (1e-6, 3, 2.3),
+        (90_000, 130_000, 2.3),
+        (7, 8, 2.3),
+    ],
+)
+def test_the_numbers_of_a_short_axis_fit(drawn, low, high, inches):
+    def draw(file):
+        with picture(file, (inches + 0.3, 2)) as figure:
+            axes = figure.add_subplot()
+            axes.set(xscale="log", xlim=(low, high), yticks=[])
+            log_ticks(axes.xaxis, low, high, inches)
+
+    figure = drawn(draw)
+    check_texts(figure)
+    check_ticks(figure)
+    assert len(tick_labels(figure.axes[0].xaxis)) > 1
+
+
+def test_thousands_of_classes_are_a_few_outlines(drawn):
+    counts = long_tail_of(8142)
+    np.random.default_rng(0).shuffle(counts)
+    (axes,) = drawn(lambda file: plots.plot_counts(ClassFrequencies.from_counts(counts), file)).axes
+    assert len(axes.get_children()) < 30
+    heights = np.concatenate([outline.get_data().values for outline in axes.patches[:3]])
+    assert heights[:8000].tolist() == sorted(counts, reverse=True)[:8000]
+    assert axes.patches[0].get_data().edges[0] == 0.5, "the first class is number 1"
+
+
+def test_a_share_that_one_example_would_change_is_as_good_as_none(drawn):
+    training = np.full(40, 1 / 40)
+    new = np.full(40, 1e-12)
+    new[:2] = 0.6, 0.4
+    low, high = np.where(new > 0.1, new - 0.1, 0), np.where(new > 0.1, new + 0.1, 0.05)
+    names = [f"class {c}" for c in range(40)]
+    (axes,) = drawn(lambda file: plot_shares(training, new, low, high, 100, names, file)).axes
+    numbers = [float(label.get_text()) for label in tick_labels(axes.xaxis)]
+    assert numbers[0] == 0
+    assert numbers[1] >= 0.5, "half of one example in a hundred"
+    for line in axes.lines:
+        inside = axes.bbox.padded(1)
+        assert all(inside.contains(*point) for point in axes.transData.transform(line.get_xydata()))
+    shown = {label.get_text() for label in tick_labels(axes.yaxis)}
+    assert len(shown) == 30
+    assert {"class 0", "class 1"} <= shown, "those that clearly moved"
+
+
+def test_an_option_with_one_value_has_no_panel(drawn):
+    runs = search(6)
+    assert sum("rho (sam)" in run["params"] for run in runs) == 1
+    shown = [axes.get_xlabel() for axes in drawn(lambda file: plot_sensitivity(runs, file)).axes]
+    assert shown == ["loss_tau", "method", "rho (sam, momentum)"]
+
+
+def test_labels_of_classes_that_begin_alike_differ():
+    names = [f"diabetic retinopathy, non-proliferative, stage {i}" for i in range(12)]
+    assert fonts.class_labels(names)[:2] == ["diabetic re…ive, stage 0", "diabetic re…ive, stage 1"]
+    alike = fonts.class_labels([f"{'a' * 40}{i}{'b' * 40}" for i in range(3)])
+    assert alike == ["class 0", "class 1", "class 2"]
+    assert fonts.class_labels(["alone " * 9]) == ["alone alone alone alone…"]
 
 
 def test_no_title_is_a_path(tmp_path, monkeypatch):
@@ -392,7 +557,7 @@ def test_a_font_that_has_the_characters_is_used(drawn, other_fonts, tmp_path):
     try:
         fontManager.addfont(tmp_path / "cat.ttf")
         other_fonts(fontManager.ttflist[-1])
-        assert fonts.class_labels(["猫"]) == ["猫"]
+        assert fonts.class_labels(["猫", "猫" * 40]) == ["猫", "猫" * 11 + "…"], "as wide as 24 letters"
         assert fonts.fallback_fonts(["cat", "猫"]) == ["Cat Sans"]
         figure = drawn(lambda file: plots.plot_counts(ClassFrequencies.from_counts([9, 3], names=("猫", "b")), file))
         assert "猫" in [text.get_text() for text in shown_texts(figure)]

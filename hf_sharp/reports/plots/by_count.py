@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_sharp.reports.figures import group_limits, half_width, percent
 from hf_sharp.reports.plots.fonts import class_labels, drawable
-from hf_sharp.reports.plots.layout import label_points, legend_below, log_ticks
+from hf_sharp.reports.plots.labels import label_points
+from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
 from hf_sharp.reports.plots.style import GROUP_COLOURS, picture, run_styles
 
 NAMED_CLASSES = 30  # of more classes, a picture has room for the names of some only
@@ -28,8 +29,8 @@ def plot_recall_by_count(
 ) -> None:
     """Draw the recall of every class against its number of training examples, one line per run.
 
-    The five classes that the last run recognises least are named, if they are below its mean. Of many classes, the line
-    is a running mean.
+    The five classes that the last run recognises least are named, if they are below its mean and there is room. Of many
+    classes, the line is a running mean.
 
     Args:
         reports: run to `long_tail_report`, all of the same classes.
@@ -49,12 +50,10 @@ def plot_recall_by_count(
         _shade_groups(axes, first, low, high)
         axes.set(ylim=(-3, 103), xlabel="training examples of the class", ylabel="recall (%)")
         legend_below(figure, axes)
-        recalls = [_percentages(report["per_class_recall"]) for report in reports.values()]
-        marks = np.concatenate([np.stack([counts, recall], axis=1) for recall in recalls])
-        worst = [c for c in np.argsort(recalls[-1], kind="stable")[:_WORST] if recalls[-1][c] < np.nanmean(recalls[-1])]
+        recall = _percentages([*reports.values()][-1]["per_class_recall"])
+        worst = [c for c in np.argsort(recall, kind="stable")[:_WORST] if recall[c] < np.nanmean(recall)]
         labels = class_labels(names)
-        points = [(counts[c], recalls[-1][c]) for c in worst]
-        label_points(figure, axes, points, [labels[c] for c in worst], marks[~np.isnan(marks[:, 1])])
+        label_points(figure, axes, [(counts[c], recall[c]) for c in worst], [labels[c] for c in worst])
 
 
 def _count_axis(axes: Any, counts: np.ndarray) -> tuple[float, float]:
@@ -105,20 +104,23 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
     """
     counts = frequencies.counts
     names = frequencies.labels
-    title = ", ".join(filter(None, (title, f"imbalance factor {frequencies.imbalance_factor:.0f}")))
+    title = ", ".join(filter(None, (title, f"imbalance factor {frequencies.imbalance_factor:,.0f}")))
     named = len(counts) <= NAMED_CLASSES
     with picture(file, (7, 1.6 + 0.2 * len(counts)) if named else (7, 4.2), title, names) as figure:
         axes = figure.add_subplot()
         order = np.argsort(-counts, kind="stable")
-        place = np.empty(len(order))
-        place[order] = np.arange(len(order))
         limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
-        for group, classes in frequencies.groups.items():
-            if len(classes):
-                label = f"{group} ({limits[group]}): {len(classes)}"
-                bars = axes.barh if named else axes.bar
-                bars(place[classes], counts[classes], 0.8 if named else 1.0, color=GROUP_COLOURS[group], label=label)
         low, high = 0.7, 1.6 * counts.max()
+        for group, classes in frequencies.groups.items():
+            places = np.flatnonzero(np.isin(order, classes))  # one after the other
+            if len(places):
+                style = {"color": GROUP_COLOURS[group], "label": f"{group} ({limits[group]}): {len(places):,}"}
+                bars = counts[order[places]]
+                if named:
+                    axes.barh(places, bars, **style)
+                else:  # thousands of bars as one outline
+                    edges = np.append(places, places[-1] + 1) + 0.5
+                    axes.stairs(np.maximum(bars, low), edges, baseline=low, fill=True, **style)
         if named:
             axes.set(xscale="log", xlim=(low, high), xlabel="training examples")
             log_ticks(axes.xaxis, low, high, inches=5)
@@ -129,6 +131,7 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
                 axes.text(max(counts[c], low) * 1.06, i, f"{counts[c]:,}", va="center", fontsize=8)
         else:
             axes.set(yscale="log", ylim=(low, high), xlabel="classes, most frequent first", ylabel="training examples")
-            axes.set_xlim(-0.5, len(order) - 0.5)
+            axes.set_xlim(0.5, len(order) + 0.5)
+            count_ticks(axes.xaxis)
             log_ticks(axes.yaxis, low, high, inches=3)
         legend_below(figure, axes)

@@ -14,7 +14,8 @@ from hf_sharp.reports.figures import group_limits, half_width
 from hf_sharp.reports.long_tail_report import frequencies_of
 from hf_sharp.reports.plots.by_count import NAMED_CLASSES
 from hf_sharp.reports.plots.fonts import class_labels
-from hf_sharp.reports.plots.layout import label_points, legend_below
+from hf_sharp.reports.plots.labels import label_points
+from hf_sharp.reports.plots.layout import legend_below
 from hf_sharp.reports.plots.style import GROUP_COLOURS, LIGHT, PALETTE, picture
 
 _NUMBERED_CLASSES = 15  # of more classes, the cells of a confusion matrix have no room for numbers
@@ -103,7 +104,8 @@ def _count_pairs(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) 
 def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: str = "") -> None:
     """Draw precision and recall of every class: a row per class, or of more than 30 classes, precision against recall.
 
-    The most frequent class in training comes first; of more than 30, the marks with the five lowest recalls are named.
+    The most frequent class in training comes first; of more than 30, the marks with the five lowest recalls are named,
+    where there is room.
 
     Args:
         report: the `long_tail_report`.
@@ -130,18 +132,17 @@ def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: st
             for c in np.argsort(recall, kind="stable").tolist():
                 if not np.isnan(recall[c] + precision[c]):
                     at.setdefault((recall[c], precision[c]), []).append(labels[c])
-            label_points(figure, axes, [*at][:5], [shared_label(named) for named in at.values()][:5], [*at])
+            label_points(figure, axes, [*at][:5], [shared_label(named) for named in at.values()][:5])
 
 
 def shared_label(names: Sequence[str]) -> str:
     """Write the label of a mark that stands for one class, or for several at the same place.
 
     Example:
-        >>> shared_label(["owl"]), shared_label(["owl", "elk"]), shared_label(["owl", "elk", "emu"])
-        ('owl', 'owl, elk', 'owl, elk and 1 more')
+        >>> shared_label(["owl"]), shared_label(["owl", "elk", "emu"])
+        ('owl', 'owl and 2 more')
     """
-    rest = len(names) - 2
-    return ", ".join(names[:2]) + (f" and {rest} more" if rest > 0 else "")
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
 
 
 def _draw_rows(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
+
+from rich.cells import cell_len, set_cell_size
 
 from hf_sharp.reports.markdown import one_line
 
@@ -57,19 +60,35 @@ def drawable(text: str) -> str:
 def class_labels(names: Sequence[str], longest: int = 24) -> list[str]:
     """Shorten the names of classes for a picture; a name that no installed font can draw is its number.
 
+    Names that begin alike lose their middle instead of their end, and if that is not enough, become numbers.
+
     Args:
         names: (K,) the names.
-        longest: the maximal number of characters.
+        longest: the maximal number of columns; Chinese and its like take two for a character.
 
     Returns:
-        (K,) labels.
+        (K,) labels, all different.
 
     Example:
         >>> class_labels(["snow leopard", "\U000f0000", "a" * 30], longest=12)
         ['snow leopard', 'class 1', 'aaaaaaaaaaa…']
+        >>> class_labels(["retinopathy, stage 1", "retinopathy, stage 2"], longest=12)
+        ['retin…tage 1', 'retin…tage 2']
     """
-    lines = [one_line(name, longest) for name in names]
-    return [f"class {i}" if not line or _undrawable(line) else line for i, line in enumerate(lines)]
+    lines = [one_line(name) for name in names]
+    labels = [_cut(line, longest - 1) for line in lines]
+    for shorter in (lambda i: _cut(lines[i], longest // 2 - 1, longest // 2), "class {}".format):
+        seen = Counter(labels)
+        labels = [label if seen[label] == 1 else shorter(i) for i, label in enumerate(labels)]
+    return [f"class {i}" if not label or _undrawable(label) else label for i, label in enumerate(labels)]
+
+
+def _cut(line: str, head: int, tail: int = 0) -> str:
+    # Keep so many columns at the start and at the end, and one for what stands between them.
+    if cell_len(line) <= head + tail + 1:
+        return line
+    start, end = set_cell_size(line, head), set_cell_size(line[::-1], tail)[::-1]
+    return f"{start.rstrip()}…{end.lstrip()}"
 
 
 def _undrawable(line: str) -> set[str]:

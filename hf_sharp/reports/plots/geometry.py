@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_sharp.reports.plots.fonts import class_labels
-from hf_sharp.reports.plots.layout import legend_below, log_ticks
+from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
 from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture
 
 _NAMED_CLASSES = 20
@@ -41,6 +41,9 @@ def plot_geometry(
             if len(order) <= _NAMED_CLASSES:
                 axes.set_yticks(range(len(order)), [labels[i] for i in order], fontsize=8)
                 axes.set_xticks([])
+            else:
+                count_ticks(axes.xaxis)
+                count_ticks(axes.yaxis)
         figure.colorbar(image, ax=(left, middle), shrink=0.85)
         for (kind, gram), colour, marker in zip(grams.items(), PALETTE[1::2], "ox", strict=False):
             cosine = cosines(gram)

@@ -20,29 +20,32 @@ def plot_shares(
     shares: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
+    examples: int,
     names: Sequence[str],
     file: str | Path,
     title: str = "",
 ) -> None:
     """Draw the share of every class in new data, with its interval, beside its share in training, on a log axis.
 
-    Of more than 30 classes, those whose shares moved most in proportion are drawn.
+    Of more than 30 classes, those whose shares moved most in proportion are drawn, first those that clearly did. Half
+    an example of the new data is as good as none: below it, the axis is linear.
 
     Args:
         training: (K,) shares of the training set.
         shares: (K,) estimated shares of the new data.
         low: (K,) lower ends of the intervals.
         high: (K,) upper ends.
+        examples: the number of new examples.
         names: (K,) class names.
         file: where the picture goes; the suffix chooses the format.
         title: the picture's title.
     """
-    floor = min(training[training > 0].min(), shares[shares > 0].min(), 1e-2) / 2
-    training, shares, low, high = (np.maximum(values, floor) for values in (training, shares, low, high))
-    shown = np.arange(len(training))
-    if len(shown) > NAMED_CLASSES:
-        shown = np.argsort(-np.abs(np.log(shares / training)), kind="stable")[:NAMED_CLASSES]
+    seen = 0.5 / examples
+    change = np.abs(np.log(np.maximum(shares, seen) / np.maximum(training, seen)))
+    clear = (low > training) | (high < training)
+    shown = np.lexsort((-change, ~clear))[:NAMED_CLASSES]
     shown = shown[np.argsort(training[shown], kind="stable")]  # the most frequent one at the top
+    linear = 100 * min(seen, training.max())
     places = np.arange(len(shown))
     labels = class_labels(names)
     with picture(file, (7, 1.6 + 0.24 * len(shown)), title, names) as figure:
@@ -60,10 +63,10 @@ def plot_shares(
                 x = 100 * shares[shown][which]
                 ends = [x - 100 * low[shown][which], 100 * high[shown][which] - x]
                 axes.errorbar(x, places[which], xerr=ends, fmt=marker, color=colour, elinewidth=1.2, label=label)
-        limits = 100 * floor, min(100 * max(training[shown].max(), high[shown].max()) * 1.3, 130)
-        axes.set_xscale("log")
+        limits = -0.3 * linear, min(100 * max(training[shown].max(), high[shown].max()) * 1.3, 130)
+        axes.set_xscale("symlog", linthresh=linear)
         axes.set_xlim(*limits)
-        log_ticks(axes.xaxis, *limits, inches=5.5)
+        log_ticks(axes.xaxis, *limits, inches=5.5, linear_below=linear)
         axes.set_yticks(places, [labels[c] for c in shown])
         axes.hlines(places, *limits, color=LIGHT, linewidth=0.6, zorder=0)
         axes.set(xlabel="share of the examples (%), with 95 % intervals", ylim=(-0.7, len(shown) - 0.3))

@@ -29,6 +29,9 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,  # plain numbers, not 0.1 with +5e1 beside the axis
+    "axes.formatter.limits": (-6, 9),
+    "figure.constrained_layout.wspace": 0.06,  # the last number of one axis stands apart from the first of the next
     "grid.color": LIGHT,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,

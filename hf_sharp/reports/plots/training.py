@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_sharp.reports.plots.fonts import drawable
-from hf_sharp.reports.plots.layout import legend_below, log_ticks
+from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
 from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture, run_styles
 
 
@@ -32,7 +32,7 @@ def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: st
             low, high = low / 2, high * 2
         axes.set_ylim(low, high)
         log_ticks(axes.yaxis, low, high, inches=3.2)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        count_ticks(axes.xaxis)
         axes.set(xlabel="optimizer step", ylabel="radius ρ")
         axes.grid(axis="y")
         legend_below(figure, axes)

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sharp.reports.plots.layout import label_points, legend_below, log_ticks
+from hf_sharp.reports.plots.labels import label_points
+from hf_sharp.reports.plots.layout import legend_below, log_ticks
 from hf_sharp.reports.plots.style import GROUP_COLOURS, PALETTE, picture, run_styles
 from hf_sharp.reports.tuning import FINISHED, best_of, costs_of
 
 _COLUMNS = 3
 _LINE = "#aaaaaa"
+_RING = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
 
 
 def plot_sensitivity(
@@ -36,9 +38,12 @@ def plot_sensitivity(
     """
     finished = [run for run in runs if run["state"] == FINISHED]
     best = best_of(runs)
-    names = sorted(
-        {name for run in finished for name in run["params"]}, key=lambda name: (name.startswith("rho"), name)
-    )
+    tried: dict[str, set] = {}
+    for run in finished:
+        for name, value in run["params"].items():
+            tried.setdefault(name, set()).add(value)
+    several = {name for name, values in tried.items() if len(values) > 1} or tried.keys()  # one run has one of each
+    names = sorted(several, key=lambda name: (name.startswith("rho"), name))
     columns = min(len(names), _COLUMNS) or 1
     rows = math.ceil(len(names) / columns) or 1
     with picture(file, (2.7 * columns + 0.8, 2.6 * rows + 0.8), title, names) as figure:
@@ -67,8 +72,7 @@ def plot_sensitivity(
                 axes.plot(*zip(*few, strict=True), "^", color=GROUP_COLOURS["few"], label="few classes")
             if best in having:
                 place = x[having.index(best)]
-                ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
-                axes.plot([place], [100 * best["value"]], "o", label="chosen", **ring)
+                axes.plot([place], [100 * best["value"]], "o", label="chosen", **_RING)
             axes.set_xlabel(name)
             axes.grid(axis="y")
         for axes in panels[len(names) :]:
@@ -82,7 +86,7 @@ def plot_sensitivity(
 def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str = "") -> None:
     """Draw the balanced accuracy of every finished run against its cost, as `costs_of` has it.
 
-    A line joins the runs that none beats at a lower cost; their numbers stand beside them.
+    A ring marks the runs that none beats at a lower cost, and a line joins them; their numbers stand beside them.
 
     Args:
         runs: with `state`, `number`, `value`, `passes`, `seconds` and `group`, the method.
@@ -96,18 +100,18 @@ def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str 
     groups = sorted({run["group"] for run in finished}, key=[run["group"] for run in runs].index)
     with picture(file, (6.5, 4.2), title, groups) as figure:
         axes = figure.add_subplot()
-        line = [points[number] for number in front]
-        axes.plot(
-            *zip(*line, strict=True), "-", color=_LINE, linewidth=1.2, drawstyle="steps-post", label="best for its cost"
-        )
         for group, style in zip(groups, run_styles(groups), strict=True):
             of_group = [points[run["number"]] for run in finished if run["group"] == group]
             axes.plot(*zip(*of_group, strict=True), linestyle="", label=group, **style)
         axes.set(xlabel=costs.what, ylabel="balanced accuracy on validation data (%)")
+        line, ring = [points[number] for number in front], _RING | {"linewidth": 1.2, "drawstyle": "steps-post"}
+        axes.plot(*zip(*line, strict=True), "-o", color=_LINE, zorder=1, label="best for its cost", **ring)
         axes.margins(0.12)
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, 0.8 * line[0][0]), max(high, 1.2 * line[0][0]))  # equal costs look equal
         axes.grid()
         legend_below(figure, axes)
-        label_points(figure, axes, line, [f"run {number}" for number in front], [*points.values()])
+        label_points(figure, axes, line, [f"run {number}" for number in front])
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
