@@ -8,23 +8,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from rich.console import Console
 
 from hf_sharp.commands.costs import adjust_for_costs
 from hf_sharp.losses import LOSSES
-from hf_sharp.model.posthoc import METHODS, RECORD, adjust_head, choose_strength
+from hf_sharp.model.posthoc import METHODS, adjust_head, choose_strength
+from hf_sharp.model.records import RECORD
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.changed import card_with_section, save_changed
+from hf_sharp.recipe.changed import save_changed
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import per_class_field, rows_shown, show_report, write_report
+from hf_sharp.reports.card_changes import NOTHING, PREDICTIONS
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
 from hf_sharp.reports.long_tail_report import long_tail_report
 
 logger = logging.getLogger(__name__)
 
+_LIMITS = ("rare_threshold", "common_threshold")
 _EXAMPLE = """hf-sharp adjust outputs/photos/baseline photos/ --output_dir outputs/adjusted
 hf-sharp adjust outputs/photos/baseline --cost costs.csv --output_dir costs"""
 
@@ -100,10 +102,12 @@ def main(argv: list[str]) -> None:
     options = {"head": data.head} | {name: value for name, value in of_loss.items() if value is not None}
     options["strength"] = _choose(saved, what.method, options) if automatic else _number(what.strength)
     adjusted = adjust_head(saved.model, saved.frequencies.counts, what.method, **options)
-    card = _card(names.model, getattr(adjusted.config, RECORD))
-    save_changed(names.model, adjusted, saved.processor, output, card, record)
+    said, measured = getattr(adjusted.config, RECORD), None
+    effect = PREDICTIONS if said["strength"] else NOTHING
     if "validation" in splits:
-        _show(replace(saved, model=adjusted), output, rows)
+        measured = _measure(replace(saved, model=adjusted), record, output, rows)
+    change = {"command": "adjust", "effect": effect, "chosen": automatic} | said
+    save_changed(names.model, adjusted, saved.processor, output, change, record, measured=measured)
     Console().print(f"model    {output}", highlight=False, soft_wrap=True)
 
 
@@ -119,15 +123,19 @@ def _choose(saved: SavedModel, method: str, options: Mapping[str, Any]) -> float
     return strength
 
 
-def _show(adjusted: SavedModel, output: Path, rows: int | None) -> None:
+def _measure(adjusted: SavedModel, record: Mapping[str, Any], output: Path, rows: int | None) -> dict[str, Any]:
     logits, labels = adjusted.predict("validation")
     probabilities, references = logits.double().softmax(1).numpy(), labels.numpy()
     predictions = probabilities.argmax(1)
-    report = long_tail_report(predictions, references, adjusted.frequencies, probabilities)
+    limits = {name: record["report"][name] for name in _LIMITS if name in record.get("report", {})}
+    frequencies = replace(adjusted.frequencies, **limits)
+    costs = record.get("data", {}).get("cost_matrix")
+    report = long_tail_report(predictions, references, frequencies, probabilities, cost_matrix=costs)
     title = f"after the correction, validation: {len(references):,} examples"
     if rows != 0:
         show_report(Console(), output.name, report, title, rows)
     write_report(output / "validation", output.name, report, predictions, references, probabilities, title)
+    return report
 
 
 def _warn_of_corrected_model(record: Mapping[str, Any], method: str) -> None:
@@ -144,16 +152,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise ValueError(f"strength {text!r} is neither a number nor 'auto'.") from error
-
-
-def _card(model: str, record: dict) -> ModelCard:
-    options = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("method", "class_counts"))
-    if record["strength"] == 0:
-        said = f"`hf-sharp adjust` found no strength of {record['method']} above 0 better: the head is unchanged."
-    else:
-        said = (
-            f"The classifier head was corrected for class imbalance with `hf-sharp adjust`: {record['method']} "
-            f"({options}), for class counts from {max(record['class_counts']):,} to {min(record['class_counts'])}. "
-            "Figures above are those of the model before the correction."
-        )
-    return card_with_section(model, "Adjusted after training", said, "adjusted")

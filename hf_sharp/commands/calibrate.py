@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,15 +30,14 @@ from hf_sharp.model.confidence import (
 )
 from hf_sharp.model.posthoc import Model
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.changed import card_with_section, save_changed
+from hf_sharp.recipe.changed import save_changed
 from hf_sharp.recipe.decisions import Decisions, read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import HeadArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import per_class_field, rows_shown
 from hf_sharp.reports.calibration import calibration_bins
+from hf_sharp.reports.card_changes import PREDICTIONS, PROBABILITIES, RELIABILITY, threshold_cells
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
-from hf_sharp.reports.figures import half_width, percent
-from hf_sharp.reports.markdown import escaped
 from hf_sharp.reports.plots import plot_reliability
 from hf_sharp.reports.results import write_json
 
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 _IN_CARD = 10  # classes
 _COVERAGE = 0.9  # whose number of examples the table and the card compare with
-_PICTURE = "calibrated_reliability.png"
 _EXAMPLE = "hf-sharp calibrate outputs/photos/logit_adjusted photos/ --output_dir sure"
 
 
@@ -113,11 +112,14 @@ def main(argv: list[str]) -> None:
     model, decisions = _scaled(saved.model, temperature, decisions, data.head)
     result, thresholds, decisions = _calibrate(logits, labels, temperature, what.precision, decisions)
     result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
-    card = card_with_section(names.model, "Confidence", _said(result, thresholds, saved.frequencies), "calibrated")
-    save_changed(names.model, model, saved.processor, output, card, record, decisions)
+    change = _change(result, thresholds, saved.frequencies) | {"balanced": what.balanced}
+    change["folded"] = model is not saved.model
+    if change["folded"] and saved.model.dtype not in (torch.float32, torch.float64):
+        change["effect"] = PREDICTIONS  # rounded weights may change some
+    save_changed(names.model, model, saved.processor, output, change, record, decisions)
     write_json(output / "calibration.json", result)
     title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
-    plot_reliability(_probabilities(logits, temperature), labels, output / _PICTURE, title)
+    plot_reliability(_probabilities(logits, temperature), labels, output / RELIABILITY, title)
     _show(result, thresholds, saved.frequencies, rows, output)
 
 
@@ -222,39 +224,26 @@ def thresholds_table(
     for heading in ("training\nexamples", "validation\nexamples", "threshold", "answered", "right\nin %"):
         table.add_column(heading, justify="right")
     for c in order.tolist():
-        cells = _cells(thresholds[c])
+        cells = threshold_cells(thresholds[c]._asdict())
         table.add_row(escape(frequencies.name(c)), f"{frequencies.counts[c]:,}", f"{examples[c]:,}", *cells)
     if len(order) < len(thresholds):
         table.caption, table.caption_justify = f"the {len(order)} rarest of {len(thresholds):,} classes", "left"
     return table
 
 
-def _cells(threshold: Threshold) -> list[str]:
-    """Write a threshold, rounded down, the predictions that it answers, and how many of them are right."""
-    limit = "–" if threshold.confidence is None else f"{math.floor(threshold.confidence * 1000) / 1000:.3f}"
-    width = half_width([threshold.precision], [threshold.answered])
-    return [limit, f"{threshold.answered} of {threshold.predictions}", percent(threshold.precision, width) or "–"]
-
-
-def _said(result: Mapping[str, Any], thresholds: Sequence[Threshold], frequencies: ClassFrequencies) -> str:
-    order = np.argsort(frequencies.counts, kind="stable")[:_IN_CARD].tolist()
-    table = [["class", "validation examples", "threshold", "answered", "right in %"]]
-    table += [
-        [escaped(frequencies.name(c)), f"{result['calibration_examples'][c]:,}", *_cells(thresholds[c])] for c in order
-    ]
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    rest = f" The {len(order)} rarest classes:" if len(order) < len(thresholds) else ""
-    before, after = (100 * result[name]["calibration_error"] for name in ("before", "after"))
-    paragraphs = [
-        f"Its logits were divided by a temperature of {result['temperature']:.3g}, chosen by `hf-sharp calibrate` on "
-        f"{result['examples']:,} validation examples. There, the expected calibration error was {before:.1f} % before "
-        f"and {after:.1f} % after. Predictions did not change. Figures and pictures above are those of the model "
-        "before.",
-        f"![Accuracy of the validation predictions against their confidence]({_PICTURE})",
-        "`hf-sharp predict --abstain saved` answers only from a threshold per class, the lowest confidence from which "
-        f"{100 * result['precision']:g} % of the validation predictions of the class were right. `hf-sharp predict "
-        "--coverage 0.9` gives sets of classes that hold the true one in 90 % of the cases, for each class alone; a "
-        f"class with fewer than {examples_needed(_COVERAGE)} validation examples is in every such set.{rest}",
-        "\n".join([lines[0], "|---|---:|---:|---:|---:|", *lines[1:]]),
-    ]
-    return "\n\n".join(paragraphs)
+def _change(
+    result: Mapping[str, Any], thresholds: Sequence[Threshold], frequencies: ClassFrequencies
+) -> dict[str, Any]:
+    rarest = np.argsort(frequencies.counts, kind="stable")[:_IN_CARD].tolist()
+    return {
+        "command": "calibrate",
+        "effect": PROBABILITIES,
+        "calibration_error": [result[when]["calibration_error"] for when in ("before", "after")],
+        "thresholds": [
+            {"class": frequencies.name(c), "examples": result["calibration_examples"][c], **thresholds[c]._asdict()}
+            for c in rarest
+        ],
+        "classes": len(thresholds),
+        "needed": examples_needed(_COVERAGE),
+        **{name: result[name] for name in ("temperature", "examples", "precision")},
+    }

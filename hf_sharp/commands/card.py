@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import Flags
-from hf_sharp.reports.model_card import write_card
+from hf_sharp.reports.card_changes import check_same_model
+from hf_sharp.reports.model_card import config_of, write_card
+from hf_sharp.reports.results import read_results
 
 
 def main(argv: list[str]) -> None:
@@ -14,7 +18,8 @@ def main(argv: list[str]) -> None:
         argv: the words after `hf-sharp card`.
 
     Raises:
-        ValueError: the folder has no results, or the Hub does not accept the language.
+        ValueError: the folder has no results, or those of a model that was changed since; or the Hub does not accept
+            the language.
     """
     parser = Flags(
         prog="hf-sharp card",
@@ -27,8 +32,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repo_id", help="the name on the Hub, as user/name")
     arguments = parser.read(argv)
     with stage(f"no card can be written for {arguments.folder!r}"):
+        results = read_results(arguments.folder)
+        check_same_model(config_of(Path(arguments.folder)), results)
         card = write_card(
             arguments.folder,
+            results,
             licence=arguments.licence,
             language=arguments.language,
             tags=arguments.tags,

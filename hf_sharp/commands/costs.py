@@ -14,11 +14,11 @@ from rich.console import Console
 from hf_sharp.data.costs import read_costs
 from hf_sharp.model.costs import class_costs, fold_costs
 from hf_sharp.model.posthoc import check_unadjusted
-from hf_sharp.recipe.changed import card_with_section, save_changed
+from hf_sharp.recipe.changed import save_changed
 from hf_sharp.recipe.decisions import DECISIONS, class_labels_of, read_decisions
 from hf_sharp.recipe.saved import LookArguments, load_saved, takes_images
+from hf_sharp.reports.card_changes import DECIDED, PREDICTIONS
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
-from hf_sharp.reports.markdown import escaped
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,14 @@ def adjust_for_costs(
         model = fold_costs(model, matrix, head=head)
         # The probabilities change, and thresholds and calibration scores with them.
         decisions = replace(decisions, cost_matrix=None, precision=None, thresholds=None, scores=None)
+        effect = PREDICTIONS
         how = "the costs are in the head: any pipeline() predicts the class of least expected cost"
     except ValueError as error:
         decisions = replace(decisions, cost_matrix=matrix.tolist())
+        effect = DECIDED
         how = f"{_reason(error)}: hf-sharp predict and evaluate apply the table in {DECISIONS}"
-    card = card_with_section(name, "Costs of mistakes", _said(matrix, classes, decisions.cost_matrix is None), "costs")
-    save_changed(name, model, processor, output, card, record, decisions)
+    change = {"command": "adjust --cost", "effect": effect, "folded": effect == PREDICTIONS} | _highest(matrix, classes)
+    save_changed(name, model, processor, output, change, record, decisions)
     console = Console()
     console.print(f"costs    {how}", highlight=False)
     console.print(f"model    {output}", highlight=False, soft_wrap=True)
@@ -75,23 +77,13 @@ def warn_of_balanced_model(record: Mapping[str, Any]) -> None:
         )
 
 
-def _said(matrix: np.ndarray, classes: Sequence[str], folded: bool) -> str:
-    per_class = class_costs(matrix)
+def _highest(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    # The costs for the card, the highest first: one of each class, or of pairs where they depend on the prediction.
+    per_class, number = class_costs(matrix), len(classes)
     if per_class is not None:
-        order = np.argsort(-per_class, kind="stable")[:_SHOWN]
-        rows = [f"| {escaped(classes[c])} | {per_class[c]:g} |" for c in order]
-        rest = f"\n\n{len(classes) - _SHOWN} further classes cost no more." if len(classes) > _SHOWN else ""
-        table = "\n".join(["| true class | a mistake costs |", "|---|---:|", *rows]) + rest
+        order = np.argsort(-per_class, kind="stable")
+        found = [{"true": classes[c], "predicted": None, "cost": float(per_class[c])} for c in order]
     else:
-        pairs = [divmod(int(i), len(classes)) for i in np.argsort(-matrix, axis=None, kind="stable")[:_SHOWN]]
-        rows = [f"| {escaped(classes[c])} | {escaped(classes[j])} | {matrix[c, j]:g} |" for c, j in pairs if c != j]
-        table = "\n".join(["| true class | predicted class | costs |", "|---|---|---:|", *rows])
-        table += f"\n\nThese are the highest; `{DECISIONS}` has all."
-    how = (
-        "Mistakes have different costs, which `hf-sharp adjust` folded into the head: the class with the highest score "
-        "is the one of least expected cost, and the scores are no probabilities."
-        if folded
-        else f"Mistakes have different costs. `hf-sharp predict` chooses the class of least expected cost by the table "
-        f"in `{DECISIONS}`; a plain `pipeline()` still chooses the most likely class."
-    )
-    return f"{how} Figures above are those of the model before.\n\n{table}"
+        pairs = (divmod(int(i), number) for i in np.argsort(-matrix, axis=None, kind="stable"))
+        found = [{"true": classes[c], "predicted": classes[j], "cost": float(matrix[c, j])} for c, j in pairs if c != j]
+    return {"costs": found[:_SHOWN], "further": len(found[_SHOWN:])}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,13 @@ from hf_sharp.model.label_shift import ShiftEstimate, estimate_shares, fold_shar
 from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.changed import card_with_section, save_changed
-from hf_sharp.recipe.decisions import read_decisions
+from hf_sharp.recipe.changed import save_changed
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.reports.card_changes import NOTHING, PREDICTIONS, SHARES
 from hf_sharp.reports.plots.shift import plot_shares
 from hf_sharp.reports.results import write_json
-
-logger = logging.getLogger(__name__)
 
 THRESHOLD_PASSED = 3  # the exit status
 _SHOWN = 12  # classes in the table
@@ -115,7 +112,7 @@ def main(argv: list[str]) -> None:
     if output is not None:
         result = summary(estimate, saved.frequencies) | {"threshold": what.threshold, "passed": passed, "said": said}
         _save(output, result, estimate, saved, data.head)
-        for file in ("shift.json", "shares.png"):
+        for file in ("shift.json", SHARES):
             console.print(f"{output / file}", highlight=False, soft_wrap=True)
         console.print(f"model    {output}", highlight=False, soft_wrap=True)
     if passed:
@@ -272,23 +269,10 @@ def shares_table(estimate: ShiftEstimate, frequencies: ClassFrequencies, title: 
 
 def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: SavedModel, head: str | None) -> None:
     folded, names = fold_shares(saved.model, estimate, head=head), saved.frequencies.labels
-    decisions = read_decisions(saved.name, saved.model.config)
-    if estimate.moved():
-        said = (
-            f"`hf-sharp shift` found other class shares in {estimate.examples:,} unlabelled examples than in "
-            "training, and folded them into the head, which now aims at accuracy on such data: "
-            f"{result['said'][0]} Figures above are those of the model before."
-        )
-        if decisions.holds_something:
-            logger.warning("the thresholds and limits saved with the model are for its old head: calibrate the new one")
-    else:
-        said = "`hf-sharp shift` found the class shares of training in the new data: the head is unchanged."
-    card = card_with_section(saved.name, "New class shares", said, "adjusted")
-    kept = None if estimate.moved() else decisions
-    save_changed(saved.name, folded, saved.processor, output, card, recorded(saved.name), kept)
+    change = {"command": "shift", "effect": PREDICTIONS if estimate.moved() else NOTHING}
+    change |= {name: result[name] for name in ("examples", "said")}
+    save_changed(saved.name, folded, saved.processor, output, change, recorded(saved.name))
     with stage(f"the estimate cannot be saved in {str(output)!r}"):
         write_json(output / "shift.json", result)
         title = f"class shares of {estimate.examples:,} new examples"
-        plot_shares(
-            estimate.training, estimate.shares, estimate.low, estimate.high, names, output / "shares.png", title
-        )
+        plot_shares(estimate.training, estimate.shares, estimate.low, estimate.high, names, output / SHARES, title)

@@ -23,9 +23,8 @@ from scipy.special import logsumexp
 from sklearn.metrics import precision_recall_curve
 
 from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
+from hf_sharp.model.records import TEMPERATURE
 
-# The key in the model's config that records the temperature in its head.
-TEMPERATURE = "hf_sharp_temperature"
 TEMPERATURES = (0.05, 20.0)  # where nearly every example is right, the likelihood has no maximum
 
 

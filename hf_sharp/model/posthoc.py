@@ -28,12 +28,11 @@ from hf_sharp.losses.base import log_priors
 from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_batches
 from hf_sharp.model.modeling_cosine_head import CosineLinear
 from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
+from hf_sharp.model.records import RECORD
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
-# The key in the model's config that records the correction.
-RECORD = "hf_sharp_adjustment"
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(21))
 CRITERIA: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "balanced_accuracy": lambda y, predicted: recall_score(y, predicted, labels=np.unique(y), average="macro"),

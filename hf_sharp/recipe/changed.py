@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,21 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from hf_sharp.data.local_paths import without_paths
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.decisions import Decisions
+from hf_sharp.recipe.decisions import Decisions, read_decisions
 from hf_sharp.recipe.recorded import keep_record
+from hf_sharp.reports.card_changes import PREDICTIONS, RELIABILITY, SHARES, changed_results
+from hf_sharp.reports.card_metadata import hub_id
+from hf_sharp.reports.changed_card import build_changed_card
 from hf_sharp.reports.evaluation_pictures import PICTURES
-from hf_sharp.reports.model_card import PICTURE
+from hf_sharp.reports.model_card import PICTURE, write_card
+from hf_sharp.reports.results import write_results
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = (PICTURE, RELIABILITY, SHARES, *PICTURES, *(f"validation/{name}" for name in PICTURES))
+_AUTHORS = ("license", "license_name", "license_link", "language")  # what only the authors of a card can know
 
 
 def save_changed(
@@ -21,20 +32,23 @@ def save_changed(
     model: Any,
     processor: Any,
     output: Path,
-    card: ModelCard,
+    change: Mapping[str, Any],
     record: Mapping[str, Any],
     decisions: Decisions | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save a changed model into a new folder.
+    """Save a changed model into a new folder, with a card that has no figure of another model.
 
     Args:
-        name: the folder or Hub name of the model before the change, whose card's pictures are copied.
+        name: the folder or Hub name of the model before the change.
         model: the changed model.
         processor: its image processor or tokenizer.
         output: the folder.
-        card: the changed model's card.
+        change: what was done, as `hf_sharp.reports.card_changes` describes it, without `model`.
         record: what the training recorded, as from `recorded`.
-        decisions: what is decided after the model's probabilities.
+        decisions: what is decided after the model's probabilities. Default: as before, unless predictions changed; then
+            a warning says what is lost.
+        measured: the long-tail report of the changed model on validation data, or None.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -42,30 +56,54 @@ def save_changed(
     with stage(f"the changed model cannot be saved in {str(output)!r}"):
         model.save_pretrained(output)
         processor.save_pretrained(output)
-        card.save(output / "README.md")
-        keep_record(record, output)
-        for picture in (PICTURE, *PICTURES):
-            if (source := Path(name) / picture).is_file() and picture in card.text:
-                shutil.copy(source, output / picture)
-        if decisions is not None:
-            decisions.save(output)
+        (_still_decided(name, model, change) if decisions is None else decisions).save(output)
+        change, before = {"model": without_paths(name)} | dict(change), _card_of(name)
+        if "class_counts" in record.get("report", {}):
+            results = changed_results(record, change, measured)
+            write_results(output, results)
+            _copy_pictures(Path(name), output, results.get("pictures", ()))
+            _keep_authors_words(before, write_card(output))
+        else:
+            keep_record(record, output)
+            card = build_changed_card(output, change, before, measured, hub_id(name))
+            card.save(output / "README.md")
+        text = (output / "README.md").read_text(encoding="utf-8")
+        _copy_pictures(Path(name), output, [picture for picture in _PICTURES if f"]({picture})" in text])
 
 
-def card_with_section(model: str, heading: str, said: str, what: str) -> ModelCard:
-    """Add a section to the card of a model; a model without a card gets a short one.
+def _still_decided(name: str, model: Any, change: Mapping[str, Any]) -> Decisions:
+    decisions = read_decisions(name, model.config)
+    if change["effect"] != PREDICTIONS:
+        return decisions
+    if decisions.holds_something:
+        logger.warning(
+            "the thresholds, limits or costs saved with the model are for its old head, and are left out: calibrate "
+            "the new one"
+        )
+    return Decisions(decisions.classes)
 
-    Args:
-        model: the model's folder or Hub name.
-        heading: of the section.
-        said: Markdown.
-        what: what was done to the model, for the title of a new card.
 
-    Returns:
-        The card.
-    """
+def _card_of(model: str) -> ModelCard | None:
     try:
-        card = ModelCard.load(Path(model) / "README.md" if Path(model).is_dir() else model)
-    except (OSError, ValueError):  # no card or no network: write a short one
-        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {Path(model).name}, {what}\n")
-    card.text = f"{card.text.rstrip()}\n\n## {heading}\n\n{said}\n"  # an empty line ends HTML
-    return card
+        file = Path(model) / "README.md" if Path(model).is_dir() else model
+        return ModelCard.load(file, ignore_metadata_errors=True)
+    except (OSError, ValueError):  # no card or no network
+        return None
+
+
+def _copy_pictures(source: Path, output: Path, names: Any) -> None:
+    for name in _PICTURES:
+        if name in names and (source / name).is_file() and not (output / name).exists():
+            (output / name).parent.mkdir(exist_ok=True)
+            shutil.copy(source / name, output / name)
+
+
+def _keep_authors_words(before: ModelCard | None, file: Path) -> None:
+    if before is None:
+        return
+    card, said = ModelCard.load(file), before.data.to_dict()
+    for key in _AUTHORS:
+        if key in said:
+            setattr(card.data, key, said[key])
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *(said.get("tags") or ())]))
+    card.save(file)

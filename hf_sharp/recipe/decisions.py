@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.costs import read_costs
 from hf_sharp.model.costs import expected_costs
-from hf_sharp.model.posthoc import RECORD
+from hf_sharp.model.records import RECORD
 from hf_sharp.recipe.recorded import file_beside
 from hf_sharp.reports.results import write_whole
 

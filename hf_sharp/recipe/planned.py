@@ -75,6 +75,10 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         # Without a name, trackers would show the test after training as a separate run.
         name_of_all = main.run_name or str(main.output_dir)
         args.run_name = os.path.join(name_of_all, run) if changes else name_of_all
+        if run != name:  # a repository has one model: the main run's
+            args.push_to_hub, args.hub_model_id = False, None
+        elif args.push_to_hub and args.hub_model_id is None:
+            args.hub_model_id = Path(str(main.output_dir)).name
         options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
         runs.append(Run(run, args, options))
     if len(runs) > 1 and resumes(main) not in (False, True):

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from hf_sharp.reports.results import RESULTS, options_of, write_json
+from hf_sharp.reports.results import RESULTS, options_of, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ def keep_record(record: Mapping[str, Any], folder: Path) -> None:
         folder: the changed model's.
     """
     if record:
-        kept = {name: record[name] for name in ("options", "data") if name in record}
-        write_json(folder / RESULTS, kept)
+        write_results(folder, {name: record[name] for name in ("options", "data") if name in record})
 
 
 def set_flags(argv: Sequence[str]) -> set[str]:

@@ -153,7 +153,8 @@ def _train_and_evaluate(
     check_merging(trainer, merge)
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
     adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
-    trainer.save_model()  # before the test data is read: what fails there must not lose the model
+    # Before the test data is read: what fails there must not lose the model. It is pushed once the card is written.
+    trainer.save_model(_internal_call=True)
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
@@ -181,7 +182,10 @@ def _train_and_evaluate(
     if trainer.is_world_process_zero():
         result["pictures"] = draw_prediction(Path(str(args.output_dir)), report, prediction)
         write_results(str(args.output_dir), result)
-        write_card(str(args.output_dir), repo_id=args.hub_model_id)
+        write_card(str(args.output_dir), repo_id=trainer.hub_model_id or args.hub_model_id)
+    if args.push_to_hub:
+        trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]
+        trainer.push_to_hub()
     _track(trainer, run.name, result)
     return shared_results(result)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ def evaluation_section(
     picture: str | None,
     pictures: Sequence[str] = (),
     over_seeds: Mapping[str, Any] | None = None,
+    split: str = "test",
 ) -> dict[str, Any]:
     """Collect what the template shows of the figures.
 
@@ -39,6 +41,7 @@ def evaluation_section(
         picture: file name of the picture of recall against count, or None.
         pictures: file names of further pictures, those of `PICTURES`.
         over_seeds: the same figures of runs with several seeds, or None (see `build_card`).
+        split: what the report is about.
 
     Returns:
         Name in the template to content.
@@ -46,14 +49,15 @@ def evaluation_section(
     width = half_widths(report, frequencies).get("accuracy")
     return {
         "results": results_table(report, plain, frequencies, group_labels, over_seeds),
+        "split": split,
         "seeds": len(over_seeds["seeds"]) if over_seeds else 0,
         "calibration": percent(report.get("calibration_error"), width),
         "cost": cost_per_example(report),
         "rare": frequencies.rare_threshold,
         "common": frequencies.common_threshold,
-        "pictures": [(text, file) for file, text in PICTURES.items() if file in pictures],
+        "pictures": [(PICTURES[name], file) for file in pictures if (name := Path(file).name) in PICTURES],
         "picture": quote(picture) if picture and "per_class_recall" in report else None,
-        "classes": class_table(report, frequencies),
+        "classes": class_table(report, frequencies, split),
         "folded": frequencies.num_classes > _FOLDED_ABOVE,
         "confusions": confusions_table(report),
     }
@@ -145,18 +149,19 @@ def _worst_class(report: Mapping[str, Any]) -> str | None:
     return f"{cell} ({escaped(report['worst_class'])}{others})" if cell else None
 
 
-def class_table(report: Mapping[str, Any], frequencies: ClassFrequencies) -> list[list[str]]:
+def class_table(report: Mapping[str, Any], frequencies: ClassFrequencies, split: str = "test") -> list[list[str]]:
     """Make the table of classes, the most frequent first.
 
     Args:
         report: the long-tail report.
         frequencies: of the training set.
+        split: what the report is about.
 
     Returns:
         The heading and a row per class.
     """
     headings = {
-        "per_class_support": "test examples",
+        "per_class_support": f"{split} examples",
         "per_class_recall": "recall in %",
         "per_class_precision": "precision in %",
     }
@@ -180,22 +185,30 @@ def confusions_table(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def limitations(
-    report: Mapping[str, Any], frequencies: ClassFrequencies, *, balanced: bool, seed: Any, seeds: int = 0
+    report: Mapping[str, Any],
+    frequencies: ClassFrequencies,
+    *,
+    balanced: str | None,
+    seed: Any,
+    seeds: int = 0,
+    split: str = "test",
 ) -> list[str]:
     """Say what a user of the model should know, as far as the figures support it.
 
     Args:
         report: the long-tail report.
         frequencies: of the training set.
-        balanced: whether the loss or the sampler treated all classes alike.
+        balanced: why its probabilities are not those of data like the training set, as in "It was trained to treat all
+            classes alike"; None where they are.
         seed: the run's.
         seeds: the number of seeds that the results are shown for beside this one's, if any.
+        split: what the report is about.
 
     Returns:
         Sentences in Markdown.
     """
     names = frequencies.labels
-    sentences = [*_weak_classes(report, names), *_unknown_classes(report, names, frequencies)]
+    sentences = [*_weak_classes(report, names), *_unknown_classes(report, names, frequencies, split)]
     widths = half_widths(report, frequencies)
     many, few = (report.get(f"{group}_accuracy") for group in ("many", "few"))
     if is_finite_number(many) and is_finite_number(few):
@@ -207,15 +220,12 @@ def limitations(
             )
     if balanced:
         sentences.append(
-            "It was trained to treat all classes alike, so its probabilities do not reflect how common each class is "
-            f"in practice.{_overprediction(report, frequencies)}"
+            f"{balanced}, so its probabilities do not reflect how common each class is in practice."
+            + _overprediction(report, frequencies, split)
         )
-    if "accuracy" not in report:
-        sentences.append("These weights were not evaluated.")
     if not seeds:
-        sentences.append(
-            f"It is one training run (seed {code(seed)}); how much the figures vary between runs was not measured."
-        )
+        variation = "; how much the figures vary between runs was not measured" if "accuracy" in report else ""
+        sentences.append(f"It is one training run (seed {code(seed)}){variation}.")
     return sentences
 
 
@@ -230,13 +240,18 @@ def _weak_classes(report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [f"{what} recognised less than half of the time: {', '.join(shown)}{rest}."]
 
 
-def _unknown_classes(report: Mapping[str, Any], names: Sequence[str], frequencies: ClassFrequencies) -> list[str]:
+def _unknown_classes(
+    report: Mapping[str, Any], names: Sequence[str], frequencies: ClassFrequencies, split: str
+) -> list[str]:
     support = report.get("per_class_support", [])
     sentences = (
         ("No training examples", [i for i, count in enumerate(frequencies.counts) if count == 0]),
-        ("No test examples, so the recall is unknown", [i for i, number in enumerate(support) if number == 0]),
         (
-            f"Fewer than {_FEW_TEST_EXAMPLES} test examples, so the recall is a rough estimate",
+            f"No {split} examples, so recall and precision are unknown",
+            [i for i, number in enumerate(support) if number == 0],
+        ),
+        (
+            f"Fewer than {_FEW_TEST_EXAMPLES} {split} examples, so the recall is a rough estimate",
             [i for i, number in enumerate(support) if 0 < number < _FEW_TEST_EXAMPLES],
         ),
     )
@@ -250,11 +265,11 @@ def _listed(classes: Sequence[int], names: Sequence[str]) -> str:
     return ", ".join(escaped(names[i]) for i in classes[:_NAMED_CLASSES]) + rest
 
 
-def _overprediction(report: Mapping[str, Any], frequencies: ClassFrequencies) -> str:
+def _overprediction(report: Mapping[str, Any], frequencies: ClassFrequencies, split: str) -> str:
     few = frequencies.groups["few"]
     if "per_class_predicted" not in report or not len(few):
         return ""
     predicted, occurring = (sum(report[f"per_class_{figure}"][c] for c in few) for figure in ("predicted", "support"))
     if not occurring or predicted < _OVERPREDICTED * occurring:
         return ""
-    return f" On the test data it predicts the few classes {predicted / occurring:.1f} times as often as they occur."
+    return f" On the {split} data it predicts the few classes {predicted / occurring:.1f} times as often as they occur."

@@ -49,13 +49,13 @@ def long_tail_report(
     Returns:
         `accuracy`; `balanced_accuracy`; `many_accuracy`, `medium_accuracy`, `few_accuracy`: the mean recall of the
         group's classes, None for a group without examples; `many_classes`, `medium_classes`, `few_classes`: their
-        numbers of classes; `rare_threshold` and `common_threshold`; `macro_f1`; `g_mean` and `harmonic_mean` of the
-        recalls (in the latter, each is at least 1e-3); `worst_class_recall`, `worst_class` (its name);
-        `calibration_error` (expected, 15 bins) with `probabilities`; `expected_cost` per example and
-        `expected_cost_interval`, half the width of its 95 % interval, with `cost_matrix`;
-        `per_class_recall` and `per_class_precision` (None for a class without examples or predictions),
-        `per_class_support`, `per_class_predicted` (how often each class is predicted), `class_counts`; `class_names` if
-        there are names; `confusions`, the ten most frequent.
+        numbers of classes; `rare_threshold` and `common_threshold`; `macro_f1`, over the classes that occur or are
+        predicted; `g_mean` and `harmonic_mean` of the recalls (in the latter, each is at least 1e-3);
+        `worst_class_recall`, `worst_class` (its name); `calibration_error` (expected, 15 bins) with `probabilities`;
+        `expected_cost` per example and `expected_cost_interval`, half the width of its 95 % interval, with
+        `cost_matrix`; `per_class_recall` and `per_class_precision`, both None for a class without examples, and
+        precision also for one that is never predicted; `per_class_support`, `per_class_predicted` (how often each class
+        is predicted), `class_counts`; `class_names` if there are names; `confusions`, the ten most frequent.
 
     Raises:
         ValueError: no examples, different lengths, a class index outside [0, K), probabilities that do not sum to 1,
@@ -80,7 +80,7 @@ def long_tail_report(
     correct, support, predicted = (
         np.bincount(labels, minlength=num_classes) for labels in (references[right], references, predictions)
     )
-    recall, precision = _ratio(correct, support), _ratio(correct, predicted)
+    recall, precision = _ratio(correct, support), _ratio(correct, predicted * (support > 0))
     report = {
         "accuracy": float(correct.sum() / support.sum()),
         **_recall_figures(recall, frequencies),

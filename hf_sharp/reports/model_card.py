@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports import card_evaluation as evaluation
 from hf_sharp.reports import card_training as training
+from hf_sharp.reports.card_changes import limits_of, notice, sections
 from hf_sharp.reports.card_metadata import Subject, card_metadata, hub_id, local_name
 from hf_sharp.reports.card_training import method_of
 from hf_sharp.reports.figures import is_finite_number, quantity
@@ -25,6 +26,9 @@ from hf_sharp.reports.results import RESULTS, TASKS, read_results, results_of, t
 from hf_sharp.training_args import PLAIN_METHOD
 
 PICTURE = "recall_by_count.png"
+_DATA = ("class_counts", "per_class_support")  # of training, and of the report
+_NAMED = 50  # classes, in the lines of Python that open an adapter
+_SPLITS = ("test", "validation", "evaluation")  # what a report is about; evaluation: what a Trainer evaluated on
 
 
 def build_card(
@@ -43,6 +47,7 @@ def build_card(
     plain: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
     opened: str | None = None,
+    custom_code: bool = False,
     library_name: str | None = None,
 ) -> ModelCard:
     """Build the card of a trained model from its results, which every figure comes from.
@@ -50,9 +55,11 @@ def build_card(
     Args:
         results: the content of `all_results.json`: `report`, `options`, `training`, `machine` and `versions`, and
             optionally `method`, `described`, `model`, `radius`, `tta`, `command` and `local`. A report may lack
-            figures. Also optionally `over_seeds`: `seeds` (two or more), `metrics` (metric to one value per seed) and
-            perhaps `plain` (the same of plain training). They become further columns: mean ± standard deviation, and
-            the paired gain over plain training with its 95 % interval.
+            figures; `split` says what it is about, if not the test split. `changes` says what was done to the model
+            after training, as `hf_sharp.reports.card_changes` has it. Also optionally `over_seeds`: `seeds` (two or
+            more), `metrics` (metric to one value per seed) and perhaps `plain` (the same of plain training). They
+            become further columns: mean ± standard deviation, and the paired gain over plain training with its 95 %
+            interval.
         model_name: the model's name.
         pipeline_tag: the task, such as image-classification. Default: the results' model's; without one, the card does
             not say how to use the model.
@@ -68,6 +75,7 @@ def build_card(
         plain: the results of plain training on the same data, for comparison.
         repo_id: the name on the Hub that `pipeline` opens.
         opened: what `pipeline` opens without `repo_id`. Default: `model_name`.
+        custom_code: whether the model brings code of its own, which a user has to trust.
         library_name: the library that loads the model. Default: transformers, or peft for an adapter.
 
     Returns:
@@ -77,7 +85,10 @@ def build_card(
         ValueError: a language that the Hub does not accept, or class names that are not one per class.
     """
     report, options, model = results["report"], results["options"], results.get("model", {})
-    over_seeds = results.get("over_seeds")
+    over_seeds, changes = results.get("over_seeds"), results.get("changes", ())
+    split = results.get("split", "test")
+    split = split if split in _SPLITS else "evaluation"
+    opened = one_line(repo_id or opened or model_name) or "model"
     subject = Subject(
         name=one_line(model_name) or "model",
         task=pipeline_tag or model.get("task"),
@@ -88,19 +99,26 @@ def build_card(
         method=results.get("method") or method_of(options),
         frequencies=_frequencies(report, class_names or model.get("class_names")),
     )
+    balanced = limits_of(changes, training.treats_classes_alike(subject.method))
     card = ModelCard.from_template(
-        card_metadata(subject, report, licence, language, tags),
+        card_metadata(subject, report if split != "validation" else {}, licence, language, tags),
         template_path=str(template_file()),
         name=escaped(subject.name),
+        notice=notice(changes, report, split),
         summary=_summary(subject),
+        sections=sections(changes, opened),
         limitations=evaluation.limitations(
             report,
             subject.frequencies,
-            balanced=training.treats_classes_alike(subject.method),
+            balanced=balanced,
             seed=options.get("seed", training.DEFAULTS["seed"]),
             seeds=len(over_seeds["seeds"]) if over_seeds else 0,
+            split=split,
         ),
-        **_usage(subject, repo_id, opened or subject.name),
+        **usage(subject.task, opened, repo_id, custom_code),
+        adapter=subject.library == "peft",
+        base=json.dumps(hub_id(subject.base_model) or "path/to/base_model"),
+        labels=_labels(subject.frequencies),
         tta=evaluation.test_time_augmentation(results.get("tta")),
         **evaluation.evaluation_section(
             report,
@@ -110,6 +128,7 @@ def build_card(
             picture,
             pictures,
             over_seeds,
+            split,
         ),
         **training.training_section(results, plain, subject.method),
     )
@@ -142,7 +161,7 @@ def write_card(
     """
     folder = Path(folder)
     results = read_results(folder) if results is None else results
-    options = _read_config(folder) | options
+    options = read_config(folder) | options
     if "plain" not in options:
         options["plain"] = _plain_run(folder.absolute(), results)
     if draw and "per_class_recall" in results["report"]:
@@ -157,8 +176,8 @@ def write_card(
         )
     options.setdefault("picture", PICTURE if (folder / PICTURE).is_file() else None)
     options.setdefault("pictures", [name for name in results.get("pictures", ()) if (folder / str(name)).is_file()])
-    options.setdefault("model_name", _model_name(folder.absolute(), results["options"], options.get("repo_id")))
-    options.setdefault("opened", _shown_folder(folder.absolute()))
+    options.setdefault("model_name", _model_name(folder.absolute(), results, options.get("repo_id")))
+    options.setdefault("opened", shown_folder(folder.absolute()))
     card = folder / "README.md"
     build_card(results, **options).save(card)
     return card
@@ -182,29 +201,38 @@ def write_trainer_card(trainer: Any, **given: Any) -> Path:
     return write_card(str(trainer.args.output_dir), results, repo_id=trainer.hub_model_id, **options)
 
 
-def _model_name(folder: Path, options: Mapping[str, Any], repo_id: str | None) -> str:
+def _model_name(folder: Path, results: Mapping[str, Any], repo_id: str | None) -> str:
     if repo_id:
         return repo_id.rpartition("/")[2]
-    sharpness, loss = (options.get(part, training.DEFAULTS[part]) for part in ("sharpness", "loss"))
-    is_run = folder.name in (f"{sharpness}+{loss}", loss)  # one of the runs side by side in a folder
+    options = {part: results["options"].get(part, training.DEFAULTS[part]) for part in ("sharpness", "loss", "seed")}
+    # One of several runs in a folder, a run of hf-sharp compare, or what hf-sharp tune trained.
+    of_runs = {options["loss"], f"{options['sharpness']}+{options['loss']}", f"seed_{options['seed']}"}
+    of_runs |= {"model"} if (folder.parent / "tuning.json").is_file() else set()
+    is_run = folder.name in of_runs and not results.get("changes")
     return (folder.parent.name if is_run else "") or folder.name
 
 
-def _shown_folder(folder: Path) -> str:
-    # What opens the model from the working folder; of a folder elsewhere, which no card names, only the end.
+def shown_folder(folder: Path) -> str:
+    """Name a folder as it is opened from the working folder; of one elsewhere, which no card names, only the end."""
     here = Path.cwd()
     return folder.relative_to(here).as_posix() if folder.is_relative_to(here) and folder != here else folder.name
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    options: dict[str, Any] = {}
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read what a card takes from a model's `config.json`: names of options of `build_card` to values."""
+    config = config_of(folder)
+    options: dict[str, Any] = {"custom_code": "auto_map" in config}
     if id2label := config.get("id2label"):
         options["class_names"] = [label for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
     for architecture in config.get("architectures") or ():
         options["pipeline_tag"] = task_of(architecture)
     return options
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Read a model's `config.json`; empty where there is none, as beside adapters."""
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _plain_run(folder: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -219,7 +247,8 @@ def _same_but_method(plain: Mapping[str, Any], results: Mapping[str, Any]) -> bo
     method = {*PLAIN_METHOD, "head", *method_of(plain["options"]), *method_of(results["options"])}
     names = plain["options"].keys() | results["options"].keys()
     different = {name for name in names if plain["options"].get(name) != results["options"].get(name)}
-    return different <= method and plain["report"]["class_counts"] == results["report"]["class_counts"]
+    ours, theirs = ((run.get("split"), *map(run["report"].get, _DATA)) for run in (results, plain))
+    return different <= method and ours == theirs
 
 
 def _local_as_path(name: str | None, results: Mapping[str, Any]) -> str | None:
@@ -237,15 +266,21 @@ def _frequencies(report: Mapping[str, Any], class_names: Sequence[str] | None) -
     return ClassFrequencies.from_counts(counts, names=names, **thresholds)
 
 
-def _usage(subject: Subject, repo_id: str | None, folder: str) -> dict[str, Any]:
+def _labels(frequencies: ClassFrequencies) -> str:
+    # What tells the base model of an adapter its classes; of many, only the number.
+    if frequencies.names is None or frequencies.num_classes > _NAMED:
+        return f"num_labels={frequencies.num_classes}"
+    return f"id2label=dict(enumerate({json.dumps([*map(one_line, frequencies.names)], ensure_ascii=False)}))"
+
+
+def usage(task: str | None, opened: str, repo_id: str | None = None, custom_code: bool = False) -> dict[str, Any]:
+    """Collect what the template shows of a model's use: name in the template to content."""
     return {
-        "usage": TASKS.get(subject.task or ""),
-        "adapter": subject.library == "peft",
-        "task": json.dumps(subject.task),
-        "opened": json.dumps(one_line(repo_id or folder), ensure_ascii=False),
-        "base": json.dumps(hub_id(subject.base_model) or "path/to/base_model"),
+        "usage": TASKS.get(task or ""),
+        "task": json.dumps(task),
+        "opened": json.dumps(opened, ensure_ascii=False),
         "published": repo_id is not None,
-        "num_classes": subject.frequencies.num_classes,
+        "custom_code": custom_code,
     }
 
 

@@ -45,13 +45,18 @@ class Task(NamedTuple):
 
 TASKS = {
     "image-classification": Task(
-        "An", "image", "AutoModelForImageClassification", "image_processor", "AutoImageProcessor", "picture.png"
+        "An", "image", "AutoModelForImageClassification", "image_processor", "AutoImageProcessor", '"picture.png"'
     ),
     "text-classification": Task(
-        "A", "text", "AutoModelForSequenceClassification", "tokenizer", "AutoTokenizer", "A text to classify."
+        "A",
+        "text",
+        "AutoModelForSequenceClassification",
+        "tokenizer",
+        "AutoTokenizer",
+        '"A text to classify.", truncation=True',
     ),
     "audio-classification": Task(
-        "An", "audio", "AutoModelForAudioClassification", "feature_extractor", "AutoFeatureExtractor", "sound.wav"
+        "An", "audio", "AutoModelForAudioClassification", "feature_extractor", "AutoFeatureExtractor", '"sound.wav"'
     ),
 }
 
@@ -87,7 +92,7 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(folder) / RESULTS
     results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(results, dict) or not {"report", "options"} <= results.keys():
+    if not isinstance(results, dict) or "options" not in results or "class_counts" not in results.get("report", {}):
         raise ValueError(
             f"{str(file)!r} does not exist or has no long-tail report. The recipes write it after training; name the "
             "folder of a run that has finished."
@@ -212,6 +217,7 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
             "rare_threshold": frequencies.rare_threshold,
             "common_threshold": frequencies.common_threshold,
         },
+        "split": "evaluation",
         "training": {name: log[name] for name in _FIGURES if name in log},
         "options": records["method"] | {name: values[name] for name in _TRAINING_OPTIONS if name in values} | base,
         **records,

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from hf_sharp.data.local_paths import without_paths
+from hf_sharp.model.records import forget_records
 from hf_sharp.trainer import choosing
 from hf_sharp.trainer.checkpoint_files import (
     MethodState,
@@ -84,6 +85,7 @@ class SavingTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             check_same_method(resume_from_checkpoint, self.method_state.method)
             self._best = best_beside(resume_from_checkpoint)
+        forget_records(self.model)
         self._before_training(fresh=not resume_from_checkpoint)
         self.record.start_again({}, 0)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -251,7 +253,7 @@ class SavingTrainer(Trainer):
         try:
             yield
         finally:
-            values.pop(SAVED_AS)
+            values.pop(SAVED_AS, None)  # a save that pushes saves again
 
     def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts.

@@ -20,6 +20,7 @@ from hf_sharp.data.costs import read_costs
 from hf_sharp.model.confidence import fit_temperature, prediction_sets
 from hf_sharp.model.costs import expected_costs
 from hf_sharp.recipe.decisions import DECISIONS, Decisions, read_decisions
+from hf_sharp.recipe.recorded import recorded
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 from tests.processes import run_processes
 from tests.recipes.conftest import bert_folder, image_folder, pixels, texts, vit_folder  # noqa: F401
@@ -444,7 +445,9 @@ def test_what_was_trained_for_balanced_classes_is_warned_of(loss, warned, texts_
     assert ("with --balanced, they count alike here too" in caplog.text) == warned
     assert run("adjust", texts_model, "--cost", '{"gamma": 20}', "--output_dir", tmp_path / "b") == 0
     assert ("the least cost, are those of data in which all" in caplog.text) == warned
-    assert json.loads((tmp_path / "b" / "all_results.json").read_text()) == record, "without the report"
+    published = json.loads((tmp_path / "b" / "all_results.json").read_text())
+    assert published["options"] == record["options"] | {"dataset": "mails.csv"}, "without the report, and the path"
+    assert recorded(str(tmp_path / "b"))["options"] == record["options"]
 
 
 def test_a_temperature_beside_the_model_divides_the_logits():

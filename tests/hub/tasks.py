@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from hf_sharp import SharpTrainer, SharpTrainingArguments
+from hf_sharp.recipe import train_images
 from tests.conftest import ARGUMENTS, make_images, make_vit
 
 torch.set_num_threads(1)
@@ -166,3 +167,9 @@ def load_back(repo: str) -> list[dict[str, Any]]:
 def picture() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def recipe(argv: list[str]) -> None:
+    """Train as the recipe for images does."""
+    hurry()
+    train_images(argv)

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from tests.conftest import assert_same_bits
 from tests.hub import tasks
 from tests.hub.client import Failed
 from tests.hub.conftest import ARGUMENT_TOKEN, OTHER_TOKEN, READ_TOKEN, TOKEN, places_of
+from tests.recipes.conftest import QUICK, TINY_VIT, image_folder  # noqa: F401
 
 REPO = "someone/model"
 SAVES = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 2, "hub_always_push": True}
@@ -219,6 +221,20 @@ def test_pushing_to_a_new_revision(hub, as_user, tmp_path):
     as_user(tasks.train, str(tmp_path / "model"), options, None, True)
     assert pushed(hub, "v2") == contents(tmp_path / "model")
     assert hub.repos[REPO].titles("main") == ["initial commit"]
+
+
+def test_a_recipe_pushes_the_card_with_the_figures_of_the_test(hub, as_user, tmp_path, image_folder):  # noqa: F811
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, *QUICK, "--push_to_hub", "true"]
+    as_user(tasks.recipe, [*argv, "--compare_with", "baseline", "--output_dir", str(tmp_path / "model")])
+    assert [*hub.repos] == [REPO], "the model to compare with is not published"
+    there = pushed(hub)
+    report = json.loads(there["all_results.json"])["report"]
+    card = ModelCard(there["README.md"].decode())
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results}["accuracy"] == report["accuracy"]
+    assert f'pipeline("image-classification", "{REPO}")\n' in card.text
+    assert {"recall_by_count.png", "confusion_matrix.png", "model.safetensors"} <= there.keys()
+    assert "plain training" in card.text
+    assert REPO not in (tmp_path / "model" / "baseline" / "README.md").read_text()
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from hf_sharp import cli
-from hf_sharp.commands.adjust import AdjustArguments, _card, _warn_of_corrected_model
+from hf_sharp.commands.adjust import AdjustArguments, _warn_of_corrected_model
 from hf_sharp.commands.evaluate import EvaluateArguments
 from hf_sharp.recipe.recorded import recorded, take_over
 from hf_sharp.recipe.saved import LookArguments, choose_data
@@ -158,11 +158,7 @@ def test_a_first_correction_is_none(record, caplog):
     assert caplog.text == ""
 
 
-def test_the_card_of_a_correction_of_strength_0_does_not_speak_of_one():
-    record = {"method": "tau_norm", "strength": 0.0, "class_counts": [5, 2]}
-    assert "the head is unchanged" in _card("nowhere", record).text
-    assert "was corrected" not in _card("nowhere", record).text
-    assert "was corrected" in _card("nowhere", record | {"strength": 0.5}).text
+def test_the_strength_is_chosen_unless_it_is_given():
     assert AdjustArguments(output_dir="o").strength == "auto"
 
 

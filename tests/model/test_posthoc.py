@@ -216,11 +216,11 @@ def test_adjusting_from_the_command_line(text_model, tmp_path, capsys):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: mit" in card
     assert "Accuracy 90 %" in card
-    assert "</details>\n\n## Adjusted after training\n" in card  # a heading right below HTML would be shown as HTML
+    assert "\n# out\n\n> **This is `model`, " in card
     if record["strength"]:
-        assert f"logit_adjustment (strength {record['strength']})" in card
+        assert f"`logit_adjustment` (strength {record['strength']})" in card
     else:
-        assert "found no strength of logit_adjustment above 0 better" in card
+        assert "found no strength of `logit_adjustment` above 0 better" in card
     opened = (
         "import sys; sys.modules['hf_sharp'] = None\n"
         "from transformers import pipeline\n"

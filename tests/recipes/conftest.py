@@ -83,9 +83,8 @@ def vit_folder(tmp_path):
     return str(folder)
 
 
-@pytest.fixture
-def bert_folder(tmp_path):
-    folder = tmp_path / "bert"
+def save_bert(root):
+    folder = root / "bert"
     make_bert(num_labels=2).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -93,3 +92,8 @@ def bert_folder(tmp_path):
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
     ).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def bert_folder(tmp_path):
+    return save_bert(tmp_path)

@@ -11,7 +11,8 @@ from transformers import EvalPrediction
 
 from hf_sharp import ClassFrequencies
 from hf_sharp.metrics import comparison_table, compute_metrics_for, long_tail_report
-from hf_sharp.reports.plots import plot_geometry, plot_recall_by_count
+from hf_sharp.reports.card_evaluation import class_table
+from hf_sharp.reports.plots import plot_geometry, plot_precision_recall, plot_recall_by_count
 from hf_sharp.reports.table import per_class_table
 
 
@@ -34,8 +35,9 @@ def test_agrees_with_scikit_learn_also_with_absent_classes(data):
     present = recalls[~np.isnan(recalls)]
     assert report["g_mean"] == pytest.approx(np.prod(present) ** (1 / len(present)))
     assert report["harmonic_mean"] == pytest.approx(len(present) / np.sum(1 / np.maximum(present, 1e-3)))
-    for mine, theirs in zip(report["per_class_precision"], precisions, strict=True):
-        assert mine is None if np.isnan(theirs) else mine == pytest.approx(theirs)
+    for mine, theirs, recall in zip(report["per_class_precision"], precisions, recalls, strict=True):
+        assert (mine is None) == bool(np.isnan(theirs + recall)), "no figure of a class without examples"
+        assert mine is None or mine == pytest.approx(theirs)
     assert report["accuracy"] == pytest.approx(np.mean(np.array(predictions) == references))
     assert report["balanced_accuracy"] == pytest.approx(balanced)
     assert report["worst_class_recall"] == pytest.approx(np.nanmin(recalls))
@@ -234,6 +236,22 @@ def test_the_table_of_classes_shows_the_rarest_first():
     assert "rarest" not in text
     with pytest.raises(ValueError, match="rows must be at least 1"):
         per_class_table(report, rows=0)
+
+
+def test_a_class_without_examples_has_no_precision_wherever_it_is_shown(tmp_path):
+    """Its predictions are all wrong, but whether they would be on data with such examples is unknown."""
+    names = ["a", "b", "c"]
+    report = long_tail_report([0, 1, 2, 2, 1], [0, 1, 0, 1, 1], [200, 50, 5], class_names=names)
+    assert report["per_class_predicted"][2] == 2
+    assert (report["per_class_recall"][2], report["per_class_precision"][2]) == (None, None)
+    assert report["macro_f1"] == pytest.approx(np.mean([2 / 3, 0.8, 0])), "scikit-learn's, in which it counts"
+    console = Console(record=True, width=80)
+    console.print(per_class_table(report))
+    row = next(line for line in console.export_text().splitlines() if line.startswith("│ c"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["c", "5", "few", "0", "–", "–"]
+    frequencies = ClassFrequencies.from_counts([200, 50, 5], names=tuple(names))
+    assert class_table(report, frequencies)[-1] == ["c", "5", "few", "0", "–", "–"]
+    plot_precision_recall(report, tmp_path / "picture.png")
 
 
 def test_the_report_has_the_names_that_the_classes_have():

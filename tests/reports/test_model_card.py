@@ -406,7 +406,7 @@ def test_limitations_name_the_classes_below_half_and_what_was_not_measured():
     limitations = limitations_of(results, class_names=names)
     assert "2 classes are recognised less than half of the time: dog (12 %), cat (42 %)." in limitations
     assert "No training examples: eel." in limitations
-    assert "No test examples, so the recall is unknown: eel." in limitations
+    assert "No test examples, so recall and precision are unknown: eel." in limitations
     assert "Fewer than 20 test examples, so the recall is a rough estimate: dog." in limitations
     assert "The mean recall of the few classes is 12 %, that of the many classes 90 %." in limitations
     assert "treat all classes alike" in limitations
@@ -660,6 +660,8 @@ def test_write_card_reads_the_folder_draws_and_its_lines_of_python_run(tmp_path,
         ("birds", None, "birds"),
         ("birds/focal_sam+vs", None, "birds"),
         ("birds/vs", None, "birds"),
+        ("birds/seed_41", None, "birds"),  # of hf-sharp compare
+        ("birds/model", None, "model"),
         ("birds/focal_sam+vs", "ann/rare-birds", "rare-birds"),
     ],
 )
@@ -673,6 +675,13 @@ def test_the_title_is_the_name_of_folder_or_repository_and_not_of_the_loss(
     assert f"\n# {name}\n" in card.text
     assert f'pipeline("image-classification", "{repo_id or folder}")' in card.text, "what opens the model from here"
     assert card.data.model_name == name
+
+
+def test_the_title_of_what_a_search_trained_is_the_name_of_the_search(tmp_path):
+    (tmp_path / "birds" / "model").mkdir(parents=True)
+    (tmp_path / "birds" / "tuning.json").write_text("{}")
+    (tmp_path / "birds" / "model" / "all_results.json").write_text(json.dumps(make_results()))
+    assert "\n# birds\n" in write_card(tmp_path / "birds" / "model", draw=False).read_text()
 
 
 def test_a_folder_elsewhere_is_named_by_its_last_part(tmp_path, monkeypatch):
@@ -815,6 +824,41 @@ def test_task_and_base_of_an_adapter_come_from_the_trainers_model(make_trainer, 
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
     assert str(tmp_path) not in str(card)
     assert 'PeftModel.from_pretrained(base, "mails")' in card.text
+    assert '"path/to/base_model", id2label=dict(enumerate(["ham", "spam"])), ignore_mismatched_sizes=True)' in card.text
+    assert (
+        "num_labels=60, "
+        in build_card(make_results(range(1, 61)) | {"model": {**record, "class_names": None}}, model_name="m").text
+    )
+
+
+def test_a_model_that_brings_code_is_trusted_and_long_texts_are_cut_in_the_lines_of_python(tmp_path):
+    (tmp_path / "all_results.json").write_text(json.dumps(make_results((30, 5))))
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "ham", "1": "spam"}}
+    for auto_map, opened in (({}, ")"), ({"auto_map": {"AutoConfig": "own.py"}}, ", trust_remote_code=True)")):
+        (tmp_path / "config.json").write_text(json.dumps(config | auto_map))
+        text = write_card(tmp_path, draw=False).read_text()
+        assert f'pipeline("text-classification", "{tmp_path.name}"{opened}' in text
+        assert ("runs the code that is saved beside the weights" in text) == bool(auto_map)
+        assert 'print(classify("A text to classify.", truncation=True))' in text
+
+
+def test_a_run_is_compared_with_plain_training_on_the_same_examples_alone(tmp_path):
+    ours, plain = make_results(seed=1), make_results(seed=2, sharpness="none")
+    for run, results in (("ours", ours), ("baseline", plain)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "all_results.json").write_text(json.dumps(results))
+    assert "plain training" in write_card(tmp_path / "ours", draw=False).read_text().split("## Limitations")[0]
+    for change in ({"split": "validation"}, {"report": ours["report"] | {"per_class_support": [36] * 5}}):
+        (tmp_path / "ours" / "all_results.json").write_text(json.dumps(ours | change))
+        assert "plain training" not in write_card(tmp_path / "ours", draw=False).read_text().split("## Limitations")[0]
+
+
+def test_figures_of_a_trainers_evaluation_are_not_called_those_of_a_test(make_trainer):
+    trainer, keeper = keeping(make_trainer)
+    trainer.evaluate()
+    card = build_card(results_of(trainer, keeper.report), model_name="m")
+    assert "evaluation examples" in card.text
+    assert "test examples" not in card.text
 
 
 def test_a_model_of_no_known_task_has_no_lines_of_python():

@@ -7,11 +7,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import AutoConfig, Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_sharp import SharpTrainer
-from tests.conftest import CLASS_COUNTS, assert_same_bits, make_images, make_vit, weights_of
+from hf_sharp.model.confidence import fold_temperature
+from hf_sharp.model.posthoc import adjust_head
+from hf_sharp.model.records import RECORD, TEMPERATURE
+from tests.conftest import CLASS_COUNTS, NUM_CLASSES, assert_same_bits, make_images, make_vit, weights_of
 
 STEPWISE = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
 
@@ -236,3 +239,13 @@ def test_the_expected_cost_is_reported_and_does_not_change_the_training(make_tra
 def test_costs_of_unknown_classes_are_refused_before_training(make_trainer):
     with pytest.raises(ValueError, match=r"cost_matrix has the class 'class3', .* Did you mean 'class 3'"):
         make_trainer(cost_matrix={"class3": 7})
+
+
+def test_a_training_forgets_what_was_done_to_the_head_before_it(make_trainer, tmp_path):
+    """Costs that are not in the head any more would be taken out of its probabilities, and `adjust` would refuse it."""
+    adjusted = fold_temperature(adjust_head(make_vit(), CLASS_COUNTS), 2.0, NUM_CLASSES)
+    trainer = make_trainer(adjusted)
+    trainer.train()
+    trainer.save_model()
+    config = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
+    assert not {RECORD, TEMPERATURE} & config.keys()

@@ -1,0 +1,20 @@
+"""What a model's config records of changes to its head after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RECORD = "hf_sharp_adjustment"  # the correction, the costs or the class shares in the head
+TEMPERATURE = "hf_sharp_temperature"  # that divides the head
+
+
+def forget_records(model: Any) -> None:
+    """Remove the records from a model's config, as a training changes the head again.
+
+    Args:
+        model: of transformers, a PEFT model around one, or any other module; its config is changed in place.
+    """
+    config = getattr(model, "config", None)
+    for key in (RECORD, TEMPERATURE):
+        if hasattr(config, key):
+            delattr(config, key)
