@@ -1,8 +1,8 @@
-"""What the one-pass ascents, a late sharp phase and an informed head cost: ratios, interleaved, in one process.
+"""What the one-pass ascent, a late sharp phase and an informed head cost: ratios, interleaved, in one process.
 
     python benchmarks/ascent_costs.py [--rounds 30]
 
-- momentum, class momentum: a step against a plain step of the same round.
+- sam, momentum: a step against a plain step of the same round.
 - sharpness_after=0.8: 20 steps of a run (16 plain, 4 sharp) against 20 plain steps.
 - head_init="class_mean": the pass over the training set against the forward passes of one epoch.
 
@@ -35,8 +35,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "none": {"sharpness": "none"},
     "sam": {"sharpness": "sam"},
     "sam, momentum": {"sharpness": "sam", "ascent": "momentum"},
-    "focal_sam, class momentum": {"sharpness": "focal_sam", "ascent": "class_momentum"},
-    "imbsam, class momentum": {"sharpness": "imbsam", "ascent": "class_momentum"},
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reference import REFERENCE_TABLES
-from study.claims import lets_line, overview
+from study.claims import confirmation, lets_line, overview
 from study.figures import paired
 from study.report import make_table
 from study.results import finished_results
@@ -199,8 +199,8 @@ def cost_gpu_table() -> str:
     )
     lines += [
         "",
-        f"ViT-B/16 and BERT-base from configs, batches of {next(iter(columns.values()))['batch_size']}. A plain step took "
-        f"{steps}. {sources}. Data: `benchmarks/results/cost_gpu.json` and `cost_gpu_bf16.json`.",
+        f"ViT-B/16 and BERT-base from configs, batches of {next(iter(columns.values()))['batch_size']}. A plain step "
+        f"took {steps}. {sources}. Data: `benchmarks/results/cost_gpu.json` and `cost_gpu_bf16.json`.",
     ]
     return "\n".join(lines)
 
@@ -406,7 +406,7 @@ def asam_table() -> str:
 
 
 def ascent_costs() -> str:
-    """Show what the one-pass ascents, a late sharp phase and an informed head cost."""
+    """Show what the one-pass ascent, a late sharp phase and an informed head cost."""
     result = results("ascent_costs")
     rows = {
         **{f"a step of {name}, against a plain step": row for name, row in result["steps"].items() if name != "none"},
@@ -455,6 +455,14 @@ def evidence_tasks() -> str:
     return "\n\n".join(f"### {task}\n\n{make_table(result)}" for task, result in finished_results().items())
 
 
+def evidence_confirmation() -> str:
+    """Make the table of the fresh seeds."""
+    files = {task: RESULTS / f"confirmation_{task}.json" for task in finished_results()}
+    found = [json.loads(file.read_text()) for file in files.values() if file.exists()]
+    machines = "; ".join(dict.fromkeys(result["machine"] for result in found))
+    return f"{confirmation(found)}\n\n`python benchmarks/confirm.py all` on {machines}, seeds from 100 on."
+
+
 def evidence_lets() -> str:
     """Show where the learned radius stands beside the best fixed one."""
     return "\n".join(f"- {line}" for result in finished_results().values() if (line := lets_line(result)))
@@ -476,6 +484,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "small_passes": small_passes,
     "evidence_overview": evidence_overview,
     "evidence_tasks": evidence_tasks,
+    "evidence_confirmation": evidence_confirmation,
     "evidence_lets": evidence_lets,
 }
 

@@ -61,7 +61,8 @@ def config_of(module: ModuleType, folder: Path, rate: float) -> dict[str, Any]:
             "max_length": module.MAX_TOKENS,
             "bf16": True,
         }
-    return options | {"model_config": {"model_type": "vit", "image_size": module.SIZE} | VIT, "augment": "none"}
+    shape = {"model_type": "vit", "image_size": module.SIZE} | VIT | {"num_channels": 3}  # recipes train on colours
+    return options | {"model_config": shape, "augment": "none"}
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class SharpTrainingArguments(TrainingArguments):
     rho: float | None = _option(
         None,
         "Radius of the ascent, an L2 norm over all trainable parameters. The default depends on the ascent: 0.05 along "
-        "a gradient, 0.25 along the momentum, 1 with adaptive (0.15 on matrices alone).",
+        "a gradient, 0.75 along the momentum, 1 with adaptive (0.15 on matrices alone).",
     )
     sharpness_after: float = _option(
         0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."
@@ -105,10 +105,8 @@ class SharpTrainingArguments(TrainingArguments):
         "ascent",
         "gradient",
         ASCENTS,
-        "What the ascent follows: its own gradient; the optimizer's first moment, which costs no pass (MSAM); or a "
-        "running mean of the perturbed examples' gradients.",
+        "What the ascent follows: its own gradient, or the optimizer's first moment, which costs no pass (MSAM).",
     )
-    ascent_momentum: float = _option(0.9, "Class-aware momentum: the decay of the running mean, in [0, 1).")
     ascent_fraction: float = _option(
         1.0, "The share of the perturbed examples that the ascent uses, in (0, 1]. SAM then costs 1 + f passes."
     )
@@ -147,7 +145,9 @@ class SharpTrainingArguments(TrainingArguments):
         None,
         "The length of the head's rows at the start. Class means choose it by cross-validation; class names take 25.",
     )
-    head_examples: int | None = _option(None, "Class means: use at most so many examples of each class.")
+    head_examples: int | None = _option(
+        400, "Class means: use at most so many examples of each class, drawn at random; None: all of them."
+    )
     cosine_head: bool = _option(False, "Train a cosine head: normalised features and class vectors, with a scale.")
     cosine_scale: float = _option(25.0, "Cosine head: the factor of the cosines; ldam uses loss_scale instead.")
     cosine_learn_scale: bool = _option(False, "Cosine head: train the factor too.")
@@ -290,11 +290,6 @@ class SharpTrainingArguments(TrainingArguments):
     def seed_of_data(self) -> int:
         """The seed of what is drawn from the data: `data_seed`, or `seed`."""
         return self.seed if self.data_seed is None else self.data_seed
-
-    @property
-    def draws_examples(self) -> bool:
-        """Whether each example is drawn into the clean or the perturbed pass."""
-        return self.focal_sampling == "stochastic" or self.ascent == "class_momentum"
 
     @property
     def radius(self) -> float:

@@ -163,3 +163,26 @@ def lets_line(result: Mapping[str, Any]) -> str | None:
         f"{result['task']}: against SAM at its best radius ({statistics.fmean(fixed):.1f} ± {spread:.1f}), "
         f"{', '.join(parts)}"
     )
+
+
+def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
+    """Make the table of the fresh seeds: the best row by validation against every other row that was repeated.
+
+    Args:
+        results: contents of benchmarks/results/confirmation_TASK.json.
+
+    Returns:
+        A Markdown table: balanced and few-class accuracy in %, and paired differences with 95 % intervals.
+    """
+    lines = ["| task | row | its figures | best − it: balanced | few | seeds |", "|" + "---|" * 6]
+    for result in results:
+        few, rows = few_metric(result), result["rows"]
+        for short, row in rows.items():
+            seeds = row["seeds"]
+            gains = ["", ""]
+            if short != "best":
+                gains = [difference(rows["best"]["seeds"], seeds, metric) for metric in ("balanced_accuracy", few)]
+            name = f"{row['row']} (the best)" if short == "best" else row["row"]
+            figures = f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, few)}"
+            lines.append(f"| {' | '.join([result['task'], name, figures, *gains, str(len(seeds))])} |")
+    return "\n".join(lines)

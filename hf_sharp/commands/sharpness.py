@@ -35,8 +35,6 @@ _AT_LEAST = {
     "eigenvalues": 1,
     "probes": 2,
     "directions": 2,
-    "rho": 0,
-    "tolerance": 0,
 }
 
 
@@ -91,6 +89,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.set_defaults(batch_size=32)  # second derivatives need memory
     what, data, names = read_flags(parser, argv)
     check_bounds(vars(what), _AT_LEAST)
+    for name in ("rho", "tolerance"):
+        if not (math.isfinite(value := getattr(what, name)) and value > 0):
+            raise ValueError(f"{name} must be a finite number above 0, got {value}.")
     choose_data(what, data, names.model, names.data, argv)
     output = new_folder(what.output_dir)
     splits = load_splits(data, data.label_column)

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
         raise ValueError(f"cannot read {str(path)!r}: expected one of {', '.join(LOADERS)}. Save it in such a format.")
     if LOADERS[suffix] == "csv":
         return _load_csv({"train": [str(path)]}, separator or ("\t" if suffix == ".tsv" else ","))
-    loaded = datasets.load_dataset(LOADERS[suffix], data_files={"train": str(path)})
-    return _with_dates_as_written(loaded, {"train": [str(path)]}) if LOADERS[suffix] == "json" else loaded
+    files = {"train": [str(path)]}
+    if LOADERS[suffix] == "json":
+        return _load_json(files, lambda: datasets.load_dataset("json", data_files=files))
+    return datasets.load_dataset(LOADERS[suffix], data_files=files)
 
 
 def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDict:
@@ -64,12 +66,10 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     _refuse_capitals(path)
     if isinstance(getattr(builder.config, "sep", None), str):
         return _load_csv(files, separator or builder.config.sep)
-    loaded = datasets.load_dataset(name)
-    if type(builder.config).__name__ == "ImageFolderConfig":
-        return _image_folder(path, loaded, files)
     if type(builder.config).__name__ == "JsonConfig":
-        return _with_dates_as_written(loaded, files)
-    return loaded
+        return _load_json(files, lambda: datasets.load_dataset(name))
+    loaded = datasets.load_dataset(name)
+    return _image_folder(path, loaded, files) if type(builder.config).__name__ == "ImageFolderConfig" else loaded
 
 
 def _refuse_capitals(path: Path) -> None:
@@ -172,6 +172,15 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
     return f"{where} cannot be read: {' '.join(str(error).split())} Texts with separators or line ends need quotes."
 
 
+def _load_json(files: Mapping[str, Sequence[str]], load: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
+    try:
+        return _with_dates_as_written(load(), files)
+    except datasets.exceptions.DatasetGenerationError:
+        for file in (file for of_split in files.values() for file in of_split):
+            _json_rows(Path(file))  # names the line that is not JSON; Arrow counts rows of a block
+        raise
+
+
 def _with_dates_as_written(loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
     # Arrow reads a JSON string that looks like a date as a time.
     for split, data in loaded.items():
@@ -190,9 +199,24 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
     opened: Any = gzip.open if file.name.lower().endswith(".gz") else open
     with opened(file, "rt", encoding="utf-8") as lines:
         text = lines.read()
-    if text.lstrip().startswith("["):
-        return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    whole = text.lstrip().startswith("[") or _is_json(text)
+    rows: list[dict[str, Any]] = []
+    for number, part in enumerate([text] if whole else text.split("\n")):  # not at other ends of lines, inside texts
+        try:
+            found = json.loads(part) if part.strip() else []
+        except json.JSONDecodeError as error:
+            place = f"{str(file)!r}, line {number + error.lineno}"
+            raise ValueError(f"{place}: {error.msg} at character {error.colno}. Correct it, or remove it.") from error
+        rows += found if isinstance(found, list) else [found]
+    return rows
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _image_folder(path: Path, loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:

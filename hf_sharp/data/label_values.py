@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_sharp.data.class_names import composed, shown
-from hf_sharp.data.labels import arrow_column
+from hf_sharp.data.labels import IGNORED_LABEL, arrow_column
 
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
@@ -32,11 +32,20 @@ def label_values(
 
     Returns:
         (N,) Arrow strings, with accents as `composed` stores them; or int64, where every label is a whole number of at
-        most 18 digits, also one that is written as text.
+        most 18 digits, also one that is written as text. The label -100 stands for none, as in transformers.
 
     Raises:
         ValueError: several labels per example, or a class index out of range.
     """
+    column = _as_meant(data, label_column, split, class_names)
+    if pa.types.is_integer(column.type):
+        column = pc.if_else(pc.equal(column, IGNORED_LABEL), None, column)
+    return column
+
+
+def _as_meant(
+    data: datasets.Dataset, label_column: str, split: str, class_names: Sequence[str] | None = None
+) -> pa.Array:
     column = arrow_column(data, label_column)
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):

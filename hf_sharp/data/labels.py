@@ -47,7 +47,10 @@ def read_labels(
     if np.any(bad):
         row = int(np.argmax(bad))
         expected = "a class index >= 0" if num_classes is None else f"a class index from 0 to {num_classes - 1}"
-        raise ValueError(f"row {row} of column {label_column!r} holds label {labels[row]}; expected {expected}.")
+        hint = ""
+        if labels[row] == IGNORED_LABEL:
+            hint = " That stands for no label: leave such rows out, with dataset.filter."
+        raise ValueError(f"row {row} of column {label_column!r} holds label {labels[row]}; expected {expected}.{hint}")
     return labels
 
 

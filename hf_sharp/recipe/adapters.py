@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sharp.model.cosine_head import CosineHead
+from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.trainer.head_start import make_cosine_head
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
@@ -45,11 +45,8 @@ class AdapterArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.peft, str) and self.peft.lstrip().startswith("{"):
-            try:
-                self.peft = json.loads(self.peft)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"peft is not JSON: {error}. Got {self.peft!r}.") from error
+        if isinstance(self.peft, str) and (self.peft.lstrip().startswith("{") or self.peft.endswith(".json")):
+            self.peft = read_json("peft", self.peft)
         if isinstance(self.peft, str):
             self.peft = None if self.peft.lower() == "none" else {"type": self.peft}
         if isinstance(self.peft, dict) and "type" not in self.peft:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, pool_splits, prepare_splits
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats, split_validation
+from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
 
 TRUST = "Run the code that a model brings along, which may do anything. Cosine heads of hf_sharp do not need it."
@@ -109,7 +109,7 @@ class ModelArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or a folder."})
     model_config: dict | str | None = field(
         default=None,
-        metadata={"help": "From scratch: the model's config with its model_type, as a YAML mapping or JSON."},
+        metadata={"help": "From scratch: its config with the model_type, as a YAML mapping, JSON or a JSON file."},
     )
     new_head: bool = field(
         default=False, metadata={"help": "Start from a new head, although the pretrained one is for other classes."}
@@ -118,10 +118,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.model_config, str):
-            try:
-                self.model_config = json.loads(self.model_config)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"model_config is not JSON: {error}. Got {self.model_config!r}.") from error
+            self.model_config = read_json("model_config", self.model_config)
             if not isinstance(self.model_config, dict):
                 raise ValueError(f"model_config must be a mapping of options, got {self.model_config!r}.")
         if (self.model_name_or_path is None) == (self.model_config is None):
@@ -158,7 +155,7 @@ class ModelArguments:
                 raise ValueError(f"unknown key in model_config: {name!r} is not an option of {model_type!r}.{hint}")
             if isinstance(value, str) and isinstance(getattr(known, name, None), float):
                 options[name] = float(value)  # YAML reads 1e-12 as text
-        return CONFIG_MAPPING[model_type](**options, **head)
+        return CONFIG_MAPPING[model_type](**(options | head))
 
 
 @dataclass

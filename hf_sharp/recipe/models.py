@@ -31,6 +31,7 @@ _CLASSIFIERS: dict[str, tuple[Any, str]] = {
     "AutoModelForImageClassification": (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "pictures"),
     "AutoModelForSequenceClassification": (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "texts"),
 }
+_RECIPES = {"pictures": "image_classification.py", "texts": "text_classification.py"}
 
 
 def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedConfig]:
@@ -55,7 +56,11 @@ def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[An
         config = AutoConfig.from_pretrained(name)
         known, what = _CLASSIFIERS.get(getattr(auto, "__name__", ""), ((config.model_type,), ""))
         if config.model_type not in known:
-            raise ValueError(f"the model {name!r} ({config.model_type}) does not classify {what}. Name another model.")
+            others = [other for kinds, other in _CLASSIFIERS.values() if config.model_type in kinds]
+            hint = f", or train on {others[0]} with recipes/{_RECIPES[others[0]]}" if others else ""
+            raise ValueError(
+                f"the model {name!r} ({config.model_type}) does not classify {what}. Name another model{hint}."
+            )
         return auto, config
     base = getattr(transformers, own.removeprefix("Cosine"), None)
     if own.startswith("Cosine") and "cosine_head" in values and base is not None:

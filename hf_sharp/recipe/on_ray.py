@@ -111,7 +111,8 @@ class _Runs(Searcher):
         if error or "failed" in result:
             self.failed = result.get("failed", f"run {trial.number} was lost {1 + _LOST} times.")
             return
-        early = {"state": ENDED_EARLY, "seconds": result.get("seconds"), "report": None, "free": None}
+        early = {"state": ENDED_EARLY, "report": None, "free": None}
+        early |= {name: result.get(name) for name in ("seconds", "passes")}
         outcome = json.loads(result["outcome"]) if "outcome" in result else early
         self.search.tell(trial, change, outcome | {"machine": result["machine"]})
         self.progress.show(self.search.runs)
@@ -151,10 +152,10 @@ def _train(config: dict[str, Any]) -> None:
     # On any machine of the cluster, in a process of its own.
     machine = f"{platform.node()}-{ray.get_runtime_context().get_node_id()[:6]}"
 
-    def goes_on(value: float, evaluation: int) -> bool:
-        seconds = time.perf_counter() - began
+    def goes_on(value: float, evaluation: int, passes: float) -> bool:
+        so_far = {"seconds": time.perf_counter() - began, "passes": passes}
         # Where the run is to end, this call does not return.
-        tune.report({"value": value, "evaluation": evaluation, "seconds": seconds, "machine": machine})
+        tune.report({"value": value, "evaluation": evaluation, "machine": machine, **so_far})
         return True
 
     try:

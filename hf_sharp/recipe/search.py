@@ -15,11 +15,12 @@ from hf_sharp.recipe.planned import without_effect
 from hf_sharp.recipe.search_space import TAU, SearchSpace, is_log
 from hf_sharp.recipe.tuned_config import write_config
 from hf_sharp.recipe.tuning_run import Runner
+from hf_sharp.reports.figures import duration
 from hf_sharp.reports.plots.tuning import plot_pareto, plot_sensitivity
 from hf_sharp.reports.results import write_whole
 from hf_sharp.reports.tuning import ENDED_EARLY, FINISHED, best_of, paragraph
 
-_HEADER = f"{'run':>4}  {'method':<14}  {'radius':>7}  {'tau':>5}  {'balanced':>8}  {'few':>5}  {'cost':>5}  state"
+_HEADER = " run  method           radius    tau  balanced    few   cost     time  state"
 
 
 class Search:
@@ -45,7 +46,10 @@ class Search:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """The runs so far, in the order in which they began, as in `tuning.json`; interrupted ones are left out."""
+        """The runs so far, in the order in which they began, as in `tuning.json`; interrupted ones are left out.
+
+        `passes` is None for a run of a version that did not count them.
+        """
         from optuna.trial import TrialState
 
         states = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: ENDED_EARLY}
@@ -55,6 +59,7 @@ class Search:
                 "state": states[trial.state],
                 "value": trial.value if trial.state == TrialState.COMPLETE else None,
                 "params": trial.params,
+                "passes": None,
                 **trial.user_attrs,
             }
             for trial in self.study.get_trials(deepcopy=False, states=list(states))
@@ -67,7 +72,7 @@ class Search:
                 trial = self.ask()
                 change = self.space.options(trial)
 
-                def goes_on(value: float, evaluation: int, trial: Any = trial) -> bool:
+                def goes_on(value: float, evaluation: int, passes: float, trial: Any = trial) -> bool:
                     return self.goes_on(trial, value, evaluation)
 
                 self.tell(trial, change, self.runner.train(change, goes_on, correct=not self.runs))
@@ -181,7 +186,7 @@ class Progress:
         for run in runs:
             if run["number"] not in self.shown:
                 self.shown.add(run["number"])
-                tqdm.write(_row(run, runs[0]))
+                tqdm.write(_row(run))
         self.bar.n = self._done(runs)
         self.bar.refresh()
 
@@ -202,12 +207,12 @@ class _Fixed:
         return self.params.get(name, choices[0])
 
 
-def _row(run: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+def _row(run: Mapping[str, Any]) -> str:
     options = run["options"]
     radius, tau = (f"{options[name]:g}" if options.get(name) is not None else "" for name in ("rho", TAU))
     value, few = (f"{100 * run[name]:.1f}" if run[name] is not None else "" for name in ("value", "few"))
-    cost = run["seconds"] / max(first["seconds"], 1e-9)
+    cost = "" if run["passes"] is None else f"{run['passes']:.2f}"
     return (
-        f"{run['number']:>4}  {run['group'][:14]:<14}  {radius:>7}  {tau:>5}  {value:>8}  {few:>5}  {cost:>5.1f}  "
-        f"{run['state']}"
+        f"{run['number']:>4}  {run['group'][:14]:<14}  {radius:>7}  {tau:>5}  {value:>8}  {few:>5}  {cost:>5}  "
+        f"{duration(run['seconds']):>7}  {run['state']}"
     )

@@ -118,7 +118,7 @@ def prepare_texts(
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"column {data.text_column!r} is not a text column; the columns are {', '.join(first.column_names)}. Name "
-            "it with --text_column."
+            "it with --text_column; pictures are for recipes/image_classification.py."
         )
 
     def to_tokens(batch: dict[str, list]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 
 from hf_sharp.recipe.search_space import METHOD, RADIUS, TAU
 from hf_sharp.reports.results import write_whole
-from hf_sharp.reports.tuning import FINISHED, best_of
+from hf_sharp.reports.tuning import FINISHED, best_of, costs_of
 
 # What the search set for itself, or what needs the validation examples that the chosen config trains on.
 _LEFT_OUT = {
@@ -56,9 +56,13 @@ def write_config(
 def _comment(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     best = best_of(runs)
     if name in ("sharpness", "ascent"):
-        rows = _best_by(METHOD, runs)
-        shown = ", ".join(f"{method} {100 * value:.1f}" for method, value in rows.items())
-        return f"{name}: best balanced accuracy in % by method: {shown}." if shown else f"{name}: as in the config."
+        costs = costs_of(runs)
+        shown = ", ".join(
+            f"{method} {100 * run['value']:.1f} ({costs.of[run['number']]:.3g})"
+            for method, run in _best_by(METHOD, runs).items()
+        )
+        what = f"best balanced accuracy in % by method, and in brackets the {costs.what}"
+        return f"{name}: {what}: {shown}." if shown else f"{name}: as in the config."
     if name == "loss":
         return "loss: the one whose strength was searched."
     tried = sorted(
@@ -74,13 +78,12 @@ def _comment(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     return f"{name}: the best of {len(tried)} {runs_are}{of_method}, {tried[0]:g} to {tried[-1]:g}{plain}."
 
 
-def _best_by(parameter: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    best: dict[str, float] = {}
-    for run in runs:
-        if run["state"] == FINISHED and parameter in run["params"]:
-            key = run["params"][parameter]
-            best[key] = max(best.get(key, 0.0), run["value"])
-    return dict(sorted(best.items(), key=lambda item: -item[1]))
+def _best_by(parameter: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    best: dict[str, Mapping[str, Any]] = {}
+    finished = [run for run in runs if run["state"] == FINISHED and parameter in run["params"]]
+    for run in sorted(finished, key=lambda run: -run["value"]):
+        best.setdefault(run["params"][parameter], run)
+    return best
 
 
 def _yaml(options: Mapping[str, Any]) -> str:

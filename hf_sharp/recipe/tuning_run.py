@@ -90,41 +90,46 @@ class Runner:
         return args
 
     def train(
-        self, change: Mapping[str, Any], goes_on: Callable[[float, int], bool], correct: bool = False
+        self, change: Mapping[str, Any], goes_on: Callable[[float, int, float], bool], correct: bool = False
     ) -> dict[str, Any]:
         """Train once.
 
         Args:
             change: the options that differ from the config.
-            goes_on: takes the balanced accuracy of an evaluation and the evaluation's number, from 1; whether the run
-                goes on. After the last step nobody is asked.
+            goes_on: takes the balanced accuracy of an evaluation, the evaluation's number, from 1, and the cost of a
+                step so far; whether the run goes on. After the last step nobody is asked.
             correct: also find the strength that a correction after training chooses.
 
         Returns:
-            `state`, `seconds`, `report` (None if the run has not finished) and `free`: strength, value and scores of
-            the correction, or None.
+            `state`, `seconds`, `passes` (what a step cost, in plain steps), `report` (None if the run has not finished)
+            and `free`: strength, value and scores of the correction, or None.
         """
         args = self.arguments(change)
         began = time.perf_counter()
         set_seed(args.seed)
         trainer = self.ready.make_trainer(args)
         trainer.remove_callback(PrinterCallback)
-        asks = _Asks(goes_on)
+        asks = _Asks(goes_on, trainer)
         trainer.add_callback(asks)
+        state = NOT_FINITE
         try:
             trainer.train()
+            state = ENDED_EARLY if asks.ended else FINISHED
         except NotFiniteError as error:
             if correct:  # as the config has it
                 raise
             logger.warning("%s", error)
-            return {"state": NOT_FINITE, "seconds": time.perf_counter() - began, "report": None, "free": None}
-        seconds = time.perf_counter() - began
-        if asks.ended:
-            return {"state": ENDED_EARLY, "seconds": seconds, "report": None, "free": None}
+        cost = {"state": state, "seconds": time.perf_counter() - began, "passes": _passes(trainer)}
+        if state != FINISHED:
+            return {**cost, "report": None, "free": None}
         report = report_of_prediction(trainer.predict(self.ready.splits["validation"]), trainer.class_frequencies)
         kept = {name: report[name] for name in _KEPT}
         free = _correction(trainer) if correct else None
-        return {"state": FINISHED, "seconds": seconds, "report": kept, "free": free}
+        return {**cost, "report": kept, "free": free}
+
+
+def _passes(trainer: SharpTrainer) -> float:
+    return round(trainer.record.passes, 2)
 
 
 def _correction(trainer: SharpTrainer) -> dict[str, Any] | None:
@@ -141,10 +146,11 @@ def _correction(trainer: SharpTrainer) -> dict[str, Any] | None:
 
 class _Asks(TrainerCallback):
     # Asks after every evaluation but the last whether the run goes on.
-    def __init__(self, goes_on: Callable[[float, int], bool]) -> None:
-        self.goes_on, self.count, self.ended = goes_on, 0, False
+    def __init__(self, goes_on: Callable[[float, int, float], bool], trainer: SharpTrainer) -> None:
+        self.goes_on, self.trainer, self.count, self.ended = goes_on, trainer, 0, False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         self.count += 1
-        if state.global_step < state.max_steps and not self.goes_on(metrics["eval_balanced_accuracy"], self.count):
+        found = metrics["eval_balanced_accuracy"], self.count, _passes(self.trainer)
+        if state.global_step < state.max_steps and not self.goes_on(*found):
             self.ended = control.should_training_stop = True

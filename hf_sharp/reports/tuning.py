@@ -11,6 +11,7 @@ import numpy as np
 # How a run ended: at its last step, because it fell behind, or because losses or weights were not finite.
 FINISHED, ENDED_EARLY, NOT_FINITE = "finished", "ended early", "not finite"
 _FEWEST = 4  # finished runs that tell something about an option
+_CHEAPER = 0.95  # a run that costs at most this share of the best one is worth a word
 
 
 class Effect(NamedTuple):
@@ -30,6 +31,39 @@ class Effect(NamedTuple):
     def matters(self) -> bool:
         """Whether the size is more than twice the noise."""
         return self.size > 2 * self.noise
+
+
+class Costs(NamedTuple):
+    """What runs cost, so that they can be compared.
+
+    Attributes:
+        of: number of a run to its cost.
+        what: what that is, with its unit.
+        share: how to say that a run costs a share of another.
+    """
+
+    of: dict[int, float]
+    what: str
+    share: str
+
+
+def costs_of(runs: Sequence[Mapping[str, Any]]) -> Costs:
+    """Look up what the finished runs cost: a training step, in passes, which the speed of a machine does not change.
+
+    Args:
+        runs: with `state`, `number`, `passes` and `seconds`.
+
+    Returns:
+        The costs. In a search that an older version began, some runs have no `passes`; then the time of each, in that
+        of the first.
+    """
+    finished = [run for run in runs if run["state"] == FINISHED]
+    if all(run["passes"] for run in finished):
+        of = {run["number"]: run["passes"] for run in finished}
+        return Costs(of, "cost of a training step (plain step = 1)", "at {:.0%} of the cost of a step")
+    unit = max(finished[0]["seconds"], 1e-9)
+    of = {run["number"]: run["seconds"] / unit for run in finished}
+    return Costs(of, "training time (first run = 1)", "in {:.0%} of the time")
 
 
 def standard_error(report: Mapping[str, Any]) -> float:
@@ -131,12 +165,14 @@ def paragraph(runs: Sequence[Mapping[str, Any]], examples: int, free: Mapping[st
         f"So few examples leave a balanced accuracy uncertain by ± {100 * noise:.1f} points (standard error); other "
         "seeds add to that."
     )
-    near = [run for run in finished if best["value"] - run["value"] <= noise and run["seconds"] < best["seconds"]]
+    costs = costs_of(runs)
+    share = {run["number"]: costs.of[run["number"]] / costs.of[best["number"]] for run in finished}
+    near = [run for run in finished if best["value"] - run["value"] <= noise and share[run["number"]] <= _CHEAPER]
     if near:
-        cheap = min(near, key=lambda run: run["seconds"])
+        cheap = min(near, key=lambda run: (share[run["number"]], -run["value"]))
         said.append(
-            f"Within this noise, run {cheap['number']} ({_described(cheap)}) does as well in "
-            f"{cheap['seconds'] / max(best['seconds'], 1e-9):.0%} of the time."
+            f"Within this noise, run {cheap['number']} ({_described(cheap)}) does as well "
+            f"{costs.share.format(share[cheap['number']])}."
         )
     if free is not None and free["strength"] > 0:
         said.append(

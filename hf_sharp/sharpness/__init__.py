@@ -3,8 +3,9 @@
 from hf_sharp.sharpness.ascent import average_over_processes
 from hf_sharp.sharpness.class_conditional import class_conditional_losses
 from hf_sharp.sharpness.coefficients import class_coefficients
+from hf_sharp.sharpness.draws import drawn_rows
 from hf_sharp.sharpness.methods import METHODS, Method, register_method
-from hf_sharp.sharpness.radius import RHO_SCHEDULES, LearnedRadius, drawn_rows, scheduled_rho
+from hf_sharp.sharpness.radius import RHO_SCHEDULES, LearnedRadius, scheduled_rho
 from hf_sharp.sharpness.step import Examples, MicroBatch, SharpnessStep, sharpness_aware_backward
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 gradient   ε follows the gradient of the perturbed examples (SAM and its kin)
 momentum   ε follows the optimizer's first moment, which costs no pass (Momentum-SAM)
-class_momentum  in class_momentum.py
 reused     every k-th step is sharpness-aware; the steps in between reuse what it added (LookSAM)
 """
 
@@ -25,10 +24,27 @@ from hf_sharp.sharpness.ascent import (
     trainable_parameters,
     with_gradients,
 )
-from hf_sharp.sharpness.class_momentum import ClassMomentumAscent
 from hf_sharp.sharpness.passes import Division, rows_of
 from hf_sharp.sharpness.reuse import ReusedSharpness
-from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, StepInputs, sharpness_aware_backward
+from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpness_aware_backward
+
+
+class StepInputs(NamedTuple):
+    """What the step of one micro-batch is given.
+
+    Attributes:
+        model: the model, as wrapped for training.
+        inputs: the micro-batch, with `labels`.
+        host_labels: (N,) its labels on the host, or None.
+        rho: ρ > 0, the radius; a learned one is on the device.
+        num_examples: the examples of the whole accumulation window, on all processes, or None.
+    """
+
+    model: nn.Module
+    inputs: dict[str, Any]
+    host_labels: np.ndarray | None
+    rho: Tensor | float
+    num_examples: Any
 
 
 class Waiting(NamedTuple):
@@ -43,8 +59,6 @@ class Ascent(Protocol):
     """A kind of ascent."""
 
     needs_first_moment: bool
-    needs_same_passes: bool  # on every process
-    state: Any  # what a checkpoint holds: an object with a `state_dict`, or None
 
     def restart(self) -> None:
         """Forget what is left over from a window that an error cut short."""
@@ -61,8 +75,6 @@ class GradientAscent:
     """
 
     needs_first_moment = False
-    needs_same_passes = False
-    state = None
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
@@ -183,8 +195,6 @@ class MomentumAscent:
     """
 
     needs_first_moment = True
-    needs_same_passes = False
-    state = None
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
@@ -220,11 +230,9 @@ class ReusedAscent:
     """
 
     needs_first_moment = False
-    needs_same_passes = True
 
     def __init__(self, ascent: Any, reused: ReusedSharpness) -> None:
         self.ascent, self.reused, self.every = ascent, reused, ascent.engine.options.sharpness_every
-        self.state = None  # of `reused`, which the engine owns
 
     def restart(self) -> None:
         """Forget what is left over from a window that an error cut short."""
@@ -243,8 +251,4 @@ class ReusedAscent:
 
 
 #: The kinds of ascent that `SharpTrainingArguments(ascent=...)` names.
-ASCENTS: dict[str, Any] = {
-    "gradient": GradientAscent,
-    "momentum": MomentumAscent,
-    "class_momentum": ClassMomentumAscent,
-}
+ASCENTS: dict[str, Any] = {"gradient": GradientAscent, "momentum": MomentumAscent}

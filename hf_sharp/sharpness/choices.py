@@ -49,13 +49,6 @@ CHOICES = (
         summary="The ascent follows the optimizer's first moment, which costs no pass.",
     ),
     Choice(
-        "ascent",
-        lambda values: values.get("ascent") == "class_momentum",
-        ("ascent_sync", "ascent_momentum"),
-        (MOMENTUM_SAM,),
-        "The ascent follows a running mean of the perturbed examples' gradients, which costs no pass.",
-    ),
-    Choice(
         "adaptive",
         lambda values: bool(values.get("adaptive")),
         ("adaptive_eta", "adaptive_scope"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_sharp.data.labels import HOST_LABELS
 from hf_sharp.sharpness.ascent import average_over_processes, gradients_in, trainable_parameters, widest_dtype
-from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, Waiting
+from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, StepInputs, Waiting
 from hf_sharp.sharpness.coefficients import class_coefficients
 from hf_sharp.sharpness.compiled import allow_two_backward_passes
 from hf_sharp.sharpness.effect import AscentEffect
@@ -27,7 +27,6 @@ from hf_sharp.sharpness.passes import PassPlanner
 from hf_sharp.sharpness.radius import LearnedRadius, scheduled_rho
 from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
 from hf_sharp.sharpness.reuse import ReusedSharpness
-from hf_sharp.sharpness.step import StepInputs
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +138,10 @@ class SharpnessEngine:
             loop.device,
             torch.promote_types(widest_dtype(model), torch.float32),
             fraction=options.ascent_fraction,
-            stochastic=options.draws_examples,
+            stochastic=options.focal_sampling == "stochastic",
             separable=separable,
             # A learned or reused quantity needs an ascent on every process, or on none.
-            same_passes=self.shares_epsilon
-            or (several and (options.learns_rho or ASCENTS[options.ascent].needs_same_passes))
-            or options.sharpness_every > 1,
+            same_passes=self.shares_epsilon or (options.learns_rho and several) or options.sharpness_every > 1,
             seed=options.seed_of_data,
         )
         self.learned_radius = self._make_learned_radius() if options.learns_rho else None
@@ -199,7 +196,7 @@ class SharpnessEngine:
     @property
     def stateful(self) -> dict[str, Any]:
         """The parts whose state belongs into a checkpoint, by name; None where there is no such part."""
-        return {"radius": self.learned_radius, "reused": self.reused, "ascent": self.ascent.state}
+        return {"radius": self.learned_radius, "reused": self.reused}
 
     def begin_window(self) -> None:
         """Forget what is left over from a window that an error cut short."""

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,28 +160,6 @@ def radius_derivative(
     if objective == "validation":
         return -learning_rate * validation
     return -learning_rate * (losses[0] - losses[1]) * (validation - training)
-
-
-def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.ndarray:
-    """Draw the rows of the n-th batch without replacement; once all rows are drawn, a new order begins.
-
-    Args:
-        number: n >= 0.
-        batch_size: rows in a batch.
-        examples: the number of examples to draw from.
-        seed: the seed of the orders.
-
-    Returns:
-        (batch_size,) int64.
-
-    Example:
-        >>> first, second = drawn_rows(0, 3, 6, seed=0), drawn_rows(1, 3, 6, seed=0)
-        >>> sorted([*first.tolist(), *second.tolist()])
-        [0, 1, 2, 3, 4, 5]
-    """
-    rounds, rows = np.divmod(np.arange(number * batch_size, (number + 1) * batch_size), examples)
-    orders = {r: np.random.default_rng((seed, r)).permutation(examples) for r in np.unique(rounds).tolist()}
-    return np.array([orders[r][row] for r, row in zip(rounds.tolist(), rows.tolist(), strict=True)])
 
 
 class LearnedRadius:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,24 +77,6 @@ class MicroBatch(NamedTuple):
         if self.ascent_size is None or rows is None:
             return Examples(rows, weights)
         return Examples(rows[: self.ascent_size], weights[: self.ascent_size] * (len(rows) / self.ascent_size))
-
-
-class StepInputs(NamedTuple):
-    """What the step of one micro-batch is given.
-
-    Attributes:
-        model: the model, as wrapped for training.
-        inputs: the micro-batch, with `labels`.
-        host_labels: (N,) its labels on the host, or None.
-        rho: ρ > 0, the radius; a learned one is on the device.
-        num_examples: the examples of the whole accumulation window, on all processes, or None.
-    """
-
-    model: nn.Module
-    inputs: dict[str, Any]
-    host_labels: np.ndarray | None
-    rho: Tensor | float
-    num_examples: Any
 
 
 class AscentObserver(Protocol):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import datasets
 import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoModel, AutoTokenizer
 
+from hf_sharp.data.labels import arrow_column
 from hf_sharp.model.class_names import init_head_from_class_names
 from hf_sharp.model.cosine_head import CosineHead, use_cosine_head
 from hf_sharp.model.head_init import Reduce, init_head_from_class_means
@@ -100,7 +102,10 @@ def _sum_over_processes(trainer: Any) -> Reduce | None:
 
 def _batches(trainer: Any) -> DataLoader:
     args, data = trainer.args, trainer.train_dataset
-    rows = np.arange(args.process_index, len(data), args.world_size)
+    rows = np.arange(len(data))
+    if args.head_examples is not None and isinstance(data, datasets.Dataset):
+        rows = draw_per_class(np.asarray(arrow_column(data, args.label_column)), args.head_examples, args.seed)
+    rows = rows[args.process_index :: args.world_size]
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "class means")
     return DataLoader(
         Subset(data, rows.tolist()),
@@ -108,6 +113,29 @@ def _batches(trainer: Any) -> DataLoader:
         collate_fn=collate,
         num_workers=args.dataloader_num_workers,
     )
+
+
+def draw_per_class(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Draw examples of every class at random.
+
+    Args:
+        labels: (N,) one label per example, numbers or names.
+        limit: of a class with more examples, so many are drawn.
+        seed: of the draw.
+
+    Returns:
+        Rows, in ascending order.
+
+    Example:
+        >>> draw_per_class(np.array([0, 0, 0, 1]), 2, seed=0)
+        array([0, 2, 3])
+    """
+    classes, members = np.unique(labels, return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(members[shuffled], kind="stable")]
+    first = np.searchsorted(members[by_class], np.arange(len(classes)))
+    rank = np.arange(len(labels)) - first[members[by_class]]
+    return np.sort(by_class[rank < limit])
 
 
 def _start_from_names(trainer: Any, model: nn.Module) -> None:

@@ -236,9 +236,9 @@ class LongTailTrainer(SavingTrainer):
     ) -> tuple[Tensor, Any]:
         labels = self._labels(inputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        if isinstance(outputs, Tensor):
-            outputs = (outputs,)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         logits = preflight.logits_of(outputs, cast(nn.Module, self.model))
+        self.record.count(logits)
         if not model.training:  # evaluations use the same loss throughout training, and logits alone
             return self.class_loss(self.training_loss.unscaled(logits), labels), outputs
         return self.training_loss(logits, labels, frozen), outputs

@@ -172,12 +172,8 @@ def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequ
     reason = f"the BatchNorm {batch_norm!r}" if batch_norm is not None else None
     if loss.needs_features:
         reason = f"loss={loss.name!r}"
-    for name, asks, default in (
-        ("ascent_fraction", args.ascent_fraction < 1, 1.0),
-        ("focal_sampling", args.focal_sampling == "stochastic", "exact"),
-        ("ascent", args.ascent == "class_momentum", "gradient"),
-    ):
-        if reason is not None and asks:
+    for name, default in (("ascent_fraction", 1.0), ("focal_sampling", "exact")):
+        if reason is not None and getattr(args, name) != default:
             raise ValueError(
                 f"{name}={getattr(args, name)!r} lets passes take a part of the micro-batch's examples, but with "
                 f"{reason} an example's loss depends on the others. Leave {name} at {default!r}."

@@ -152,7 +152,7 @@ class SharpTrainer(LongTailTrainer):
             The micro-batch's loss at the unperturbed weights, as plain training logs it.
         """
         loss = self.engine.step(model, inputs, num_items_in_batch)
-        self.record.add(loss)
+        self.record.add(loss, len(inputs.get("labels", ())))
         return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

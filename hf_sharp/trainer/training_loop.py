@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from hf_sharp.sharpness.radius import drawn_rows
+from hf_sharp.sharpness.draws import drawn_rows
 
 
 class TrainerLoop:

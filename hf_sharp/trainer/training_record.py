@@ -1,4 +1,4 @@
-"""What is recorded while training: whether losses and weights stay finite, the whole training's time and mean loss.
+"""What is recorded while training: whether losses and weights stay finite, time, mean loss, and the cost of a step.
 
 A training that was interrupted goes on from a checkpoint. Its time and its mean loss are those of all parts.
 """
@@ -16,7 +16,9 @@ from transformers.trainer_callback import ExportableState
 
 
 class TrainingRecord(TrainerCallback, ExportableState):
-    """Time and losses of a training, written into every checkpoint. Adding a loss reads nothing from the device.
+    """Time and losses of a training, written into every checkpoint, and the passes of its steps.
+
+    Adding a loss, and counting, read nothing from the device.
 
     Args:
         device: where the losses are.
@@ -27,6 +29,11 @@ class TrainingRecord(TrainerCallback, ExportableState):
         (None, None)
         >>> record.pop(lambda sums: sums, processes=1)
         (1, 2)
+        >>> logits = torch.zeros(8, 2, requires_grad=True)
+        >>> record.count(logits), record.count(logits), logits.sum().backward(), record.add(torch.tensor(2.0), 8)
+        (None, None, None, None)
+        >>> record.passes
+        2.0
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -44,6 +51,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
         self._seconds, self._loss = float(attributes.get("seconds", 0)), float(attributes.get("loss", 0))
         self._first_step, self._started = step, time.time()
         self._sums, self._seen = torch.zeros(2, device=self._device), 0
+        self._examples = self._forward = self._backward = 0
 
     def state(self) -> dict[str, Any]:
         """Return what is written: the seconds and the sum of losses so far.
@@ -54,12 +62,33 @@ class TrainingRecord(TrainerCallback, ExportableState):
         seconds = self._seconds + time.time() - self._started
         return {"args": {}, "attributes": {"seconds": seconds, "loss": self._loss}}
 
-    def add(self, loss: Tensor) -> None:
-        """Add the loss of a micro-batch."""
+    def add(self, loss: Tensor, examples: int = 0) -> None:
+        """Add the loss of a micro-batch, and the number of its examples."""
         loss = loss.detach()
         finite = loss.isfinite()
         self._sums += torch.stack([torch.where(finite, loss, 0), ~finite]).to(self._sums)
         self._seen += 1
+        self._examples += examples
+
+    def count(self, logits: Tensor) -> None:
+        """Count the examples of a forward pass (N, K), and those of every backward pass through it.
+
+        A pass without a gradient is none of training, and does not count.
+        """
+        if logits.requires_grad:
+            self._forward += len(logits)
+            logits.register_hook(self._count_backward)
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self._backward += len(gradient)
+
+    @property
+    def passes(self) -> float:
+        """The cost of a step in plain steps, since training began or was resumed; 0 before the first.
+
+        (forward + 2 backward) / 3, in examples that pass through the model per example that training was given.
+        """
+        return (self._forward + 2 * self._backward) / (3 * max(self._examples, 1))
 
     def pop(self, over_processes: Callable[[Tensor], Tensor], processes: int) -> tuple[int, int]:
         """Return how many losses since the last call were not finite, and how many there were; read from the device.

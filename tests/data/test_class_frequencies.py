@@ -93,6 +93,7 @@ def test_torchvision_targets_are_used_without_reading_an_example():
     ("labels", "message"),
     [
         ([0, 1, -1], "row 2 of column 'label' holds label -1; expected a class index >= 0"),
+        ([0, 1, -100], "holds label -100; expected a class index >= 0. That stands for no label: leave such rows out"),
         ([0.0, 1.5], "row 1 of column 'label' holds 1.5, not a class index: regression"),
         ([0, None, 1], "row 1 of column 'label' has no label"),
         ([[0, 1], [1]], "several labels per example.*multi-label"),

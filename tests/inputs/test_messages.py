@@ -1,5 +1,6 @@
 """A message names the cause, the place (split, file, row) and what to type."""
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def test_endings_may_be_in_upper_case(name, tmp_path):
     else:
         getattr(table, "to_json" if kind == ".jsonl" else "to_parquet")(str(tmp_path / name))
     assert load(str(tmp_path / name))["train"]["label"][:] == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["mails.jsonl", "mails.json", "mails.jsonl.gz", "mails/train.jsonl"])
+def test_a_line_that_is_not_json_is_named(name, tmp_path):
+    rows = ['{"text": "a", "label": "x"}', '{"text": "b" "label": "y"}']
+    text = "[" + ",\n".join(rows) + "]" if name.endswith(".json") else "\n".join(rows)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    file = tmp_path / name
+    with pytest.raises(ValueError, match=rf"{file.name}', line 2: Expecting ',' delimiter at character 14\. Correct"):
+        load(str(file.parent if "/" in name else file))
+
+
+def test_a_line_separator_inside_a_text_ends_no_line_of_json(tmp_path):
+    rows = '{"text": "a\u2028b", "label": "2020-01-01"}\n{"text": "c", "label": "2020-01-02"}\n'
+    (tmp_path / "mails.jsonl").write_text(rows, encoding="utf-8")
+    data = load(str(tmp_path / "mails.jsonl"))["train"]
+    assert data["label"][:] == ["2020-01-01", "2020-01-02"]
+    assert data["text"][0] == "a\u2028b"
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ def test_options_of_the_training_are_taken_over_and_named(name, value, caplog):
     assert f"taken over from the training: {name} {value}" in caplog.text
 
 
+def test_options_and_choices_that_are_gone_are_passed_over(caplog):
+    assert taken({"ascent": "gone", "gone_option": 0.8}) == taken({})
+    assert "gone" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["test_fraction", "label_column", "imbalance_factor", "class_names"])
 def test_options_of_other_data_are_left_alone(name):
     default = taken({})[name]

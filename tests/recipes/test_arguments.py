@@ -1,5 +1,6 @@
 import datasets
 import pytest
+from transformers import BertConfig
 
 from hf_sharp import SharpTrainingArguments
 from hf_sharp.recipe import DataArguments, ModelArguments, RecipeParser, RunArguments, load_splits, plan_runs
@@ -30,6 +31,13 @@ def test_config_gives_defaults_and_flags_override_them(config):
 def test_a_flag_at_its_default_overrides_the_config(config):
     argv = [*config("model_name_or_path: m\nsharpness: sam\nrho: 0.3\nuse_cpu: true\n"), "--rho", "0.05"]
     assert RecipeParser(CLASSES, argv).build()[3].rho == 0.05
+
+
+def test_the_config_file_of_a_model_is_a_model_config(tmp_path):
+    BertConfig(hidden_size=24, num_attention_heads=2, num_labels=3).save_pretrained(tmp_path)
+    argv = ["--model_config", str(tmp_path / "config.json"), "--use_cpu"]
+    made = RecipeParser(CLASSES, argv).build()[1].make_config(num_labels=5)
+    assert (made.model_type, made.hidden_size, made.num_labels) == ("bert", 24, 5)
 
 
 def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config):

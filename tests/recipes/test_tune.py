@@ -48,7 +48,10 @@ def pretend(self, change, goes_on, correct=False):
     figures = {"accuracy": value, "balanced_accuracy": value, "few_accuracy": value / 2}
     report = figures | {"per_class_recall": [value] * 3, "per_class_support": [30] * 3}
     free = {"strength": 0.5, "value": 0.79, "scores": {"0.0": value, "0.5": 0.79}} if correct else None
-    return {"state": "finished", "seconds": 1.0, "report": report, "free": free}
+    passes = (
+        1.0 if change.get("ascent") == "momentum" else {"sam": 2.0, "focal_sam": 2.67}.get(change["sharpness"], 1.0)
+    )
+    return {"state": "finished", "seconds": 1.0, "passes": passes, "report": report, "free": free}
 
 
 @pytest.fixture
@@ -95,6 +98,25 @@ def test_one_seed_chooses_the_same_also_after_interruptions(config, tmp_path, mo
     assert of(other)[5:] != of(whole)[5:6]
 
 
+def test_a_search_of_a_version_that_did_not_count_passes_goes_on(config, tmp_path, monkeypatch, capsys):
+    def uncounted(self, change, goes_on, correct=False):
+        outcome = pretend(self, change, goes_on, correct)
+        return {name: note for name, note in outcome.items() if name != "passes"} | {"seconds": 3.0 if correct else 1.5}
+
+    folder = tmp_path / "search"
+    monkeypatch.setattr(Runner, "train", uncounted)
+    hf_sharp.tune(config, "4runs", output_dir=folder)
+    monkeypatch.setattr(Runner, "train", pretend)
+    again = hf_sharp.tune(config, "4runs", output_dir=folder)
+    assert [run["passes"] for run in again["runs"]] == [None] * 4
+    more = hf_sharp.tune(config, "6runs", output_dir=folder)
+    assert [run["passes"] is None for run in more["runs"]] == [True] * 4 + [False] * 2
+    comments = (folder / "best.yaml").read_text().replace("\n# ", " ")
+    assert "the training time (first run = 1): sam, momentum 83.8 (0.5)," in comments
+    assert (folder / "pareto.png").stat().st_size > 10_000
+    assert "cost" in capsys.readouterr().out
+
+
 def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, capsys, monkeypatch):
     read = []
     prepared = tuning.prepare_training
@@ -117,6 +139,8 @@ def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, c
     assert chosen["learning_rate"] == best["options"]["learning_rate"]
     assert "validation_fraction" not in chosen
     assert "# loss_tau: the best of" in (folder / "best.yaml").read_text()
+    assert {run["passes"] for run in result["runs"]} == {2.67}
+    assert all(run["seconds"] > 0 for run in result["runs"])
     trained = json.loads((folder / "model" / "all_results.json").read_text())
     assert trained["report"]["class_counts"] == [12, 6, 3], "on all training examples"
     pipeline("image-classification", str(folder / "model"))
@@ -127,6 +151,7 @@ def test_texts(text_folder, bert_folder, tmp_path):  # noqa: F811
     result = hf_sharp.tune(config, "5runs", output_dir=tmp_path / "search", flags=["--max_steps", "3"])
     methods = [run["group"] for run in result["runs"]]
     assert list(dict.fromkeys(methods)) == list(CANDIDATES), "every method once, the cheap ones first"
+    assert [run["passes"] for run in result["runs"]][-4:] == [1.0, 1.0, 2.0, 2.67]
     again = hf_sharp.tune(config, "2runs", output_dir=tmp_path / "again", flags=["--max_steps", "3"])
     assert of(again) == of(result)[:2]
     assert [run["report"] for run in again["runs"]] == [run["report"] for run in result["runs"][:2]]
@@ -147,6 +172,7 @@ def test_a_run_that_falls_behind_ends_early(config, tmp_path, monkeypatch):
     )
     assert [run["state"] for run in result["runs"]] == ["finished", "finished", "ended early"]
     assert len(list(figures)) == 6, "after its third evaluation"
+    assert [run["passes"] for run in result["runs"]] == [2.67] * 3, "of a step, also where there were fewer"
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -257,7 +283,7 @@ def test_the_cheap_runs_come_first_with_the_strength_that_was_free():
     ladder = space.ladder(0.7)
     assert [run["method"] for run in ladder] == list(CANDIDATES)
     assert {run["loss_tau"] for run in ladder} == {0.7}
-    assert ladder[1]["rho (sam, momentum)"] == pytest.approx(0.25)
+    assert ladder[1]["rho (sam, momentum)"] == pytest.approx(0.75)
     assert ladder[2]["rho (sam)"] == pytest.approx(0.02)
     assert [run["method"] for run in space.ladder(0.0)] == list(CANDIDATES)[1:], "the first run is not repeated"
 
@@ -273,10 +299,11 @@ def test_budgets():
     assert not Budget(seconds=1).allows([5.0])
 
 
-def a_run(number, value, method, tau, seconds=1.0):
+def a_run(number, value, method, tau, seconds=1.0, passes=1.0):
     report = {"per_class_recall": [value, value], "per_class_support": [50, 50]}
     params = {"method": method, "loss_tau": tau}
-    more = {"state": "finished", "seconds": seconds, "report": report, "group": method, "options": params}
+    cost = {"seconds": seconds, "passes": passes}
+    more = {"state": "finished", **cost, "report": report, "group": method, "options": params}
     return {"number": number, "value": value, "params": params, **more}
 
 
@@ -301,11 +328,21 @@ def test_what_mattered_is_told_from_what_did_not():
 
 
 def test_a_cheaper_run_within_the_noise_is_named():
-    runs = [a_run(0, 0.79, "plain", 0.1, 1.0), a_run(1, 0.8, "sharp", 0.1, 2.0)]
+    # The first run has warmed the machine up, and so took longest.
+    runs = [a_run(0, 0.79, "plain", 0.1, 9.0, 1.0), a_run(1, 0.8, "sharp", 0.1, 2.0, 2.0)]
     assert standard_error(runs[1]["report"]) == pytest.approx(0.0402, abs=1e-3)
-    assert "run 0 (method plain, loss_tau 0.1) does as well in 50% of the time" in paragraph(runs, 100, None)
-    runs[0]["value"] = 0.7
-    assert "does as well" not in paragraph(runs, 100, None)
+    assert "run 0 (method plain, loss_tau 0.1) does as well at 50% of the cost of a step" in paragraph(runs, 100, None)
+    for unlike in ({"value": 0.7}, {"passes": 1.95}, {"passes": None}):
+        assert "does as well" not in paragraph([runs[0] | unlike, runs[1]], 100, None)
+    old = [runs[0] | {"passes": None, "seconds": 1.0}, runs[1]]
+    assert "does as well in 50% of the time" in paragraph(old, 100, None)
+
+
+def test_equal_costs_are_told_apart_by_accuracy():
+    runs = [
+        a_run(i, value, "plain", 0.1 * i, 1.0, cost) for i, (value, cost) in enumerate([(0.78, 1), (0.79, 1), (0.8, 2)])
+    ]
+    assert "run 1 (method plain, loss_tau 0.1) does as well" in paragraph(runs, 100, None)
 
 
 def test_the_front_holds_what_nothing_beats():

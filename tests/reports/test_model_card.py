@@ -712,6 +712,12 @@ def test_what_was_chosen_beside_method_and_loss_is_told(chosen, sentence):
     assert sentence not in build_card(make_results(sharpness="sam"), model_name="m").text
 
 
+def test_an_ascent_that_is_gone_is_named_on_the_card_of_an_older_model():
+    card = build_card(make_results(sharpness="sam", ascent="gone", gone_option=0.8), model_name="m")
+    assert ["ascent", "gone"] in Page(card).table("option")
+    assert '"gone_option": 0.8' in card.text
+
+
 @pytest.mark.parametrize("root", ["/srv/ann/", "/data/", "C:\\Users\\ann\\", "~/"])
 def test_no_absolute_path_is_published(root):
     dataset, base = f"{root}photos", f"{root}bert"

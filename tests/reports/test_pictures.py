@@ -142,6 +142,7 @@ def search(runs=20):
             "value": rng.uniform(0.6, 0.8),
             "few": rng.uniform(0.2, 0.5),
             "seconds": rng.uniform(10, 30),
+            "passes": (1.0, 1.0, 2.0, 2.67)[i % 4],
             "group": methods[i % 4],
             "params": {"method": methods[i % 4], "rho": rng.uniform(0.005, 0.2), "loss_tau": rng.uniform(0, 2)},
         }

@@ -12,7 +12,6 @@ KINDS = [
     {"sharpness": "sam"},
     {"sharpness": "focal_sam"},
     {"sharpness": "sam", "ascent": "momentum"},
-    {"sharpness": "imbsam", "ascent": "class_momentum"},
     {"sharpness": "imbsam", "rare_threshold": 25, "per_device_train_batch_size": 8},
     {"sharpness": "imbsam", "rare_threshold": 25, "ascent_scope": "window", "gradient_accumulation_steps": 4},
 ]

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +197,30 @@ def test_rows_are_drawn_without_replacement_and_in_new_orders():
         assert sorted(drawn[start : start + 10]) == list(range(10))
     assert drawn[:10] != drawn[10:20]
     assert len(drawn_rows(0, 25, 10, seed=0)) == 25, "a batch larger than the set"
+
+
+def test_a_batch_is_the_same_whichever_were_drawn_before():
+    order = [np.random.default_rng((3, number)).permutation(10) for number in range(4)]  # as since the first version
+    rows = np.concatenate(order).tolist()
+    for number in (9, 0, 5, 5, 2, 8):
+        assert drawn_rows(number, 4, 10, seed=3).tolist() == rows[4 * number : 4 * number + 4]
+        assert drawn_rows(number, 4, 11, seed=4).tolist() != rows[4 * number : 4 * number + 4], "another set of rows"
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_draw_costs_as_much_as_its_batch(monkeypatch, processes):
+    """Numbers that are put in order, on one process, against the rows that all processes draw."""
+    ordered, generator = [], np.random.default_rng
+
+    def counting(seed):
+        rng = generator(seed)
+        return SimpleNamespace(permutation=lambda examples: ordered.append(examples) or rng.permutation(examples))
+
+    monkeypatch.setattr(np.random, "default_rng", counting)
+    examples, batch_size, begun, batches = 1003, 8, 70, 500  # resumed at draw 70
+    for draw in range(begun, begun + batches):
+        drawn_rows(draw * processes + processes - 1, batch_size, examples, seed=1 + processes)
+    assert sum(ordered) <= batches * batch_size * processes + 2 * examples
 
 
 # ---- in the trainer ----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ METHODS = [
     {"sharpness": "sam", "rho": 0.3},
     {"sharpness": "focal_sam", "rho": 0.3, "ascent_scope": "window", "gradient_accumulation_steps": 2},
     {"sharpness": "sam", "ascent": "momentum"},
-    {"sharpness": "imbsam", "ascent": "class_momentum"},
+    {"sharpness": "imbsam", "rho": 0.3},
     {"sharpness": "focal_sam", "sharpness_every": 2, "rho": 0.3},
     {"sharpness": "sam", "rho": 0.3, "rho_schedule": "learned", "rho_update_every": 1},
 ]

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, ResNetConf
 from hf_sharp import ClassFrequencies, SharpTrainer, SharpTrainingArguments
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.model.head_init import init_head_from_class_means
+from hf_sharp.trainer.head_start import draw_per_class, start_head
 from tests.conftest import CLASS_COUNTS, assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.processes import run_processes
 from tests.trainer.test_modes import lora
@@ -43,6 +44,33 @@ def test_an_absent_class_is_not_predicted(make_trainer):
     predicted = trainer.predict(data).predictions.argmax(1)
     assert (predicted != 2).all()
     assert (predicted == np.array(data["label"])).mean() > 0.5, "the class means tell the classes apart"
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b", "c", "d"]])
+def test_only_the_examples_that_the_means_use_are_read(make_trainer, names):
+    data, read = make_images(), []
+    if names:
+        data = data.cast_column("label", datasets.ClassLabel(names=names))
+
+    def transform(rows):
+        read.extend(rows["label"])
+        return {"pixel_values": torch.tensor(rows["pixel_values"]), "label": rows["label"]}
+
+    data.set_transform(transform)
+    options = {"head_init": "class_mean", "head_examples": 5, "max_steps": 1, "remove_unused_columns": False}
+    trainer = make_trainer(make_vit(), data, per_device_train_batch_size=2, **options)
+    read.clear()
+    start_head(trainer, trainer.model)
+    assert np.bincount(read, minlength=4).tolist() == [min(5, count) for count in CLASS_COUNTS]
+
+
+def test_examples_are_drawn_at_random_from_every_class():
+    labels = np.repeat([0, 1, 2], [50, 3, 20])
+    draws = [draw_per_class(labels, 5, seed) for seed in range(200)]
+    for rows in draws:
+        assert np.bincount(labels[rows]).tolist() == [5, 3, 5]
+        assert len(set(rows)) == len(rows)
+    assert np.bincount(np.concatenate(draws))[:50].min() > 0, "not only the first ones"
 
 
 def test_a_resumed_training_keeps_the_head_of_the_checkpoint(make_trainer, tmp_path):

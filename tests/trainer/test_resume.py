@@ -33,8 +33,13 @@ RUNS = [
         "gradient_accumulation_steps": 2,
     },
     {"sharpness": "focal_sam", "focal_sampling": "stochastic", "ascent_fraction": 0.5, "sharpness_every": 3},
-    {"sharpness": "sam", "ascent": "momentum", "sharpness_after": 0.3},
-    {"sharpness": "imbsam", "ascent": "class_momentum", "rho_schedule": "step", "rho_steps": {"0.5": 1.0}},
+    {
+        "sharpness": "sam",
+        "ascent": "momentum",
+        "sharpness_after": 0.3,
+        "rho_schedule": "step",
+        "rho_steps": {"0.5": 1.0},
+    },
 ]
 
 
@@ -234,6 +239,16 @@ def test_a_checkpoint_of_another_method_is_refused_with_what_differs(two_checkpo
     trainer = make(tmp_path / "out", options)
     with pytest.raises(ValueError, match=told):
         trainer.train(resume_from_checkpoint=str(two_checkpoints / "checkpoint-4"))
+
+
+def test_a_checkpoint_of_an_ascent_that_is_gone_is_refused_with_what_differs(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "old")
+    file = tmp_path / "old" / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    state["stateful_callbacks"]["MethodState"]["args"]["method"] |= {"ascent": "gone", "gone_option": 0.8}
+    file.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"ascent: gone there, gradient now; gone_option: 0\.8 there"):
+        make(tmp_path / "out", RUNS[1]).train(resume_from_checkpoint=str(file.parent))
 
 
 def test_a_checkpoint_of_other_class_counts_is_refused(two_checkpoints, tmp_path):

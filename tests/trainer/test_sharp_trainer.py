@@ -1011,3 +1011,38 @@ def test_a_learned_radius_begins_anew_with_a_new_model(make_trainer):
         trainer.train()
         assert trainer.state.log_history[0]["rho"] == pytest.approx(0.3)
         assert trainer.rho != 0.3
+
+
+LETS = {"sharpness": "sam", "rho_schedule": "learned", "rho_update_every": 2, "rho": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"sharpness": "none"}, 1),
+        ({"sharpness": "cc_sam"}, 1),
+        ({"sharpness": "sam", "rho": 0.3}, 2),
+        ({"sharpness": "sam", "rho": 0.3, "ascent": "momentum"}, 1),
+        ({"sharpness": "sam", "rho": 0.3, "sharpness_every": 4}, 1 + 1 / 4),
+        ({"sharpness": "sam", "rho": 0.3, "sharpness_after": 0.5}, 1 + 1 / 2),
+        ({"sharpness": "sam", "rho": 0.3, "ascent_scope": "window", "gradient_accumulation_steps": 2}, 2),
+        ({"sharpness": "imbsam", "rho": 0.3, "rare_threshold": 10}, 1 + 16 / 64),
+        ({"sharpness": "focal_sam", "rho": 0.3}, 8 / 3),
+        # By step: 2; half of the steps a backward pass of the difference, and half a validation batch.
+        (LETS, 2 + (2 / 3 + 1) / 2),
+    ],
+    ids=str,
+)
+def test_the_cost_of_a_step_is_counted_in_plain_ones(make_trainer, options, passes):
+    trainer = make_trainer(
+        train_dataset=make_images([32, 16, 8, 8]),
+        eval_dataset=make_images(seed=1),
+        trainer={"rho_dataset": make_images(seed=2)} if options is LETS else {},
+        eval_strategy="steps",  # evaluations are not of training
+        eval_steps=8,
+        **(options | {"max_steps": 16}),
+    )
+    assert trainer.record.passes == 0
+    for _ in range(2):
+        trainer.train()
+        assert trainer.record.passes == pytest.approx(passes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_sharp.reports.plots.layout import label_points, legend_below, log_ticks
 from hf_sharp.reports.plots.style import GROUP_COLOURS, PALETTE, picture, run_styles
-from hf_sharp.reports.tuning import FINISHED, best_of
+from hf_sharp.reports.tuning import FINISHED, best_of, costs_of
 
 _COLUMNS = 3
 _LINE = "#aaaaaa"
@@ -80,18 +80,18 @@ def plot_sensitivity(
 
 
 def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str = "") -> None:
-    """Draw the balanced accuracy of every finished run against its training time, in that of the first run.
+    """Draw the balanced accuracy of every finished run against its cost, as `costs_of` has it.
 
     A line joins the runs that none beats at a lower cost; their numbers stand beside them.
 
     Args:
-        runs: with `state`, `number`, `value`, `seconds` and `group`, the method.
+        runs: with `state`, `number`, `value`, `passes`, `seconds` and `group`, the method.
         file: where the picture goes; the suffix chooses the format.
         title: the picture's title.
     """
     finished = [run for run in runs if run["state"] == FINISHED]
-    unit = runs[0]["seconds"]
-    points = {run["number"]: (run["seconds"] / unit, 100 * run["value"]) for run in finished}
+    costs = costs_of(runs)
+    points = {run["number"]: (costs.of[run["number"]], 100 * run["value"]) for run in finished}
     front = pareto_front(points)
     groups = sorted({run["group"] for run in finished}, key=[run["group"] for run in runs].index)
     with picture(file, (6.5, 4.2), title, groups) as figure:
@@ -103,7 +103,7 @@ def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str 
         for group, style in zip(groups, run_styles(groups), strict=True):
             of_group = [points[run["number"]] for run in finished if run["group"] == group]
             axes.plot(*zip(*of_group, strict=True), linestyle="", label=group, **style)
-        axes.set(xlabel="training time (first run = 1)", ylabel="balanced accuracy on validation data (%)")
+        axes.set(xlabel=costs.what, ylabel="balanced accuracy on validation data (%)")
         axes.margins(0.12)
         axes.grid()
         legend_below(figure, axes)
