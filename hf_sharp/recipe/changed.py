@@ -76,7 +76,10 @@ def _still_decided(name: str, model: Any, change: Mapping[str, Any]) -> Decision
     if change["effect"] != PREDICTIONS:
         return decisions
     if decisions.holds_something:
-        logger.warning("the thresholds, limits or costs saved with the model are for its old head, and are left out")
+        logger.warning(
+            "the thresholds, limits or costs saved with the model are for its old head, and are left out: calibrate "
+            "the new one"
+        )
     return Decisions(decisions.classes)
 
 

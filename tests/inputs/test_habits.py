@@ -96,7 +96,7 @@ INTERRUPTED = {
     "sharpness {model} {data} --output_dir {out} --hessian_examples 4": "commands.sharpness.plot_loss_along",
     "shift {model} {data}/test --dataset {data} --split test --output_dir {out}": "commands.shift.plot_shares",
     "predict {model} {data}/test --output_dir {out} --batch_size 2": "recipe.outputs._Lines.close",
-    "card {model}": "commands.card.write_card",
+    "card {model}": "commands.card.read_results",
 }
 
 
