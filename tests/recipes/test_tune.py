@@ -1,8 +1,8 @@
 """`hf-sharp tune` on tiny pictures and texts: the choice, determinism, interruptions, the test split left alone."""
 
 import json
-import re
 import math
+import re
 import sys
 
 import pytest
