@@ -85,12 +85,14 @@ def passes(row: Mapping[str, Any]) -> float:
 
 def _caption(result: Mapping[str, Any]) -> str:
     sizes, counts = result["sizes"], result["class_counts"]
+    on_gpu = "NVIDIA" in result["machine"]  # its runs had older packages than the machine that collects
+    versions = " (versions: benchmarks/protocol.md)" if on_gpu else f", torch {result['versions']['torch']}"
     tail = f"{result['classes']} classes from {counts[0]} down to {counts[-1]} training examples, " if counts else ""
     return (
         f"{tail}{result['few_classes']} of them with fewer than 20; {sizes.get('train', 0)} for training, "
         f"{sizes.get('validation', 0)} for validation. Base: {', '.join(result['base'] or ['not chosen yet'])}. Seeds "
         f"{', '.join(map(str, result['final_seeds']))}: mean ± standard deviation; differences are paired, with 95 % "
-        f"intervals. `{result['command']}` on {result['machine']}, torch {result['versions']['torch']}. Data: "
+        f"intervals. `{result['command']}` on {result['machine']}{versions}. Data: "
         f"`benchmarks/results/evidence_{result['task']}.json`."
     )
 
