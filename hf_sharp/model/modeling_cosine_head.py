@@ -34,8 +34,8 @@ class CosineLinear(nn.Linear):
         return logits if self.bias is None else logits + self.bias
 
     def normalized(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Compute f / ‖f‖ of features (..., d), of which the logits are a linear function."""
-        return nn.functional.normalize(input, dim=-1)
+        """Compute f / ‖f‖ of features (..., d), of which the logits are a linear function; 0 if f is 0."""
+        return nn.functional.normalize(input, dim=-1, eps=max(1e-12, torch.finfo(input.dtype).tiny))
 
 
 @cache

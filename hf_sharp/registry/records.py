@@ -18,6 +18,8 @@ class Registry(Mapping[str, Record], Generic[Record]):
     Args:
         kind: what the records are, for messages: "loss", "sharpness method".
         described: the attributes that every built-in record must define itself.
+        defined_by: returns the class or function that defines a record. Two records of one name are the same
+            definition, run again, if these have the same module and name.
 
     Example:
         >>> from types import SimpleNamespace as Record
@@ -31,8 +33,10 @@ class Registry(Mapping[str, Record], Generic[Record]):
         ValueError: the loss 'poly' has no summary. Every built-in loss defines name, summary.
     """
 
-    def __init__(self, kind: str, described: Iterable[str]) -> None:
-        self.kind, self.described = kind, ("name", *described)
+    def __init__(
+        self, kind: str, described: Iterable[str], defined_by: Callable[[Record], Any] = lambda record: record
+    ) -> None:
+        self.kind, self.described, self.defined_by = kind, ("name", *described), defined_by
         self.builtin: list[str] = []
         self._records: dict[str, Record] = {}
 
@@ -75,7 +79,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
         if not isinstance(name, str) or not name:
             raise ValueError(f"a {self.kind} needs a name, such as name = 'mine'; {record!r} has {name!r}.")
         known = self._records.get(name)
-        if name in self.builtin or (known is not None and _origin(known) != _origin(record)):
+        if name in self.builtin or (known is not None and self._origin(known) != self._origin(record)):
             raise ValueError(f"there is already a {self.kind} named {name!r}. Choose another name.")
         self._records[name] = record
         return record
@@ -94,6 +98,10 @@ class Registry(Mapping[str, Record], Generic[Record]):
             raise ValueError(f"the {self.kind} {name!r} is built in.")
         del self._records[name]
 
+    def _origin(self, record: Record) -> tuple[str | None, str | None]:
+        definition = self.defined_by(record)
+        return getattr(definition, "__module__", None), getattr(definition, "__qualname__", None)
+
     def __getitem__(self, name: str) -> Record:
         return self._records[name]
 
@@ -107,10 +115,6 @@ class Registry(Mapping[str, Record], Generic[Record]):
 
     def __len__(self) -> int:
         return len(self._records)
-
-
-def _origin(record: Any) -> tuple[str | None, str | None]:
-    return getattr(record, "__module__", None), getattr(record, "__qualname__", None)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,9 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry(
-    "sharpness method", described=("summary", "formula", "when", "passes", "citations")
+    "sharpness method",
+    described=("summary", "formula", "when", "passes", "citations"),
+    defined_by=lambda method: method.coefficients,
 )
 
 

@@ -281,6 +281,15 @@ def test_bfloat16(tmp_path):
     torch.testing.assert_close(opened(pixels).logits, logits, rtol=0.02, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_features_of_zeros_have_logits_of_zero(dtype):
+    layer = modeling_cosine_head.CosineLinear(nn.Linear(3, 2, dtype=dtype))
+    features = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]], dtype=dtype, requires_grad=True)
+    logits = layer(features)
+    logits.sum().backward()
+    assert logits[0].tolist() == [0, 0] and features.grad.isfinite().all()
+
+
 class Unknown(nn.Module):
     def __init__(self):
         super().__init__()

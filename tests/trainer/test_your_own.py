@@ -66,6 +66,22 @@ def test_a_built_in_name_is_taken():
     assert METHODS["sam"].coefficients(torch.ones(2)).tolist() == [1, 1]
 
 
+def test_a_name_means_one_definition(registered):
+    def half(priors):
+        return priors * 0 + 0.5
+
+    class Poly(PolyLoss):
+        name = "poly"
+
+    for register, record in (
+        (register_method, Method(name="root", coefficients=half)),
+        (register_loss, Poly),
+    ):
+        with pytest.raises(ValueError, match=r"there is already a .* named"):
+            register(record)
+    assert METHODS["root"] is ROOT_METHOD
+
+
 def test_the_geometry_of_a_loss_of_ones_own_is_not_known():
     with pytest.raises(ValueError, match=r"the geometry of loss='poly' is not known. It is known for"):
         predict_for_loss(PolyLoss(CLASS_COUNTS))
