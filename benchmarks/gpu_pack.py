@@ -35,6 +35,7 @@ PACKAGES = (
     "xxhash",
     "pytorch-optimizer",
     "schedulefree",
+    "textalloc",
 )
 TEST_PACKAGES = (
     "tensorboard",

@@ -287,7 +287,8 @@ def test_features_of_zeros_have_logits_of_zero(dtype):
     features = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]], dtype=dtype, requires_grad=True)
     logits = layer(features)
     logits.sum().backward()
-    assert logits[0].tolist() == [0, 0] and features.grad.isfinite().all()
+    assert logits[0].tolist() == [0, 0]
+    assert features.grad.isfinite().all()
 
 
 class Unknown(nn.Module):

@@ -16,13 +16,13 @@ import pytest
 from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager
-from matplotlib.path import Path as MplPath
 
 from hf_sharp import ClassFrequencies
 from hf_sharp.metrics import long_tail_report
 from hf_sharp.reports import plots
 from hf_sharp.reports.plots import fonts
 from hf_sharp.reports.plots.errors import confusion_shares
+from hf_sharp.reports.plots.labels import LEADER
 from hf_sharp.reports.plots.layout import log_ticks, plain_ticks
 from hf_sharp.reports.plots.shift import plot_shares
 from hf_sharp.reports.plots.style import GROUP_COLOURS, MARKERS, PALETTE, picture, run_styles, shown_title
@@ -292,7 +292,7 @@ def test_a_picture_can_be_read(drawn, kind, case):
 def check_texts(figure):
     """All texts are inside the picture, and apart."""
     renderer = figure.canvas.get_renderer()
-    boxes = [(text.get_text(), _box(text, renderer), axis) for text, axis in shown_texts(figure).items()]
+    boxes = [(text.get_text(), text.get_window_extent(renderer), axis) for text, axis in shown_texts(figure).items()]
     assert boxes
     for text, box, _ in boxes:
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
@@ -333,21 +333,14 @@ def check_legends(figure):
 
 
 def check_leaders(figure):
-    """No line from a label to its point runs through another label."""
+    """No line from a label to its point runs through a label."""
     renderer = figure.canvas.get_renderer()
     for axes in figure.axes:
-        named = [text for text in axes.texts if getattr(text, "arrow_patch", None)]
-        for one, other in itertools.permutations(named, 2):
-            ends = axes.transData.transform([one.xy]), [np.mean(_box(one, renderer).get_points(), axis=0)]
-            crossed = MplPath(np.concatenate(ends)).intersects_bbox(_box(other, renderer), filled=False)
-            assert not crossed, f"the line of {one.get_text()!r} runs through {other.get_text()!r}"
-
-
-def _box(text, renderer):
-    arrow = getattr(text, "arrow_patch", None)
-    if arrow is None:
-        return text.get_window_extent(renderer)
-    return super(type(text), text).get_window_extent(renderer)  # of the words alone
+        for leader in (line for line in axes.lines if line.get_gid() == LEADER):
+            path = leader.get_transform().transform_path(leader.get_path())
+            for text in axes.texts:
+                box = text.get_window_extent(renderer).padded(-1)
+                assert not path.intersects_bbox(box, filled=False), f"a line runs through {text.get_text()!r}"
 
 
 def test_every_picture_has_a_case():

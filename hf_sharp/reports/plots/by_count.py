@@ -53,7 +53,7 @@ def plot_recall_by_count(
         recall = _percentages([*reports.values()][-1]["per_class_recall"])
         worst = [c for c in np.argsort(recall, kind="stable")[:_WORST] if recall[c] < np.nanmean(recall)]
         labels = class_labels(names)
-        label_points(figure, axes, [(counts[c], recall[c]) for c in worst], [labels[c] for c in worst])
+        label_points(axes, [(counts[c], recall[c]) for c in worst], [labels[c] for c in worst])
 
 
 def _count_axis(axes: Any, counts: np.ndarray) -> tuple[float, float]:

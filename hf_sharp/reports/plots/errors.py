@@ -132,7 +132,7 @@ def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: st
             for c in np.argsort(recall, kind="stable").tolist():
                 if not np.isnan(recall[c] + precision[c]):
                     at.setdefault((recall[c], precision[c]), []).append(labels[c])
-            label_points(figure, axes, [*at][:5], [shared_label(named) for named in at.values()][:5])
+            label_points(axes, [*at][:5], [shared_label(named) for named in at.values()][:5])
 
 
 def shared_label(names: Sequence[str]) -> str:

@@ -111,7 +111,7 @@ def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str 
         axes.set_xlim(min(low, 0.8 * line[0][0]), max(high, 1.2 * line[0][0]))  # equal costs look equal
         axes.grid()
         legend_below(figure, axes)
-        label_points(figure, axes, line, [f"run {number}" for number in front])
+        label_points(axes, line, [f"run {number}" for number in front])
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
