@@ -20,6 +20,7 @@ from study.claims import confirmation, lets_line, overview
 from study.figures import paired
 from study.report import make_table
 from study.results import finished_results
+from tasks import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -452,7 +453,7 @@ def evidence_overview() -> str:
 
 def evidence_tasks() -> str:
     """Show the rows of every task."""
-    return "\n\n".join(f"### {task}\n\n{make_table(result)}" for task, result in finished_results().items())
+    return "\n\n".join(f"### {TITLES[task]}\n\n{make_table(result)}" for task, result in finished_results().items())
 
 
 def evidence_confirmation() -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks import TITLES
+
 from hf_sharp.reports.plots.style import PALETTE, picture
 from study.report import difference, few_metric, passes
 from study.rows import REFERENCE, ROWS
@@ -77,7 +79,7 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         setting = ", ".join(f"{key} {value}" for key, value in result["chosen"].get(name, {}).items())
         shown = f"{name} ({setting})" if setting else name
-        cells = [result["task"], *map(pair, baselines), shown, pair(name), *gains, f"{passes(rows[name]):.2f}"]
+        cells = [TITLES[result["task"]], *map(pair, baselines), shown, pair(name), *gains, f"{passes(rows[name]):.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -114,7 +116,7 @@ def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
         height = 0
         for result, rows in shown:
             axes[0].annotate(
-                f"{result['task'].replace('_', ' ')}: {result['class_counts'][0]} … {result['class_counts'][-1]} "
+                f"{TITLES[result['task']]}: {result['class_counts'][0]} … {result['class_counts'][-1]} "
                 "examples per class",
                 (0, height),
                 xycoords=("axes fraction", "data"),
@@ -160,7 +162,7 @@ def lets_line(result: Mapping[str, Any]) -> str | None:
         parts.append(f"{name} {apart:+.1f} points")
     spread = statistics.stdev(fixed) if len(fixed) > 1 else float("nan")
     return (
-        f"{result['task']}: against SAM at its best radius ({statistics.fmean(fixed):.1f} ± {spread:.1f}), "
+        f"{TITLES[result['task']]}: against SAM at its best radius ({statistics.fmean(fixed):.1f} ± {spread:.1f}), "
         f"{', '.join(parts)}"
     )
 
@@ -184,5 +186,5 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
                 gains = [difference(rows["best"]["seeds"], seeds, metric) for metric in ("balanced_accuracy", few)]
             name = f"{row['row']} (the best)" if short == "best" else row["row"]
             figures = f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, few)}"
-            lines.append(f"| {' | '.join([result['task'], name, figures, *gains, str(len(seeds))])} |")
+            lines.append(f"| {' | '.join([TITLES[result['task']], name, figures, *gains, str(len(seeds))])} |")
     return "\n".join(lines)

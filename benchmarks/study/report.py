@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from tasks import TITLES
+
 from hf_sharp.reports.plots.style import MARKERS, PALETTE, picture
 from study.figures import paired
 from study.rows import REFERENCE
@@ -48,7 +50,7 @@ def make_table(result: Mapping[str, Any]) -> str:
     """
     few_name = "few (n < 20)" if result["few_classes"] else "rarest third"
     lines = [
-        f"| {result['task']} | balanced | {few_name} | worst class | calibration error | training | passes | "
+        f"| {TITLES[result['task']]} | balanced | {few_name} | worst class | calibration error | training | passes | "
         f"balanced − logit adjustment | few − logit adjustment |",
         "|" + "---|" * 9,
     ]
@@ -110,7 +112,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     rows, few = result["rows"], few_metric(result)
     few_name = "classes under 20 examples" if few == "few_accuracy" else "rarest third of the classes"
     panels = {"balanced_accuracy": "balanced accuracy in %", few: f"{few_name}, recall in %"}
-    title = f"{result['task']}: every run with the final seeds; the bar is the mean"
+    title = f"{TITLES[result['task']]}: every run with the final seeds; the bar is the mean"
     with picture(file, (9.5, 1.4 + 0.28 * max(len(rows), 1)), title) as figure:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, (metric, label) in zip(axes, panels.items(), strict=True):

@@ -1,6 +1,6 @@
 """The tasks of the evidence: one module each, all with the same interface.
 
-    NAME          what the results call it
+    NAME          what files and commands call it; tables and pictures have its entry in `TITLES`
     VERSION       raised whenever a split changes, so that finished runs of another split do not count
     KIND          "text" or "image"
     BACKBONE      the folder that benchmarks/backbones writes, or None: a small ViT from scratch
@@ -16,7 +16,14 @@ Data is downloaded by whoever runs this, into a folder that git ignores. Nothing
 from importlib import import_module
 from types import ModuleType
 
-NAMES = ("wordnet", "foldoc", "clipart", "solar_cells", "fashion_mnist")
+TITLES = {
+    "wordnet": "WordNet",
+    "foldoc": "FOLDOC",
+    "clipart": "Clip art",
+    "solar_cells": "Solar cells",
+    "fashion_mnist": "Fashion-MNIST",
+}
+NAMES = tuple(TITLES)
 
 
 def load(name: str) -> ModuleType:

@@ -478,10 +478,10 @@ def test_the_overview_takes_the_best_row_by_validation_not_by_test():
     assert best_row(result) == "SAM"
     (line,) = overview([result]).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:5] == ["foldoc", "52.0 / 30.0", "52.0 / 30.0", "SAM (rho 0.02)", "62.0 / 56.0"]
+    assert cells[:5] == ["FOLDOC", "52.0 / 30.0", "52.0 / 30.0", "SAM (rho 0.02)", "62.0 / 56.0"]
     assert cells[5] == "**+10.0** (+10.0 … +10.0)"
     assert cells[9] == "1.30"
-    assert lets_line(result) == "foldoc: against SAM at its best radius (62.0 ± 1.6), LETS +0.0 points"
+    assert lets_line(result) == "FOLDOC: against SAM at its best radius (62.0 ± 1.6), LETS +0.0 points"
     del rows["cross-entropy, today's base"]
     assert len(overview([result]).splitlines()) == 2
 
