@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_sharp.reports.calibration import most_likely
 from hf_sharp.reports.long_tail_report import frequencies_of, outputs_and_labels
 from hf_sharp.reports.plots import plot_confusion_matrix, plot_precision_recall, plot_reliability
 
@@ -33,7 +34,7 @@ def draw_evaluation(
         report: the `long_tail_report`.
         predictions: (N,) predicted class indices.
         references: (N,) true class indices.
-        probabilities: (N, K); None: there is no reliability diagram.
+        probabilities: (N, K), or (N,) of the predicted classes; None: there is no reliability diagram.
         title: of the pictures.
 
     Returns:
@@ -44,7 +45,7 @@ def draw_evaluation(
     plot_precision_recall(report, folder / precision_recall, title)
     if probabilities is None:
         return [confusion, precision_recall]
-    plot_reliability(probabilities, references, folder / reliability, title)
+    plot_reliability(probabilities, references, folder / reliability, title, predictions=predictions)
     return list(PICTURES)
 
 
@@ -59,11 +60,6 @@ def draw_prediction(folder: Path, report: Mapping[str, Any], prediction: Any) ->
     Returns:
         The names of the files.
     """
-    from scipy.special import softmax  # slow to import
-
     outputs, labels = outputs_and_labels(prediction)
-    if outputs.ndim == 1:
-        return draw_evaluation(folder, report, outputs, labels)
-    logits = outputs.astype(np.float64)
-    probabilities = softmax(logits, axis=1) if np.isfinite(logits).all() else None
-    return draw_evaluation(folder, report, logits.argmax(1), labels, probabilities)
+    predictions, confidence = (outputs, None) if outputs.ndim == 1 else most_likely(outputs)
+    return draw_evaluation(folder, report, predictions, labels, confidence)

@@ -11,7 +11,7 @@ import numpy as np
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.costs import read_costs
 from hf_sharp.data.labels import IGNORED_LABEL
-from hf_sharp.reports.calibration import calibration_bins
+from hf_sharp.reports.calibration import calibration_bins, most_likely
 from hf_sharp.reports.figures import cost_half_width
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def long_tail_report(
         references: (N,) true class indices in [0, K).
         class_counts: (K,) *training* examples of each class; or a `ClassFrequencies`, whose names and thresholds take
             precedence.
-        probabilities: (N, K), rows that sum to 1, for the calibration error.
+        probabilities: for the calibration error: (N, K), rows that sum to 1; or (N,), those of the predicted classes.
         cost_matrix: (K, K), the cost of predicting the column's class for an example of the row's class; or in another
             form of `hf_sharp.data.costs.read_costs`, such as class name to number.
         class_names: K names.
@@ -90,8 +90,9 @@ def long_tail_report(
     }
     if probabilities is not None:
         probabilities = np.asarray(probabilities)
-        if probabilities.shape != (expected := (len(predictions), num_classes)):
-            raise ValueError(f"probabilities must be of shape {expected}; got {probabilities.shape}.")
+        one, rows = predictions.shape, (len(predictions), num_classes)
+        if probabilities.shape not in (one, rows):
+            raise ValueError(f"probabilities must be of shape {rows} or {one}; got {probabilities.shape}.")
         report["calibration_error"] = calibration_bins(predictions, references, probabilities).error
     if cost_matrix is not None:
         costs = read_costs(cost_matrix, frequencies.labels)
@@ -176,17 +177,13 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_ma
     Raises:
         ValueError: what `long_tail_report` raises, such as labels outside the classes.
     """
-    from scipy.special import softmax  # slow to import
-
     outputs, labels = outputs_and_labels(prediction)
     if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
         return long_tail_report(outputs, labels, frequencies, cost_matrix=cost_matrix)
-    logits = outputs.astype(np.float64)
-    if not np.isfinite(logits).all():  # training diverged; a search or the rest of the training should still continue
+    predictions, confidence = most_likely(outputs)
+    if confidence is None:  # training diverged; a search or the rest of the training should still continue
         logger.warning("The model's logits are not all finite, so the report has no calibration error.")
-        return long_tail_report(logits.argmax(-1), labels, frequencies, cost_matrix=cost_matrix)
-    probabilities = softmax(logits, axis=1)
-    return long_tail_report(probabilities.argmax(-1), labels, frequencies, probabilities, cost_matrix=cost_matrix)
+    return long_tail_report(predictions, labels, frequencies, confidence, cost_matrix=cost_matrix)
 
 
 def outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +194,7 @@ def outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
         outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
     outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
     counted = labels != IGNORED_LABEL
-    return outputs[counted], labels[counted]
+    return (outputs, labels) if counted.all() else (outputs[counted], labels[counted])
 
 
 class MeanPrediction(NamedTuple):
@@ -238,7 +235,7 @@ def check_finite(outputs: Any, what: str) -> None:
         what: what they were computed for, as in "the test split".
     """
     logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
-    finite = np.asarray(np.isfinite(logits.reshape(len(logits), -1).astype(np.float64)).all(1))
+    finite = np.isfinite(logits.reshape(len(logits), -1)).all(1)
     if not finite.all():
         raise ValueError(
             f"the model's outputs for {(~finite).sum():,} of {len(finite):,} examples of {what} are not finite (NaN or "

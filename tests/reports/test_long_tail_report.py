@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 from transformers import EvalPrediction
 
 from hf_sharp import ClassFrequencies
-from hf_sharp.metrics import comparison_table, compute_metrics_for, long_tail_report
+from hf_sharp.metrics import comparison_table, compute_metrics_for, long_tail_report, report_of_prediction
+from hf_sharp.reports import calibration
 from hf_sharp.reports.card_evaluation import class_table
 from hf_sharp.reports.plots import plot_geometry, plot_precision_recall, plot_recall_by_count
 from hf_sharp.reports.table import per_class_table
@@ -149,7 +151,36 @@ def test_calibration_error_against_a_loop_over_bins():
             expected += inside.mean() * abs(accuracy - confidence[inside].mean())
     report = long_tail_report(predictions, references, [9] * 4, probabilities)
     assert report["calibration_error"] == pytest.approx(expected)
+    assert long_tail_report(predictions, references, [9] * 4, probabilities.max(1)) == report
     assert "calibration_error" not in long_tail_report(predictions, references, [9] * 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_most_likely_class_and_its_probability(dtype, monkeypatch):
+    monkeypatch.setattr(calibration, "_AT_ONCE", 40)  # slices of five rows, the last one shorter
+    logits = (20 * np.random.default_rng(0).standard_normal((23, 8))).astype(dtype)
+    expected = softmax(logits.astype(np.float64), axis=1)
+    classes, confidence = calibration.most_likely(logits)
+    assert classes.tolist() == expected.argmax(1).tolist()
+    np.testing.assert_allclose(confidence, expected.max(1), rtol=1e-12)
+    for wrong in (np.nan, np.inf, -np.inf):
+        logits[11, 3] = wrong
+        classes, confidence = calibration.most_likely(logits)
+        assert confidence is None
+        assert np.delete(classes, 11).tolist() == np.delete(expected.argmax(1), 11).tolist()
+
+
+def test_the_report_of_many_classes_takes_little_memory():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((2000, 8000), np.float32), rng.integers(0, 8000, 2000)
+    prediction = EvalPrediction(logits, labels)
+    frequencies = ClassFrequencies.from_counts([9] * 8000)
+    tracemalloc.start()
+    report = report_of_prediction(prediction, frequencies)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report["calibration_error"] > 0
+    assert peak < 0.2 * logits.nbytes  # slices, and no copy
 
 
 def test_expected_cost():
@@ -164,8 +195,10 @@ def test_probabilities_that_are_none():
         long_tail_report([0, 1], [0, 1], [9, 9], [[0.5, 0.5], [2.0, 3.0]])
     with pytest.raises(ValueError, match=r"example 0 sum to 1, the smallest is -1: are they logits\?"):
         long_tail_report([0, 1], [0, 1], [9, 9], [[2.0, -1.0], [0.5, 0.5]])
-    with pytest.raises(ValueError, match=r"must be of shape \(2, 2\); got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"must be of shape \(2, 2\) or \(2,\); got \(2, 3\)"):
         long_tail_report([0, 1], [0, 1], [9, 9], np.ones((2, 3)) / 3)
+    with pytest.raises(ValueError, match=r"probability of example 1 is 3; expected one from 0 to 1"):
+        long_tail_report([0, 1], [0, 1], [9, 9], [0.5, 3.0])
 
 
 def test_a_million_predictions_over_a_thousand_classes_in_a_second():

@@ -173,17 +173,21 @@ def _draw_scatter(axes: Any, recall: np.ndarray, precision: np.ndarray, frequenc
     axes.grid()
 
 
-def plot_reliability(probabilities: Any, references: Any, file: str | Path, title: str = "") -> None:
+def plot_reliability(
+    probabilities: Any, references: Any, file: str | Path, title: str = "", *, predictions: Any = None
+) -> None:
     """Draw the reliability diagram: accuracy against confidence in 15 bins, and how many predictions each bin has.
 
     Args:
-        probabilities: (N, K), rows that sum to 1.
+        probabilities: (N, K), rows that sum to 1; or (N,), those of `predictions`.
         references: (N,) true class indices.
         file: where the picture goes; the suffix chooses the format.
         title: the picture's title.
+        predictions: (N,) predicted class indices. Default: the most likely classes.
     """
     probabilities = np.asarray(probabilities)
-    bins = calibration_bins(probabilities.argmax(1), np.asarray(references), probabilities)
+    predictions = probabilities.argmax(1) if predictions is None else np.asarray(predictions)
+    bins = calibration_bins(predictions, np.asarray(references), probabilities)
     occupied = bins.counts > 0
     confidence, accuracy, count = (values[occupied] for values in (bins.confidence, bins.accuracy, bins.counts))
     width = np.array([half_width([value], [number]) for value, number in zip(accuracy, count, strict=True)])
