@@ -20,6 +20,7 @@ from matplotlib.font_manager import findfont, fontManager
 from hf_sharp import ClassFrequencies
 from hf_sharp.metrics import long_tail_report
 from hf_sharp.reports import plots
+from hf_sharp.reports.evaluation_pictures import draw_evaluation
 from hf_sharp.reports.plots import fonts
 from hf_sharp.reports.plots.errors import confusion_shares
 from hf_sharp.reports.plots.labels import LEADER
@@ -598,6 +599,19 @@ def test_reliability_is_drawn_from_the_bins_of_the_report(drawn):
     x, y = figure.axes[0].lines[1].get_data()
     assert x[-1] == pytest.approx(100 * confidence[inside].mean())
     assert y[-1] == pytest.approx(100 * np.mean(probabilities.argmax(1)[inside] == references[inside]))
+
+
+def test_the_reliability_of_other_decisions_is_that_of_the_report(tmp_path, monkeypatch):
+    """With costs, the predicted class is not always the most likely one."""
+    _, references, probabilities = predictions(10)
+    decided = np.where(probabilities[:, 9] > 0.05, 9, probabilities.argmax(1))
+    report = long_tail_report(decided, references, [9] * 10, probabilities)
+    titles = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: titles.append(figure.axes[0].get_title()))
+    draw_evaluation(tmp_path, report, decided, references, probabilities)
+    likely = long_tail_report(probabilities.argmax(1), references, [9] * 10, probabilities)
+    assert f"{report['calibration_error']:.3f}" != f"{likely['calibration_error']:.3f}"
+    assert titles[-1] == f"expected calibration error {100 * report['calibration_error']:.1f} %"
 
 
 def test_precision_and_recall_of_every_class_are_drawn(drawn):
