@@ -55,3 +55,11 @@ def test_commands_that_only_start_others_or_write_text_do_not_import_the_trainer
         f"from hf_sharp import cli\ntry: cli.main([{command!r}, '--help'])\nexcept SystemExit: pass"
     )
     assert "transformers.trainer" not in modules
+
+
+@pytest.mark.parametrize("config", ["nowhere.yaml", "table.csv"])
+def test_a_config_that_cannot_be_read_is_named_without_starting_a_training(config, tmp_path):
+    (tmp_path / "table.csv").write_text("text,label\nhello,ham\n")
+    argv = ["train", str(tmp_path / config)]
+    modules = modules_after(f"from hf_sharp import cli; assert 'the config file' in cli.main({argv!r})")
+    assert not modules & HEAVY

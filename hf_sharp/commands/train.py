@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_sharp.recipe.config_file import read_config
 from hf_sharp.recipe.flags import Flags
 
 _PLACES = (Path(__file__).parents[1] / "accelerate", Path(__file__).parents[2] / "recipes" / "accelerate")
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
         argv: the words after `hf-sharp train`.
 
     Raises:
-        ValueError: there is no such accelerate config, or nothing says what to train.
+        ValueError: there is no such config or accelerate config, or nothing says what to train.
     """
     parser = Flags(
         prog="hf-sharp train",
@@ -115,4 +116,6 @@ def main(argv: list[str]) -> None:
     arguments, flags = parser.parse_known_args(argv[1:] if config else argv)
     if config is None and not flags:
         raise ValueError("name a config, or the data and the model: hf-sharp train CONFIG, or --dataset and others.")
+    if config is not None:
+        read_config(config)  # a mistake is said at once: the processes take seconds to start
     launch(config, flags, arguments.accelerate)

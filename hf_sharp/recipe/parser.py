@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from hf_sharp.option_checks import AT_LEAST, check_bounds
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.config_file import read_config
 from hf_sharp.recipe.flags import check_names, flag_names, raise_errors, refuse_words
 
 _AT_LEAST = AT_LEAST | {"max_length": 1, "batch_size": 1}
@@ -49,16 +48,7 @@ class RecipeParser:
 
     def read(self, file: str) -> dict[str, Any]:
         """Read a YAML file of options and check its keys."""
-        path = Path(file)
-        if not path.is_file():
-            raise ValueError(f"the config file {file!r} does not exist.")
-        try:
-            text = path.read_text(encoding="utf-8")
-            values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # as it is written
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"the config file {file!r} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"the config file {file!r} must be a mapping of options; it is {type(values).__name__}.")
+        values, written = read_config(file)
         check_names(values, self._actions, f"key in {file}")
         return {key: self._typed(key, value, written[key]) for key, value in values.items()}
 

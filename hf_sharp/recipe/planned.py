@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,29 @@ _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its name, its training arguments, and all options that were set, for the record."""
+    """One training run: its name, its training arguments, and all options that were set, for the record.
+
+    `overwrites`: whether its folder may hold an earlier run, which goes when this one begins to train.
+    """
 
     name: str
     args: SharpTrainingArguments
     options: dict[str, Any]
+    overwrites: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return Path(str(self.args.output_dir))
+
+    def clear(self) -> None:
+        """Remove the results and checkpoints that it overwrites, so that no later run takes them for its own."""
+        state = PartialState()
+        if self.overwrites and state.is_main_process:
+            (self.folder / RESULTS).unlink(missing_ok=True)
+            for checkpoint in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        state.wait_for_everyone()
 
 
 def plan_runs(parser: RecipeParser) -> list[Run]:
@@ -53,6 +72,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         ValueError: two runs with the same name, or results that would be overwritten.
     """
     main = next(arguments for arguments in parser.build() if isinstance(arguments, SharpTrainingArguments))
+    overwrite = bool(parser.values.get("overwrite_output_dir"))
     compare_with = [other for other in parser.values.get("compare_with") or [] if other != "none"]
     changes: dict[str, dict[str, Any]] = {}
     for other in compare_with:
@@ -80,13 +100,13 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         elif args.push_to_hub and args.hub_model_id is None:
             args.hub_model_id = Path(str(main.output_dir)).name
         options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
-        runs.append(Run(run, args, options))
+        runs.append(Run(run, args, options, overwrite))
     if len(runs) > 1 and resumes(main) not in (False, True):
         raise ValueError(
             f"resume_from_checkpoint={main.resume_from_checkpoint!r} is the checkpoint of one run, and there "
             f"are {len(runs)} runs. Set it to true: each run continues from the last checkpoint in its own folder."
         )
-    _check_output(runs, str(main.output_dir), bool(parser.values.get("overwrite_output_dir")))
+    _check_output(runs, str(main.output_dir), overwrite)
     return runs
 
 
@@ -121,12 +141,12 @@ def _differences(options: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None:
-    planned = {Path(str(run.args.output_dir)) for run in runs}
+    planned = {run.folder for run in runs}
     beside = [path for path in Path(output_dir).glob("*") if path not in planned] if len(runs) > 1 else []
-    if beside and not overwrite and not resumes(runs[0].args):
+    if any(map(_holds_files, beside)) and not overwrite and not resumes(runs[0].args):
         raise ValueError(_not_empty(Path(output_dir)))
     for run in runs:
-        folder = Path(str(run.args.output_dir))
+        folder = run.folder
         above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise ValueError(
@@ -135,20 +155,37 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
         if overwrite:
             run.args.resume_from_checkpoint = None
             continue
-        if not folder.is_dir() or not any(folder.iterdir()):
+        if not _holds_files(folder):
             continue
         if not resumes(run.args):
             raise ValueError(_not_empty(folder))
         if (folder / RESULTS).exists():
             check_finished(folder, run.options)
-    state = PartialState()
-    state.wait_for_everyone()  # before a faster process creates the folders that a slower one checks
-    if overwrite and state.is_main_process:
-        for run in runs:  # so that a later run does not take these for its own
-            Path(str(run.args.output_dir), RESULTS).unlink(missing_ok=True)
-            for checkpoint in Path(str(run.args.output_dir)).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-    state.wait_for_everyone()
+    PartialState().wait_for_everyone()  # before a faster process creates the folders that a slower one checks
+
+
+def _holds_files(path: Path) -> bool:
+    # Empty folders hold nothing that could be lost.
+    return path.is_file() or any(files for _, _, files in os.walk(path))
+
+
+@contextmanager
+def no_folder_left(runs: Sequence[Run]) -> Iterator[None]:
+    """Remove the empty folders that trainers make in the block.
+
+    Args:
+        runs: the runs.
+
+    Yields:
+        Nothing.
+    """
+    above = {folder for run in runs for folder in (run.folder, *run.folder.parents) if not folder.exists()}
+    try:
+        yield
+    finally:
+        for folder in sorted(above, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # not there, or not empty
+                folder.rmdir()
 
 
 def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True) -> None:

@@ -88,9 +88,11 @@ def run_side_by_side(
     state = PartialState()
     if len(runs) > 1:
         check_runs(runs, make_trainer, merge)
+        for run in runs:
+            run.clear()
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
-        file = Path(str(run.args.output_dir)) / RESULTS
+        file = run.folder / RESULTS
         # The main process tells the others, which may not see the file on another machine.
         finished = (
             json.loads(file.read_text()) if state.is_main_process and resumes(run.args) and file.exists() else None
@@ -131,7 +133,7 @@ def check_runs(
         ValueError: what does not fit in any run, or a checkpoint of another method to continue from.
     """
     for run in runs:
-        if not (Path(str(run.args.output_dir)) / RESULTS).exists():
+        if run.overwrites or not (run.folder / RESULTS).exists():
             trainer = make_trainer(run.args)
             check_merging(trainer, merge)
             if checkpoint := _checkpoint(run.args):
@@ -151,6 +153,7 @@ def _train_and_evaluate(
     set_seed(args.seed)  # all runs start from the same weights
     trainer = make_trainer(args)
     check_merging(trainer, merge)
+    run.clear()
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
     adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
     # Before the test data is read: what fails there must not lose the model. It is pushed once the card is written.

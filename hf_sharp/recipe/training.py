@@ -16,8 +16,9 @@ from hf_sharp.recipe.arguments import DataArguments, ModelArguments, RunArgument
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.recipe.planned import plan_runs
+from hf_sharp.recipe.planned import no_folder_left, plan_runs
 from hf_sharp.recipe.runs import TestData, check_runs, run_side_by_side
+from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -159,7 +160,8 @@ def train_classifier(argv: Sequence[str] | None, recipe: Recipe) -> dict[str, di
     _check_asked(data, args)
     ready = prepare_training(parser, recipe)
     if which.check_only:
-        check_runs(runs, ready.make_trainer, ready.merge)
+        with no_folder_left(runs):
+            check_runs(runs, ready.make_trainer, ready.merge)
         return {}
     prepared = {"left_out": ready.data.left_out, "picture_range": getattr(ready.data, "picture_range", None)}
     count, classes = len(ready.splits["train"]), len(ready.class_names)
@@ -192,18 +194,23 @@ def check_optimizer(trainer: SharpTrainer) -> None:
         trainer: the trainer, which keeps none of them.
 
     Raises:
+        ValueError: the ascent follows the optimizer's first moment, and the optimizer keeps none.
         Exception: whatever transformers, torch or another package raises.
     """
     args = trainer.args
-    trainer.get_optimizer_cls_and_kwargs(args, cast(Any, trainer.model))
+    kind, options = trainer.get_optimizer_cls_and_kwargs(args, cast(Any, trainer.model))
+    if trainer.engine.ascent.needs_first_moment:
+        of_layers = ("params", "model", "optimizer_dict")  # which Trainer takes out itself
+        options = {name: value for name, value in options.items() if name not in of_layers}
+        check_first_moment(kind([torch.zeros(1, requires_grad=True)], **options))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-    options: Any = args.lr_scheduler_kwargs
+    scheduling: Any = args.lr_scheduler_kwargs
     get_scheduler(
         args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=args.get_warmup_steps(10),
         num_training_steps=10,
-        scheduler_specific_kwargs=options,
+        scheduler_specific_kwargs=scheduling,
     )
 
 

@@ -256,6 +256,8 @@ def test_code_of_others_is_run_only_where_it_is_trusted(cosine_folder):
         (["--loss", "large_margin", "--head", "clasifier"], "clasifier"),
         (["--sharpness", "cc_sam", "--head", "clasifier"], "clasifier"),
         (["--optim", "adamw_apex_fused"], "apex"),
+        (["--sharpness", "sam", "--ascent", "momentum", "--optim", "sgd"], "SGD keeps none"),
+        (["--sharpness", "sam", "--ascent", "momentum", "--optim", "adafactor"], "Adafactor keeps none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -278,4 +280,31 @@ def test_a_run_that_cannot_be_made_stops_before_any_training(
 def test_a_check_of_what_fits_writes_nothing(image_folder, tmp_path):  # noqa: F811
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
     assert train_images([*argv, "--check_only", "true"]) == {}
-    assert not list((tmp_path / "out").glob("**/*.*"))
+    assert train_images([*argv, "--check_only", "true", "--compare_with", "baseline"]) == {}
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_overwritten_stays_until_the_new_run_trains(image_folder, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(out), *QUICK]
+    argv += ["--save_strategy", "steps", "--save_steps", "1"]
+    train_images(argv)
+    (out / "empty").mkdir()
+    files = {file: file.read_bytes() for file in out.glob("**/*") if file.is_file()}
+    again = [*argv, "--overwrite_output_dir", "true"]
+    train_images([*again, "--check_only", "true"])
+    for wrong in (["--dataset", str(tmp_path / "nowhere")], ["--head", "clasifier", "--loss", "large_margin"]):
+        with pytest.raises(ValueError, match=r"nowhere|clasifier"):
+            train_images([*again, *wrong])
+    assert {file: file.read_bytes() for file in out.glob("**/*") if file.is_file()} == files
+    (out / "checkpoint-99").mkdir()
+    train_images([*again, "--seed", "1"])
+    assert not (out / "checkpoint-99").exists()
+    assert json.loads((out / "all_results.json").read_text())["options"]["seed"] == 1
+
+
+def test_empty_folders_are_not_in_the_way(image_folder, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    (out / "baseline").mkdir(parents=True)
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(out), *QUICK]
+    assert list(train_images(argv)) == ["logit_adjusted"]

@@ -1,0 +1,113 @@
+"""Does sharpness pay in short trainings? The same rows of a task with fewer and with more epochs.
+
+python benchmarks/duration.py --workers 2
+python benchmarks/duration.py --limit-minutes 0    # only collect what is finished
+
+Rates, bases and radii are those that benchmarks/results/evidence_TASK.json chose on validation data for the task's own
+number of epochs. The seeds chose nothing. Resumable: runs lie in outputs/duration/TASK/EPOCHS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tasks
+from study import OUTPUTS, RESULTS
+from study.driver import read_finished, work
+from study.plan import make_plan
+from study.results import finished_results
+from study.rows import REFERENCE, ROWS
+from study.runs import Run
+
+TASKS = ("wordnet", "foldoc")
+FACTORS = (0.25, 0.5, 1, 2)
+NAMES = (REFERENCE, "momentum-SAM")
+SEEDS = range(100, 105)
+FOLDER = OUTPUTS.with_name("duration")
+FILE = RESULTS / "duration.json"
+
+
+class Planned(NamedTuple):
+    """A run, the row that it belongs to, and its epochs."""
+
+    row: str
+    run: Run
+    epochs: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are written."""
+        return FOLDER / self.run.task / str(self.epochs)
+
+
+def plan_runs(results: dict[str, Any]) -> Iterator[Planned]:
+    """List all runs, seed by seed, so that comparisons are complete for the first seeds when the time is over.
+
+    Args:
+        results: task to the content of benchmarks/results/evidence_TASK.json.
+
+    Yields:
+        The runs.
+    """
+    plans = {task: make_plan(task, {run["key"]: run for run in results[task]["runs"]}) for task in TASKS}
+    for seed in SEEDS:
+        for task, plan in plans.items():
+            for epochs in (round(factor * tasks.load(task).EPOCHS) for factor in FACTORS):
+                for name in NAMES:
+                    (run,) = plan.runs_of(ROWS[name], plan.chosen[name], [seed])
+                    yield Planned(name, run, epochs)
+
+
+def run_until(end: float, planned: Planned) -> str | None:
+    """Execute a run, unless the time is over; return its key."""
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    return work(planned.run, planned.folder, planned.epochs) if time.time() < end else None
+
+
+def collect(planned: list[Planned]) -> dict[str, Any]:
+    """Collect the finished runs.
+
+    Args:
+        planned: all runs.
+
+    Returns:
+        The content of benchmarks/results/duration.json: task, epochs, row and seed to the metrics on the test set.
+    """
+    found: dict[str, Any] = {}
+    machines = set()
+    for row, run, epochs in planned:
+        record = read_finished(FOLDER / run.task / str(epochs)).get(run.key)
+        if record is not None:
+            machines.add(record["machine"])
+            rows = found.setdefault(run.task, {}).setdefault(str(epochs), {})
+            of_row = rows.setdefault(row, {"options": dict(run.options), "seeds": {}})
+            of_row["seeds"][str(run.seed)] = record["test"] | {"train_accuracy": record["train_accuracy"]}
+    return {"command": "python benchmarks/duration.py", "machine": "; ".join(sorted(machines)), "tasks": found}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--limit-minutes", type=float, default=math.inf, help="start no run after this time")
+    arguments = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    end = time.time() + 60 * arguments.limit_minutes
+    planned = list(plan_runs(finished_results()))
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as executor:
+        for key in executor.map(run_until, [end] * len(planned), planned):
+            print(key, flush=True)
+    FILE.write_text(json.dumps(collect(planned), indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
