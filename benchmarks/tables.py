@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reference import REFERENCE_TABLES
-from study.claims import confirmation, lets_line, overview
+from study.claims import confirmation, lets_line, overview, overview_of_default
 from study.figures import paired
 from study.report import make_table
 from study.results import finished_results
@@ -451,6 +451,11 @@ def evidence_overview() -> str:
     return overview(list(finished_results().values()))
 
 
+def evidence_default() -> str:
+    """Compare hf_sharp's default with what people do today."""
+    return overview_of_default(list(finished_results().values()))
+
+
 def evidence_tasks() -> str:
     """Show the rows of every task."""
     return "\n\n".join(f"### {TITLES[task]}\n\n{make_table(result)}" for task, result in finished_results().items())
@@ -484,6 +489,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature_speed": curvature_speed,
     "small_passes": small_passes,
     "evidence_overview": evidence_overview,
+    "evidence_default": evidence_default,
     "evidence_tasks": evidence_tasks,
     "evidence_confirmation": evidence_confirmation,
     "evidence_lets": evidence_lets,

@@ -69,7 +69,7 @@ class SharpTrainingArguments(TrainingArguments):
     rho: float | None = _option(
         None,
         "Radius of the ascent, an L2 norm over all trainable parameters. The default depends on the ascent: 0.05 along "
-        "a gradient, 0.75 along the momentum, 1 with adaptive (0.15 on matrices alone).",
+        "a gradient, 0.75 along the momentum, 1 with adaptive, or 0.15 with adaptive_scope=matrices.",
     )
     sharpness_after: float = _option(
         0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."
@@ -160,7 +160,10 @@ class SharpTrainingArguments(TrainingArguments):
     rare_threshold: int = _option(20, "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM.")
     common_threshold: int = _option(100, "Classes with more training examples are 'many' in reports.")
     loss: str = _choice("loss", "logit_adjusted", LOSSES, "Class-frequency-aware loss.")
-    loss_tau: float = _option(1.0, "Logit adjustment and VS: the strength of the prior; the papers use 1.")
+    loss_tau: float = _option(
+        1.0,
+        "Logit adjustment and VS: the strength of the prior; the papers use 1. Below 0 it favours frequent classes.",
+    )
     loss_gamma: float | None = _option(
         None, "Focal (default 2), CDT, LDT and VS (default 0.3): the exponent in their formulas."
     )

@@ -23,6 +23,12 @@ def today(result: Mapping[str, Any], name: str) -> str:
     return f"{name}, today's base" if f"{name}, today's base" in result["rows"] else name
 
 
+def default_row(result: Mapping[str, Any]) -> str:
+    """Name the row of hf_sharp's default, logit adjustment with τ = 1, on the base that people use today."""
+    name = "base: full, head from noise"
+    return name if name in result["rows"] else REFERENCE
+
+
 def best_row(result: Mapping[str, Any]) -> str | None:
     """Name the row with the best setting on validation data, among those that were trained with the final seeds.
 
@@ -58,41 +64,69 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
         A Markdown table: balanced and few-class accuracy in %, and paired differences with 95 % intervals.
     """
     lines = [
-        "| task | cross-entropy | weights | best by validation | its figures | − cross-entropy: balanced | few | "
-        "− weights: balanced | few | passes |",
+        "| task | cross-entropy | weights | best by validation | its figures | gain over cross-entropy: balanced | "
+        "few | gain over weights: balanced | few | passes |",
         "|" + "---|" * 10,
     ]
     for result in results:
-        name = best_row(result)
-        baselines = [today(result, baseline) for baseline in TODAY]
-        if name is None or any(baseline not in result["rows"] for baseline in baselines):
+        if (name := best_row(result)) is None or not _has_baselines(result):
             continue
-        few, rows = few_metric(result), result["rows"]
-
-        def pair(row: str, seeds: Mapping = rows, few: str = few) -> str:
-            return f"{_mean(seeds[row]['seeds'], 'balanced_accuracy')} / {_mean(seeds[row]['seeds'], few)}"
-
-        gains = [
-            difference(rows[name]["seeds"], rows[baseline]["seeds"], metric)
-            for baseline in baselines
-            for metric in ("balanced_accuracy", few)
-        ]
         setting = ", ".join(f"{key} {value}" for key, value in result["chosen"].get(name, {}).items())
         shown = f"{name} ({setting})" if setting else name
-        cells = [TITLES[result["task"]], *map(pair, baselines), shown, pair(name), *gains, f"{passes(rows[name]):.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        baselines = [_pair(result, today(result, baseline)) for baseline in TODAY]
+        figures = [shown, _pair(result, name), *_gains(result, name), f"{passes(result['rows'][name]):.2f}"]
+        lines.append(f"| {' | '.join([TITLES[result['task']], *baselines, *figures])} |")
     return "\n".join(lines)
+
+
+def overview_of_default(results: Sequence[Mapping[str, Any]]) -> str:
+    """Make the same comparison for hf_sharp's default, on the base that people use today.
+
+    Args:
+        results: as for `overview`.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [
+        "| task | default | gain over cross-entropy: balanced | few | gain over weights: balanced | few |",
+        "|" + "---|" * 6,
+    ]
+    for result in filter(_has_baselines, results):
+        name = default_row(result)
+        lines.append(f"| {' | '.join([TITLES[result['task']], _pair(result, name), *_gains(result, name)])} |")
+    return "\n".join(lines)
+
+
+def _has_baselines(result: Mapping[str, Any]) -> bool:
+    return all(today(result, baseline) in result["rows"] for baseline in TODAY)
+
+
+def _pair(result: Mapping[str, Any], name: str) -> str:
+    seeds = result["rows"][name]["seeds"]
+    return f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, few_metric(result))}"
+
+
+def _gains(result: Mapping[str, Any], name: str) -> list[str]:
+    # Over cross-entropy and over weights as used today, in both figures.
+    rows = result["rows"]
+    return [
+        difference(rows[name]["seeds"], rows[today(result, baseline)]["seeds"], metric)
+        for baseline in TODAY
+        for metric in ("balanced_accuracy", few_metric(result))
+    ]
 
 
 def _comparable(result: Mapping[str, Any]) -> dict[str, str]:
     # What the picture shows of a task: label to row.
     found = {name: today(result, name) for name in TODAY}
     best = best_row(result)
-    plain = result["base"][1] == "noise"
-    found |= {"logit adjustment (hf_sharp's default)" if plain else "class means, logit adjustment": REFERENCE}
+    found["logit adjustment (hf_sharp's default)"] = default_row(result)
     if best not in (None, REFERENCE):
+        tuning, head = result["base"]
         setting = ", ".join(f"{OPTIONS.get(key, key)} {value:g}" for key, value in result["chosen"][best].items())
-        shown = best.removesuffix(", tuned τ") if plain else f"class means, {best.removesuffix(', tuned τ')}"
+        parts = ("LoRA" if tuning == "lora" else "", "class means" if head == "class_mean" else "")
+        shown = ", ".join(filter(None, (*parts, best.removesuffix(", tuned τ"))))
         found[f"{shown} ({setting})" if setting else shown] = str(best)
     return found if best and all(row in result["rows"] for row in found.values()) else {}
 

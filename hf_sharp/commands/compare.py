@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("config_a", help="a YAML file of options")
     parser.add_argument("config_b", help="another one")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, counted from 0 (default: 3)")
     parser.add_argument("--output_dir", "--output", help="a folder (default: outputs/compare/A_B)")
     parser.add_argument("--accelerate", default="single_gpu", help="as for hf-sharp train")
     arguments, flags = parser.parse_known_args(argv)
