@@ -162,7 +162,7 @@ class SharpTrainingArguments(TrainingArguments):
     loss: str = _choice("loss", "logit_adjusted", LOSSES, "Class-frequency-aware loss.")
     loss_tau: float = _option(
         1.0,
-        "Logit adjustment and VS: the strength of the prior; the papers use 1. Below 0 it favours frequent classes.",
+        "Logit adjustment and VS: the strength of the prior; the papers use 1. Negative: for frequent classes.",
     )
     loss_gamma: float | None = _option(
         None, "Focal (default 2), CDT, LDT and VS (default 0.3): the exponent in their formulas."
