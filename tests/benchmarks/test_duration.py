@@ -14,7 +14,7 @@ def test_every_comparison_has_the_same_seeds_on_both_sides():
         seeds.setdefault((run.task, epochs, run.rate), {}).setdefault(row, []).append(run.seed)
     assert len(seeds) == len(duration.TASKS) * len(duration.FACTORS)
     for rows in seeds.values():
-        assert rows == dict.fromkeys(duration.NAMES, [*duration.SEEDS])
+        assert rows == {name: [*duration.SEEDS] for name in duration.NAMES}
 
 
 def test_finished_runs_are_collected_by_epochs(tmp_path, monkeypatch):
