@@ -184,8 +184,7 @@ def _train_and_evaluate(
         write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=trainer.hub_model_id or args.hub_model_id)
     if args.push_to_hub:
-        trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]
-        trainer.push_to_hub()
+        trainer.push_to_hub(results=shared_results(result))  # for the card, which is written again
     _track(trainer, run.name, result)
     return shared_results(result)
 

@@ -183,11 +183,12 @@ def write_card(
     return card
 
 
-def write_trainer_card(trainer: Any, **given: Any) -> Path:
-    """Write the card of a trainer's model, with the report of its last evaluation.
+def write_trainer_card(trainer: Any, results: Mapping[str, Any] | None = None, **given: Any) -> Path:
+    """Write the card of a trainer's model.
 
     Args:
         trainer: a `SharpTrainer`.
+        results: as for `build_card`. Default: those of the trainer, with the report of its last evaluation.
         **given: as for `build_card`; None where they are not given. Of a list of tasks or datasets, the first counts.
 
     Returns:
@@ -196,7 +197,8 @@ def write_trainer_card(trainer: Any, **given: Any) -> Path:
     for name in ("pipeline_tag", "dataset"):
         if isinstance(given[name], list):
             given[name] = next(iter(given[name]), None)
-    results = results_of(trainer, getattr(getattr(trainer, "report_keeper", None), "report", None))
+    if results is None:
+        results = results_of(trainer, getattr(getattr(trainer, "report_keeper", None), "report", None))
     options = {name: value for name, value in given.items() if value}
     return write_card(str(trainer.args.output_dir), results, repo_id=trainer.hub_model_id, **options)
 

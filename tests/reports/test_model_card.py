@@ -798,6 +798,14 @@ def test_the_report_of_a_trainer_is_that_of_its_weights_as_they_are(make_trainer
     assert card.data.pipeline_tag == "image-classification"
 
 
+def test_the_card_of_a_trainer_can_be_that_of_a_finished_run(make_trainer, tmp_path):
+    results = make_results(names="vwxyz")
+    trainer = make_trainer(output_dir=str(tmp_path / "out"))
+    trainer.create_model_card(model_name="photos", results=results)
+    figures = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert {f.metric_type: f.metric_value for f in figures}["accuracy"] == results["report"]["accuracy"]
+
+
 def test_with_the_best_weights_loaded_the_report_is_theirs(make_trainer):
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 8}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": False}
