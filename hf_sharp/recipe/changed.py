@@ -62,7 +62,7 @@ def save_changed(
             results = changed_results(record, change, measured)
             write_results(output, results)
             _copy_pictures(Path(name), output, results.get("pictures", ()))
-            _keep_authors_words(before, write_card(output))
+            rewrite_card(output, before)
         else:
             keep_record(record, output)
             card = build_changed_card(output, change, before, measured, hub_id(name))
@@ -98,12 +98,27 @@ def _copy_pictures(source: Path, output: Path, names: Any) -> None:
             shutil.copy(source / name, output / name)
 
 
-def _keep_authors_words(before: ModelCard | None, file: Path) -> None:
+def rewrite_card(folder: Path, before: ModelCard | None = None) -> Path:
+    """Write the card of a model's folder from its results, with what only its authors know, such as the licence.
+
+    Args:
+        folder: the model's.
+        before: the card that has the authors' words. Default: the one in the folder, if there is one.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: as `write_card`.
+    """
+    before = _card_of(str(folder)) if before is None else before
+    file = write_card(folder)
     if before is None:
-        return
+        return file
     card, said = ModelCard.load(file), before.data.to_dict()
     for key in _AUTHORS:
         if key in said:
             setattr(card.data, key, said[key])
     card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *(said.get("tags") or ())]))
     card.save(file)
+    return file
