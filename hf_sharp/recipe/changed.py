@@ -14,6 +14,7 @@ from hf_sharp.data.local_paths import without_paths
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.decisions import Decisions, read_decisions
 from hf_sharp.recipe.recorded import keep_record
+from hf_sharp.recipe.saved_adapter import merged_record
 from hf_sharp.reports.card_changes import PREDICTIONS, RELIABILITY, SHARES, changed_results
 from hf_sharp.reports.card_metadata import hub_id
 from hf_sharp.reports.changed_card import build_changed_card
@@ -59,7 +60,7 @@ def save_changed(
         (_still_decided(name, model, change) if decisions is None else decisions).save(output)
         change, before = {"model": without_paths(name)} | dict(change), _card_of(name)
         if "class_counts" in record.get("report", {}):
-            results = changed_results(record, change, measured)
+            results = changed_results(merged_record(record), change, measured)
             write_results(output, results)
             _copy_pictures(Path(name), output, results.get("pictures", ()))
             rewrite_card(output, before)
