@@ -28,6 +28,7 @@ from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
 from hf_sharp.reports.results import (
     RESULTS,
+    cost_of,
     local_names,
     machine_class,
     records_of,
@@ -106,7 +107,8 @@ def run_side_by_side(
         reports = {name: result["report"] for name, result in results.items()}
         plot_recall_by_count(reports, picture, title)
         console = Console()
-        console.print(comparison_table(reports, title))
+        passes = {name: result["training"].get("passes") for name, result in results.items()}
+        console.print(comparison_table(reports, title, passes))
         console.print(f"picture  {picture}", soft_wrap=True)  # a path to copy must not be wrapped
         if radii := {name: result["radius"] for name, result in results.items() if result.get("radius")}:
             picture = picture.with_name("radius.png")
@@ -164,7 +166,8 @@ def _train_and_evaluate(
         data = {**data, "cost_matrix": trainer.cost_matrix.tolist()}
     result = {
         "report": report,
-        "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
+        "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")}
+        | cost_of(trainer),
         "options": run.options,
         "local": local_names(run.options, records["model"].get("base")),
         "command": _command(),
