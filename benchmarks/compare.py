@@ -65,6 +65,8 @@ def summarize(runs: dict[int, dict[str, dict]]) -> dict[str, dict]:
         if all("radius" in result for result in per_seed.values()):
             row["rho"] = {seed: thinned(result["radius"]) for seed, result in per_seed.items()}
         row["train_seconds"] = [result["training"]["train_runtime"] for result in per_seed.values()]
+        if all("passes" in result["training"] for result in per_seed.values()):
+            row["passes"] = [result["training"]["passes"] for result in per_seed.values()]
         summary[name] = row
     return summary
 

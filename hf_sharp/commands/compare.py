@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import check_finished
+from hf_sharp.reports.figures import duration
 from hf_sharp.reports.pairs import Paired, paired
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS, write_json
 
+# Options that a pass through the model depends on: passes with others do not cost the same.
+_OF_A_PASS = ("model_name_or_path", "model_config", "peft", "peft_rank", "peft_targets", "max_length")
 METRICS = {
     "accuracy": "accuracy",
     "balanced accuracy": "balanced_accuracy",
@@ -54,13 +58,13 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
     return None
 
 
-def verdict(names: tuple[str, str], metrics: dict[str, Paired], cost: float, seeds: int = 3) -> str:
+def verdict(names: tuple[str, str], metrics: dict[str, Paired], cost: float | None, seeds: int = 3) -> str:
     """State which of two is ahead, in words.
 
     Args:
         names: names of the two configs.
         metrics: label to the result of `paired`.
-        cost: training time of the second divided by that of the first.
+        cost: passes of the second divided by those of the first; None: not known.
         seeds: number of seeds.
 
     Returns:
@@ -84,7 +88,7 @@ def verdict(names: tuple[str, str], metrics: dict[str, Paired], cost: float, see
     if (few := metrics.get("few classes")) is not None:
         spread = "" if few["interval"] is None or seeds < 3 else f" ± {100 * few['interval']:.1f}"
         said += f"; few classes {100 * few['difference']:+.1f}{spread} for {names[1]}"
-    return f"{said}; {names[1]} costs {cost:.1f} times {names[0]}."
+    return f"{said}." if cost is None else f"{said}; {names[1]} costs {cost:.1f} times {names[0]}, in passes."
 
 
 def main(argv: list[str]) -> None:
@@ -150,7 +154,9 @@ def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) ->
         results: name to the content of `all_results.json` for every seed.
 
     Returns:
-        `metrics` (label to the result of `paired`), `cost`, `verdict`, `seeds`, `machine`.
+        `metrics` (label to the result of `paired`), `cost`, `passes`, `seconds`, `verdict`, `seeds`, `machine`. The
+        cost is the ratio of the passes; None for results of older versions, which have none, and where the passes are
+        not through the same model.
 
     Raises:
         ValueError: the two were trained or evaluated on different data.
@@ -165,16 +171,25 @@ def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) ->
         values = [[result["report"][metric] for result in runs] for runs in (first, second)]
         if None not in values[0] + values[1]:
             metrics[label] = paired(*values)
-    seconds = [sum(result["training"]["train_runtime"] for result in runs) for runs in (first, second)]
-    cost = seconds[1] / seconds[0]
+    passes = [_passes(runs) for runs in (first, second)]
+    one, other = ({name: runs[0].get("options", {}).get(name) for name in _OF_A_PASS} for runs in (first, second))
+    cost = passes[1] / passes[0] if passes[0] and passes[1] and one == other else None
     return {
         "configs": list(names),
         "seeds": len(first),
         "metrics": metrics,
         "cost": cost,
+        "passes": passes,
+        "seconds": [statistics.fmean(run["training"]["train_runtime"] for run in runs) for runs in (first, second)],
         "verdict": verdict(names, metrics, cost, len(first)),
         "machine": first[0]["machine"],
     }
+
+
+def _passes(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    # Plain passes over the training data; None where a run did not record them.
+    each = [run["training"].get("passes", 0) * run["training"].get("epochs", 0) for run in runs]
+    return statistics.fmean(each) if all(each) else None
 
 
 def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
@@ -185,7 +200,7 @@ def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
         summary: the result of `compare`.
 
     Returns:
-        The table.
+        The table, with the cost of the trainings below.
     """
     table = Table(
         title=f"recall in %, mean over {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}",
@@ -199,6 +214,12 @@ def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
         spread = "" if row["interval"] is None or summary["seeds"] < 3 else f" ± {100 * row['interval']:.1f}"
         difference = f"{100 * row['difference']:+.1f}{spread}"
         table.add_row(label, f"{100 * row['first']:.1f}", f"{100 * row['second']:.1f}", difference)
+    costs = {"training time": [duration(seconds) for seconds in summary["seconds"]]}
+    if None not in summary["passes"]:
+        costs = {"passes over the data (plain)": [f"{passes:.3g}" for passes in summary["passes"]]} | costs
+    table.add_section()
+    for label, cells in costs.items():
+        table.add_row(label, *cells, "")
     return table
 
 

@@ -15,11 +15,13 @@ from hf_sharp.recipe.decisions import read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
+from hf_sharp.recipe.tested import check_card, check_decisions, write_tested
 from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
 
 logger = logging.getLogger(__name__)
 
-_EXAMPLE = "hf-sharp evaluate outputs/photos/logit_adjusted photos/ --per_class"
+_EXAMPLE = """hf-sharp evaluate outputs/photos/logit_adjusted photos/ --per_class
+hf-sharp evaluate outputs/adjusted --card"""
 
 
 @dataclass
@@ -42,6 +44,10 @@ class EvaluateArguments:
         default="none",
         metadata={"help": f"Images: average the logits of several crops: {', '.join(TTA)}."},
     )
+    card: bool = field(
+        default=False,
+        metadata={"help": "Write the figures into the model's folder too: into its card and its all_results.json."},
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "A new folder for report.json and the pictures.", "aliases": ["--output"]}
     )
@@ -63,11 +69,14 @@ def main(argv: list[str]) -> None:
     rows = rows_shown(what.per_class)
     choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
+    results = check_card(names.model, what.split, what.tta, data) if what.card else None
     splits = load_splits(data, data.label_column)
     if what.split not in splits:
         raise ValueError(no_split(what.split, splits))
     saved = open_saved(names.model, splits, data)
     decisions = read_decisions(names.model, saved.model.config)
+    if what.card:
+        check_decisions(decisions)
     if decisions.by_cost:
         logger.warning("predictions of least expected cost, with the costs saved with the model")
     costs = what.cost_matrix or decisions.costs
@@ -93,3 +102,8 @@ def main(argv: list[str]) -> None:
     if output is not None:
         write_report(output, name, report, predictions, labels.numpy(), probabilities, title)
         console.print(f"report   {output / REPORT}", highlight=False, soft_wrap=True)
+    if results is not None:
+        of_pipeline = decisions.temperature == 1 and decisions.class_costs is None
+        figures = report, predictions, labels.numpy(), probabilities if of_pipeline else None
+        card = write_tested(Path(names.model), results, *figures)
+        console.print(f"card     {card}", highlight=False, soft_wrap=True)

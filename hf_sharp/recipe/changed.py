@@ -14,6 +14,7 @@ from hf_sharp.data.local_paths import without_paths
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.decisions import Decisions, read_decisions
 from hf_sharp.recipe.recorded import keep_record
+from hf_sharp.recipe.saved_adapter import merged_record
 from hf_sharp.reports.card_changes import PREDICTIONS, RELIABILITY, SHARES, changed_results
 from hf_sharp.reports.card_metadata import hub_id
 from hf_sharp.reports.changed_card import build_changed_card
@@ -59,10 +60,10 @@ def save_changed(
         (_still_decided(name, model, change) if decisions is None else decisions).save(output)
         change, before = {"model": without_paths(name)} | dict(change), _card_of(name)
         if "class_counts" in record.get("report", {}):
-            results = changed_results(record, change, measured)
+            results = changed_results(merged_record(record), change, measured)
             write_results(output, results)
             _copy_pictures(Path(name), output, results.get("pictures", ()))
-            _keep_authors_words(before, write_card(output))
+            rewrite_card(output, before)
         else:
             keep_record(record, output)
             card = build_changed_card(output, change, before, measured, hub_id(name))
@@ -98,12 +99,27 @@ def _copy_pictures(source: Path, output: Path, names: Any) -> None:
             shutil.copy(source / name, output / name)
 
 
-def _keep_authors_words(before: ModelCard | None, file: Path) -> None:
+def rewrite_card(folder: Path, before: ModelCard | None = None) -> Path:
+    """Write the card of a model's folder from its results, with what only its authors know, such as the licence.
+
+    Args:
+        folder: the model's.
+        before: the card that has the authors' words. Default: the one in the folder, if there is one.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: as `write_card`.
+    """
+    before = _card_of(str(folder)) if before is None else before
+    file = write_card(folder)
     if before is None:
-        return
+        return file
     card, said = ModelCard.load(file), before.data.to_dict()
     for key in _AUTHORS:
         if key in said:
             setattr(card.data, key, said[key])
     card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *(said.get("tags") or ())]))
     card.save(file)
+    return file

@@ -28,6 +28,7 @@ from hf_sharp.reports.model_card import PICTURE, write_card
 from hf_sharp.reports.plots import plot_radius, plot_recall_by_count
 from hf_sharp.reports.results import (
     RESULTS,
+    cost_of,
     local_names,
     machine_class,
     records_of,
@@ -108,7 +109,8 @@ def run_side_by_side(
         reports = {name: result["report"] for name, result in results.items()}
         plot_recall_by_count(reports, picture, title)
         console = Console()
-        console.print(comparison_table(reports, title))
+        passes = {name: result["training"].get("passes") for name, result in results.items()}
+        console.print(comparison_table(reports, title, passes))
         console.print(f"picture  {picture}", soft_wrap=True)  # a path to copy must not be wrapped
         if radii := {name: result["radius"] for name, result in results.items() if result.get("radius")}:
             picture = picture.with_name("radius.png")
@@ -167,7 +169,8 @@ def _train_and_evaluate(
         data = {**data, "cost_matrix": trainer.cost_matrix.tolist()}
     result = {
         "report": report,
-        "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")},
+        "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")}
+        | cost_of(trainer),
         "options": run.options,
         "local": local_names(run.options, records["model"].get("base")),
         "command": _command(),
@@ -187,8 +190,7 @@ def _train_and_evaluate(
         write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=trainer.hub_model_id or args.hub_model_id)
     if args.push_to_hub:
-        trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]
-        trainer.push_to_hub()
+        trainer.push_to_hub(results=shared_results(result))  # for the card, which is written again
     _track(trainer, run.name, result)
     return shared_results(result)
 

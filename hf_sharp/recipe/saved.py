@@ -33,6 +33,7 @@ from hf_sharp.recipe.boundary import discard_if_interrupted, stage
 from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
 from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
+from hf_sharp.recipe.saved_adapter import base_of_adapter, open_merged
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
 from hf_sharp.reports.results import task_of
 
@@ -185,7 +186,7 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
     """Load a saved classifier and the processor of its inputs.
 
     Args:
-        name: the model's folder or Hub name.
+        name: the model's folder or Hub name. An adapter in a folder is merged into its base model.
         images: whether it classifies images, else texts.
         data: the tokenizer's name; its `max_length` is reduced if the model has fewer positions.
 
@@ -197,9 +198,13 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
     """
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        kind, config = class_for(auto, name, data.trust_remote_code)
         trusted: dict[str, Any] = {"trust_remote_code": True} if data.trust_remote_code else {}
-        model = kind.from_pretrained(name, **trusted)
+        if (base := base_of_adapter(name)) is None:
+            kind, config = class_for(auto, name, data.trust_remote_code)
+            model = kind.from_pretrained(name, **trusted)
+        else:
+            model = open_merged(auto, name, base, data.trust_remote_code)
+            config = model.config
         if images:
             return model, AutoImageProcessor.from_pretrained(name, **trusted)
         tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_name or name, config=config, **trusted)
@@ -210,8 +215,11 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
 def takes_images(name: str, trust_remote_code: bool = False) -> bool:
     """Tell from a saved model's config whether it classifies images, else texts; a ValueError if it does neither."""
     with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
-        config = class_for(None, name, trust_remote_code)[1]
+        base = base_of_adapter(name)
+        config = class_for(None, base or name, trust_remote_code)[1]
     tasks = {task_of(architecture) for architecture in config.architectures or ()}
+    if base is not None:  # which may have been trained for another task
+        tasks = {recorded(name).get("model", {}).get("task")} - {None} or tasks
     if not tasks & {"image-classification", "text-classification"}:
         raise ValueError(
             f"the model {name!r} is a {', '.join(config.architectures or ['model'])}, which has no classifier of "

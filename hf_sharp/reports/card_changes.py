@@ -21,7 +21,8 @@ from hf_sharp.reports.results import RESULTS
 # What a change has an effect on. `decisions` is what hf-sharp predict makes of unchanged probabilities.
 NOTHING, DECIDED, PROBABILITIES, PREDICTIONS = "nothing", "decisions", "probabilities", "predictions"
 RELIABILITY, SHARES = "calibrated_reliability.png", "shares.png"
-_OF_OTHER_PREDICTIONS = ("report", "split", "pictures", "tta", "over_seeds")
+# What results say of predictions.
+OF_OTHER_PREDICTIONS = ("report", "split", "pictures", "tta", "over_seeds")
 _OF_TRAINING_SET = ("class_counts", "rare_threshold", "common_threshold", "class_names")
 
 
@@ -41,7 +42,7 @@ def changed_results(
     """
     kept, report = dict(results), results["report"]
     if change["effect"] == PREDICTIONS:
-        kept = {name: item for name, item in results.items() if name not in _OF_OTHER_PREDICTIONS}
+        kept = {name: item for name, item in results.items() if name not in OF_OTHER_PREDICTIONS}
         if measured is not None and measured["class_counts"] == report["class_counts"]:
             pictures = [f"validation/{name}" for name in PICTURES]
             kept |= {"report": measured, "split": "validation", "pictures": pictures}
@@ -93,7 +94,7 @@ def notice(changes: Sequence[Mapping[str, Any]], report: Mapping[str, Any], spli
         same = "What `pipeline()` predicts is" if DECIDED in effects else "Its predictions are"
         said.append(f"{same} the same{', and so are the figures below' if 'accuracy' in report else ''}.")
     elif "accuracy" in report:
-        chosen = any(change.get("chosen") for change in changes)
+        chosen = split == "validation" and any(change.get("chosen") for change in changes)
         said.append(
             f"The figures below are its own, on {sum(report['per_class_support']):,} {split} examples"
             + (", on which the strength was chosen: expect slightly lower ones on new data." if chosen else ".")

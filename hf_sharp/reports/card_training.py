@@ -129,7 +129,7 @@ def own_record(part: str, name: str) -> Mapping[str, Any]:
 
 
 def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Make the rows of the table of the run: seed, time, speed, loss, learned radius, data, hardware and versions.
+    """Make the rows of the table of the run: seed, time, speed, cost, loss, radius, data, hardware and versions.
 
     Args:
         results: of the run.
@@ -152,7 +152,9 @@ def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -
     if speed is not None:
         rows.append(("optimizer steps per second", f"{speed:.3g}"))
     plain_speed = _steps_per_second(plain or {})
-    if speed and plain_speed and plain["machine"] == results["machine"]:  # type: ignore[index]
+    if is_finite_number(training.get("passes")):
+        rows.append(("cost of a step", f"{training['passes']:.2f} plain steps, in forward and backward passes"))
+    elif speed and plain_speed and plain["machine"] == results["machine"]:  # type: ignore[index]
         rows.append(
             ("time per step against plain training", f"{plain_speed / speed:.1f} times, measured in one run each")
         )

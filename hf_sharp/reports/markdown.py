@@ -26,12 +26,12 @@ def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:
         At most `longest` characters.
 
     Example:
-        >>> one_line(" a\n---\tb\u202e ")
-        'a --- b'
+        >>> one_line(" a\n---\tb\u202e "), one_line("a \x02 b")
+        ('a --- b', 'a b')
     """
     spaced = " ".join(str(value).split())
     kept = (c for c in spaced if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn", "Co"))
-    line = _SECRET.sub("…", "".join(kept).strip())
+    line = _SECRET.sub("…", " ".join("".join(kept).split()))  # what was dropped may have stood between spaces
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 

@@ -85,7 +85,7 @@ def build_card(
         ValueError: a language that the Hub does not accept, or class names that are not one per class.
     """
     report, options, model = results["report"], results["options"], results.get("model", {})
-    over_seeds, changes = results.get("over_seeds"), results.get("changes", ())
+    changes = results.get("changes", ())
     split = results.get("split", "test")
     split = split if split in _SPLITS else "evaluation"
     opened = one_line(repo_id or opened or model_name) or "model"
@@ -99,7 +99,6 @@ def build_card(
         method=results.get("method") or method_of(options),
         frequencies=_frequencies(report, class_names or model.get("class_names")),
     )
-    balanced = limits_of(changes, training.treats_classes_alike(subject.method))
     card = ModelCard.from_template(
         card_metadata(subject, report if split != "validation" else {}, licence, language, tags),
         template_path=str(template_file()),
@@ -107,32 +106,40 @@ def build_card(
         notice=notice(changes, report, split),
         summary=_summary(subject),
         sections=sections(changes, opened),
-        limitations=evaluation.limitations(
-            report,
-            subject.frequencies,
-            balanced=balanced,
-            seed=options.get("seed", training.DEFAULTS["seed"]),
-            seeds=len(over_seeds["seeds"]) if over_seeds else 0,
-            split=split,
-        ),
         **usage(subject.task, opened, repo_id, custom_code),
         adapter=subject.library == "peft",
         base=json.dumps(hub_id(subject.base_model) or "path/to/base_model"),
         labels=_labels(subject.frequencies),
-        tta=evaluation.test_time_augmentation(results.get("tta")),
-        **evaluation.evaluation_section(
-            report,
-            plain and plain["report"],
-            subject.frequencies,
-            subject.groups,
-            picture,
-            pictures,
-            over_seeds,
-            split,
-        ),
+        **_figures(results, subject, split, plain, picture, pictures),
         **training.training_section(results, plain, subject.method),
     )
     return ModelCard(str(card))  # as a reader of the file will see it
+
+
+def _figures(
+    results: Mapping[str, Any],
+    subject: Subject,
+    split: str,
+    plain: Mapping[str, Any] | None,
+    picture: str | None,
+    pictures: Sequence[str],
+) -> dict[str, Any]:
+    # What the template shows of the report, and what follows from it.
+    report, over_seeds = results["report"], results.get("over_seeds")
+    return {
+        "limitations": evaluation.limitations(
+            report,
+            subject.frequencies,
+            balanced=limits_of(results.get("changes", ()), training.treats_classes_alike(subject.method)),
+            seed=results["options"].get("seed", training.DEFAULTS["seed"]),
+            seeds=len(over_seeds["seeds"]) if over_seeds else 0,
+            split=split,
+        ),
+        "tta": evaluation.test_time_augmentation(results.get("tta")),
+        **evaluation.evaluation_section(
+            report, plain and plain["report"], subject.frequencies, subject.groups, picture, pictures, over_seeds, split
+        ),
+    }
 
 
 def template_file() -> Path:
@@ -183,11 +190,12 @@ def write_card(
     return card
 
 
-def write_trainer_card(trainer: Any, **given: Any) -> Path:
-    """Write the card of a trainer's model, with the report of its last evaluation.
+def write_trainer_card(trainer: Any, results: Mapping[str, Any] | None = None, **given: Any) -> Path:
+    """Write the card of a trainer's model.
 
     Args:
         trainer: a `SharpTrainer`.
+        results: as for `build_card`. Default: those of the trainer, with the report of its last evaluation.
         **given: as for `build_card`; None where they are not given. Of a list of tasks or datasets, the first counts.
 
     Returns:
@@ -196,7 +204,8 @@ def write_trainer_card(trainer: Any, **given: Any) -> Path:
     for name in ("pipeline_tag", "dataset"):
         if isinstance(given[name], list):
             given[name] = next(iter(given[name]), None)
-    results = results_of(trainer, getattr(getattr(trainer, "report_keeper", None), "report", None))
+    if results is None:
+        results = results_of(trainer, getattr(getattr(trainer, "report_keeper", None), "report", None))
     options = {name: value for name, value in given.items() if value}
     return write_card(str(trainer.args.output_dir), results, repo_id=trainer.hub_model_id, **options)
 

@@ -218,12 +218,26 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
             "common_threshold": frequencies.common_threshold,
         },
         "split": "evaluation",
-        "training": {name: log[name] for name in _FIGURES if name in log},
+        "training": {name: log[name] for name in _FIGURES if name in log} | cost_of(trainer),
         "options": records["method"] | {name: values[name] for name in _TRAINING_OPTIONS if name in values} | base,
         **records,
         "machine": machine_class(),
         "versions": versions(),
     }
+
+
+def cost_of(trainer: Any) -> dict[str, float]:
+    """Record what a training cost, in a unit that does not depend on the machine.
+
+    Args:
+        trainer: a `SharpTrainer`.
+
+    Returns:
+        `passes`, the forward and backward passes of a step in those of a plain step, and `epochs`; nothing before
+        training.
+    """
+    passes = round(trainer.record.passes, 2)
+    return {"passes": passes, "epochs": round(trainer.state.epoch or 0.0, 4)} if passes else {}
 
 
 def records_of(trainer: Any) -> dict[str, dict[str, Any]]:

@@ -15,12 +15,17 @@ _ROWS_PER_RUN_ABOVE = 3  # a terminal is longer than wide
 GROUPS = ("many", "medium", "few")
 
 
-def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
+def comparison_table(
+    reports: Mapping[str, Mapping[str, Any]],
+    title: str | None = None,
+    passes: Mapping[str, float | None] | None = None,
+) -> Table:
     """Put the long-tail reports of several runs side by side.
 
     Args:
         reports: run to `long_tail_report`; group sizes and thresholds are those of the first.
         title: the table's title.
+        passes: run to the cost of a training step, in plain steps; not shown where some are missing.
 
     Returns:
         A `rich` table with a column per run, or for more than three runs a row per run; the best is bold.
@@ -36,7 +41,10 @@ def comparison_table(reports: Mapping[str, Mapping[str, Any]], title: str | None
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("recall in %" if row_per_run else "recall in %, mean over classes", overflow="fold")
     cells = {label: _row(reports, metric, name_classes=not row_per_run) for label, metric in rows.items()}
-    for heading in rows if row_per_run else reports:
+    costs = [(passes or {}).get(run) for run in reports]
+    if len(reports) > 1 and all(costs):
+        cells["cost of a step (plain = 1)"] = [f"{cost:.2f}" for cost in costs]
+    for heading in cells if row_per_run else reports:
         label = heading.split(" (")[0].replace(" ", "\n") if row_per_run else escape(heading)
         table.add_column(label, justify="right")
     if row_per_run:

@@ -65,7 +65,6 @@ class LongTailTrainer(SavingTrainer):
             self.train_dataset, self.eval_dataset, class_frequencies, args, config
         )
         self._counted = self.train_dataset if class_frequencies is None else None
-        label2id = getattr(config, "label2id", None)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
         self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
         self._given_loss = copy.deepcopy(class_loss)  # the trainer moves it, and sets its class importance
@@ -76,7 +75,7 @@ class LongTailTrainer(SavingTrainer):
         self._build_method(cast(nn.Module, self.model))
         if args.cosine_head:
             self.add_callback(CosineHeadCallback())
-        self.data_collator = LabelCollator(self.data_collator, args.label_column, label2id)
+        self.data_collator = LabelCollator(self.data_collator, args.label_column, getattr(config, "label2id", None))
         if self.compute_metrics is not None:
             choosing.check_own_metrics(args, self.eval_dataset, self.compute_metrics, self.class_frequencies)
         else:
@@ -201,8 +200,6 @@ class LongTailTrainer(SavingTrainer):
         """The fraction of the training steps that is done."""
         return self.state.global_step / max(self.state.max_steps, 1)
 
-    # ---- the loss ------------------------------------------------------------------------------------------------
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -323,6 +320,7 @@ class LongTailTrainer(SavingTrainer):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
+        results: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the model card: method, class counts, the last evaluation's report on every class, and how to use it.
 
@@ -336,10 +334,12 @@ class LongTailTrainer(SavingTrainer):
             dataset_tags: the dataset's name on the Hub.
             dataset: the dataset's name.
             dataset_args: not used.
+            results: those of a finished run, as for `build_card`, in place of the last evaluation.
         """
         if self.is_world_process_zero():
             write_trainer_card(
                 self,
+                results,
                 model_name=model_name,
                 pipeline_tag=tasks,
                 licence=license,

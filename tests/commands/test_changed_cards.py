@@ -19,7 +19,7 @@ from hf_sharp import cli
 from hf_sharp.model.records import RECORD, TEMPERATURE
 from hf_sharp.recipe import train_images, train_texts
 from hf_sharp.recipe.decisions import DECISIONS
-from hf_sharp.reports.card_changes import PREDICTIONS, PROBABILITIES, changed_results
+from hf_sharp.reports.card_changes import PREDICTIONS, PROBABILITIES, changed_results, notice
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 from tests.recipes.conftest import QUICK, TINY_VIT, pixels, save_bert, texts
 
@@ -156,6 +156,66 @@ def test_the_commands_in_the_card_work_as_written(name, here, tmp_path, capsys):
         words = [data if word == "DATA" else word for word in shlex.split(line)]
         assert cli.main([*words, "--output_dir", str(tmp_path / str(i))]) == 0, line
     assert ("--abstain saved" in " ".join(lines)) == (name != "mails_table"), "thresholds are for the likeliest class"
+
+
+@pytest.fixture
+def again(here, request):
+    """A copy of one of the models, to be written to."""
+    folder = shutil.copytree(here / request.param, here / "tested" / request.param)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("again", ["mails", "mails_adjusted", "mails_costly", "animals_sure"], indirect=True)
+def test_figures_of_the_test_data_go_into_the_card(again, here, tmp_path, capsys):
+    assert cli.main(["evaluate", str(again), "--card", "--output_dir", str(tmp_path / "out")]) == 0
+    assert f"card     {again / 'README.md'}" in capsys.readouterr().out
+    measured, trained = json.loads((tmp_path / "out" / "report.json").read_text()), results_of(trained_as(again.name))
+    card, results = card_of(again), results_of(again)
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values["balanced_accuracy"] == measured["balanced_accuracy"]
+    assert f"{sum(measured['per_class_support'])} test examples" in card.text or again.name in ("mails", "animals_sure")
+    assert "alidation examples" not in card.text.partition("## Results")[2]
+    assert (card.data.license == "mit") == (trained_as(again.name) == Path("outputs/mails"))
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
+        assert (again / picture).is_file(), picture
+    # Costs in the head: what the pipeline gives are no probabilities, and were not measured.
+    assert ("Calibration.**" in card.text) == (again.name != "mails_costly")
+    assert results.keys() <= trained.keys() | {"changes"}
+    if again.name == "mails":
+        error = pytest.approx(trained["report"]["calibration_error"])
+        assert results["report"] == trained["report"] | {"calibration_error": error}
+    assert cli.main(["card", str(again)]) == 0
+    assert values == {result.metric_type: result.metric_value for result in card_of(again).data.eval_results}
+
+
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize(
+    ("again", "flags", "said"),
+    [
+        ("mails_adjusted", ["--split", "validation"], "a card has the figures of the test data, not of 'validation'"),
+        ("animals_adjusted", ["--tta", "five_crop"], "figures of one view of each picture, not of 'five_crop'"),
+        ("mails_table", [], "the costs lie beside the model, and a card has the figures of pipeline()"),
+        (
+            "mails_adjusted",
+            ["--validation_fraction", "0.5"],
+            "class counts of these data are not those of the training",
+        ),
+        ("mails_adjusted", ["--dataset", "other"], "the figures are of dataset 'mails', and they are of 'other'"),
+    ],
+    indirect=["again"],
+)
+def test_figures_that_are_not_the_cards_are_refused(again, flags, said, capsys):
+    before = (again / "README.md").read_text()
+    assert said in command(capsys, "evaluate", again, "--card", *flags)
+    assert (again / "README.md").read_text() == before
+
+
+def test_figures_of_other_data_than_the_strength_was_chosen_on_are_not_called_high():
+    change = {"command": "adjust", "model": "m", "effect": PREDICTIONS, "chosen": True, "method": "tau_norm"}
+    report = {"accuracy": 0.5, "per_class_support": [5, 3]}
+    assert "expect slightly lower ones" in notice([change], report, "validation")
+    assert notice([change], report, "test").endswith("The figures below are its own, on 8 test examples.")
 
 
 def test_a_strength_chosen_on_the_validation_data_is_told(here, tmp_path):

@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 from transformers import pipeline
 
 from hf_sharp import ClassFrequencies, SharpTrainingArguments, cli
-from hf_sharp.commands.compare import compare, verdict
+from hf_sharp.commands.compare import METRICS, compare, comparison, verdict
 from hf_sharp.commands.counts import counts_table, suggestions
 from hf_sharp.commands.train import accelerate_config
 from hf_sharp.reports.evaluation_pictures import PICTURES
@@ -177,7 +177,11 @@ def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys):
     }
     row = summary["metrics"]["accuracy"]
     assert row["difference"] == pytest.approx(np.mean(values["sharp"]) - np.mean(values["plain"]))
-    assert summary["verdict"] in " ".join(capsys.readouterr().out.split())
+    assert summary["cost"] == pytest.approx(summary["passes"][1] / summary["passes"][0])
+    assert 2 < summary["cost"] < 3.5, "Focal-SAM's passes, whatever the time was"
+    shown = " ".join(capsys.readouterr().out.split())
+    assert summary["verdict"] in shown
+    assert "passes over the data" in shown
     written = (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns
     assert cli.main(argv) == 0, "what is there is not trained again"
     assert (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns == written
@@ -222,6 +226,31 @@ def test_runs_of_other_data_are_not_compared():
     other = {"report": {"class_counts": [3, 1], "per_class_support": [1, 1]}}
     with pytest.raises(ValueError, match="class counts of the two differ"):
         compare(("a", "b"), {"a": [result], "b": [other]})
+
+
+def run_of(seconds, passes=None, **options):
+    counts = {"class_counts": [3, 2], "per_class_support": [1, 1]}
+    report = counts | dict.fromkeys(METRICS.values(), 0.5)
+    training = {"train_runtime": seconds} | ({} if passes is None else {"passes": passes, "epochs": 3.0})
+    return {"report": report, "training": training, "options": options, "machine": "a box"}
+
+
+def test_the_cost_is_in_passes_and_no_ratio_of_seconds():
+    summary = compare(("a", "b"), {"a": [run_of(5.0, 1.0)], "b": [run_of(30.0, 2.0)]})
+    assert (summary["cost"], summary["passes"], summary["seconds"]) == (2.0, [3.0, 6.0], [5.0, 30.0])
+    assert summary["verdict"].endswith("; b costs 2.0 times a, in passes.")
+    table = comparison(("a", "b"), summary)
+    cells = [list(column.cells)[-2:] for column in table.columns]
+    assert cells == [["passes over the data (plain)", "training time"], ["3", "5 s"], ["6", "30 s"], ["", ""]]
+
+
+def test_results_without_passes_are_compared_without_a_cost():
+    summary = compare(("a", "b"), {"a": [run_of(5.0)], "b": [run_of(30.0, 2.0)]})
+    assert (summary["cost"], summary["passes"]) == (None, [None, 6.0])
+    assert "costs" not in summary["verdict"]
+    assert list(comparison(("a", "b"), summary).columns[0].cells)[-1] == "training time"
+    summary = compare(("a", "b"), {"a": [run_of(5.0, 1.0, peft="lora")], "b": [run_of(30.0, 2.0)]})
+    assert summary["cost"] is None, "passes through adapters cost less"
 
 
 def test_accelerate_configs_are_found_by_name(tmp_path):

@@ -237,6 +237,16 @@ def test_a_recipe_pushes_the_card_with_the_figures_of_the_test(hub, as_user, tmp
     assert REPO not in (tmp_path / "model" / "baseline" / "README.md").read_text()
 
 
+def test_a_recipe_pushes_its_own_card_of_an_adapter(hub, as_user, tmp_path, image_folder):  # noqa: F811
+    """PEFT adds to the card whenever it saves the adapter, also when that is pushed."""
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, *QUICK, "--peft", "lora", "--peft_merge", "false"]
+    as_user(tasks.recipe, [*argv, "--push_to_hub", "true", "--output_dir", str(tmp_path / "model")])
+    card = ModelCard(pushed(hub)["README.md"].decode())
+    assert "PEFT" not in card.text
+    assert card.data.model_name == "model"
+    assert f'"{REPO}"' in card.text
+
+
 # ---- tokens ------------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForImageClassification,
+    BertForMaskedLM,
     CLIPConfig,
     CLIPForImageClassification,
     RobertaConfig,
@@ -14,7 +16,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_sharp import SharpTrainingArguments
+from hf_sharp import SharpTrainingArguments, cli
 from hf_sharp.recipe import train_images, train_texts
 from hf_sharp.recipe.adapters import AdapterArguments, add_adapters, head_modules
 from tests.conftest import make_bert, make_vit
@@ -64,6 +66,44 @@ def test_an_adapter_is_saved_alone_if_asked_to(image_folder, vit_folder, tmp_pat
     assert results["model"]["library"] == "peft"
     assert (tmp_path / "out" / "adapter_config.json").exists()
     assert "saved without the model" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_commands_open_an_adapter_and_save_a_merged_model(image_folder, vit_folder, tmp_path):
+    flags = ["--peft", "lora", "--peft_merge", "false", "--validation_fraction", "0.3"]
+    (results,) = images(image_folder, vit_folder, tmp_path, *flags).values()
+    out = str(tmp_path / "out")
+    assert cli.main(["evaluate", out, "--output_dir", str(tmp_path / "report")]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    for figure in ("per_class_recall", "per_class_predicted"):
+        assert report[figure] == results["report"][figure], "it is the trained model"
+    assert cli.main(["adjust", out, "--strength", "1", "--output_dir", str(tmp_path / "fair")]) == 0
+    assert cli.main(["calibrate", str(tmp_path / "fair"), "--output_dir", str(tmp_path / "sure")]) == 0
+    for name in ("fair", "sure"):
+        folder = tmp_path / name
+        assert not (folder / "adapter_config.json").exists()
+        pipe = pipeline("image-classification", str(folder))
+        assert {score["label"] for score in pipe(f"{image_folder}/test/cat/0.png")} == {"cat", "dog", "emu"}
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == "transformers"
+        assert "merged into the saved weights" in card.text
+        assert "PeftModel" not in card.text
+    assert cli.main(["calibrate", out, "--output_dir", str(tmp_path / "calibrated")]) == 0
+
+
+def test_an_adapter_of_texts_says_its_task_and_classes(text_folder, bert_folder, tmp_path):
+    BertForMaskedLM(make_bert().config).save_pretrained(bert_folder)
+    argv = ["--dataset", str(text_folder / "csv"), "--model_name_or_path", bert_folder, *QUICK]
+    train_texts([*argv, "--peft", "lora", "--peft_merge", "false", "--output_dir", str(tmp_path / "out")])
+    words = ["adjust", str(tmp_path / "out"), "--cost", '{"gamma": 5}', "--output_dir", str(tmp_path / "costly")]
+    assert cli.main(words) == 0
+    assert pipeline("text-classification", str(tmp_path / "costly"))("w1 w2")[0]["label"] in ("alpha", "beta", "gamma")
+
+
+def test_an_adapter_without_its_base_model_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    said = cli.main(["predict", str(tmp_path), "new.txt", "--output_dir", str(tmp_path / "out")])
+    assert "is an adapter that names no base model" in said
+    assert "Train it again with --peft_merge true" in said
 
 
 def test_cosine_head_class_means_and_lora_together(image_folder, vit_folder, tmp_path):

@@ -105,6 +105,17 @@ def test_the_table_shows_every_figure_and_marks_the_best():
     assert any("(c) 0.0" in line and "(b) 50.0" in line for line in lines)
 
 
+def test_the_table_shows_what_a_step_costs_where_every_run_recorded_it():
+    report = long_tail_report([0, 0, 1], [0, 1, 1], [200, 5])
+    table = comparison_table({"a": report, "b": report}, passes={"a": 1.0, "b": 2.125})
+    assert [list(column.cells)[-1] for column in table.columns] == ["cost of a step (plain = 1)", "1.00", "2.12"]
+    for passes in (None, {"a": 1.0, "b": None}):
+        table = comparison_table({"a": report, "b": report}, passes=passes)
+        assert list(table.columns[0].cells)[-1] == "worst class"
+    many = comparison_table(dict.fromkeys("abcd", report), passes=dict.fromkeys("abcd", 1.5))
+    assert list(many.columns[-1].cells) == ["1.50"] * 4
+
+
 def test_the_table_of_many_runs_has_a_row_for_each():
     report = long_tail_report([0, 0, 1, 0, 2, 0], [0, 0, 1, 1, 2, 2], [300, 50, 5])
     console = Console(record=True, width=80)

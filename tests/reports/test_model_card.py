@@ -379,6 +379,11 @@ def test_training_cost_and_the_learned_radius():
     table = Page(build_card(results, model_name="m", plain=plain)).table("in %")
     shown = [" ± ".join(rounded(a, [(a, 185)])) for a in (r["report"]["accuracy"] for r in (results, plain))]
     assert table[1] == ["accuracy", *shown]
+    results["training"]["passes"] = 2.667
+    counted = {row[0]: row[1] for row in Page(build_card(results, model_name="m", plain=plain)).table("")}
+    assert counted["cost of a step"] == "2.67 plain steps, in forward and backward passes"
+    assert "time per step against plain training" not in counted, "it depends on what else the machine did"
+    del results["training"]["passes"]
     plain["machine"] = "another"
     assert "times" not in str(Page(build_card(results, model_name="m", plain=plain)).table(""))
 
@@ -793,9 +798,19 @@ def test_the_report_of_a_trainer_is_that_of_its_weights_as_they_are(make_trainer
     assert len(results["report"]["per_class_recall"]) == 4
     assert (results["options"]["seed"], results["options"]["sharpness"]) == (5, "sam")
     assert results["training"]["train_runtime"] > 0
+    assert results["training"]["passes"] == 2
+    assert results["training"]["epochs"] > 0
     card = build_card(results, model_name="m")
     assert {r.metric_type: r.metric_value for r in card.data.eval_results}["accuracy"] == metrics["eval_accuracy"]
     assert card.data.pipeline_tag == "image-classification"
+
+
+def test_the_card_of_a_trainer_can_be_that_of_a_finished_run(make_trainer, tmp_path):
+    results = make_results(names="vwxyz")
+    trainer = make_trainer(output_dir=str(tmp_path / "out"))
+    trainer.create_model_card(model_name="photos", results=results)
+    figures = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert {f.metric_type: f.metric_value for f in figures}["accuracy"] == results["report"]["accuracy"]
 
 
 def test_with_the_best_weights_loaded_the_report_is_theirs(make_trainer):

@@ -1,0 +1,103 @@
+"""`hf-sharp evaluate --card`: figures of the test data, in the results and in the card of a saved model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_sharp.recipe.boundary import stage
+from hf_sharp.recipe.changed import rewrite_card
+from hf_sharp.recipe.decisions import Decisions
+from hf_sharp.reports.card_changes import OF_OTHER_PREDICTIONS, check_same_model
+from hf_sharp.reports.evaluation_pictures import draw_evaluation
+from hf_sharp.reports.model_card import config_of
+from hf_sharp.reports.results import options_of, read_results, write_results
+
+_OF_THE_TEST = ("dataset", "dataset_config", "test_split")  # the metadata of a card name them
+
+
+def check_card(model: str, split: str, tta: str, data: Any) -> dict[str, Any]:
+    """Check, before a model is evaluated, that the figures can go into its card.
+
+    Args:
+        model: the model's folder.
+        split: the split to evaluate.
+        tta: the name of the test-time augmentation.
+        data: the options of the data.
+
+    Returns:
+        The results beside the model.
+
+    Raises:
+        ValueError: there are none, or those of another model; or the figures would not be those of `pipeline()` on the
+            test data of the training.
+    """
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"--card writes into the folder of the model, and {model!r} is none. Download the model first."
+        )
+    if split != "test":
+        raise ValueError(f"a card has the figures of the test data, not of {split!r}. Remove --split or --card.")
+    if tta != "none":
+        raise ValueError(f"a card has the figures of one view of each picture, not of {tta!r}: add --tta none.")
+    results = read_results(model)
+    check_same_model(config_of(Path(model)), results)
+    results["options"] = options_of(model, results)
+    for name in _OF_THE_TEST:
+        trained, given = results["options"].get(name, getattr(type(data), name)), getattr(data, name)
+        if trained != given and not (name == "dataset" and Path(trained).resolve() == Path(given).resolve()):
+            raise ValueError(
+                f"the card would say that the figures are of {name} {trained!r}, and they are of {given!r}. Remove "
+                "--card, or evaluate on the data of the training."
+            )
+    return results
+
+
+def check_decisions(decisions: Decisions) -> None:
+    """Raise a ValueError for costs beside a model, which `pipeline()` does not use."""
+    if decisions.cost_matrix is not None:
+        raise ValueError(
+            "the costs lie beside the model, and a card has the figures of pipeline(), which does not use them. "
+            "Evaluate the model without the costs with --card, and add them afterwards: hf-sharp adjust --cost."
+        )
+
+
+def write_tested(
+    folder: Path,
+    results: Mapping[str, Any],
+    report: Mapping[str, Any],
+    predictions: np.ndarray,
+    references: np.ndarray,
+    probabilities: np.ndarray | None,
+) -> Path:
+    """Write figures of the test data into a model's results, and its card and pictures again.
+
+    Args:
+        folder: the model's.
+        results: from `check_card`.
+        report: the long-tail report of the model on the test data.
+        predictions: (N,) predicted class indices.
+        references: (N,) true class indices.
+        probabilities: (N, K); None where `pipeline()` gives others, whose calibration was not measured.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: the class counts are not those of the training, or the folder cannot be written.
+    """
+    if report["class_counts"] != results["report"]["class_counts"]:
+        raise ValueError(
+            "the class counts of these data are not those of the training, so no card was written. Give the options "
+            "of the data as in the training, or remove --card."
+        )
+    with stage(f"the figures cannot be saved in {str(folder)!r}"):
+        kept = {name: item for name, item in results.items() if name not in OF_OTHER_PREDICTIONS}
+        if probabilities is None:
+            report = {name: item for name, item in report.items() if name != "calibration_error"}
+        pictures = draw_evaluation(folder, report, predictions, references, probabilities)
+        write_results(folder, kept | {"report": report, "pictures": pictures})
+        return rewrite_card(folder)
