@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -293,15 +294,23 @@ def usage(task: str | None, opened: str, repo_id: str | None = None, custom_code
     }
 
 
+def _from_scratch(config: Any) -> str:
+    # A mapping, its JSON, or the name of a file that may not be here; None where a script made the model.
+    if isinstance(config, str):
+        with suppress(ValueError):
+            config = json.loads(config)
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    kind = f" ({escaped(model_type)})" if model_type else ""
+    return f" from scratch{kind}" if config else ""
+
+
 def _summary(subject: Subject) -> str:
     counts, task, dataset = subject.frequencies.counts, subject.task, subject.dataset
     what = f"{TASKS[task].article} {TASKS[task].kind} classifier" if task in TASKS else "A classifier"
-    config = subject.options.get("model_config")
-    model_type = config.get("model_type") if isinstance(config, Mapping) else None
     if subject.base_model:
         start = f"fine-tuned from {_linked(subject.base_model, '')}"
     else:
-        start = f"trained from scratch ({escaped(model_type)})" if model_type else "trained"
+        start = f"trained{_from_scratch(subject.options.get('model_config'))}"
     data = f" on {_linked(dataset, 'datasets/')}" if dataset else ""
     factor = subject.options.get("imbalance_factor")
     if dataset and is_finite_number(factor):

@@ -226,6 +226,21 @@ def test_folders_are_no_datasets_or_models_of_the_hub_and_are_shown_by_their_las
     assert "fine-tuned from cats on cats" in Page(card).seen
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "vit", "hidden_size": 8}, "trained from scratch (vit) on"),
+        ('{"model_type": "vit", "hidden_size": 8}', "trained from scratch (vit) on"),
+        ("small_vit.json", "trained from scratch on"),
+        (None, ", trained on"),
+    ],
+)
+def test_a_model_without_a_base_was_trained_from_scratch(config, expected):
+    results = make_results(dataset="beans", model_name_or_path=None, model_config=config)
+    results.get("model", {}).pop("base", None)
+    assert expected in str(build_card(results, model_name="m"))
+
+
 def test_a_folder_of_the_machine_that_trained_is_one_where_the_card_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = make_results(dataset="data/birds", model_name_or_path="models/vit")
