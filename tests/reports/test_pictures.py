@@ -139,7 +139,10 @@ def shares(file, num_classes=12, examples=2000, absent=0):
     new[-2:] = 1e-9, 0  # as EM leaves a class that is not there
     training, new = training / training.sum(), new / new.sum()
     low, high = np.where(new < 0.005, new / 1000, new / 1.5), np.maximum(new * 1.5, 2 / examples)
-    plot_shares(training, new, low, high, examples, names_of(num_classes), file, LONG_TITLE)
+    new[1], low[1], high[1] = training[1], training[1], training[1]
+    changes = np.where(low > training, "grew", np.where(high < training, "shrank", None)).tolist()
+    changes[1] = "kept"
+    plot_shares(training, new, low, high, changes, examples, names_of(num_classes), file, LONG_TITLE)
 
 
 def search(runs=20, *, radii=(0.005, 0.2), counted=True, seed=0):
@@ -433,7 +436,8 @@ def test_a_share_that_one_example_would_change_is_as_good_as_none(drawn):
     new[:2] = 0.6, 0.4
     low, high = np.where(new > 0.1, new - 0.1, 0), np.where(new > 0.1, new + 0.1, 0.05)
     names = [f"class {c}" for c in range(40)]
-    (axes,) = drawn(lambda file: plot_shares(training, new, low, high, 100, names, file)).axes
+    changes = ["grew"] * 2 + [None] * 38
+    (axes,) = drawn(lambda file: plot_shares(training, new, low, high, changes, 100, names, file)).axes
     numbers = [float(label.get_text()) for label in tick_labels(axes.xaxis)]
     assert numbers[0] == 0
     assert numbers[1] >= 0.5, "half of one example in a hundred"
@@ -443,6 +447,19 @@ def test_a_share_that_one_example_would_change_is_as_good_as_none(drawn):
     shown = {label.get_text() for label in tick_labels(axes.yaxis)}
     assert len(shown) == 30
     assert {"class 0", "class 1"} <= shown, "those that clearly moved"
+
+
+def test_the_picture_of_shares_follows_the_test_and_not_the_intervals_alone(drawn):
+    training, new = np.array([0.6, 0.3, 0.1]), np.array([0.5, 0.4, 0.1])
+
+    def legend(*changes):
+        draw = lambda file: plot_shares(training, new, new - 0.01, new + 0.01, changes, 900, list("abc"), file)  # noqa: E731
+        (shown,) = drawn(draw).legends
+        return [text.get_text() for text in shown.get_texts()][1:]
+
+    assert legend(None, None, None) == ["new data: no clear change"]
+    kept = "kept: no labelled example to estimate it"
+    assert legend("shrank", "grew", "kept") == ["new data: grew", "new data: shrank", kept]
 
 
 def test_an_option_with_one_value_has_no_panel(drawn):
