@@ -154,8 +154,9 @@ def estimate_shares(
 
     Intervals: bootstrap percentiles. Every draw resamples the labelled examples within their class, calibrates anew,
     and resamples the new examples. They reach at least as far as the exact binomial interval of a class that none, or
-    every one, of the M new examples has: up to 1 − 0.025^(1/M), and down to 0.025^(1/M). Test: the likelihood ratio of q against the training shares. Its distribution where
-    nothing moved comes from labelled examples, drawn with the training shares and calibrated by each draw.
+    every one, of the M new examples has: up to 1 − 0.025^(1/M), and down to 0.025^(1/M). Test: the likelihood ratio of
+    q against the training shares. Its distribution where nothing moved comes from labelled examples, drawn with the
+    training shares and calibrated by each draw.
 
     Args:
         logits: (N, K), of labelled examples that the model was not trained on.

@@ -469,11 +469,13 @@ def test_an_option_with_one_value_has_no_panel(drawn):
     assert shown == ["loss_tau", "method", "rho (sam, momentum)"]
 
 
-def test_labels_of_classes_that_begin_alike_differ():
+def test_labels_of_classes_that_begin_alike_differ(caplog):
+    fonts._explain.cache_clear()
     names = [f"diabetic retinopathy, non-proliferative, stage {i}" for i in range(12)]
     assert fonts.class_labels(names)[:2] == ["diabetic re…ive, stage 0", "diabetic re…ive, stage 1"]
     alike = fonts.class_labels([f"{'a' * 40}{i}{'b' * 40}" for i in range(3)])
-    assert alike == ["class 0", "class 1", "class 2"]
+    assert alike == ["#0", "#1", "#2"]
+    assert "shortened, it looks like another" in caplog.text
     assert fonts.class_labels(["alone " * 9]) == ["alone alone alone alone…"]
 
 
@@ -549,10 +551,17 @@ def other_fonts(monkeypatch):
     fonts._installed.cache_clear()
 
 
-def test_without_a_font_for_it_a_name_is_its_number(other_fonts):
+def test_without_a_font_for_it_a_name_is_its_number_and_the_log_says_whose(other_fonts, caplog):
     # Newer versions of matplotlib bring this font, which has a box for every character.
     other_fonts(*(entry for entry in fontManager.ttflist if entry.name.startswith("Last Resort")))
-    assert fonts.class_labels(["cat", "猫", "дом", "cat 猫"]) == ["cat", "class 1", "дом", "class 3"]
+    fonts._explain.cache_clear()
+    for _ in range(2):
+        assert fonts.class_labels(["cat", "猫", "дом", "cat 猫"]) == ["cat", "#1", "дом", "#3"]
+    said = "In pictures, #1 stands for '猫', #3 stands for 'cat 猫' (no installed font has its characters)."
+    assert caplog.messages == [said], "once"
+    assert fonts.class_labels(["#1", "猫", "##1"]) == ["#1", "###1", "##1"]
+    assert fonts.class_labels(["cat", "dog"]) == ["cat", "dog"]
+    assert len(caplog.messages) == 2
     assert fonts.drawable("sam on 猫") == "sam on \\u732b"
     assert fonts.fallback_fonts(["猫"]) == []
 

@@ -33,7 +33,7 @@ def plot_shares(
 ) -> None:
     """Draw the share of every class in new data, with its interval, beside its share in training, on a log axis.
 
-    Of more than 30 classes, those whose shares moved most in proportion are drawn, first those that grew or shrank. Half
+    Of more than 30 classes, those whose shares moved most in proportion are drawn, first those that clearly did. Half
     an example of the new data is as good as none: below it, the axis is linear.
 
     Args:
