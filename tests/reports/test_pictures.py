@@ -83,6 +83,13 @@ def confusion(file, num_classes, title="", **options):
     plots.plot_confusion_matrix(probabilities.argmax(1), references, frequencies(num_classes, **options), file, title)
 
 
+def confusion_with_absent_classes(file, num_classes, absent):
+    counts, references, probabilities = predictions(num_classes)
+    kept = ~np.isin(references, absent)
+    classes = ClassFrequencies.from_counts(counts, names=tuple(names_of(num_classes)))
+    plots.plot_confusion_matrix(probabilities.argmax(1)[kept], references[kept], classes, file)
+
+
 def reliability(file, **options):
     _, references, probabilities = predictions(10, **options)
     plots.plot_reliability(probabilities, references, file, LONG_TITLE)
@@ -188,7 +195,13 @@ PICTURES = {
         lambda file: plots.plot_counts(ClassFrequencies.from_counts(long_tail_of(8142)), file, "a dataset"),
         lambda file: plots.plot_counts(ClassFrequencies.from_counts([3, 0, 1]), file),
     ],
-    "plot_confusion_matrix": [lambda file, k=k: confusion(file, k, LONG_TITLE) for k in (2, 15, 30, 31, 300)],
+    "plot_confusion_matrix": [
+        *(lambda file, k=k: confusion(file, k, LONG_TITLE) for k in (2, 15, 30, 31, 300)),
+        lambda file: confusion_with_absent_classes(file, 2, [1]),
+        lambda file: confusion_with_absent_classes(file, 12, [5, 6, 11]),
+        lambda file: confusion_with_absent_classes(file, 30, [0, 17, 18]),
+        lambda file: confusion_with_absent_classes(file, 60, range(40, 60)),
+    ],
     "plot_precision_recall": [
         lambda file, k=k, skill=skill: plots.plot_precision_recall(report(k, skill=skill), file, LONG_TITLE)
         for k, skill in ((2, 1), (30, 0.5), (31, 1), (300, 2), (60, 0))
@@ -365,6 +378,13 @@ def test_the_worst_five_classes_are_named(drawn):
     worst = np.argsort(recall, kind="stable")[:5]
     labels = fonts.class_labels(names_of(12))
     assert {text.get_text() for text in figure.axes[0].texts} == {labels[c] for c in worst}
+
+
+def test_classes_without_a_mark_are_counted(drawn):
+    said = drawn(recall_with_absent_classes).axes[0].get_xlabel()
+    assert said == "training examples of the class\n1 class without evaluated examples: not shown"
+    shown = drawn(lambda file: recall_by_count(file, 7)).axes[0].get_xlabel()
+    assert shown == "training examples of the class"
 
 
 def test_classes_at_the_top_are_not_called_the_worst(drawn):
@@ -591,6 +611,14 @@ def test_the_confusion_matrix_against_a_loop():
     shares, rows, columns = confusion_shares(predicted, references, frequencies)
     assert rows == columns == ["b", "c", "a"]
     np.testing.assert_allclose(shares, [[0.5, 0.5, 0], [0, 1, 0], [2 / 3, 0, 1 / 3]])
+
+
+@pytest.mark.parametrize(("num_classes", "absent", "rows"), [(2, [1], [1]), (30, [0, 17], [0, 17])])
+def test_rows_without_examples_say_so(drawn, num_classes, absent, rows):
+    figure = drawn(lambda file: confusion_with_absent_classes(file, num_classes, absent))
+    said = [text.get_position()[1] for text in figure.axes[0].texts if text.get_text() == "no examples"]
+    assert said == rows
+    assert [patch.get_y() + 0.5 for patch in figure.axes[0].patches if patch.get_hatch()] == rows
 
 
 def test_many_classes_are_grouped_with_the_right_ones_apart():
