@@ -53,7 +53,7 @@ def plot_confusion_matrix(
                 if share > 0:
                     colour = "white" if 100 * share > _DARK else "black"
                     axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        for row in np.flatnonzero(np.isnan(shares).all(1)):
+        for row in np.flatnonzero(np.isnan(shares).all(1)).tolist():
             _mark_empty(axes, row, shares.shape[1])
         figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.9)
 
@@ -61,7 +61,7 @@ def plot_confusion_matrix(
 def _mark_empty(axes: Any, row: int, columns: int) -> None:
     from matplotlib.patches import Rectangle
 
-    hatched = {"fill": False, "hatch": "////", "edgecolor": LIGHT, "linewidth": 0}
+    hatched: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": LIGHT, "linewidth": 0}
     axes.add_patch(Rectangle((-0.5, row - 0.5), columns, 1, **hatched))
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     middle = (columns - 1) / 2
