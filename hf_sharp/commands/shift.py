@@ -154,23 +154,6 @@ def _open(what: ShiftArguments, data: HeadArguments, names: Any) -> SavedModel:
     return open_saved(names.model, datasets.DatasetDict(kept), data, subset=False)
 
 
-def changed(estimate: ShiftEstimate) -> tuple[np.ndarray, np.ndarray]:
-    """List the classes that grew and those that shrank: the 95 % interval leaves out the share of training.
-
-    Args:
-        estimate: the estimate.
-
-    Returns:
-        Class indices of both, those with the largest change first; empty where the test finds no change.
-    """
-    change = estimate.shares - estimate.training
-    order = np.argsort(-np.abs(change), kind="stable")
-    moved = estimate.moved()
-    grew = moved & (estimate.low > estimate.training) & estimate.estimated
-    shrank = moved & (estimate.high < estimate.training) & estimate.estimated
-    return order[grew[order]], order[shrank[order]]
-
-
 def verdict(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> list[str]:
     """State in words what moved, and how far to trust it.
 
@@ -186,8 +169,9 @@ def verdict(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> list[str]
         lines = [f"no change of the class shares beyond chance ({chance})."]
     else:
         lines = [f"the class shares moved: {100 * estimate.distance:.1f} % of the examples changed class ({chance})."]
-        for word, indices in zip(("grew", "shrank"), changed(estimate), strict=True):
-            if len(indices):
+        changes, order = estimate.changes(), np.argsort(-np.abs(estimate.shares - estimate.training), kind="stable")
+        for word in ("grew", "shrank"):
+            if indices := [c for c in order if changes[c] == word]:
                 parts = [
                     f"{frequencies.name(c)} ({100 * estimate.training[c]:.1f} → {100 * estimate.shares[c]:.1f} %)"
                     for c in indices[:5]
@@ -215,7 +199,7 @@ def summary(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> dict[str,
     Returns:
         `classes` (a dict for each class), `distance`, `p_value`, `moved`, `agrees`, `examples`, `temperature`.
     """
-    grew, shrank = changed(estimate)
+    changes = estimate.changes()
     classes = [
         {
             "name": frequencies.name(c),
@@ -224,7 +208,7 @@ def summary(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> dict[str,
             "interval": [float(estimate.low[c]), float(estimate.high[c])],
             "bbse": float(estimate.check[c]),
             "estimated": bool(estimate.estimated[c]),
-            "change": "grew" if c in grew else "shrank" if c in shrank else None,
+            "change": changes[c],
         }
         for c in range(len(estimate.shares))
     ]
@@ -254,14 +238,15 @@ def shares_table(estimate: ShiftEstimate, frequencies: ClassFrequencies, title: 
     table.add_column("class", overflow="fold")
     for name in ("training %", "new data %", "95 %", "BBSE %"):
         table.add_column(name, justify="right")
+    table.add_column("change")
+    changes = estimate.changes()
     order = np.argsort(-np.abs(estimate.shares - estimate.training), kind="stable")
     shown = [c for c in range(len(order)) if c in set(order[:_SHOWN].tolist())]
     for c in shown:
         values = (estimate.training[c], estimate.shares[c], estimate.low[c], estimate.high[c], estimate.check[c])
         training, share, low, high, check = (f"{100 * value:.1f}" for value in values)
-        if not estimate.estimated[c]:
-            share, low, high, check = "kept", "", "", ""
-        table.add_row(escape(frequencies.name(c)), training, share, f"{low} – {high}" if low else "", check)
+        figures = (share, f"{low} – {high}", check) if estimate.estimated[c] else ("–", "–", "–")
+        table.add_row(escape(frequencies.name(c)), training, *figures, changes[c] or "")
     if len(order) > _SHOWN:
         table.caption = f"the {_SHOWN} of {len(order)} classes that changed most"
     return table
@@ -275,5 +260,5 @@ def _save(output: Path, result: dict[str, Any], estimate: ShiftEstimate, saved: 
     with stage(f"the estimate cannot be saved in {str(output)!r}"):
         write_json(output / "shift.json", result)
         title = f"class shares of {estimate.examples:,} new examples"
-        found = estimate.training, estimate.shares, estimate.low, estimate.high, estimate.examples
+        found = estimate.training, estimate.shares, estimate.low, estimate.high, estimate.changes(), estimate.examples
         plot_shares(*found, names, output / SHARES, title)

@@ -129,6 +129,18 @@ class ShiftEstimate:
         """Tell whether the shares differ from those of training, at a significance level."""
         return self.p_value < level
 
+    def changes(self) -> list[str | None]:
+        """Say what became of every class; tables, pictures, files and words all follow this.
+
+        Returns:
+            (K,) "grew" or "shrank" where the test finds a change and the interval leaves out the share of training;
+            "kept" for a class that was not estimated; otherwise None.
+        """
+        moved = self.moved()
+        grew, shrank = moved & (self.low > self.training), moved & (self.high < self.training)
+        words = np.where(grew, "grew", np.where(shrank, "shrank", ""))
+        return [word or None for word in np.where(self.estimated, words, "kept").tolist()]
+
     def offsets(self) -> np.ndarray:
         """Return log(q / π), (K,): what the calibrated logits of the new shares gain; 0 for classes not estimated."""
         floored = np.maximum(self.shares, 0.5 / self.examples)  # a class that was not seen may still come
@@ -141,8 +153,10 @@ def estimate_shares(
     """Estimate the class shares of unlabelled data, and test whether they are those of training.
 
     Intervals: bootstrap percentiles. Every draw resamples the labelled examples within their class, calibrates anew,
-    and resamples the new examples. Test: the likelihood ratio of q against the training shares. Its distribution where
-    nothing moved comes from labelled examples, drawn with the training shares and calibrated by each draw.
+    and resamples the new examples. They reach at least as far as the exact binomial interval of a class that none, or
+    every one, of the M new examples has: up to 1 − 0.025^(1/M), and down to 0.025^(1/M). Test: the likelihood ratio of
+    q against the training shares. Its distribution where nothing moved comes from labelled examples, drawn with the
+    training shares and calibrated by each draw.
 
     Args:
         logits: (N, K), of labelled examples that the model was not trained on.
@@ -185,6 +199,7 @@ def estimate_shares(
     samples, checks, null = (np.array(column) for column in zip(*draws, strict=True))
     tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
     (low, high), (low_check, high_check) = np.quantile(samples, tails, axis=0), np.quantile(checks, tails, axis=0)
+    every = tails[0] ** (1 / len(new))  # no resample of examples without a class has one
 
     def spread(values: np.ndarray) -> np.ndarray:
         whole = training.copy()
@@ -195,8 +210,8 @@ def estimate_shares(
     bias[estimated], prior[estimated] = calibration.bias, mass * reference
     return ShiftEstimate(
         shares=spread(shares),
-        low=spread(np.minimum(low, shares)),
-        high=spread(np.maximum(high, shares)),
+        low=spread(np.minimum(np.minimum(low, shares), every)),
+        high=spread(np.maximum(np.maximum(high, shares), 1 - every)),
         check=spread(check),
         agrees=bool(((low <= high_check) & (low_check <= high)).all()),
         training=training,

@@ -11,7 +11,16 @@ from urllib.parse import quote
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports.evaluation_pictures import PICTURES
-from hf_sharp.reports.figures import cost_per_example, half_width, half_widths, is_finite_number, percent, quantity
+from hf_sharp.reports.figures import (
+    cost_per_example,
+    group_labels,
+    half_width,
+    half_widths,
+    is_finite_number,
+    percent,
+    quantity,
+    without_examples,
+)
 from hf_sharp.reports.markdown import code, escaped
 from hf_sharp.reports.pairs import paired
 
@@ -25,7 +34,6 @@ def evaluation_section(
     report: Mapping[str, Any],
     plain: Mapping[str, Any] | None,
     frequencies: ClassFrequencies,
-    group_labels: Mapping[str, str],
     picture: str | None,
     pictures: Sequence[str] = (),
     over_seeds: Mapping[str, Any] | None = None,
@@ -37,7 +45,6 @@ def evaluation_section(
         report: the long-tail report.
         plain: the report of plain training, or None.
         frequencies: of the training set.
-        group_labels: many, medium and few, with their limits.
         picture: file name of the picture of recall against count, or None.
         pictures: file names of further pictures, those of `PICTURES`.
         over_seeds: the same figures of runs with several seeds, or None (see `build_card`).
@@ -48,13 +55,15 @@ def evaluation_section(
     """
     width = half_widths(report, frequencies).get("accuracy")
     return {
-        "results": results_table(report, plain, frequencies, group_labels, over_seeds),
+        "results": results_table(report, plain, frequencies, over_seeds),
         "split": split,
         "seeds": len(over_seeds["seeds"]) if over_seeds else 0,
         "calibration": percent(report.get("calibration_error"), width),
         "cost": cost_per_example(report),
         "rare": frequencies.rare_threshold,
         "common": frequencies.common_threshold,
+        "left_out": len(without_examples(report)),
+        "num_classes": frequencies.num_classes,
         "pictures": [(PICTURES[name], file) for file in pictures if (name := Path(file).name) in PICTURES],
         "picture": quote(picture) if picture and "per_class_recall" in report else None,
         "classes": class_table(report, frequencies, split),
@@ -86,7 +95,6 @@ def results_table(
     report: Mapping[str, Any],
     plain: Mapping[str, Any] | None,
     frequencies: ClassFrequencies,
-    group_labels: Mapping[str, str],
     over_seeds: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
     """Make the table of results, this model beside plain training, in percent with 95 % intervals.
@@ -95,14 +103,13 @@ def results_table(
         report: the long-tail report.
         plain: the report of plain training, or None.
         frequencies: of the training set.
-        group_labels: many, medium and few, with their limits.
         over_seeds: the same figures of runs with several seeds, or None.
 
     Returns:
         The heading and the rows; empty for weights that were not evaluated.
     """
     labels = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
-    labels |= {f"{group}_accuracy": label for group, label in group_labels.items()}
+    labels |= {f"{group}_accuracy": label for group, label in group_labels(frequencies, report).items()}
     labels |= {"worst_class_recall": "worst class", "macro_f1": "macro F1"}
     reports = [report, plain] if plain else [report]
     widths = [half_widths(column, frequencies) for column in reports]
@@ -248,7 +255,7 @@ def _unknown_classes(
         ("No training examples", [i for i, count in enumerate(frequencies.counts) if count == 0]),
         (
             f"No {split} examples, so recall and precision are unknown",
-            [i for i, number in enumerate(support) if number == 0],
+            without_examples(report),
         ),
         (
             f"Fewer than {_FEW_TEST_EXAMPLES} {split} examples, so the recall is a rough estimate",

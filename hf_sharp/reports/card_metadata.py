@@ -34,6 +34,8 @@ LICENCES = frozenset((
 ))
 # fmt: on
 
+_DIGITS = 4  # of a share: the Hub shows the value as it is
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -58,13 +60,6 @@ class Subject:
     options: Mapping[str, Any]
     method: Mapping[str, Any]
     frequencies: ClassFrequencies
-
-    @property
-    def groups(self) -> dict[str, str]:
-        """many, medium and few, with their limits and sizes."""
-        frequencies = self.frequencies
-        sizes = {group: len(classes) for group, classes in frequencies.groups.items()}
-        return group_labels(frequencies.rare_threshold, frequencies.common_threshold, sizes)
 
 
 def card_metadata(
@@ -157,7 +152,10 @@ def _tags(method: Mapping[str, Any], tags: Iterable[str]) -> list[str]:
 
 def _eval_results(subject: Subject, report: Mapping[str, Any]) -> list[EvalResult]:
     labels = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy"}
-    labels |= {f"{group}_accuracy": f"Mean recall, {label}" for group, label in subject.groups.items()}
+    labels |= {
+        f"{group}_accuracy": f"Mean recall, {label}"
+        for group, label in group_labels(subject.frequencies, report).items()
+    }
     options, dataset_id = subject.options, hub_id(subject.dataset)
     dataset_name = one_line(dataset_id or local_name(subject.dataset or "")) or "unknown"
     return [
@@ -171,7 +169,7 @@ def _eval_results(subject: Subject, report: Mapping[str, Any]) -> list[EvalResul
             else None,
             metric_type=metric,
             metric_name=label,
-            metric_value=float(report[metric]),
+            metric_value=round(float(report[metric]), _DIGITS),
         )
         for metric, label in labels.items()
         if is_finite_number(report.get(metric))  # a group without classes has no result

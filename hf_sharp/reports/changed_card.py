@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from hf_sharp.reports import card_evaluation as evaluation
 from hf_sharp.reports.card_changes import PREDICTIONS, notice, sections
 from hf_sharp.reports.evaluation_pictures import PICTURES
-from hf_sharp.reports.figures import group_labels
 from hf_sharp.reports.long_tail_report import frequencies_of
 from hf_sharp.reports.markdown import escaped, one_line
 from hf_sharp.reports.model_card import read_config, shown_folder, template_file, usage
@@ -59,8 +58,5 @@ def build_changed_card(
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
-    frequencies = frequencies_of(report)
-    sizes = {group: len(classes) for group, classes in frequencies.groups.items()}
-    groups = group_labels(frequencies.rare_threshold, frequencies.common_threshold, sizes)
     pictures: Sequence[str] = [f"validation/{name}" for name in PICTURES]
-    return evaluation.evaluation_section(report, None, frequencies, groups, None, pictures, split="validation")
+    return evaluation.evaluation_section(report, None, frequencies_of(report), None, pictures, split="validation")

@@ -160,20 +160,37 @@ def group_limits(rare: int, common: int) -> dict[str, str]:
     return {"many": f"n > {common}", "medium": f"{rare} ≤ n ≤ {common}", "few": f"n < {rare}"}
 
 
-def group_labels(rare: int, common: int, sizes: Mapping[str, int]) -> dict[str, str]:
-    """Describe the groups of classes by their limits and sizes.
+def group_labels(frequencies: ClassFrequencies, report: Mapping[str, Any]) -> dict[str, str]:
+    """Describe the groups of classes by their limits, and by how many of their classes a mean recall includes.
 
     Args:
-        rare: the `rare_threshold`.
-        common: the `common_threshold`.
-        sizes: group to its number of classes.
+        frequencies: of the training set.
+        report: a long-tail report. One without figures per class includes every class.
 
     Returns:
         Group to label.
 
     Example:
-        >>> group_labels(20, 100, {"many": 1, "few": 3})
-        {'many': 'many (n > 100, 1 class)', 'few': 'few (n < 20, 3 classes)'}
+        >>> frequencies = ClassFrequencies.from_counts([200, 5, 9])
+        >>> labels = group_labels(frequencies, {"per_class_support": [10, 0, 3]})
+        >>> labels["many"], labels["few"]
+        ('many (n > 100, 1 class)', 'few (n < 20, 1 of 2 classes)')
     """
-    limits = group_limits(rare, common)
-    return {group: f"{group} ({limits[group]}, {quantity(size, 'class', 'classes')})" for group, size in sizes.items()}
+    limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
+    absent = {*without_examples(report)}
+    labels = {}
+    for group, classes in frequencies.groups.items():
+        included = len({*classes.tolist()} - absent)
+        of = "" if included == len(classes) else f"{included:,} of "
+        labels[group] = f"{group} ({limits[group]}, {of}{quantity(len(classes), 'class', 'classes')})"
+    return labels
+
+
+def without_examples(report: Mapping[str, Any]) -> list[int]:
+    """List the classes of a report that no evaluated example has; no mean recall includes them.
+
+    Example:
+        >>> without_examples({"per_class_support": [10, 0, 3]})
+        [1]
+    """
+    return [c for c, number in enumerate(report.get("per_class_support", ())) if number == 0]

@@ -138,7 +138,7 @@ def _figures(
         ),
         "tta": evaluation.test_time_augmentation(results.get("tta")),
         **evaluation.evaluation_section(
-            report, plain and plain["report"], subject.frequencies, subject.groups, picture, pictures, over_seeds, split
+            report, plain and plain["report"], subject.frequencies, picture, pictures, over_seeds, split
         ),
     }
 

@@ -12,7 +12,6 @@ from hf_sharp.reports.figures import cost_per_example, group_labels, half_width,
 from hf_sharp.reports.long_tail_report import frequencies_of
 
 _ROWS_PER_RUN_ABOVE = 3  # a terminal is longer than wide
-GROUPS = ("many", "medium", "few")
 
 
 def comparison_table(
@@ -31,8 +30,7 @@ def comparison_table(
         A `rich` table with a column per run, or for more than three runs a row per run; the best is bold.
     """
     first = next(iter(reports.values()))
-    sizes = {group: first[f"{group}_classes"] for group in GROUPS}
-    groups = group_labels(first["rare_threshold"], first["common_threshold"], sizes)
+    groups = group_labels(frequencies_of(first), first)
     rows = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy"}
     rows |= {label: f"{group}_accuracy" for group, label in groups.items()} | {"worst class": "worst_class_recall"}
     if all("expected_cost" in report for report in reports.values()):

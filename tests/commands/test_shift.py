@@ -1,6 +1,7 @@
 """`hf-sharp shift` as a user types it, on pictures and on texts."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 from transformers import pipeline
 
 from hf_sharp import cli
-from hf_sharp.commands.shift import THRESHOLD_PASSED
+from hf_sharp.commands.shift import THRESHOLD_PASSED, shares_table, summary, verdict
+from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.unlabelled import load_unlabelled
+from hf_sharp.model.label_shift import estimate_shares
 from hf_sharp.model.posthoc import RECORD
 from hf_sharp.recipe import train_images, train_texts
 from tests.inputs.commands import command, no_traceback  # noqa: F401
@@ -72,6 +75,28 @@ def test_pictures_of_the_old_kind_raise_no_alarm(of_images, capsys):
     assert "no change of the class shares beyond chance" in capsys.readouterr().out
     config = json.loads((of_images / "out" / "config.json").read_text())
     assert config[RECORD]["strength"] == 0, "the head stays as it is"
+
+
+def test_table_file_and_words_follow_one_decision():
+    labels = np.repeat([0, 1], [60, 40])
+    logits = 3 * np.eye(4)[labels] + np.random.default_rng(0).normal(size=(100, 4))
+    estimate = estimate_shares(logits, labels, logits[40:], [50, 30, 15, 5], bootstrap=20)
+    frequencies = ClassFrequencies.from_counts([50, 30, 15, 5], names=tuple("abcd"))
+
+    def said(estimate):
+        column = [*shares_table(estimate, frequencies, "new").columns[-1].cells]
+        file = [entry["change"] or "" for entry in summary(estimate, frequencies)["classes"]]
+        assert file == column
+        return column, " ".join(verdict(estimate, frequencies))
+
+    column, words = said(replace(estimate, p_value=0.01))
+    assert column == ["shrank", "grew", "kept", "kept"]
+    assert "grew: b (" in words
+    assert "shrank: a (" in words
+    column, words = said(replace(estimate, p_value=0.075))
+    assert column == ["", "", "kept", "kept"]
+    assert "grew" not in words
+    assert "2 classes have no labelled example" in words
 
 
 def test_texts(bert_folder, tmp_path, capsys, caplog):  # noqa: F811

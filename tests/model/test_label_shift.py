@@ -1,11 +1,13 @@
 """Class shares that moved: closed forms, a simulation with ten shifts of a held-out set, and the folded head."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -157,6 +159,24 @@ def test_a_class_without_labelled_examples_keeps_its_share():
     assert estimate.shares[9] == estimate.low[9] == estimate.training[9]
     assert estimate.shares.sum() == pytest.approx(1)
     assert estimate.offsets()[9] == estimate.calibration.bias[9] == 0
+    assert estimate.moved()
+    assert estimate.changes()[9] == "kept"
+    assert {"grew", "shrank"} < {*estimate.changes()}
+
+
+def test_no_class_grew_or_shrank_where_the_test_finds_nothing():
+    (z, y), (new, _) = digits()["validation"], digits()["held_out"]
+    estimate = replace(estimate_shares(z, y, new, COUNTS, bootstrap=20), p_value=0.075)
+    assert ((estimate.low > estimate.training) | (estimate.high < estimate.training)).any()
+    assert estimate.changes() == [None] * 10
+
+
+def test_the_interval_of_a_class_that_is_not_there_is_no_point():
+    labels, logits = np.arange(100) % 2, 30 * np.eye(2)[np.arange(100) % 2]
+    estimate = estimate_shares(logits, labels, 30 * np.eye(2)[np.ones(50, int)], [99, 1], bootstrap=20)
+    exact = binomtest(0, 50).proportion_ci(0.95)
+    assert estimate.high[0] == pytest.approx(exact.high, rel=1e-6)
+    assert estimate.low[1] == pytest.approx(1 - exact.high, rel=1e-6)
 
 
 def test_the_folded_head_has_the_probabilities_of_the_new_shares():

@@ -116,6 +116,14 @@ def test_the_table_shows_what_a_step_costs_where_every_run_recorded_it():
     assert list(many.columns[-1].cells) == ["1.50"] * 4
 
 
+def test_the_table_counts_the_classes_that_a_mean_includes():
+    report = long_tail_report([0, 0, 1], [0, 1, 1], [200, 5, 4, 70])
+    assert report["few_classes"] == 2
+    groups = ["many (n > 100, 1 class)", "medium (20 ≤ n ≤ 100, 0 of 1 class)", "few (n < 20, 1 of 2 classes)"]
+    assert list(comparison_table({"a": report}).columns[0].cells)[2:5] == groups
+    assert comparison_table(dict.fromkeys("abcd", report)).caption == "\n".join(groups)
+
+
 def test_the_table_of_many_runs_has_a_row_for_each():
     report = long_tail_report([0, 0, 1, 0, 2, 0], [0, 0, 1, 1, 2, 2], [300, 50, 5])
     console = Console(record=True, width=80)

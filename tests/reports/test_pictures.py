@@ -83,6 +83,13 @@ def confusion(file, num_classes, title="", **options):
     plots.plot_confusion_matrix(probabilities.argmax(1), references, frequencies(num_classes, **options), file, title)
 
 
+def confusion_with_absent_classes(file, num_classes, absent):
+    counts, references, probabilities = predictions(num_classes)
+    kept = ~np.isin(references, absent)
+    classes = ClassFrequencies.from_counts(counts, names=tuple(names_of(num_classes)))
+    plots.plot_confusion_matrix(probabilities.argmax(1)[kept], references[kept], classes, file)
+
+
 def reliability(file, **options):
     _, references, probabilities = predictions(10, **options)
     plots.plot_reliability(probabilities, references, file, LONG_TITLE)
@@ -139,7 +146,10 @@ def shares(file, num_classes=12, examples=2000, absent=0):
     new[-2:] = 1e-9, 0  # as EM leaves a class that is not there
     training, new = training / training.sum(), new / new.sum()
     low, high = np.where(new < 0.005, new / 1000, new / 1.5), np.maximum(new * 1.5, 2 / examples)
-    plot_shares(training, new, low, high, examples, names_of(num_classes), file, LONG_TITLE)
+    new[1], low[1], high[1] = training[1], training[1], training[1]
+    changes = np.where(low > training, "grew", np.where(high < training, "shrank", None)).tolist()
+    changes[1] = "kept"
+    plot_shares(training, new, low, high, changes, examples, names_of(num_classes), file, LONG_TITLE)
 
 
 def search(runs=20, *, radii=(0.005, 0.2), counted=True, seed=0):
@@ -185,7 +195,13 @@ PICTURES = {
         lambda file: plots.plot_counts(ClassFrequencies.from_counts(long_tail_of(8142)), file, "a dataset"),
         lambda file: plots.plot_counts(ClassFrequencies.from_counts([3, 0, 1]), file),
     ],
-    "plot_confusion_matrix": [lambda file, k=k: confusion(file, k, LONG_TITLE) for k in (2, 15, 30, 31, 300)],
+    "plot_confusion_matrix": [
+        *(lambda file, k=k: confusion(file, k, LONG_TITLE) for k in (2, 15, 30, 31, 300)),
+        lambda file: confusion_with_absent_classes(file, 2, [1]),
+        lambda file: confusion_with_absent_classes(file, 12, [5, 6, 11]),
+        lambda file: confusion_with_absent_classes(file, 30, [0, 17, 18]),
+        lambda file: confusion_with_absent_classes(file, 60, range(40, 60)),
+    ],
     "plot_precision_recall": [
         lambda file, k=k, skill=skill: plots.plot_precision_recall(report(k, skill=skill), file, LONG_TITLE)
         for k, skill in ((2, 1), (30, 0.5), (31, 1), (300, 2), (60, 0))
@@ -364,6 +380,13 @@ def test_the_worst_five_classes_are_named(drawn):
     assert {text.get_text() for text in figure.axes[0].texts} == {labels[c] for c in worst}
 
 
+def test_classes_without_a_mark_are_counted(drawn):
+    said = drawn(recall_with_absent_classes).axes[0].get_xlabel()
+    assert said == "training examples of the class\n1 class without evaluated examples: not shown"
+    shown = drawn(lambda file: recall_by_count(file, 7)).axes[0].get_xlabel()
+    assert shown == "training examples of the class"
+
+
 def test_classes_at_the_top_are_not_called_the_worst(drawn):
     perfect = report(7) | {"per_class_recall": [1.0] * 7}
     assert not drawn(lambda file: plots.plot_recall_by_count({"one": perfect}, file)).axes[0].texts
@@ -433,7 +456,8 @@ def test_a_share_that_one_example_would_change_is_as_good_as_none(drawn):
     new[:2] = 0.6, 0.4
     low, high = np.where(new > 0.1, new - 0.1, 0), np.where(new > 0.1, new + 0.1, 0.05)
     names = [f"class {c}" for c in range(40)]
-    (axes,) = drawn(lambda file: plot_shares(training, new, low, high, 100, names, file)).axes
+    changes = ["grew"] * 2 + [None] * 38
+    (axes,) = drawn(lambda file: plot_shares(training, new, low, high, changes, 100, names, file)).axes
     numbers = [float(label.get_text()) for label in tick_labels(axes.xaxis)]
     assert numbers[0] == 0
     assert numbers[1] >= 0.5, "half of one example in a hundred"
@@ -445,6 +469,19 @@ def test_a_share_that_one_example_would_change_is_as_good_as_none(drawn):
     assert {"class 0", "class 1"} <= shown, "those that clearly moved"
 
 
+def test_the_picture_of_shares_follows_the_test_and_not_the_intervals_alone(drawn):
+    training, new = np.array([0.6, 0.3, 0.1]), np.array([0.5, 0.4, 0.1])
+
+    def legend(*changes):
+        draw = lambda file: plot_shares(training, new, new - 0.01, new + 0.01, changes, 900, list("abc"), file)  # noqa: E731
+        (shown,) = drawn(draw).legends
+        return [text.get_text() for text in shown.get_texts()][1:]
+
+    assert legend(None, None, None) == ["new data: no clear change"]
+    kept = "kept: no labelled example to estimate it"
+    assert legend("shrank", "grew", "kept") == ["new data: grew", "new data: shrank", kept]
+
+
 def test_an_option_with_one_value_has_no_panel(drawn):
     runs = search(6)
     assert sum("rho (sam)" in run["params"] for run in runs) == 1
@@ -452,11 +489,13 @@ def test_an_option_with_one_value_has_no_panel(drawn):
     assert shown == ["loss_tau", "method", "rho (sam, momentum)"]
 
 
-def test_labels_of_classes_that_begin_alike_differ():
+def test_labels_of_classes_that_begin_alike_differ(caplog):
+    fonts._explain.cache_clear()
     names = [f"diabetic retinopathy, non-proliferative, stage {i}" for i in range(12)]
     assert fonts.class_labels(names)[:2] == ["diabetic re…ive, stage 0", "diabetic re…ive, stage 1"]
     alike = fonts.class_labels([f"{'a' * 40}{i}{'b' * 40}" for i in range(3)])
-    assert alike == ["class 0", "class 1", "class 2"]
+    assert alike == ["#0", "#1", "#2"]
+    assert "shortened, it looks like another" in caplog.text
     assert fonts.class_labels(["alone " * 9]) == ["alone alone alone alone…"]
 
 
@@ -532,10 +571,17 @@ def other_fonts(monkeypatch):
     fonts._installed.cache_clear()
 
 
-def test_without_a_font_for_it_a_name_is_its_number(other_fonts):
+def test_without_a_font_for_it_a_name_is_its_number_and_the_log_says_whose(other_fonts, caplog):
     # Newer versions of matplotlib bring this font, which has a box for every character.
     other_fonts(*(entry for entry in fontManager.ttflist if entry.name.startswith("Last Resort")))
-    assert fonts.class_labels(["cat", "猫", "дом", "cat 猫"]) == ["cat", "class 1", "дом", "class 3"]
+    fonts._explain.cache_clear()
+    for _ in range(2):
+        assert fonts.class_labels(["cat", "猫", "дом", "cat 猫"]) == ["cat", "#1", "дом", "#3"]
+    said = "In pictures, #1 stands for '猫', #3 stands for 'cat 猫' (no installed font has its characters)."
+    assert caplog.messages == [said], "once"
+    assert fonts.class_labels(["#1", "猫", "##1"]) == ["#1", "###1", "##1"]
+    assert fonts.class_labels(["cat", "dog"]) == ["cat", "dog"]
+    assert len(caplog.messages) == 2
     assert fonts.drawable("sam on 猫") == "sam on \\u732b"
     assert fonts.fallback_fonts(["猫"]) == []
 
@@ -565,6 +611,14 @@ def test_the_confusion_matrix_against_a_loop():
     shares, rows, columns = confusion_shares(predicted, references, frequencies)
     assert rows == columns == ["b", "c", "a"]
     np.testing.assert_allclose(shares, [[0.5, 0.5, 0], [0, 1, 0], [2 / 3, 0, 1 / 3]])
+
+
+@pytest.mark.parametrize(("num_classes", "absent", "rows"), [(2, [1], [1]), (30, [0, 17], [0, 17])])
+def test_rows_without_examples_say_so(drawn, num_classes, absent, rows):
+    figure = drawn(lambda file: confusion_with_absent_classes(file, num_classes, absent))
+    said = [text.get_position()[1] for text in figure.axes[0].texts if text.get_text() == "no examples"]
+    assert said == rows
+    assert [patch.get_y() + 0.5 for patch in figure.axes[0].patches if patch.get_hatch()] == rows
 
 
 def test_many_classes_are_grouped_with_the_right_ones_apart():

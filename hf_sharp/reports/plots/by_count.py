@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_sharp.reports.figures import group_limits, half_width, percent
+from hf_sharp.reports.figures import group_limits, half_width, percent, quantity
 from hf_sharp.reports.plots.fonts import class_labels, drawable
 from hf_sharp.reports.plots.labels import label_points
 from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
@@ -48,12 +48,23 @@ def plot_recall_by_count(
         for (run, report), style in zip(reports.items(), run_styles([*reports], methods), strict=True):
             _recall_line(axes, counts, report, drawable(run), style)
         _shade_groups(axes, first, low, high)
-        axes.set(ylim=(-3, 103), xlabel="training examples of the class", ylabel="recall (%)")
+        axes.set(ylim=(-3, 103), xlabel=f"training examples of the class{_left_out(reports)}", ylabel="recall (%)")
         legend_below(figure, axes)
         recall = _percentages([*reports.values()][-1]["per_class_recall"])
         worst = [c for c in np.argsort(recall, kind="stable")[:_WORST] if recall[c] < np.nanmean(recall)]
         labels = class_labels(names)
         label_points(axes, [(counts[c], recall[c]) for c in worst], [labels[c] for c in worst])
+
+
+def _left_out(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    # The axis reaches to the counts of classes that have no mark.
+    absent = sum(
+        all(recall is None for recall in of_class)
+        for of_class in zip(*(report["per_class_recall"] for report in reports.values()), strict=True)
+    )
+    if not absent:
+        return ""
+    return f"\n{quantity(absent, 'class', 'classes')} without evaluated examples: not shown"
 
 
 def _count_axis(axes: Any, counts: np.ndarray) -> tuple[float, float]:

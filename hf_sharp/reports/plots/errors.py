@@ -28,7 +28,7 @@ def plot_confusion_matrix(
     """Draw how often each class is predicted for examples of each class, in percent of the true class's examples.
 
     The most frequent class in training comes first. More than 30 classes are grouped into many, medium and few; the
-    right predictions stand apart from confusions within the group.
+    right predictions stand apart from confusions within the group. A row without examples is hatched.
 
     Args:
         predictions: (N,) predicted class indices.
@@ -53,7 +53,19 @@ def plot_confusion_matrix(
                 if share > 0:
                     colour = "white" if 100 * share > _DARK else "black"
                     axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        for row in np.flatnonzero(np.isnan(shares).all(1)).tolist():
+            _mark_empty(axes, row, shares.shape[1])
         figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.9)
+
+
+def _mark_empty(axes: Any, row: int, columns: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    hatched: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": LIGHT, "linewidth": 0}
+    axes.add_patch(Rectangle((-0.5, row - 0.5), columns, 1, **hatched))
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    middle = (columns - 1) / 2
+    axes.text(middle, row, "no examples", ha="center", va="center", fontsize=8, color="#555555", bbox=behind)
 
 
 def confusion_shares(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections import Counter
@@ -14,9 +15,13 @@ from rich.cells import cell_len, set_cell_size
 
 from hf_sharp.reports.markdown import one_line
 
+logger = logging.getLogger(__name__)
+
 MAIN_FONT = "DejaVu Sans"  # comes with matplotlib
 # They draw a box for every character, or nothing that matplotlib can show.
 _USELESS = ("last resort", "emoji", "adobe blank")
+_NO_FONT, _ALIKE = "no installed font has its characters", "shortened, it looks like another"
+_EXPLAINED = 10  # names in a log line
 
 
 def fallback_fonts(texts: Iterable[str]) -> list[str]:
@@ -58,9 +63,10 @@ def drawable(text: str) -> str:
 
 
 def class_labels(names: Sequence[str], longest: int = 24) -> list[str]:
-    """Shorten the names of classes for a picture; a name that no installed font can draw is its number.
+    """Shorten the names of classes for a picture; a name that no installed font can draw is its number, such as #7.
 
-    Names that begin alike lose their middle instead of their end, and if that is not enough, become numbers.
+    Names that begin alike lose their middle instead of their end, and if that is not enough, become numbers. One line
+    of the log says which names the numbers stand for.
 
     Args:
         names: (K,) the names.
@@ -71,16 +77,38 @@ def class_labels(names: Sequence[str], longest: int = 24) -> list[str]:
 
     Example:
         >>> class_labels(["snow leopard", "\U000f0000", "a" * 30], longest=12)
-        ['snow leopard', 'class 1', 'aaaaaaaaaaa…']
+        ['snow leopard', '#1', 'aaaaaaaaaaa…']
         >>> class_labels(["retinopathy, stage 1", "retinopathy, stage 2"], longest=12)
         ['retin…tage 1', 'retin…tage 2']
     """
     lines = [one_line(name) for name in names]
     labels = [_cut(line, longest - 1) for line in lines]
-    for shorter in (lambda i: _cut(lines[i], longest // 2 - 1, longest // 2), "class {}".format):
-        seen = Counter(labels)
-        labels = [label if seen[label] == 1 else shorter(i) for i, label in enumerate(labels)]
-    return [f"class {i}" if not label or _undrawable(label) else label for i, label in enumerate(labels)]
+    seen = Counter(labels)
+    labels = [
+        label if seen[label] == 1 else _cut(line, longest // 2 - 1, longest // 2)
+        for label, line in zip(labels, lines, strict=True)
+    ]
+    seen, reasons = Counter(labels), {}
+    for i, label in enumerate(labels):
+        if reason := "empty" if not label else _NO_FONT if _undrawable(label) else _ALIKE if seen[label] > 1 else None:
+            reasons[i] = reason
+    mark = "#"
+    while any(f"{mark}{i}" in seen for i in reasons):
+        mark += "#"
+    numbers = {i: f"{mark}{i}" for i in reasons}
+    if numbers:
+        _explain(tuple((numbers[i], lines[i], reason) for i, reason in reasons.items()))
+    return [numbers.get(i, label) for i, label in enumerate(labels)]
+
+
+@cache  # once for the same names
+def _explain(replaced: tuple[tuple[str, str, str], ...]) -> None:
+    clauses = []
+    for reason in dict.fromkeys(reason for *_, reason in replaced):
+        named = [f"{number} stands for {name!r}" for number, name, why in replaced if why == reason]
+        more = f" and {len(named) - _EXPLAINED} more" if len(named) > _EXPLAINED else ""
+        clauses.append(f"{', '.join(named[:_EXPLAINED])}{more} ({reason})")
+    logger.warning("In pictures, %s.", "; ".join(clauses))
 
 
 def _cut(line: str, head: int, tail: int = 0) -> str:

@@ -12,7 +12,12 @@ from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.layout import legend_below, log_ticks
 from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture
 
-_GREW, _SHRANK, _SAME = PALETTE[3], PALETTE[1], PALETTE[0]
+_MARKS: dict[str | None, tuple[dict[str, str], str]] = {  # what became of a class: style, and words of the legend
+    "grew": ({"color": PALETTE[3], "fmt": ">"}, "new data: grew"),
+    "shrank": ({"color": PALETTE[1], "fmt": "<"}, "new data: shrank"),
+    None: ({"color": PALETTE[0], "fmt": "o"}, "new data: no clear change"),
+    "kept": ({"color": PALETTE[4], "fmt": "x"}, "kept: no labelled example to estimate it"),
+}
 
 
 def plot_shares(
@@ -20,6 +25,7 @@ def plot_shares(
     shares: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
+    changes: Sequence[str | None],
     examples: int,
     names: Sequence[str],
     file: str | Path,
@@ -35,6 +41,7 @@ def plot_shares(
         shares: (K,) estimated shares of the new data.
         low: (K,) lower ends of the intervals.
         high: (K,) upper ends.
+        changes: (K,) "grew", "shrank", "kept" or None, as `ShiftEstimate.changes` has them.
         examples: the number of new examples.
         names: (K,) class names.
         file: where the picture goes; the suffix chooses the format.
@@ -42,7 +49,7 @@ def plot_shares(
     """
     seen = 0.5 / examples
     change = np.abs(np.log(np.maximum(shares, seen) / np.maximum(training, seen)))
-    clear = (low > training) | (high < training)
+    clear = np.isin(list(map(str, changes)), ["grew", "shrank"])
     shown = np.lexsort((-change, ~clear))[:NAMED_CLASSES]
     shown = shown[np.argsort(training[shown], kind="stable")]  # the most frequent one at the top
     linear = 100 * min(seen, training.max())
@@ -50,19 +57,15 @@ def plot_shares(
     labels = class_labels(names)
     with picture(file, (7, 1.6 + 0.24 * len(shown)), title, names) as figure:
         axes = figure.add_subplot()
-        grew, shrank = low[shown] > training[shown], high[shown] < training[shown]
         axes.plot(
             100 * training[shown], places, "|", color="black", markersize=11, markeredgewidth=1.6, label="training"
         )
-        for which, colour, marker, label in (
-            (grew, _GREW, ">", "new data: grew"),
-            (shrank, _SHRANK, "<", "new data: shrank"),
-            (~(grew | shrank), _SAME, "o", "new data: no clear change"),
-        ):
+        for word, (style, label) in _MARKS.items():
+            which = np.array([changes[c] == word for c in shown])
             if which.any():
                 x = 100 * shares[shown][which]
-                ends = [x - 100 * low[shown][which], 100 * high[shown][which] - x]
-                axes.errorbar(x, places[which], xerr=ends, fmt=marker, color=colour, elinewidth=1.2, label=label)
+                ends = None if word == "kept" else [x - 100 * low[shown][which], 100 * high[shown][which] - x]
+                axes.errorbar(x, places[which], xerr=ends, elinewidth=1.2, label=label, **style)
         limits = -0.3 * linear, min(100 * max(training[shown].max(), high[shown].max()) * 1.3, 130)
         axes.set_xscale("symlog", linthresh=linear)
         axes.set_xlim(*limits)
