@@ -15,6 +15,7 @@ from hf_sharp.data import sampling
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model import head_init
+from hf_sharp.registry.nearest import check_name
 from hf_sharp.sharpness import METHODS, choices
 
 logger = logging.getLogger(__name__)
@@ -113,8 +114,7 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
     """
     _settle_types(args)
     for name, known in choices.items():
-        if getattr(args, name) not in known:
-            raise ValueError(f"unknown {name} {getattr(args, name)!r}; expected one of {', '.join(known)}.")
+        check_name(name, getattr(args, name), known)
     for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
             setattr(args, name, read_json(name, getattr(args, name)))

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hf_sharp.data.label_values import label_values, place
 from hf_sharp.data.labels import arrow_column, holds_text
 from hf_sharp.data.pictures import fault_of, raw_pictures
+from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class Checks:
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ValueError(f"unknown check_data {self.level!r}; expected one of {', '.join(LEVELS)}.")
+        check_name("check_data", self.level, LEVELS)
 
 
 def check_splits(

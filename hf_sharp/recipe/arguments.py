@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats, split_validation
 from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.registry.nearest import did_you_mean
 
 TRUST = "Run the code that a model brings along, which may do anything. Cosine heads of hf_sharp do not need it."
 
@@ -143,15 +143,13 @@ class ModelArguments:
         options = dict(self.model_config) if isinstance(self.model_config, dict) else {}
         model_type = options.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
-            near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING, n=1)
-            raise ValueError(f"unknown model_type {model_type!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            raise ValueError(f"unknown model_type {model_type!r}.{did_you_mean(model_type, CONFIG_MAPPING)}")
         known = CONFIG_MAPPING[model_type]()
         # Convolutional networks have no such option; the image processor is made to this size.
         resized = {"image_size"} if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES else set()
         for name, value in options.items():
             if not hasattr(known, name) and name not in resized:
-                near = difflib.get_close_matches(name, vars(known), n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, vars(known))
                 raise ValueError(f"unknown key in model_config: {name!r} is not an option of {model_type!r}.{hint}")
             if isinstance(value, str) and isinstance(getattr(known, name, None), float):
                 options[name] = float(value)  # YAML reads 1e-12 as text

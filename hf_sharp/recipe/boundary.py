@@ -72,7 +72,8 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
     take_traceback_flag(sys.argv)
     _new_folders.clear()
     try:
-        main()
+        with _said_once():
+            main()
         _leave_process_group()
     except KeyboardInterrupt:
         _discard_new_folders()
@@ -86,6 +87,29 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
             raise
         return f"error: {message}"
     return None
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Show every message of this package once: options are checked again for each run that is compared."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if not record.name.startswith("hf_sharp"):
+            return True
+        if not hasattr(record, "is_new"):  # several handlers see the same record
+            record.is_new = record.getMessage() not in said
+            said.add(record.getMessage())
+        return bool(record.is_new)
+
+    handlers = list(logging.root.handlers)
+    for handler in handlers:
+        handler.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_new)
 
 
 def _discard_new_folders() -> None:

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from hf_sharp.option_checks import AT_LEAST, check_bounds
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import check_names, flag_names, raise_errors, refuse_words
+from hf_sharp.registry.nearest import did_you_mean
 
 _AT_LEAST = AT_LEAST | {"max_length": 1, "batch_size": 1}
 
@@ -51,7 +52,8 @@ class RecipeParser:
         """Read a YAML file of options and check its keys."""
         path = Path(file)
         if not path.is_file():
-            raise ValueError(f"the config file {file!r} does not exist.")
+            others = ["baseline", *(str(path.parent / other.name) for other in path.parent.glob("*.y*ml"))]
+            raise ValueError(f"the config file {file!r} does not exist.{did_you_mean(file, others)}")
         try:
             text = path.read_text(encoding="utf-8")
             values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # as it is written
