@@ -12,6 +12,7 @@ from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, no_split, pool_splits
+from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats
 from hf_sharp.recipe.boundary import stage
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
         ValueError: the dataset, the split or the label column does not exist, or the labels cannot be classes.
     """
     flags = _flags().read(argv)
-    with stage(f"the dataset {flags.dataset!r} cannot be loaded"):
+    with stage(f"the dataset {flags.dataset!r} cannot be loaded", near_here(flags.dataset).strip()):
         splits = load(flags.dataset, flags.dataset_config, flags.separator, parse_lists(flags.split_lists))
         splits = pool_splits(splits, flags.train_split)
     if flags.train_split not in splits:

@@ -13,6 +13,7 @@ from hf_sharp.data.idx import is_idx_folder, load_idx
 from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import load_listed
+from hf_sharp.data.local_names import refuse_missing
 from hf_sharp.data.split import split_validation
 
 EMBEDDED = {"digits": digits}
@@ -55,10 +56,7 @@ def load(
         if not any(path.iterdir()):
             raise ValueError(f"the folder {name!r} is empty.")
         return load_folder(path, separator)
-    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or len(path.parts) > 2:
-        raise ValueError(
-            f"{name!r} does not exist. Expected 'digits', a file or folder of data, or a dataset's name on the Hub."
-        )
+    refuse_missing(name, "Expected 'digits', a file or folder of data, or a dataset's name on the Hub.")
     return _splits(datasets.load_dataset(name, config))
 
 

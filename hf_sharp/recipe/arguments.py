@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, pool_splits, prepare_splits
+from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats, split_validation
 from hf_sharp.option_checks import read_json
@@ -182,7 +183,7 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
             f"group_column={data.group_column!r} has no effect, because nothing is held out. Set test_fraction or "
             "validation_fraction, or leave it out."
         )
-    with stage(f"the dataset {data.dataset!r} cannot be loaded"):
+    with stage(f"the dataset {data.dataset!r} cannot be loaded", near_here(data.dataset).strip()):
         loaded = load(data.dataset, data.dataset_config, data.separator, parse_lists(data.split_lists or ()))
         loaded = pool_splits(loaded, data.train_split)
     used = [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]

@@ -17,7 +17,7 @@ from hf_sharp.data.pictures import WIDE_MODES, open_picture, raw_pictures, to_rg
 from hf_sharp.data.views import TTA, View, check_tta
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.models import class_for
+from hf_sharp.recipe.models import class_for, loading
 from hf_sharp.recipe.training import Extras, Recipe, train_classifier
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -74,7 +74,7 @@ class TrainImageArguments(ImageArguments):
 def load_image_processor(model: ModelArguments, data: ImageArguments | None = None) -> Any:
     """Load the pretrained model's image processor, or make one that fits the config; `data` is not used."""
     if name := model.model_name_or_path:
-        with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        with loading(name):
             class_for(AutoModelForImageClassification, name, model.trust_remote_code)
         with stage(f"the image processor of {name!r} cannot be loaded"):
             trusted = {"trust_remote_code": True} if model.trust_remote_code else {}

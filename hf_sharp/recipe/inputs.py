@@ -16,6 +16,7 @@ from PIL import Image
 from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
+from hf_sharp.data.local_names import near_here
 from hf_sharp.data.unlabelled import is_hidden
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.reports.figures import quantity
@@ -95,7 +96,7 @@ class Source:
             return self._of_csv(path, {"\\t": "\t", "tab": "\t"}.get(separator, separator))
         if path.is_file() and suffix == ".jsonl":
             return self._of_json_lines(path)
-        with stage(f"the data {self.name!r} cannot be loaded"):
+        with stage(f"the data {self.name!r} cannot be loaded", near_here(self.name).strip()):
             loaded = load(self.name, self.config, self.separator)
         return self._of_dataset(loaded)
 

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_sharp.data.local_names import refuse_missing
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import class_for
@@ -48,6 +49,7 @@ def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
     name = data.tokenizer_name or model.model_name_or_path
     if name is None:
         raise ValueError("a model from scratch needs a tokenizer: set tokenizer_name to a name or folder.")
+    refuse_missing(name, "Name another tokenizer with --tokenizer_name.")
     with stage(f"the tokenizer {name!r} cannot be loaded", "Name another one with --tokenizer_name."):
         config = None
         if model.model_name_or_path:

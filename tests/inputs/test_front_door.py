@@ -1,14 +1,20 @@
-"""What a newcomer gets wrong first: names, files, columns, shares. The message says what was meant, and how to type it."""
+"""What a newcomer gets wrong first. The message says what was meant, and what to type."""
 
 import logging
 import sys
 
 import pytest
+from transformers import BertConfig
 
 from hf_sharp import SharpTrainingArguments, cli
+from hf_sharp.data.loading import load
 from hf_sharp.losses import build_loss
 from hf_sharp.recipe import RecipeParser, run_recipe
+from hf_sharp.recipe.boundary import UserError
+from hf_sharp.recipe.kind import recipe_for
+from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.options import OPTIONS
+from tests.inputs.commands import command, no_traceback  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -22,9 +28,9 @@ def test_flags_of_other_programs_are_known(flag, meant):
 
 def test_the_nearest_name_is_named():
     assert cli.main(["count"]).endswith(" Did you mean 'counts'?")
-    with pytest.raises(ValueError, match="unknown loss 'crossentropy'; .* Did you mean 'cross_entropy'"):
+    with pytest.raises(ValueError, match=r"unknown loss 'crossentropy'; .* Did you mean 'cross_entropy'"):
         build_loss("crossentropy", [2, 1])
-    with pytest.raises(ValueError, match="unknown sampler 'Square-root'; .* Did you mean 'square_root'"):
+    with pytest.raises(ValueError, match=r"unknown sampler 'Square-root'; .* Did you mean 'square_root'"):
         SharpTrainingArguments("out", sampler="Square-root", report_to="none")
 
 
@@ -50,3 +56,40 @@ def test_a_command_says_every_warning_once(caplog, monkeypatch):
         assert run_recipe(main) is None
         assert [text for text in caplog.messages if text != "mine"] == ["1 runs", "2 runs"]
         assert caplog.messages.count("mine") == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["nope.csv", "nope.csv.gz", "new picss", "./nope", "/nope", "~/nope", "a/b/c", "nope/", "photo.jpg"]
+)
+def test_what_can_only_be_here_is_not_looked_up_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", None)
+    with pytest.raises(ValueError, match=f"the file or folder '{name}' does not exist. Expected 'digits'"):
+        load(name)
+    with pytest.raises(ValueError, match=f"the file or folder '{name}' does not exist. Expected a model's folder"):
+        class_for(None, name)
+
+
+def test_the_most_similar_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").mkdir()
+    (tmp_path / "my data" / "mails.csv").write_text("text,label\na,b\n")
+    with pytest.raises(ValueError, match=r"'my data/mials.csv' does not exist. Did you mean 'my data/mails.csv'"):
+        load("my data/mials.csv")
+    with pytest.raises(UserError, match=r"the model 'my_data' cannot be loaded: .* Did you mean 'my data'"):
+        recipe_for(["--model_name_or_path", "my_data"])
+
+
+def test_the_folder_of_a_comparison_names_its_models(tmp_path, capsys, no_traceback):  # noqa: F811
+    (tmp_path / "out 1").mkdir()
+    with pytest.raises(ValueError, match=r"has no config.json: it is no model"):
+        class_for(None, str(tmp_path / "out 1"))
+    for run in ("logit_adjusted", "baseline"):
+        (tmp_path / "out 1" / run).mkdir()
+        BertConfig().save_pretrained(tmp_path / "out 1" / run)
+    for words in (["predict"], ["evaluate"], ["adjust", "--output_dir", tmp_path / "new"]):
+        said = command(capsys, *words, tmp_path / "out 1", "digits")
+        assert "out 1' holds the models 'baseline', 'logit_adjusted': name one of them, as '" in said
+        assert said.endswith("out 1/baseline'.")
+    said = command(capsys, "predict", tmp_path / "out 1" / "baselin", "digits")
+    assert "out 1/baselin' does not exist. Did you mean '" in said
+    assert "out 1/baseline'?" in said
