@@ -9,7 +9,7 @@ from rich.table import Table
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.label_columns import name_classes
-from hf_sharp.data.labels import no_label_column
+from hf_sharp.data.labels import call_it_label, no_label_column
 from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, no_split, pool_splits
 from hf_sharp.data.local_names import near_here
@@ -30,7 +30,7 @@ def _flags() -> Flags:
         "--train_split", default="train", help="the split to count (default: train); train+test joins two"
     )
     parser.add_argument("--unique_column", help="count the first row with the same value there only, as in training")
-    parser.add_argument("--label_column", default="label", help="the column with the labels (default: label)")
+    parser.add_argument("--label_column", default="label", help="the label column (default: label, or labels)")
     parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
     parser.add_argument(
         "--skip_broken",
@@ -66,8 +66,9 @@ def main(argv: list[str]) -> None:
     data = splits[flags.train_split]
     if flags.unique_column is not None:
         data = drop_repeats(data, flags.unique_column)
+    data = call_it_label(data, flags.label_column)
     if flags.label_column not in data.column_names:
-        raise ValueError(no_label_column(flags.label_column, data.column_names))
+        raise ValueError(no_label_column(flags.label_column, data.column_names, "--label_column"))
     if flags.skip_broken == "true":
         data = check_splits({flags.train_split: data}, flags.label_column, Checks("off", True))[0][flags.train_split]
     data = name_classes({flags.train_split: data}, flags.label_column, flags.class_names)[flags.train_split]

@@ -42,7 +42,7 @@ def refuse_no_model(name: str) -> None:
         name: a model's folder, or a name on the Hub.
 
     Raises:
-        ValueError: there is no such folder, or it has no `config.json`; the models in it are named.
+        ValueError: there is no such folder, or it is the one of a comparison, whose models are named.
     """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -50,7 +50,6 @@ def refuse_no_model(name: str) -> None:
         if inside:
             names = ", ".join(repr(model.name) for model in inside)
             raise ValueError(f"the folder {name!r} holds the models {names}: name one of them, as {str(inside[0])!r}.")
-        raise ValueError(f"the folder {name!r} has no config.json: it is no model. Name a folder that has one.")
     if folder.is_file():
         raise ValueError(f"{name!r} is a file. Name the folder of the model.")
     refuse_missing(name, "Expected a model's folder, or its name on the Hub.")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image
 
+from hf_sharp.data.columns import other_columns
 from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
@@ -108,10 +109,7 @@ class Source:
         flag = "--image_column" if self.images else "--text_column"
         for column, option in ((self.column, flag), *((name, "--keep") for name in self.keep)):
             if column not in columns:
-                raise ValueError(
-                    f"{self.name!r} has no column {column!r}; the columns are {', '.join(map(repr, columns))}. Name "
-                    f"one of them with {option}."
-                )
+                raise ValueError(f"{self.name!r} has no column {column!r}; {other_columns(column, columns, option)}")
 
     def _row(self, number: int, cells: Mapping[str, Any], folder: Path) -> Row:
         """Make a row of a table's cells."""

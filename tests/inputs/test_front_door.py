@@ -1,19 +1,25 @@
 """What a newcomer gets wrong first. The message says what was meant, and what to type."""
 
 import logging
+import re
 import sys
 
+import datasets
 import pytest
 from transformers import BertConfig
 
 from hf_sharp import SharpTrainingArguments, cli
-from hf_sharp.data.loading import load
+from hf_sharp.data.loading import load, prepare_splits
+from hf_sharp.data.split import split_validation
+from hf_sharp.few_shot.domain import make_domain
 from hf_sharp.losses import build_loss
 from hf_sharp.recipe import RecipeParser, run_recipe
+from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.boundary import UserError
 from hf_sharp.recipe.kind import recipe_for
 from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.options import OPTIONS
+from hf_sharp.recipe.texts import TextArguments, prepare_texts
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 
 
@@ -81,8 +87,6 @@ def test_the_most_similar_file_is_named(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_comparison_names_its_models(tmp_path, capsys, no_traceback):  # noqa: F811
     (tmp_path / "out 1").mkdir()
-    with pytest.raises(ValueError, match=r"has no config.json: it is no model"):
-        class_for(None, str(tmp_path / "out 1"))
     for run in ("logit_adjusted", "baseline"):
         (tmp_path / "out 1" / run).mkdir()
         BertConfig().save_pretrained(tmp_path / "out 1" / run)
@@ -93,3 +97,60 @@ def test_the_folder_of_a_comparison_names_its_models(tmp_path, capsys, no_traceb
     said = command(capsys, "predict", tmp_path / "out 1" / "baselin", "digits")
     assert "out 1/baselin' does not exist. Did you mean '" in said
     assert "out 1/baseline'?" in said
+
+
+@pytest.mark.parametrize("option", ["test_fraction", "validation_fraction"])
+def test_a_percentage_is_told_as_a_share(option):
+    with pytest.raises(ValueError, match=rf"--{option} must be in \(0, 0.5\], got 20.0. For 20 % write 0.2."):
+        RecipeParser(OPTIONS, ["--model_config", '{"model_type": "bert"}', f"--{option}", "20"]).build()
+    with pytest.raises(ValueError, match=r"rho_validation_fraction must be .* For 20 % write 0.2."):
+        SharpTrainingArguments("out", sharpness="sam", rho_schedule="learned", rho_validation_fraction=20)
+
+
+def test_what_is_too_small_for_a_test_set_is_called_that(caplog):
+    rows = datasets.Dataset.from_dict({"text": list("abcdefg"), "label": ["ham"] * 6 + ["spam"]})
+    prepare_splits(datasets.DatasetDict(train=rows), test_fraction=0.5)
+    assert caplog.messages == ["1 class is too small for a test example: 'spam'."]
+    with pytest.raises(ValueError, match=r"a test fraction of 0\.01 holds out no example: the largest class has 6"):
+        prepare_splits(datasets.DatasetDict(train=rows), test_fraction=0.01)
+
+
+def test_a_column_called_labels_is_found(tmp_path, capsys):
+    file = tmp_path / "mails.csv"
+    file.write_text("text,labels\n" + "one,ham\ntwo,spam\n" * 4)
+    splits = load_splits(TextArguments(dataset=str(file), test_fraction=0.5), "label")
+    assert splits["test"].features["label"].names == ["ham", "spam"]
+    assert cli.main(["counts", str(file)]) == 0
+    assert "8 examples, 2 classes" in capsys.readouterr().out
+    assert make_domain(load(str(file))["train"], "mails").class_names == ["ham", "spam"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("Text,Label", "the columns are 'Text', 'Label'. Did you mean --label_column Label?"),
+        ("text,my label", "Did you mean --label_column 'my label'?"),
+        ("how are you today,b", "If these are cells of the first row, the header line is missing"),
+        ("body,category", "the columns are 'body', 'category'. Name the right one with --label_column."),
+    ],
+)
+def test_a_column_that_is_not_there(header, said, tmp_path, capsys, no_traceback):  # noqa: F811
+    file = tmp_path / "mails.csv"
+    file.write_text(f"{header}\na,ham\nb,spam\n")
+    assert said in command(capsys, "counts", file)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_splits(TextArguments(dataset=str(file), test_fraction=0.5), "label")
+
+
+def test_a_text_column_in_other_capitals_is_named():
+    rows = datasets.DatasetDict(train=datasets.Dataset.from_dict({"Text": ["a"], "label": [0]}))
+    with pytest.raises(ValueError, match=r"Did you mean --text_column Text\? Pictures are for"):
+        prepare_texts(rows, None, TextArguments(), "label")
+    with pytest.raises(ValueError, match=r"there is no column 'Group'; the columns are .* mean group_column='group'\?"):
+        split_validation(datasets.Dataset.from_dict({"group": [0], "label": [0]}), group_column="Group")
+
+
+def test_splits_are_chosen_with_flags():
+    rows = datasets.Dataset.from_dict({"label": [0, 1]})
+    with pytest.raises(ValueError, match="Choose with --train_split, --test_split and --validation_split"):
+        prepare_splits(datasets.DatasetDict(train=rows))

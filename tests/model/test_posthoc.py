@@ -251,7 +251,7 @@ def test_the_automatic_strength_does_not_depend_on_the_test_split(text_model, tm
         ([], "error: strength 'auto' is chosen on validation data"),
         (["--strength", "much"], "error: strength 'much' is neither a number nor 'auto'"),
         (["--strength", "1", "--loss", "cdt"], "error: 'logit_adjustment' does not take loss"),
-        (["--validation_split", "test"], "error: validation_split and test_split are both 'test'"),
+        (["--validation_split", "test"], "error: --validation_split and --test_split are both 'test'"),
     ],
 )
 def test_bad_command_line_options(text_model, tmp_path, more, said):
