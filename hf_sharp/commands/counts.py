@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +19,8 @@ from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import Flags
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 30
 
@@ -75,6 +79,7 @@ def main(argv: list[str]) -> None:
     if flags.imbalance_factor is not None:
         data = long_tail(data, flags.imbalance_factor, label_column=flags.label_column)
     frequencies = ClassFrequencies.from_dataset(data, flags.label_column)
+    _ask_for_labels(frequencies, flags.label_column)
     console = Console()
     console.print(counts_table(frequencies, f"{flags.dataset}, split {flags.train_split}"))
     for line in suggestions(frequencies):
@@ -85,6 +90,17 @@ def main(argv: list[str]) -> None:
         with stage(f"the picture {flags.picture!r} cannot be written"):
             plot_counts(frequencies, flags.picture, flags.dataset)
         console.print(f"picture  {flags.picture}", highlight=False, soft_wrap=True)
+
+
+def _ask_for_labels(frequencies: ClassFrequencies, label_column: str) -> None:
+    counts = frequencies.counts
+    if len(counts) <= SHOWN or 2 * len(counts) <= counts.sum():
+        return
+    text = f"column {label_column!r} has {len(counts):,} different values in {counts.sum():,} rows. Is it the column "
+    text += "with the labels? Name another one with --label_column."
+    if counts.max() == 1:
+        raise ValueError(text)
+    logger.warning("%s", text)
 
 
 def counts_table(frequencies: ClassFrequencies, title: str) -> Table:

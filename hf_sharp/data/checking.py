@@ -83,18 +83,18 @@ def check_splits(
             faults |= _broken_pictures(data, str(image_column), split, checks.level == "full")
         if faults and not checks.skip_broken:
             raise ValueError(
-                f"{_described(split, faults)}. Correct the data, or leave such rows out with --skip_broken true."
+                f"{_described(split, faults, data)}. Correct the data, or leave such rows out with --skip_broken true."
             )
         if faults:
-            logger.warning("%s: %s left out: %s.", split, _rows(len(faults)), _described(split, faults))
+            logger.warning("%s: %s left out: %s.", split, _rows(len(faults)), _described(split, faults, data))
             data = data.select(np.setdiff1d(np.arange(len(data)), list(faults)))
             left_out[split] = len(faults)
         sound[split] = data
     return datasets.DatasetDict(sound), left_out
 
 
-def _described(split: str, faults: Mapping[int, str]) -> str:
-    named = "; ".join(f"{place(split, row)}: {faults[row]}" for row in sorted(faults)[:_NAMED])
+def _described(split: str, faults: Mapping[int, str], data: datasets.Dataset) -> str:
+    named = "; ".join(f"{place(split, row, data)}: {faults[row]}" for row in sorted(faults)[:_NAMED])
     rest = f"; and {len(faults) - _NAMED:,} more in this split" if len(faults) > _NAMED else ""
     return f"{named}{rest}"
 

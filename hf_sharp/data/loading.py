@@ -138,7 +138,7 @@ def prepare_splits(
     wanted = {"train": train_split, "test": test_split, "validation": validation_split}
     if test_fraction is not None:
         if test_split in splits:
-            raise ValueError(f"--test_fraction {test_fraction} is set, and there is a split {test_split!r}. Drop one.")
+            raise ValueError(f"--test_fraction {test_fraction} is set, but there is a split {test_split!r}. Drop one.")
         del wanted["test"]
     for split in wanted.values():
         if split is not None and split not in splits:

@@ -239,7 +239,8 @@ def check_unadjusted(model: nn.Module) -> None:
     """Raise a ValueError for a model whose head was adjusted before, or that has adapters."""
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
-    if (record := getattr(getattr(model, "config", None), RECORD, None)) is not None:
+    record = getattr(getattr(model, "config", None), RECORD, None)
+    if record is not None and record["strength"] != 0:  # of strength 0: nothing was changed
         raise ValueError(
             f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
             "not be combined. Start from the model as it was trained."

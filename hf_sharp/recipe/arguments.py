@@ -15,6 +15,7 @@ from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, pool_splits, prepare_splits
 from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
+from hf_sharp.data.repeats import warn_of_repeats
 from hf_sharp.data.split import check_fraction, drop_repeats, split_validation
 from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
@@ -225,4 +226,7 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
         splits["train"], splits["validation"] = split_validation(
             splits["train"], data.validation_fraction, label_column=label_column, group_column=data.group_column
         )
+    if data.check_data != "off":
+        held_out = {"test": data.test_fraction is not None, "validation": data.validation_fraction is not None}
+        warn_of_repeats(splits, getattr(data, "text_column", None), getattr(data, "image_column", None), held_out)
     return splits

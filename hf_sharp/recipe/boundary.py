@@ -68,7 +68,7 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
         Exception: a bug, ours or that of the user's model; or anything with `--traceback`.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what fails there is reported here
+    _silence_datasets()
     take_traceback_flag(sys.argv)
     _new_folders.clear()
     try:
@@ -87,6 +87,12 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
             raise
         return f"error: {message}"
     return None
+
+
+def _silence_datasets() -> None:
+    # What fails there is reported here. A script may have imported it already.
+    if os.environ.setdefault("DATASETS_VERBOSITY", "critical") == "critical" and "datasets" in sys.modules:
+        sys.modules["datasets"].logging.set_verbosity(logging.CRITICAL)
 
 
 @contextmanager

@@ -2,14 +2,19 @@
 
 import logging
 import re
+import shutil
 import sys
 
 import datasets
+import numpy as np
 import pytest
+from PIL import Image
 from transformers import BertConfig
 
 from hf_sharp import SharpTrainingArguments, cli
 from hf_sharp.data.loading import load, prepare_splits
+from hf_sharp.data.long_tail import long_tail
+from hf_sharp.data.repeats import repeats
 from hf_sharp.data.split import split_validation
 from hf_sharp.few_shot.domain import make_domain
 from hf_sharp.losses import build_loss
@@ -19,8 +24,9 @@ from hf_sharp.recipe.boundary import UserError
 from hf_sharp.recipe.kind import recipe_for
 from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.options import OPTIONS
-from hf_sharp.recipe.texts import TextArguments, prepare_texts
+from hf_sharp.recipe.texts import TextArguments, prepare_texts, train_texts
 from tests.inputs.commands import command, no_traceback  # noqa: F401
+from tests.recipes.conftest import bert_folder  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -154,3 +160,102 @@ def test_splits_are_chosen_with_flags():
     rows = datasets.Dataset.from_dict({"label": [0, 1]})
     with pytest.raises(ValueError, match="Choose with --train_split, --test_split and --validation_split"):
         prepare_splits(datasets.DatasetDict(train=rows))
+
+
+def test_rows_that_are_not_of_a_csv_file_have_no_header(tmp_path):
+    (tmp_path / "mails.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": null}\n')
+    with pytest.raises(ValueError, match="split 'train', row 2: there is no label"):
+        load_splits(TextArguments(dataset=str(tmp_path / "mails.jsonl"), test_fraction=0.5), "label")
+
+
+def test_texts_of_the_training_split_in_the_test_split_are_told_once(tmp_path, caplog):
+    for split, texts in {"train": "abcdef", "test": ["a ", "g", "b", "h"]}.items():
+        rows = "".join(f"{text},{'xy'[i % 2]}\n" for i, text in enumerate(texts))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
+    said = "2 of 4 test rows are training rows too (the same text): a report on them is too good. Remove them from one"
+    load_splits(TextArguments(dataset=str(tmp_path)), "label")
+    assert [said in text for text in caplog.messages] == [True]
+    caplog.clear()
+    load_splits(TextArguments(dataset=str(tmp_path), check_data="off"), "label")
+    assert not caplog.messages
+
+
+def test_repeats_in_what_is_held_out_can_be_left_out(tmp_path, caplog):
+    (tmp_path / "mails.csv").write_text("text,label\n" + "a,x\nb,y\n" * 4)
+    load_splits(TextArguments(dataset=str(tmp_path / "mails.csv"), test_fraction=0.5), "label")
+    assert caplog.messages == [
+        "4 of 4 test rows are training rows too (the same text): a report on them is too good. --unique_column text "
+        "leaves repeats out."
+    ]
+
+
+@pytest.mark.parametrize("stored", ["files", "bytes"])
+def test_the_same_picture_under_another_name_is_a_repeat(stored, tmp_path):
+    rng, paths = np.random.default_rng(0), []
+    for i in range(6):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(paths[-1])
+    for copy in ("copy.png", "again.png"):
+        paths.append(str(shutil.copy(paths[0], tmp_path / copy)))
+    rows = datasets.Dataset.from_dict({"image": paths, "text": [1] * 8}).cast_column("image", datasets.Image())
+    if stored == "bytes":
+        rows.to_parquet(str(tmp_path / "rows.parquet"))
+        rows = load(str(tmp_path / "rows.parquet"))["train"]
+    assert repeats(rows.select([0, 3, 5]), rows.select([1, 6, 2, 7]), "image") == 2
+    assert repeats(rows.select([3, 5]), rows.select([1, 6]), "image") == 0
+    assert repeats(rows, rows, "text") == repeats(rows, rows, "no column") == 0
+
+
+def test_a_table_that_cannot_be_read_ends_in_a_sentence(tmp_path):
+    (tmp_path / "mails.csv").write_text('text,label\na,x\n"b,y\n')
+    with pytest.raises(ValueError, match=r"read: EOF inside string starting at row 2\. Texts with .*, and every quote"):
+        load(str(tmp_path / "mails.csv"))
+    (tmp_path / "mails.jsonl").write_text('{"text": "a"}\n{"text": "b')
+    with pytest.raises(ValueError, match=r"line 2: Unterminated string starting at character 10. Correct it"):
+        load(str(tmp_path / "mails.jsonl"))
+
+
+def test_a_tail_of_small_classes_names_the_one_that_limits_it():
+    rows = datasets.Dataset.from_dict({"label": [0] * 60 + [1] * 2 + [2] * 40})
+    with pytest.raises(ValueError, match=r"without examples: class '1' has only 2, so that the largest .* 13"):
+        long_tail(rows, 20)
+
+
+def test_a_library_loaded_before_the_command_is_silent_too(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.delenv("DATASETS_VERBOSITY", raising=False)
+    datasets.logging.set_verbosity_error()
+    assert run_recipe(lambda: None) is None
+    assert datasets.logging.get_verbosity() == logging.CRITICAL
+
+
+def test_counts_asks_whether_the_column_holds_labels(tmp_path, capsys, caplog, no_traceback):  # noqa: F811
+    file = tmp_path / "mails.csv"
+    file.write_text("id,label\n" + "".join(f"{i},c{i}\n" for i in range(40)))
+    asked = "column 'label' has 40 different values in {} rows. Is it the column with the labels?"
+    assert asked.format(40) in command(capsys, "counts", file)
+    file.write_text(file.read_text() + "41,c1\n")
+    assert cli.main(["counts", str(file)]) == 0
+    assert asked.format(41) in caplog.text
+    caplog.clear()
+    file.write_text(file.read_text() * 2)
+    assert cli.main(["counts", str(file), "--skip_broken"]) == 0
+    assert "Is it the column" not in caplog.text
+
+
+def test_a_check_says_that_nothing_is_wrong(bert_folder, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "mails.csv").write_text("text,label\n" + "".join(f"word {i},{'xyz'[i % 3]}\n" for i in range(24)))
+    argv = [
+        "--dataset",
+        tmp_path / "mails.csv",
+        "--test_fraction",
+        "0.25",
+        "--model_name_or_path",
+        bert_folder,
+        "--use_cpu",
+        "true",
+    ]
+    argv += ["--output_dir", tmp_path / "out", "--compare_with", "baseline", "--check_only", "true"]
+    assert train_texts(list(map(str, argv))) == {}
+    printed = capsys.readouterr().out
+    assert re.search(r"2 runs; texts: 18 train, 6 test; 3 classes: nothing wrong found\n$", printed)
