@@ -7,6 +7,7 @@ import sys
 
 from hf_sharp import __version__
 from hf_sharp.recipe.boundary import run_recipe, take_traceback_flag
+from hf_sharp.registry.nearest import did_you_mean
 
 # Each command is the `main` of the module of that name in `hf_sharp.commands`.
 COMMANDS = {
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int | str:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        return f"error: unknown command {name!r}; the commands are {', '.join(COMMANDS)}."
+        return f"error: unknown command {name!r}; the commands are {', '.join(COMMANDS)}.{did_you_mean(name, COMMANDS)}"
     said = INTERRUPTED.get(name, "nothing was saved")
     return run_recipe(lambda: importlib.import_module(f"hf_sharp.commands.{name}").main(rest), said) or 0
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_sharp.data import sampling
+from hf_sharp.data.split import check_fraction
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model import head_init
+from hf_sharp.registry.nearest import check_name
 from hf_sharp.sharpness import METHODS, choices
 
 logger = logging.getLogger(__name__)
@@ -113,8 +115,7 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
     """
     _settle_types(args)
     for name, known in choices.items():
-        if getattr(args, name) not in known:
-            raise ValueError(f"unknown {name} {getattr(args, name)!r}; expected one of {', '.join(known)}.")
+        check_name(name, getattr(args, name), known)
     for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
             setattr(args, name, read_json(name, getattr(args, name)))
@@ -238,8 +239,7 @@ def _check_numbers(args: Any) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
     if not 0 < args.ascent_fraction <= 1:
         raise ValueError(f"ascent_fraction must be in (0, 1], got {args.ascent_fraction}.")
-    if not 0 < args.rho_validation_fraction <= 0.5:
-        raise ValueError(f"rho_validation_fraction must be in (0, 0.5], got {args.rho_validation_fraction}.")
+    check_fraction("rho_validation_fraction", args.rho_validation_fraction)
     if args.rho_schedule == "step":
         args.rho_steps = _checked_steps(args.rho_steps)
     if args.label_smoothing_factor:

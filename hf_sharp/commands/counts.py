@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -9,13 +11,16 @@ from rich.table import Table
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.label_columns import name_classes
-from hf_sharp.data.labels import no_label_column
+from hf_sharp.data.labels import call_it_label, no_label_column
 from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, no_split, pool_splits
+from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import Flags
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 30
 
@@ -29,7 +34,7 @@ def _flags() -> Flags:
         "--train_split", default="train", help="the split to count (default: train); train+test joins two"
     )
     parser.add_argument("--unique_column", help="count the first row with the same value there only, as in training")
-    parser.add_argument("--label_column", default="label", help="the column with the labels (default: label)")
+    parser.add_argument("--label_column", default="label", help="the label column (default: label, or labels)")
     parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
     parser.add_argument(
         "--skip_broken",
@@ -57,7 +62,7 @@ def main(argv: list[str]) -> None:
         ValueError: the dataset, the split or the label column does not exist, or the labels cannot be classes.
     """
     flags = _flags().read(argv)
-    with stage(f"the dataset {flags.dataset!r} cannot be loaded"):
+    with stage(f"the dataset {flags.dataset!r} cannot be loaded", near_here(flags.dataset).strip()):
         splits = load(flags.dataset, flags.dataset_config, flags.separator, parse_lists(flags.split_lists))
         splits = pool_splits(splits, flags.train_split)
     if flags.train_split not in splits:
@@ -65,14 +70,16 @@ def main(argv: list[str]) -> None:
     data = splits[flags.train_split]
     if flags.unique_column is not None:
         data = drop_repeats(data, flags.unique_column)
+    data = call_it_label(data, flags.label_column)
     if flags.label_column not in data.column_names:
-        raise ValueError(no_label_column(flags.label_column, data.column_names))
+        raise ValueError(no_label_column(flags.label_column, data.column_names, "--label_column"))
     if flags.skip_broken == "true":
         data = check_splits({flags.train_split: data}, flags.label_column, Checks("off", True))[0][flags.train_split]
     data = name_classes({flags.train_split: data}, flags.label_column, flags.class_names)[flags.train_split]
     if flags.imbalance_factor is not None:
         data = long_tail(data, flags.imbalance_factor, label_column=flags.label_column)
     frequencies = ClassFrequencies.from_dataset(data, flags.label_column)
+    _ask_for_labels(frequencies, flags.label_column)
     console = Console()
     console.print(counts_table(frequencies, f"{flags.dataset}, split {flags.train_split}"))
     for line in suggestions(frequencies):
@@ -83,6 +90,17 @@ def main(argv: list[str]) -> None:
         with stage(f"the picture {flags.picture!r} cannot be written"):
             plot_counts(frequencies, flags.picture, flags.dataset)
         console.print(f"picture  {flags.picture}", highlight=False, soft_wrap=True)
+
+
+def _ask_for_labels(frequencies: ClassFrequencies, label_column: str) -> None:
+    counts = frequencies.counts
+    if len(counts) <= SHOWN or 2 * len(counts) <= counts.sum():
+        return
+    text = f"column {label_column!r} has {len(counts):,} different values in {counts.sum():,} rows. Is it the column "
+    text += "with the labels? Name another one with --label_column."
+    if counts.max() == 1:
+        raise ValueError(text)
+    logger.warning("%s", text)
 
 
 def counts_table(frequencies: ClassFrequencies, title: str) -> Table:

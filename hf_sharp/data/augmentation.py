@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from hf_sharp.registry.nearest import check_name
+
 AUGMENTATIONS = ("none", "crop_flip", "randaugment")
 _MIXES = ("mixup", "cutmix")
 _AREA = (0.08, 1.0)  # of the picture
@@ -35,8 +37,7 @@ def check_augmentation(name: str) -> None:
             f"augment={name!r} is not supported: it mixes the labels of two examples, and the losses take one class "
             "per example, whose count they correct for. Use crop_flip or randaugment."
         )
-    if name != "auto" and name not in AUGMENTATIONS:
-        raise ValueError(f"unknown augment {name!r}; expected one of {', '.join(('auto', *AUGMENTATIONS))}.")
+    check_name("augment", name, ("auto", *AUGMENTATIONS))
 
 
 def suggest_augmentation(pictures: Iterable[Image.Image]) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hf_sharp.data.label_values import label_values, place
 from hf_sharp.data.labels import arrow_column, holds_text
 from hf_sharp.data.pictures import fault_of, raw_pictures
+from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class Checks:
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ValueError(f"unknown check_data {self.level!r}; expected one of {', '.join(LEVELS)}.")
+        check_name("check_data", self.level, LEVELS)
 
 
 def check_splits(
@@ -83,18 +83,18 @@ def check_splits(
             faults |= _broken_pictures(data, str(image_column), split, checks.level == "full")
         if faults and not checks.skip_broken:
             raise ValueError(
-                f"{_described(split, faults)}. Correct the data, or leave such rows out with --skip_broken true."
+                f"{_described(split, faults, data)}. Correct the data, or leave such rows out with --skip_broken true."
             )
         if faults:
-            logger.warning("%s: %s left out: %s.", split, _rows(len(faults)), _described(split, faults))
+            logger.warning("%s: %s left out: %s.", split, _rows(len(faults)), _described(split, faults, data))
             data = data.select(np.setdiff1d(np.arange(len(data)), list(faults)))
             left_out[split] = len(faults)
         sound[split] = data
     return datasets.DatasetDict(sound), left_out
 
 
-def _described(split: str, faults: Mapping[int, str]) -> str:
-    named = "; ".join(f"{place(split, row)}: {faults[row]}" for row in sorted(faults)[:_NAMED])
+def _described(split: str, faults: Mapping[int, str], data: datasets.Dataset) -> str:
+    named = "; ".join(f"{place(split, row, data)}: {faults[row]}" for row in sorted(faults)[:_NAMED])
     rest = f"; and {len(faults) - _NAMED:,} more in this split" if len(faults) > _NAMED else ""
     return f"{named}{rest}"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_sharp.registry.nearest import did_you_mean
 
 _TABLES = (".csv", ".tsv")
 _FORMS = (
@@ -78,9 +79,8 @@ def class_index(name: Any, names: Sequence[str], what: str) -> int:
     index_of = {str(index): index for index in range(len(names))}
     index_of |= {str(label): index for index, label in enumerate(names)}
     if str(name) not in index_of:
-        near = difflib.get_close_matches(str(name), index_of, n=1)
         labels = ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")
-        hint = f" Did you mean {near[0]!r}?" if near else f" The labels are {labels}."
+        hint = did_you_mean(name, index_of) or f" The labels are {labels}."
         raise ValueError(f"{what} has the class {name!r}, which is not a label.{hint}")
     return index_of[str(name)]
 

@@ -169,7 +169,8 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
             f"{where} is not UTF-8 text. Convert it: iconv -f latin1 -t utf-8 FILE > NEW (or -f utf-16), or save it as "
             "'CSV UTF-8'."
         )
-    return f"{where} cannot be read: {' '.join(str(error).split())} Texts with separators or line ends need quotes."
+    said = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ").rstrip(".")
+    return f"{where} cannot be read: {said}. Texts with separators or line ends need quotes, and every quote an end."
 
 
 def _load_json(files: Mapping[str, Sequence[str]], load: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
@@ -206,7 +207,8 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
             found = json.loads(part) if part.strip() else []
         except json.JSONDecodeError as error:
             place = f"{str(file)!r}, line {number + error.lineno}"
-            raise ValueError(f"{place}: {error.msg} at character {error.colno}. Correct it, or remove it.") from error
+            said = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+            raise ValueError(f"{place}: {said}. Correct it, or remove it.") from error
         rows += found if isinstance(found, list) else [found]
     return rows
 

@@ -127,8 +127,8 @@ def name_classes(
     for split, column in columns.items():
         if pa.types.is_integer(column.type) and (pa.types.is_string(training.type) or pc.min(training).as_py() >= 0):
             columns[split] = column = pc.if_else(pc.less(column, 0), None, column)
-        _refuse_missing(split, label_column, column)
-        refuse_fractions(split, label_column, column, class_names)
+        _refuse_missing(split, label_column, column, splits[split])
+        refuse_fractions(split, label_column, column, class_names, splits[split])
     declared = next(iter(splits.values())).features[label_column]
     if isinstance(declared, datasets.ClassLabel):
         names = list(dict.fromkeys(map(composed, declared.names)))
@@ -148,7 +148,7 @@ def name_classes(
             "label_column the column with the labels?"
         )
     feature = datasets.ClassLabel(names=final)
-    indices = {split: _indices(split, label_column, column, names) for split, column in columns.items()}
+    indices = {split: _indices(split, label_column, column, names, splits[split]) for split, column in columns.items()}
     _warn_of_lookalikes(final)
     _warn_of_untrained(indices, final)
     return datasets.DatasetDict(
@@ -156,7 +156,7 @@ def name_classes(
     )
 
 
-def _refuse_missing(split: str, label_column: str, column: pa.Array) -> None:
+def _refuse_missing(split: str, label_column: str, column: pa.Array, data: datasets.Dataset) -> None:
     rows = np.flatnonzero(np.asarray(column.is_null()))
     if len(rows) == len(column):
         raise ValueError(
@@ -166,8 +166,8 @@ def _refuse_missing(split: str, label_column: str, column: pa.Array) -> None:
     if len(rows):
         count = "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
         raise ValueError(
-            f"{place(split, rows[0])}: column {label_column!r} has no label; {count} none in this split. Correct the "
-            "data, or leave such rows out with --skip_broken."
+            f"{place(split, rows[0], data)}: column {label_column!r} has no label; {count} none in this split. Correct "
+            "the data, or leave such rows out with --skip_broken."
         )
 
 
@@ -206,7 +206,9 @@ def _renamed(names: list[str], class_names: Sequence[str] | None) -> list[str]:
     return list(class_names)
 
 
-def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[str]) -> np.ndarray:
+def _indices(
+    split: str, label_column: str, column: pa.Array, names: Sequence[str], data: datasets.Dataset
+) -> np.ndarray:
     if pa.types.is_integer(column.type):
         indices, known = np.asarray(column), np.asarray(column) < len(names)
     else:
@@ -215,8 +217,8 @@ def _indices(split: str, label_column: str, column: pa.Array, names: Sequence[st
     if not known.all():
         row = int(np.argmin(known))
         raise ValueError(
-            f"{place(split, row)}: {str(column[row].as_py())!r} of column {label_column!r} is not one of the classes "
-            f"{shown(names)}."
+            f"{place(split, row, data)}: {str(column[row].as_py())!r} of column {label_column!r} is not one of the "
+            f"classes {shown(names)}."
         )
     return indices
 

@@ -59,7 +59,7 @@ def _as_meant(
         if (pc.max(column).as_py() or 0) >= feature.num_classes:
             row = int(np.argmax(np.asarray(pc.fill_null(column, 0)) >= feature.num_classes))
             raise ValueError(
-                f"{place(split, row)}: label {column[row]} of column {label_column!r} is not an index of the "
+                f"{place(split, row, data)}: label {column[row]} of column {label_column!r} is not an index of the "
                 f"{feature.num_classes} classes {shown(feature.names)}."
             )
         return pa.array(map(composed, feature.names), pa.string()).take(column)
@@ -81,7 +81,9 @@ def _as_meant(
     return _whole(column.cast(pa.float64()), column) if all(map(_NUMBER.fullmatch, distinct)) else column
 
 
-def refuse_fractions(split: str, label_column: str, column: pa.Array, class_names: Sequence[str] | None) -> None:
+def refuse_fractions(
+    split: str, label_column: str, column: pa.Array, class_names: Sequence[str] | None, data: datasets.Dataset
+) -> None:
     """Raise a ValueError for labels that are fractions, unless they are named as classes.
 
     Args:
@@ -89,6 +91,7 @@ def refuse_fractions(split: str, label_column: str, column: pa.Array, class_name
         label_column: the column with the labels.
         column: from `label_values`.
         class_names: K names, or None.
+        data: the split.
     """
     if not pa.types.is_string(column.type):
         return
@@ -99,14 +102,14 @@ def refuse_fractions(split: str, label_column: str, column: pa.Array, class_name
     if fractions:
         row = column.to_pylist().index(fractions[0])
         raise ValueError(
-            f"{place(split, row)}: column {label_column!r} holds {fractions[0]}, not a class: regression targets are "
-            f"not supported. If such numbers are names of classes, list them all: --class_names {fractions[0]} ..."
+            f"{place(split, row, data)}: column {label_column!r} holds {fractions[0]}, not a class: regression targets "
+            f"are not supported. If such numbers are names of classes, list them all: --class_names {fractions[0]} ..."
         )
 
 
-def place(split: str, row: int) -> str:
-    """Name a row as a person counts it in the file: from 1, without the header."""
-    return f"split {split!r}, row {row + 1} (without the header)"
+def place(split: str, row: int, data: datasets.Dataset) -> str:
+    """Name a row as a person counts it in the data: from 1, without the header of a CSV file."""
+    return f"split {split!r}, row {row + 1}{' (without the header)' if data.info.builder_name == 'csv' else ''}"
 
 
 def _is_too_long(value: pa.Scalar) -> bool:

@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from hf_sharp.data.columns import other_columns
+
 IGNORED_LABEL = -100
 HOST_LABELS = "host_labels"
 
@@ -116,12 +118,15 @@ def find_label_column(dataset: Any, label_column: str) -> str:
     return "labels" if columns and "labels" in columns and "label" not in columns else label_column
 
 
-def no_label_column(label_column: str, columns: Sequence[str]) -> str:
-    """Describe a missing label column, with the columns that exist."""
-    return (
-        f"there is no label column {label_column!r}; the columns are {', '.join(map(repr, columns))}. "
-        "Name the one that holds the labels with label_column."
-    )
+def no_label_column(label_column: str, columns: Sequence[str], option: str = "label_column") -> str:
+    """Describe a missing label column, with the columns that exist, and the option that names another one."""
+    return f"there is no label column {label_column!r}; {other_columns(label_column, columns, option)}"
+
+
+def call_it_label(dataset: datasets.Dataset, label_column: str) -> datasets.Dataset:
+    """Rename a column `labels` where `find_label_column` takes it for the default, `label`."""
+    found = find_label_column(dataset, label_column)
+    return dataset if found == label_column else dataset.rename_column(found, label_column)
 
 
 def _labels_of(dataset: Any, label_column: str) -> list[Any]:

@@ -13,6 +13,7 @@ from hf_sharp.data.idx import is_idx_folder, load_idx
 from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import load_listed
+from hf_sharp.data.local_names import refuse_missing
 from hf_sharp.data.split import split_validation
 
 EMBEDDED = {"digits": digits}
@@ -55,10 +56,7 @@ def load(
         if not any(path.iterdir()):
             raise ValueError(f"the folder {name!r} is empty.")
         return load_folder(path, separator)
-    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or len(path.parts) > 2:
-        raise ValueError(
-            f"{name!r} does not exist. Expected 'digits', a file or folder of data, or a dataset's name on the Hub."
-        )
+    refuse_missing(name, "Expected 'digits', a file or folder of data, or a dataset's name on the Hub.")
     return _splits(datasets.load_dataset(name, config))
 
 
@@ -140,25 +138,29 @@ def prepare_splits(
     wanted = {"train": train_split, "test": test_split, "validation": validation_split}
     if test_fraction is not None:
         if test_split in splits:
-            raise ValueError(f"test_fraction={test_fraction} is set, but there is a split {test_split!r}. Remove one.")
+            raise ValueError(f"--test_fraction {test_fraction} is set, but there is a split {test_split!r}. Drop one.")
         del wanted["test"]
     for split in wanted.values():
         if split is not None and split not in splits:
             raise ValueError(
-                f"{no_split(split, splits)} Choose with train_split, test_split and validation_split, or hold out a "
-                "test set with test_fraction."
+                f"{no_split(split, splits)} Choose with --train_split, --test_split and --validation_split, or hold "
+                "out a test set with --test_fraction."
             )
     if test_fraction is None and test_split == train_split:
-        raise ValueError(f"train_split and test_split are both {train_split!r}: the report would be on training data.")
+        raise ValueError(
+            f"--train_split and --test_split are both {train_split!r}: the report would be on training data."
+        )
     chosen = datasets.DatasetDict({name: splits[split] for name, split in wanted.items() if split is not None})
     for name, split in chosen.items():
         if label_column not in split.column_names:
-            raise ValueError(f"split {wanted[name]!r}: {no_label_column(label_column, split.column_names)}")
+            raise ValueError(
+                f"split {wanted[name]!r}: {no_label_column(label_column, split.column_names, '--label_column')}"
+            )
         if len(split) == 0:
             raise ValueError(f"split {wanted[name]!r} is empty.")
     chosen = name_classes(chosen, label_column, class_names)
     if test_fraction is not None:
         chosen["train"], chosen["test"] = split_validation(
-            chosen["train"], test_fraction, seed, label_column=label_column, group_column=group_column
+            chosen["train"], test_fraction, seed, label_column=label_column, group_column=group_column, part="test"
         )
     return chosen

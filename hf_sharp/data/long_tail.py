@@ -106,6 +106,14 @@ def long_tail(
     n_max = int(np.min(np.ceil((available[ranking] + 1 - 2 * _ROUNDING) / height) - 1))
     if n_max < available.max():
         logger.info("The largest class gets %d examples, because smaller classes do not have enough for more.", n_max)
+    if n_max < available.max() and np.floor(n_max * height[-1] + _ROUNDING) < 1:
+        limit = int(ranking[np.argmin((available[ranking] + 1) / height)])
+        name = feature.int2str(limit) if isinstance(feature, datasets.ClassLabel) else str(limit)
+        raise ValueError(
+            f"imbalance_factor={imbalance_factor:g} leaves the rarest class without examples: class {name!r} has only "
+            f"{available[limit]}, so that the largest class could have {n_max}. Use a smaller factor; or none, where "
+            "the classes differ in size already."
+        )
     counts = long_tail_counts(max(n_max, 0), num_classes, imbalance_factor, profile)
     keep = [
         rng.choice(np.flatnonzero(labels == label), size=count, replace=False)

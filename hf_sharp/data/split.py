@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from hf_sharp.data.columns import other_columns
 from hf_sharp.data.labels import arrow_column, find_label_column, read_labels
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def split_validation(
     label_column: str = "label",
     label2id: Mapping[str, int] | None = None,
     group_column: str | None = None,
+    part: str = "validation",
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split a training set by class into training and validation examples.
 
@@ -37,6 +39,7 @@ def split_validation(
         label_column: the column with the labels; where there is no `label`, `labels`.
         label2id: class name to class index, for labels that are names. Default: any numbering.
         group_column: examples with the same value there stay together. A group counts for the class of its first one.
+        part: what the held-out examples are, for messages.
 
     Returns:
         The training and the validation examples, each in their original order. Every class keeps at least one training
@@ -52,8 +55,7 @@ def split_validation(
         >>> np.bincount(train["label"]).tolist(), np.bincount(validation["label"], minlength=3).tolist()
         ([18, 9, 1], [2, 1, 0])
     """
-    if not 0 < fraction <= 0.5:
-        raise ValueError(f"the fraction to hold out must be in (0, 0.5], got {fraction}.")
+    check_fraction(f"the fraction to hold out for {part}", fraction)
     label_column = find_label_column(dataset, label_column)
     if label2id is None and label_column in dataset.column_names:
         names = [name for name in dataset.unique(label_column) if isinstance(name, str)]
@@ -61,7 +63,7 @@ def split_validation(
     labels = read_labels(dataset, label_column, label2id=label2id)
     if len(labels) == 0:
         raise ValueError("the dataset is empty and cannot be split.")
-    groups = np.arange(len(labels)) if group_column is None else _groups(dataset, group_column)
+    groups = np.arange(len(labels)) if group_column is None else _groups(dataset, group_column, "group_column")
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     labels = labels[first]
     rng = np.random.default_rng(seed)
@@ -77,14 +79,23 @@ def split_validation(
     if not held_out.any():
         largest = int(np.bincount(labels).max())
         remedy = "Use a larger fraction." if largest > 1 else f"Is {label_column!r} the column with the labels?"
-        raise ValueError(f"a fraction of {fraction} holds out no example: the largest class has {largest}. {remedy}")
+        raise ValueError(
+            f"a {part} fraction of {fraction} holds out no example: the largest class has {largest}. {remedy}"
+        )
     if without:
         feature = dataset.features[label_column]
         absent = feature.int2str(without) if isinstance(feature, datasets.ClassLabel) else without
         shown = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
-        logger.warning("%s too small for a validation example: %s.", classes_are, shown)
+        logger.warning("%s too small for a %s example: %s.", classes_are, part, shown)
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raise a ValueError for a share to hold out that is outside (0, 0.5], such as a percentage."""
+    if not 0 < fraction <= 0.5:
+        percent = f" For {fraction:g} % write {fraction / 100:g}." if 1 <= fraction <= 50 else ""
+        raise ValueError(f"{name} must be in (0, 0.5], got {fraction}.{percent}")
 
 
 def drop_repeats(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -104,18 +115,16 @@ def drop_repeats(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
         >>> drop_repeats(datasets.Dataset.from_dict({"id": ["b", "a", "b"]}), "id")["id"][:]
         ['b', 'a']
     """
-    first = np.unique(_groups(dataset, column), return_index=True)[1]
+    first = np.unique(_groups(dataset, column, "--unique_column"), return_index=True)[1]
     if len(first) < len(dataset):
         logger.warning("%s rows repeat a value of %r and are left out.", f"{len(dataset) - len(first):,}", column)
     return dataset.select(first)
 
 
-def _groups(dataset: datasets.Dataset, column: str) -> np.ndarray:
+def _groups(dataset: datasets.Dataset, column: str, option: str) -> np.ndarray:
     """Number the values of a column, in the order of their first rows."""
     if column not in dataset.column_names:
-        raise ValueError(
-            f"there is no column {column!r}; the columns are {', '.join(map(repr, dataset.column_names))}."
-        )
+        raise ValueError(f"there is no column {column!r}; {other_columns(column, dataset.column_names, option)}")
     values = arrow_column(dataset, column)
     if values.null_count:
         row = int(np.argmax(np.asarray(values.is_null())))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
+from hf_sharp.registry.nearest import check_name
+
 _ZOOM = 248 / 224  # LIFT crops 224 pixels from 248
 _CORNERS = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 
@@ -59,5 +61,4 @@ TTA: dict[str, tuple[View, ...]] = {
 
 def check_tta(name: str) -> None:
     """Raise a ValueError for an unknown set of views."""
-    if name not in TTA:
-        raise ValueError(f"unknown tta {name!r}; expected one of {', '.join(TTA)}.")
+    check_name("tta", name, TTA)

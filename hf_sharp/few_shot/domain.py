@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_sharp.data.labels import holds_text, no_label_column, read_labels
+from hf_sharp.data.labels import find_label_column, holds_text, no_label_column, read_labels
 from hf_sharp.data.loading import load
 from hf_sharp.few_shot.episodes import MIN_WAYS
 
@@ -138,6 +138,7 @@ def make_domain(
         >>> domain.column, domain.labels.tolist(), domain.class_names
         ('text', [1, 0], ['bad', 'good'])
     """
+    label_column = find_label_column(dataset, label_column)
     if label_column not in dataset.column_names:
         raise ValueError(f"{name!r} cannot be a few-shot domain: {no_label_column(label_column, dataset.column_names)}")
     feature = dataset.features[label_column]

@@ -29,6 +29,7 @@ from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_bat
 from hf_sharp.model.modeling_cosine_head import CosineLinear
 from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
 from hf_sharp.model.records import RECORD
+from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +202,7 @@ def choose_strength(
         >>> choose_strength(model, data, [90, 10], strengths=[0.0, 1.0], metric="accuracy")
         (1.0, {0.0: 0.333..., 1.0: 0.666...})
     """
-    if metric not in CRITERIA:
-        raise ValueError(f"unknown metric {metric!r}; expected one of {', '.join(CRITERIA)}.")
+    check_name("metric", metric, CRITERIA)
     if not (candidates := sorted(set(strengths))):
         raise ValueError("there are no strengths to choose from.")
     counts, _ = [_checked(model, class_counts, method, options, strength) for strength in candidates][-1]
@@ -239,7 +239,8 @@ def check_unadjusted(model: nn.Module) -> None:
     """Raise a ValueError for a model whose head was adjusted before, or that has adapters."""
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
-    if (record := getattr(getattr(model, "config", None), RECORD, None)) is not None:
+    record = getattr(getattr(model, "config", None), RECORD, None)
+    if record is not None and record["strength"] != 0:  # of strength 0: nothing was changed
         raise ValueError(
             f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
             "not be combined. Start from the model as it was trained."

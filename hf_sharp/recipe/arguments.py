@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +10,16 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_sharp.data.checking import Checks, check_splits
+from hf_sharp.data.labels import call_it_label
 from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, pool_splits, prepare_splits
+from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
-from hf_sharp.data.split import drop_repeats, split_validation
+from hf_sharp.data.repeats import warn_of_repeats
+from hf_sharp.data.split import check_fraction, drop_repeats, split_validation
 from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.registry.nearest import did_you_mean
 
 TRUST = "Run the code that a model brings along, which may do anything. Cosine heads of hf_sharp do not need it."
 
@@ -87,18 +90,21 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         Checks(self.check_data)
+        for name in ("test_fraction", "validation_fraction"):
+            if (fraction := getattr(self, name)) is not None:
+                check_fraction(f"--{name}", fraction)
         parse_lists(self.split_lists or ())
         if self.split_lists and self.dataset_config:
             raise ValueError("split_lists is for a folder of images, and dataset_config for a dataset on the Hub.")
         if self.validation_split == self.test_split:
             raise ValueError(
-                f"validation_split and test_split are both {self.test_split!r}: a checkpoint chosen on the test "
-                "split would invalidate its report. Choose another validation_split."
+                f"--validation_split and --test_split are both {self.test_split!r}: a checkpoint chosen on the test "
+                "split would invalidate its report. Choose another --validation_split."
             )
         if self.validation_split == self.train_split:
             raise ValueError(
-                f"validation_split and train_split are both {self.train_split!r}: a checkpoint would be chosen on the "
-                "examples that it was trained on. Choose another one, or hold some out with --validation_fraction."
+                f"--validation_split and --train_split are both {self.train_split!r}: a checkpoint would be chosen "
+                "on its training examples. Choose another one, or hold some out with --validation_fraction."
             )
 
 
@@ -143,15 +149,13 @@ class ModelArguments:
         options = dict(self.model_config) if isinstance(self.model_config, dict) else {}
         model_type = options.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
-            near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING, n=1)
-            raise ValueError(f"unknown model_type {model_type!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            raise ValueError(f"unknown model_type {model_type!r}.{did_you_mean(model_type, CONFIG_MAPPING)}")
         known = CONFIG_MAPPING[model_type]()
         # Convolutional networks have no such option; the image processor is made to this size.
         resized = {"image_size"} if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES else set()
         for name, value in options.items():
             if not hasattr(known, name) and name not in resized:
-                near = difflib.get_close_matches(name, vars(known), n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, vars(known))
                 raise ValueError(f"unknown key in model_config: {name!r} is not an option of {model_type!r}.{hint}")
             if isinstance(value, str) and isinstance(getattr(known, name, None), float):
                 options[name] = float(value)  # YAML reads 1e-12 as text
@@ -181,12 +185,13 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
     """Load and check the splits `train`, `test` and perhaps `validation`, with named classes."""
     if data.group_column is not None and data.test_fraction is None and data.validation_fraction is None:
         raise ValueError(
-            f"group_column={data.group_column!r} has no effect, because nothing is held out. Set test_fraction or "
-            "validation_fraction, or leave it out."
+            f"--group_column {data.group_column} has no effect, because nothing is held out. Set --test_fraction or "
+            "--validation_fraction, or leave it out."
         )
-    with stage(f"the dataset {data.dataset!r} cannot be loaded"):
+    with stage(f"the dataset {data.dataset!r} cannot be loaded", near_here(data.dataset).strip()):
         loaded = load(data.dataset, data.dataset_config, data.separator, parse_lists(data.split_lists or ()))
         loaded = pool_splits(loaded, data.train_split)
+    loaded = datasets.DatasetDict({split: call_it_label(rows, label_column) for split, rows in loaded.items()})
     used = [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]
     checked, data.left_out = check_splits(
         {split: rows for split, rows in loaded.items() if split in used},
@@ -217,8 +222,11 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
         )
     if data.validation_fraction is not None:  # after the tail is made, so that choices use no more data than training
         if data.validation_split is not None:
-            raise ValueError("set validation_split or validation_fraction, not both.")
+            raise ValueError("set --validation_split or --validation_fraction, not both.")
         splits["train"], splits["validation"] = split_validation(
             splits["train"], data.validation_fraction, label_column=label_column, group_column=data.group_column
         )
+    if data.check_data != "off":
+        held_out = {"test": data.test_fraction is not None, "validation": data.validation_fraction is not None}
+        warn_of_repeats(splits, getattr(data, "text_column", None), getattr(data, "image_column", None), held_out)
     return splits

@@ -68,11 +68,12 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
         Exception: a bug, ours or that of the user's model; or anything with `--traceback`.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what fails there is reported here
+    _silence_datasets()
     take_traceback_flag(sys.argv)
     _new_folders.clear()
     try:
-        main()
+        with _said_once():
+            main()
         _leave_process_group()
     except KeyboardInterrupt:
         _discard_new_folders()
@@ -86,6 +87,35 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
             raise
         return f"error: {message}"
     return None
+
+
+def _silence_datasets() -> None:
+    # What fails there is reported here. A script may have imported it already.
+    if os.environ.setdefault("DATASETS_VERBOSITY", "critical") == "critical" and "datasets" in sys.modules:
+        sys.modules["datasets"].logging.set_verbosity(logging.CRITICAL)
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Show every message of this package once: options are checked again for each run that is compared."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if not record.name.startswith("hf_sharp"):
+            return True
+        if not hasattr(record, "is_new"):  # several handlers see the same record
+            record.is_new = record.getMessage() not in said
+            said.add(record.getMessage())
+        return bool(record.is_new)
+
+    handlers = list(logging.root.handlers)
+    for handler in handlers:
+        handler.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_new)
 
 
 def _discard_new_folders() -> None:

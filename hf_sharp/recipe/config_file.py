@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from hf_sharp.registry.nearest import did_you_mean
+
 
 def read_config(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a YAML file of options.
@@ -22,7 +24,8 @@ def read_config(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"the config file {file!r} does not exist.")
+        others = ["baseline", *(str(path.parent / other.name) for other in path.parent.glob("*.y*ml"))]
+        raise ValueError(f"the config file {file!r} does not exist.{did_you_mean(file, others)}")
     try:
         text = path.read_text(encoding="utf-8")
         values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, Never
+
+from hf_sharp.registry.nearest import did_you_mean
 
 
 def raise_errors(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,4 @@ def check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else "--help lists the options."
-            raise ValueError(f"unknown {what}: {name!r}. {hint}")
+            raise ValueError(f"unknown {what}: {name!r}.{did_you_mean(name, known) or ' --help lists the options.'}")

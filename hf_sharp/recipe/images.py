@@ -13,11 +13,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_sharp.data.augmentation import AUGMENTATIONS, ImageAugmentation, check_augmentation, suggest_augmentation
+from hf_sharp.data.columns import other_columns
 from hf_sharp.data.pictures import WIDE_MODES, open_picture, raw_pictures, to_rgb, value_range
 from hf_sharp.data.views import TTA, View, check_tta
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.recipe.models import class_for
+from hf_sharp.recipe.models import class_for, loading
 from hf_sharp.recipe.training import Extras, Recipe, train_classifier
 from hf_sharp.training_args import SharpTrainingArguments
 
@@ -74,7 +75,7 @@ class TrainImageArguments(ImageArguments):
 def load_image_processor(model: ModelArguments, data: ImageArguments | None = None) -> Any:
     """Load the pretrained model's image processor, or make one that fits the config; `data` is not used."""
     if name := model.model_name_or_path:
-        with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        with loading(name):
             class_for(AutoModelForImageClassification, name, model.trust_remote_code)
         with stage(f"the image processor of {name!r} cannot be loaded"):
             trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
@@ -111,8 +112,9 @@ def prepare_images(
     features = next(iter(splits.values())).features
     if not isinstance(features.get(data.image_column), datasets.Image):
         raise ValueError(
-            f"column {data.image_column!r} is not an image column; the columns are {', '.join(features)}. "
-            "Name it with --image_column; texts are for recipes/text_classification.py."
+            f"column {data.image_column!r} is not an image column; "
+            f"{other_columns(data.image_column, list(features), '--image_column')} Texts are for "
+            "recipes/text_classification.py."
         )
     if data.picture_range is None and "train" in splits and (limits := _range_of(splits["train"], data.image_column)):
         data.picture_range = list(limits)

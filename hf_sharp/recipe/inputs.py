@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image
 
+from hf_sharp.data.columns import other_columns
 from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
+from hf_sharp.data.local_names import near_here
 from hf_sharp.data.unlabelled import is_hidden
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.reports.figures import quantity
@@ -95,7 +97,7 @@ class Source:
             return self._of_csv(path, {"\\t": "\t", "tab": "\t"}.get(separator, separator))
         if path.is_file() and suffix == ".jsonl":
             return self._of_json_lines(path)
-        with stage(f"the data {self.name!r} cannot be loaded"):
+        with stage(f"the data {self.name!r} cannot be loaded", near_here(self.name).strip()):
             loaded = load(self.name, self.config, self.separator)
         return self._of_dataset(loaded)
 
@@ -107,10 +109,7 @@ class Source:
         flag = "--image_column" if self.images else "--text_column"
         for column, option in ((self.column, flag), *((name, "--keep") for name in self.keep)):
             if column not in columns:
-                raise ValueError(
-                    f"{self.name!r} has no column {column!r}; the columns are {', '.join(map(repr, columns))}. Name "
-                    f"one of them with {option}."
-                )
+                raise ValueError(f"{self.name!r} has no column {column!r}; {other_columns(column, columns, option)}")
 
     def _row(self, number: int, cells: Mapping[str, Any], folder: Path) -> Row:
         """Make a row of a table's cells."""

@@ -8,9 +8,8 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_sharp.recipe.arguments import ModelArguments
-from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.images import IMAGES
-from hf_sharp.recipe.models import class_for
+from hf_sharp.recipe.models import class_for, loading
 from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.texts import TEXTS
@@ -34,7 +33,7 @@ def recipe_for(argv: Sequence[str] | None) -> Recipe:
     named: Any = {name: parser.values[name] for name in known if name in parser.values}
     model = ModelArguments(**named)
     if name := model.model_name_or_path:
-        with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+        with loading(name):
             config = class_for(None, name, model.trust_remote_code)[1]
     else:
         config = model.make_config()

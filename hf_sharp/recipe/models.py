@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from hf_sharp.data.class_names import match_names, real_names
+from hf_sharp.data.local_names import near_here, refuse_no_model
 from hf_sharp.model.class_rows import permute_classes, renew_head
 from hf_sharp.model.modeling_cosine_head import model_class
 from hf_sharp.recipe.arguments import ModelArguments
@@ -34,6 +35,14 @@ _CLASSIFIERS: dict[str, tuple[Any, str]] = {
 _RECIPES = {"pictures": "image_classification.py", "texts": "text_classification.py"}
 
 
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn exceptions while a model is loaded into one line that says what a model's name may be."""
+    expected = f"Expected a folder with its files, or a name on the Hub.{near_here(name)}"
+    with stage(f"the model {name!r} cannot be loaded", expected):
+        yield
+
+
 def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedConfig]:
     """Find the class that opens a checkpoint, and its config, without running code from its folder unless trusted.
 
@@ -48,8 +57,10 @@ def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[An
         The class with `from_pretrained`, and the config.
 
     Raises:
-        ValueError: the model is for another task, or needs code of its own that is not trusted.
+        ValueError: there is no such model here, it is for another task, or it needs code of its own that is not
+            trusted.
     """
+    refuse_no_model(name)
     values, _ = PreTrainedConfig.get_config_dict(name)
     own = str((values.get("architectures") or [""])[0])
     if "auto_map" not in values:
@@ -98,7 +109,7 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
         with stage("no model can be made of model_config"):
             return auto.from_config(config)
     name = model.model_name_or_path
-    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+    with loading(name):
         kind, config = class_for(auto, name, model.trust_remote_code)
         names = _names(config)
         order = None

@@ -13,6 +13,8 @@ from typing import Any, Protocol, Self, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_sharp.registry.nearest import check_name
+
 FORMATS = ("csv", "jsonl", "parquet")
 KINDS = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_(), "texts": pa.list_(pa.string())}
 
@@ -36,8 +38,7 @@ class PredictionFile:
     """
 
     def __init__(self, folder: Path | None, file_format: str, columns: Mapping[str, str]) -> None:
-        if file_format not in FORMATS:
-            raise ValueError(f"unknown format {file_format!r}; expected one of {', '.join(FORMATS)}.")
+        check_name("format", file_format, FORMATS)
         if folder is None and file_format == "parquet":
             raise ValueError("Parquet cannot be written to the standard output: add --output_dir.")
         self.path = None if folder is None else folder / f"predictions.{file_format}"

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
+from hf_sharp.data.local_names import refuse_no_model
 from hf_sharp.reports.results import RESULTS, options_of, write_results
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ def recorded(model: str) -> dict[str, Any]:
         The content of `all_results.json`; empty where there is none, or another program wrote it.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or there is no such model here.
     """
+    refuse_no_model(model)
     file = file_beside(model, RESULTS)
     try:
         results = {} if file is None else json.loads(file.read_text(encoding="utf-8"))

@@ -29,9 +29,9 @@ from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.arguments import TRUST
-from hf_sharp.recipe.boundary import discard_if_interrupted, stage
+from hf_sharp.recipe.boundary import discard_if_interrupted
 from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
-from hf_sharp.recipe.models import class_for
+from hf_sharp.recipe.models import class_for, loading
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
 from hf_sharp.recipe.saved_adapter import base_of_adapter, open_merged
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
@@ -197,7 +197,7 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
         ValueError: one of them cannot be loaded, or the tokenizer is not the model's.
     """
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+    with loading(name):
         trusted: dict[str, Any] = {"trust_remote_code": True} if data.trust_remote_code else {}
         if (base := base_of_adapter(name)) is None:
             kind, config = class_for(auto, name, data.trust_remote_code)
@@ -214,7 +214,7 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
 
 def takes_images(name: str, trust_remote_code: bool = False) -> bool:
     """Tell from a saved model's config whether it classifies images, else texts; a ValueError if it does neither."""
-    with stage(f"the model {name!r} cannot be loaded", "Expected a folder with its files, or a name on the Hub."):
+    with loading(name):
         base = base_of_adapter(name)
         config = class_for(None, base or name, trust_remote_code)[1]
     tasks = {task_of(architecture) for architecture in config.architectures or ()}

@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_sharp.data.columns import other_columns
+from hf_sharp.data.local_names import refuse_missing
 from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import class_for
@@ -48,6 +50,7 @@ def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
     name = data.tokenizer_name or model.model_name_or_path
     if name is None:
         raise ValueError("a model from scratch needs a tokenizer: set tokenizer_name to a name or folder.")
+    refuse_missing(name, "Name another tokenizer with --tokenizer_name.")
     with stage(f"the tokenizer {name!r} cannot be loaded", "Name another one with --tokenizer_name."):
         config = None
         if model.model_name_or_path:
@@ -117,8 +120,9 @@ def prepare_texts(
         raise ValueError(f"text_column and label_column are both {label_column!r}. Name the other one's column.")
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
         raise ValueError(
-            f"column {data.text_column!r} is not a text column; the columns are {', '.join(first.column_names)}. Name "
-            "it with --text_column; pictures are for recipes/image_classification.py."
+            f"column {data.text_column!r} is not a text column; "
+            f"{other_columns(data.text_column, first.column_names, '--text_column')} Pictures are for "
+            "recipes/image_classification.py."
         )
 
     def to_tokens(batch: dict[str, list]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
+from accelerate.state import PartialState
 from transformers import get_scheduler
 
 from hf_sharp.recipe.adapters import AdapterArguments, add_adapters
@@ -18,6 +19,7 @@ from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import no_folder_left, plan_runs
 from hf_sharp.recipe.runs import TestData, check_runs, run_side_by_side
+from hf_sharp.reports.figures import quantity
 from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
@@ -162,6 +164,7 @@ def train_classifier(argv: Sequence[str] | None, recipe: Recipe) -> dict[str, di
     if which.check_only:
         with no_folder_left(runs):
             check_runs(runs, ready.make_trainer, ready.merge)
+        _tell_checked(len(runs), ready, recipe.examples)
         return {}
     prepared = {"left_out": ready.data.left_out, "picture_range": getattr(ready.data, "picture_range", None)}
     count, classes = len(ready.splits["train"]), len(ready.class_names)
@@ -172,6 +175,13 @@ def train_classifier(argv: Sequence[str] | None, recipe: Recipe) -> dict[str, di
         title += f"; test {recipe.examples} in {len(extras.views)} views"
     test = TestData(ready.splits["test"], extras.tta, extras.views)
     return run_side_by_side(runs, ready.make_trainer, test, title, args.output_dir, record, ready.merge)
+
+
+def _tell_checked(runs: int, ready: Prepared, examples: str) -> None:
+    if PartialState().is_main_process:
+        counts = ", ".join(f"{len(rows):,} {split}" for split, rows in ready.splits.items())
+        number = quantity(runs, "run", "runs")
+        print(f"{number}; {examples}: {counts}; {len(ready.class_names)} classes: nothing wrong found")
 
 
 def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:

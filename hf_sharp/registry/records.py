@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from hf_sharp.registry.citations import Citation
+from hf_sharp.registry.nearest import check_name
 
 Record = TypeVar("Record")
 
@@ -107,8 +108,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
 
     def check(self, name: Any) -> None:
         """Raise a ValueError that lists the registered names, if a name is not one of them."""
-        if name not in self._records:
-            raise ValueError(f"unknown {self.kind} {name!r}; expected one of {', '.join(self._records)}.")
+        check_name(self.kind, name, self._records)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)

@@ -344,7 +344,7 @@ def _cost_of_plain(rows, matrix):
         (["DATA", "--format", "xlsx"], "invalid choice: 'xlsx'"),
         (["DATA", "--format", "parquet"], "Parquet cannot be written to the standard output: add --output_dir"),
         (["DATA", "--device", "tpu9"], "the device 'tpu9' cannot be used"),
-        (["DATA", "--keep", "ident"], "has no column 'ident'; the columns are 'text', 'label', 'id'. Name one of"),
+        (["DATA", "--keep", "ident"], "'text', 'label', 'id'. Name the right one with --keep"),
         (["DATA", "--text_column", "body"], "has no column 'body'"),
         (["DATA", "--cost", '{"delta": 3}'], "--cost has the class 'delta', which is not a label"),
         (["nowhere/at/all.csv"], "'nowhere/at/all.csv' does not exist"),

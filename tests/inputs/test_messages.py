@@ -147,9 +147,13 @@ def test_an_unlabelled_test_split_is_named(empty):
         prepare_splits(data)
 
 
-def test_one_row_without_a_label_is_named_as_a_person_counts_it():
+def test_one_row_without_a_label_is_named_as_a_person_counts_it(tmp_path):
     data = {split: datasets.Dataset.from_dict({"x": [1, 2], "label": ["a", "b"]}) for split in ("train", "test")}
     data["test"] = datasets.Dataset.from_dict({"x": [1, 2, 3], "label": ["a", "b", ""]})
+    with pytest.raises(ValueError, match=r"split 'test', row 3: column 'label' has no label"):
+        prepare_splits(datasets.DatasetDict(data))
+    data["test"].to_csv(str(tmp_path / "test.csv"))
+    data["test"] = load(str(tmp_path / "test.csv"))["train"]
     with pytest.raises(ValueError, match=r"split 'test', row 3 \(without the header\): column 'label' has no label"):
         prepare_splits(datasets.DatasetDict(data))
 

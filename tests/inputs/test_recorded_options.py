@@ -98,6 +98,7 @@ def test_the_dataset_of_the_training_is_the_default(tmp_path, caplog):
     look = LookArguments()
     choose_data(EvaluateArguments(), look, str(tmp_path), None, [])
     assert (look.dataset, look.test_fraction) == ("mails.csv", 0.2)
+    (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="name the dataset after the model"):
         choose_data(EvaluateArguments(), LookArguments(), str(tmp_path / "none"), None, [])
     with pytest.raises(ValueError, match="two datasets are named"):

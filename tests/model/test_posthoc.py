@@ -126,6 +126,13 @@ def test_a_second_correction_is_refused(tmp_path):
         choose_strength(once, [], CLASS_COUNTS)
 
 
+def test_a_correction_of_strength_0_is_none_and_another_may_follow():
+    model, images = make_vit(num_channels=3).eval(), {"pixel_values": torch.randn(2, 3, 8, 8)}
+    unchanged = adjust_head(model, CLASS_COUNTS, strength=0)
+    once, twice = (adjust_head(start, CLASS_COUNTS, strength=0.5) for start in (model, unchanged))
+    torch.testing.assert_close(twice(**images).logits, once(**images).logits)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -251,7 +258,7 @@ def test_the_automatic_strength_does_not_depend_on_the_test_split(text_model, tm
         ([], "error: strength 'auto' is chosen on validation data"),
         (["--strength", "much"], "error: strength 'much' is neither a number nor 'auto'"),
         (["--strength", "1", "--loss", "cdt"], "error: 'logit_adjustment' does not take loss"),
-        (["--validation_split", "test"], "error: validation_split and test_split are both 'test'"),
+        (["--validation_split", "test"], "error: --validation_split and --test_split are both 'test'"),
     ],
 )
 def test_bad_command_line_options(text_model, tmp_path, more, said):

@@ -86,7 +86,7 @@ def test_flags_are_not_abbreviated():
         ([], "say which model"),
         ([*MODEL, "--model_config", '{"model_type": "vit"}'], "say which model"),
         (["--model_config", '{"hidden_size": 8}'], "needs a model_type"),
-        ([*MODEL, "--validation_split", "test"], "validation_split and test_split are both 'test'"),
+        ([*MODEL, "--validation_split", "test"], "--validation_split and --test_split are both 'test'"),
         ([*MODEL, "--sharpness", "smart"], "unknown sharpness 'smart'"),
         ([*MODEL, "--split_lists", "train.txt"], "expected split=file, such as train=train.txt; got 'train.txt'"),
         ([*MODEL, "--split_lists", "a=b", "--dataset_config", "c"], "split_lists is for a folder of images"),
@@ -282,7 +282,7 @@ def test_splits_that_leak_are_joined_without_repeats_and_split_again_by_group(le
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group_column": "lesion"}, r"group_column='lesion' has no effect, because nothing is held out"),
+        ({"group_column": "lesion"}, r"--group_column lesion has no effect, because nothing is held out"),
         ({"train_split": "train+dev"}, r"'train\+dev': there is no split 'dev'; the splits are 'train', 'validation'"),
         ({"train_split": "train+test"}, r"there is no split 'test'; the splits are 'validation', 'train\+test'"),
         ({"unique_column": "name"}, r"there is no column 'name'; the columns are 'image', 'lesion', 'dx'"),

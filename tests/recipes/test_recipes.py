@@ -264,7 +264,7 @@ def test_the_saved_model_predicts_in_a_pipeline_what_it_predicted_here(image_fol
     ("argv", "message"),
     [
         (["--sharpness", "smart"], "error: unknown sharpness 'smart'"),
-        (["--dataset", "./nowhere"], "error: './nowhere' does not exist"),
+        (["--dataset", "./nowhere"], "error: the file or folder './nowhere' does not exist"),
         (["--image_column", "picture"], "error: column 'picture' is not an image column; the columns are"),
         (["--test_split", "held_out"], "error: there is no split 'held_out'; the splits are 'train', 'test'"),
         (["--label_column", "class"], "error: split 'train': there is no label column 'class'; the columns are"),
