@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     record = choose_data(what, data, names.model, names.data, argv)
     _warn_of_corrected_model(record, what.method)
     automatic = what.strength == "auto"
-    if automatic and data.validation_split is None and data.validation_fraction is None:
+    if automatic and not data.has_validation:
         raise ValueError(
             "strength 'auto' is chosen on validation data: name it with --validation_split, or hold it out of the "
             "training set with --validation_fraction 0.1 (the model should not have been trained on it). Or give "

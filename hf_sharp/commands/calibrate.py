@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
             "in which all are equally common."
         )
     output = new_folder(what.output_dir)
-    if data.validation_split is None and data.validation_fraction is None:
+    if not data.has_validation:
         raise ValueError(
             "a model is calibrated on validation data: name it with --validation_split, or hold it out of the training "
             "set with --validation_fraction 0.1 (the model should not have been trained on it)."

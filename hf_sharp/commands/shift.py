@@ -134,7 +134,7 @@ def _check(what: ShiftArguments, model: str, argv: list[str]) -> None:
 
 def _open(what: ShiftArguments, data: HeadArguments, names: Any) -> SavedModel:
     # The model with the labelled splits and the new data.
-    if what.split == "validation" and data.validation_split is None and data.validation_fraction is None:
+    if what.split == "validation" and not data.has_validation:
         raise ValueError(
             "the calibration takes labelled examples that the model was not trained on: name them with "
             "--validation_split, or use the test split: --split test."

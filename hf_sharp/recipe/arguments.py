@@ -88,6 +88,11 @@ class DataArguments:
     )
     left_out: dict[str, int] = field(default_factory=dict, init=False)  # rows by split, once the data is loaded
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are examples to validate on."""
+        return self.validation_split is not None or self.validation_fraction is not None
+
     def __post_init__(self) -> None:
         Checks(self.check_data)
         for name in ("test_fraction", "validation_fraction"):

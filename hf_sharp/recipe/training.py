@@ -185,7 +185,7 @@ def _tell_checked(runs: int, ready: Prepared, examples: str) -> None:
 
 
 def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:
-    if data.validation_split is None and data.validation_fraction is None and args.eval_strategy != "no":
+    if not data.has_validation and args.eval_strategy != "no":
         strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
         raise ValueError(
             f"eval_strategy={strategy!r} needs validation data. Add --validation_fraction 0.1, or "
