@@ -103,10 +103,11 @@ def _said_once() -> Iterator[None]:
     def is_new(record: logging.LogRecord) -> bool:
         if not record.name.startswith("hf_sharp"):
             return True
-        if not hasattr(record, "is_new"):  # several handlers see the same record
-            record.is_new = record.getMessage() not in said
+        kept = vars(record)
+        if "is_new" not in kept:  # several handlers see the same record
+            kept["is_new"] = record.getMessage() not in said
             said.add(record.getMessage())
-        return bool(record.is_new)
+        return bool(kept["is_new"])
 
     handlers = list(logging.root.handlers)
     for handler in handlers:

@@ -38,16 +38,16 @@ def test_a_test_split_whose_classes_are_in_another_order_is_brought_into_the_tra
 @pytest.mark.parametrize(
     ("test", "options", "message"),
     [
-        (split([0, -1]), {}, "split 'test', row 2 .*: column 'label' has no label"),
+        (split([0, -1]), {}, "split 'test', row 2.*: column 'label' has no label"),
         (
             datasets.Dataset.from_dict({"label": [0, -100, 1]}),
             {},
-            "split 'test', row 2 .*: column 'label' has no label",
+            "split 'test', row 2.*: column 'label' has no label",
         ),
         (
             datasets.Dataset.from_dict({"label": ["0", "-100"]}),
             {},
-            "split 'test', row 2 .*: column 'label' has no label",
+            "split 'test', row 2.*: column 'label' has no label",
         ),
         (split([0], ["a"]).remove_columns("label"), {}, "split 'test': there is no label column 'label'"),
         (split([0, 1]).select([]), {}, "split 'test' is empty"),
