@@ -4,7 +4,8 @@ python benchmarks/duration.py --workers 2
 python benchmarks/duration.py --limit-minutes 0    # only collect what is finished
 
 Rates, bases and radii are those that benchmarks/results/evidence_TASK.json chose on validation data for the task's own
-number of epochs. The seeds chose nothing. Resumable: runs lie in outputs/duration/TASK/EPOCHS.
+number of epochs; as short trainings may need a higher rate, they also run with three times as much. The seeds chose
+nothing. Resumable: runs lie in outputs/duration/TASK/EPOCHS.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from study.rows import REFERENCE, ROWS
 from study.runs import Run
 
 TASKS = ("wordnet", "foldoc")
-FACTORS = (0.25, 0.5, 1)
+FACTORS = {0.25: (1, 3), 0.5: (1, 3), 1: (1,)}  # of the epochs, and for each the multiples of the learning rate
 NAMES = (REFERENCE, "momentum-SAM")
 SEEDS = range(100, 105)
 FOLDER = OUTPUTS.with_name("duration")
@@ -37,11 +38,12 @@ FILE = RESULTS / "duration.json"
 
 
 class Planned(NamedTuple):
-    """A run, the row that it belongs to, and its epochs."""
+    """A run, the row that it belongs to, its epochs, and its learning rate in multiples of the chosen one."""
 
     row: str
     run: Run
     epochs: int
+    multiple: int
 
     @property
     def folder(self) -> Path:
@@ -61,10 +63,12 @@ def plan_runs(results: dict[str, Any]) -> Iterator[Planned]:
     plans = {task: make_plan(task, {run["key"]: run for run in results[task]["runs"]}) for task in TASKS}
     for seed in SEEDS:
         for task, plan in plans.items():
-            for epochs in (round(factor * tasks.load(task).EPOCHS) for factor in FACTORS):
-                for name in NAMES:
-                    (run,) = plan.runs_of(ROWS[name], plan.chosen[name], [seed])
-                    yield Planned(name, run, epochs)
+            for name in NAMES:
+                (run,) = plan.runs_of(ROWS[name], plan.chosen[name], [seed])
+                for factor, multiples in FACTORS.items():
+                    for multiple in multiples:
+                        epochs = round(factor * tasks.load(task).EPOCHS)
+                        yield Planned(name, run._replace(rate=run.rate * multiple), epochs, multiple)
 
 
 def run_until(end: float, planned: Planned) -> str | None:
@@ -80,18 +84,23 @@ def collect(planned: list[Planned]) -> dict[str, Any]:
         planned: all runs.
 
     Returns:
-        The content of benchmarks/results/duration.json: task, epochs, row and seed to the metrics on the test set.
+        The content of benchmarks/results/duration.json: for each task, number of epochs and learning rate, row and
+        seed to the metrics on the test set.
     """
-    found: dict[str, Any] = {}
+    found: dict[tuple[str, int, int], dict[str, Any]] = {}
     machines = set()
-    for row, run, epochs in planned:
-        record = read_finished(FOLDER / run.task / str(epochs)).get(run.key)
+    for one in sorted(planned, key=lambda one: (TASKS.index(one.run.task), one.epochs, one.multiple)):
+        record = read_finished(one.folder).get(one.run.key)
         if record is not None:
             machines.add(record["machine"])
-            rows = found.setdefault(run.task, {}).setdefault(str(epochs), {})
-            of_row = rows.setdefault(row, {"options": dict(run.options), "seeds": {}})
-            of_row["seeds"][str(run.seed)] = record["test"] | {"train_accuracy": record["train_accuracy"]}
-    return {"command": "python benchmarks/duration.py", "machine": "; ".join(sorted(machines)), "tasks": found}
+            rows = found.setdefault((one.run.task, one.epochs, one.multiple), {})
+            of_row = rows.setdefault(one.row, {"options": dict(one.run.options), "rate": one.run.rate, "seeds": {}})
+            of_row["seeds"][str(one.run.seed)] = record["test"] | {"train_accuracy": record["train_accuracy"]}
+    trainings = [
+        {"task": task, "epochs": epochs, "multiple": multiple, "rows": rows}
+        for (task, epochs, multiple), rows in found.items()
+    ]
+    return {"command": "python benchmarks/duration.py", "machine": "; ".join(sorted(machines)), "trainings": trainings}
 
 
 def main() -> None:

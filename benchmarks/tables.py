@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reference import REFERENCE_TABLES
-from study.claims import confirmation, lets_line, overview, overview_of_default
+from study.claims import confirmation, lets_line, overview, overview_of_default, shorter_trainings
 from study.figures import paired
 from study.report import make_table
 from study.results import finished_results
@@ -469,6 +469,12 @@ def evidence_confirmation() -> str:
     return f"{confirmation(found)}\n\n`python benchmarks/confirm.py all` on {machines}, seeds from 100 on."
 
 
+def evidence_duration() -> str:
+    """Compare momentum-SAM with logit adjustment alone in shorter trainings."""
+    result = results("duration")
+    return f"{shorter_trainings(result)}\n\n`{result['command']}` on {result['machine']}, seeds from 100 on."
+
+
 def evidence_lets() -> str:
     """Show where the learned radius stands beside the best fixed one."""
     return "\n".join(f"- {line}" for result in finished_results().values() if (line := lets_line(result)))
@@ -492,6 +498,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_default": evidence_default,
     "evidence_tasks": evidence_tasks,
     "evidence_confirmation": evidence_confirmation,
+    "evidence_duration": evidence_duration,
     "evidence_lets": evidence_lets,
 }
 

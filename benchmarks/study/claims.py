@@ -222,3 +222,32 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
             figures = f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, few)}"
             lines.append(f"| {' | '.join([TITLES[result['task']], name, figures, *gains, str(len(seeds))])} |")
     return "\n".join(lines)
+
+
+def shorter_trainings(result: Mapping[str, Any]) -> str:
+    """Make the table of the trainings with fewer epochs: a row against logit adjustment.
+
+    Args:
+        result: the content of benchmarks/results/duration.json.
+
+    Returns:
+        A Markdown table: balanced and few-class accuracy in %, the accuracy on training examples, and paired
+        differences with 95 % intervals.
+    """
+    lines = [
+        "| task | epochs | learning rate | logit adjustment | training examples right | momentum-SAM | "
+        "gain: balanced | few | seeds |",
+        "|" + "---|" * 9,
+    ]
+    for training in result["trainings"]:
+        if len(training["rows"]) < 2:
+            continue
+        plain, sharp = (training["rows"][name]["seeds"] for name in (REFERENCE, "momentum-SAM"))
+        both = [seed for seed in plain if seed in sharp]
+        plain, sharp = ({seed: seeds[seed] for seed in both} for seeds in (plain, sharp))
+        pairs = [f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, 'few_accuracy')}" for seeds in (plain, sharp)]
+        gains = [difference(sharp, plain, metric) for metric in ("balanced_accuracy", "few_accuracy")]
+        rate = f"{training['rows'][REFERENCE]['rate']:g}"
+        cells = [TITLES[training["task"]], str(training["epochs"]), rate, pairs[0], _mean(plain, "train_accuracy")]
+        lines.append(f"| {' | '.join([*cells, pairs[1], *gains, str(len(both))])} |")
+    return "\n".join(lines)
