@@ -28,9 +28,11 @@ def other_columns(wanted: str, columns: Sequence[str], option: str) -> str:
         'If these are cells of the first row, the header line is missing: write names such as text,label above it.'
     """
     listed = f"the columns are {', '.join(map(repr, columns))}."
-    if near := nearest(wanted, [column for column in columns if column != wanted]):
+    near = nearest(wanted, [column for column in columns if column != wanted])
+    cells = any(len(column.split()) >= _WORDS for column in columns)
+    if near and (not cells or near.casefold() == wanted.casefold()):
         return f"{listed} Did you mean {option}{f' {shlex.quote(near)}' if option.startswith('--') else f'={near!r}'}?"
-    if any(len(column.split()) >= _WORDS for column in columns):
+    if cells:
         return (
             f"{listed} If these are cells of the first row, the header line is missing: write names such as text,label "
             "above it."

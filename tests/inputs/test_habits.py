@@ -167,7 +167,9 @@ def launched(monkeypatch):
     ],
     ids=str,
 )
-def test_the_value_of_a_flag_is_no_config(words, expected, launched):
+def test_the_value_of_a_flag_is_no_config(words, expected, launched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("loss: vs\n")
     train.main(words)
     assert launched == [expected]
 
