@@ -152,19 +152,18 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     """
     if frequencies.imbalance_factor < 1.5:
         return [
-            "nearly balanced: loss cross_entropy; where training fits every example, also try --sharpness sam --ascent "
-            "momentum"
+            "nearly balanced: loss cross_entropy; also try --sharpness sam --ascent momentum, which needs no extra pass"
         ]
     lines = [
         "loss logit_adjusted when every class counts alike; choose its loss_tau on validation data (hf-sharp tune)",
         "loss cross_entropy when the test data has the same shares, and every mistake costs the same",
-        "sharpness none where training ends before every training example is right",
+        "a second pass for sharpness (sam, focal_sam) only where training fits every example",
     ]
     if number := len(frequencies.groups["few"]):
         few = f"{number} of the classes {'has' if number == 1 else 'have'} fewer than {frequencies.rare_threshold}"
         lines.append(
-            f"{few} examples: where training is long enough to fit every example, add --sharpness sam --ascent "
-            "momentum, and compare with --compare_with baseline sharpness=none"
+            f"{few} examples: add --sharpness sam --ascent momentum, which needs no extra pass, and compare with "
+            "--compare_with baseline sharpness=none"
         )
     if absent := int((frequencies.counts == 0).sum()):
         classes_have = "1 class has" if absent == 1 else f"{absent} classes have"

@@ -160,7 +160,7 @@ METHODS.add_builtin(
         coefficients=_none,
         summary="No sharpness-aware step: one gradient, as in plain training.",
         formula="c = 0",
-        when="as the baseline, and for short fine-tuning that does not overfit",
+        when="as the baseline that every method has to beat",
         passes="1",
         citations=(),
         needs_radius=False,
@@ -172,8 +172,7 @@ METHODS.add_builtin(
         coefficients=_sam,
         summary="SAM: the gradient is taken where the loss is worst within the radius ρ.",
         formula="c = 1",
-        when='as the reference for the others; with `ascent="momentum"`, the first to try where training ends with '
-        "every example right",
+        when='with `ascent="momentum"`, the first to try; along the gradient, as the reference for the others',
         passes="2",
         citations=(SAM,),
         uniform=True,

@@ -67,11 +67,11 @@ def test_counts_of_many_classes_and_of_names_with_markup():
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ([50, 50, 49], "cross_entropy; where training fits every example"),
+        ([50, 50, 49], "cross_entropy; also try --sharpness sam --ascent momentum"),
         ([500, 100, 50], "logit_adjusted"),
-        ([5000, 100, 5], "1 of the classes has fewer than 20 examples: where training is long enough"),
+        ([5000, 100, 5], "1 of the classes has fewer than 20 examples: add --sharpness sam --ascent momentum"),
         ([5000, 100, 0], "1 class has no examples"),
-        ([5000, 400, 100], "sharpness none"),
+        ([5000, 400, 100], "a second pass for sharpness"),
     ],
 )
 def test_suggestions(counts, said):
@@ -80,7 +80,7 @@ def test_suggestions(counts, said):
 
 def test_suggestions_name_options_that_exist():
     text = " ".join(suggestions(ClassFrequencies.from_counts([5000, 100, 5])))
-    flags = re.search(r"(--sharpness .*?), and", text)[1].split()
+    flags = re.search(r"(--sharpness .*?), which", text)[1].split()
     SharpTrainingArguments("out", use_cpu=True, **dict(zip((f[2:] for f in flags[::2]), flags[1::2], strict=True)))
 
 
