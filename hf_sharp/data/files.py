@@ -176,7 +176,7 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
 def _load_json(files: Mapping[str, Sequence[str]], load: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
     try:
         return _with_dates_as_written(load(), files)
-    except datasets.exceptions.DatasetGenerationError:
+    except (datasets.exceptions.DatasetGenerationError, ValueError):  # older versions raise what the JSON reader raised
         for file in (file for of_split in files.values() for file in of_split):
             _json_rows(Path(file))  # names the line that is not JSON; Arrow counts rows of a block
         raise
