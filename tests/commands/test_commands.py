@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from hf_sharp import ClassFrequencies, SharpTrainingArguments, cli
 from hf_sharp.commands.compare import METRICS, compare, comparison, verdict
 from hf_sharp.commands.counts import counts_table, suggestions
 from hf_sharp.commands.train import accelerate_config
+from hf_sharp.recipe import __main__ as recipe
 from hf_sharp.reports.evaluation_pictures import PICTURES
 from hf_sharp.reports.figures import cost_per_example
 from hf_sharp.reports.pairs import paired
@@ -160,7 +162,14 @@ def test_an_error_of_the_training_is_shown_and_is_the_status(config):
     assert "Traceback" not in done.stderr, "the launcher's own trouble is of no help"
 
 
-def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys):
+def train_here(config, flags, accelerate):
+    """What a launched process runs, without the seconds that it takes to start."""
+    with mock.patch.object(sys, "argv", ["hf_sharp.recipe", "--config", config, *flags]):
+        recipe.main()
+
+
+def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_sharp.commands.compare.launch", train_here)
     other = tmp_path / "sharp.yaml"
     other.write_text(config.read_text() + "sharpness: focal_sam\n")
     plain = tmp_path / "plain.yaml"

@@ -13,6 +13,7 @@ import pytest
 from transformers import pipeline
 
 from hf_sharp.recipe import runs
+from hf_sharp.recipe.boundary import run_recipe
 from tests.recipes.conftest import QUICK, TINY_VIT, texts
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +241,10 @@ def test_launchers(launcher, image_folder, tmp_path):
     assert done.stdout.count("balanced accuracy") == 1, "one process shows the table"
     assert sum(json.loads((tmp_path / "out" / "all_results.json").read_text())["report"]["per_class_support"]) == 9
 
+
+def test_the_saved_model_opens_without_hf_sharp(image_folder, tmp_path):
+    argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
+    recipe("image")(argv)
     opened = (
         "import sys; sys.modules['hf_sharp'] = None\n"
         "from transformers import pipeline; from PIL import Image\n"
@@ -271,11 +276,16 @@ def test_the_saved_model_predicts_in_a_pipeline_what_it_predicted_here(image_fol
         (["--config", "nowhere.yaml"], "error: the config file 'nowhere.yaml' does not exist"),
     ],
 )
-def test_an_error_is_one_line_and_no_traceback(argv, message, tmp_path):
-    command = [sys.executable, str(RECIPES / "image_classification.py"), "--model_config", TINY_VIT, *QUICK]
-    command += ["--output_dir", str(tmp_path / "out"), *argv]
+def test_an_error_is_one_line(argv, message, tmp_path):
+    options = ["--model_config", TINY_VIT, *QUICK, "--output_dir", str(tmp_path / "out"), *argv]
+    assert run_recipe(lambda: recipe("image")(options)).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_a_script_ends_it_without_a_traceback(tmp_path):
+    command = [sys.executable, str(RECIPES / "image_classification.py"), "--sharpness", "smart"]
+    command += ["--model_config", TINY_VIT, *QUICK, "--output_dir", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith(message)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: unknown sharpness 'smart'")
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
