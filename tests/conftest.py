@@ -1,5 +1,6 @@
 """Small real inputs of the tests: a tiny ViT, a tiny BERT, images and labels."""
 
+import gc
 import os
 import threading
 
@@ -35,6 +36,13 @@ torch.set_num_threads(1)
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze_imports():
+    """Every `train()` collects garbage: without this it would look through 460,000 objects of libraries each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def method_id(options) -> str:
