@@ -218,10 +218,10 @@ class SharpTrainingArguments(TrainingArguments):
         self.check()
         warn_of_double_correction(self)
         # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
-        self.metric_is_default = self.metric_for_best_model is None
+        self.default_metric: str | None = None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
-            self.metric_for_best_model = "balanced_accuracy"
+            self.metric_for_best_model = self.default_metric = "balanced_accuracy"
         if str(self.metric_for_best_model).endswith(("calibration_error", "expected_cost")):
             self.greater_is_better = bool(self.greater_is_better)  # transformers knows of losses only
         if self.fp16:  # an overflow, which skips a step, would spoil the mean that is logged
@@ -243,7 +243,7 @@ class SharpTrainingArguments(TrainingArguments):
 
     def to_json_string(self) -> str:
         """Write the arguments as JSON, as trackers keep them beside the model: of an absolute path, the last part."""
-        return json.dumps(shortened(self.to_dict()), indent=2)
+        return json.dumps(shortened(self.to_dict()), indent=2, default=lambda array: array.tolist())
 
     def __getstate__(self) -> dict[str, Any]:
         # Trainer pickles its arguments into training_args.bin, and pushes that.
@@ -267,11 +267,12 @@ class SharpTrainingArguments(TrainingArguments):
         Args:
             reported: whether evaluations report the balanced accuracy, which it is chosen by otherwise.
         """
-        if not self.metric_is_default or self.metric_for_best_model != "balanced_accuracy":
+        if self.default_metric is None or self.metric_for_best_model != self.default_metric:
             return
-        if not reported:
-            self.metric_for_best_model, self.greater_is_better = "loss", False
-        elif self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # which take the lowest for the best
+        self.default_metric = "balanced_accuracy" if reported else "loss"
+        self.metric_for_best_model, self.greater_is_better = self.default_metric, reported
+        takes_lowest = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        if reported and takes_lowest:
             self.lr_scheduler_kwargs = {"mode": "max"} | cast(dict, self.lr_scheduler_kwargs or {})
 
     @property

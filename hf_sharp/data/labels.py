@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import datasets
@@ -114,7 +115,8 @@ def find_label_column(dataset: Any, label_column: str) -> str:
     columns = getattr(dataset, "column_names", None)
     is_list = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
     if columns is None and is_list and len(dataset) and not hasattr(dataset, "targets"):
-        columns = example if isinstance(example := dataset[0], Mapping) else None
+        with suppress(NotImplementedError):  # a stream of torch that has a length
+            columns = example if isinstance(example := dataset[0], Mapping) else None
     return "labels" if columns and "labels" in columns and "label" not in columns else label_column
 
 
@@ -140,7 +142,7 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
         if not isinstance(example, Mapping):
             raise ValueError(
                 f"the examples are of type {type(example).__name__}, which has no column {label_column!r}; expected "
-                "mappings. Pass the class counts yourself: class_frequencies=ClassFrequencies.from_counts([...])."
+                "mappings. For the loss alone, pass the counts: class_frequencies=ClassFrequencies.from_counts([...])."
             )
         if label_column not in example:
             raise ValueError(no_label_column(label_column, list(example)))

@@ -46,8 +46,8 @@ def split_validation(
         example; a warning names the classes without a validation example.
 
     Raises:
-        ValueError: a fraction outside (0, 0.5], an empty dataset, no such column, or no validation example in any
-            class.
+        ValueError: a fraction outside (0, 0.5], another kind of dataset, an empty one, no such column, or no validation
+            example in any class.
 
     Example:
         >>> data = datasets.Dataset.from_dict({"label": [0] * 20 + [1] * 10 + [2]})
@@ -56,6 +56,11 @@ def split_validation(
         ([18, 9, 1], [2, 1, 0])
     """
     check_fraction(f"the fraction to hold out for {part}", fraction)
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"got {type(dataset).__name__} to split, expected a datasets.Dataset. Take one split of a DatasetDict, "
+            "make one with Dataset.from_list or Dataset.from_pandas, or split the data yourself."
+        )
     label_column = find_label_column(dataset, label_column)
     if label2id is None and label_column in dataset.column_names:
         names = [name for name in dataset.unique(label_column) if isinstance(name, str)]

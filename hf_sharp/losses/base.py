@@ -71,7 +71,8 @@ class ClassFrequencyLoss(nn.Module):
         for name, value in options.items():
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}.")
-        self.options: dict[str, Any] = options
+        # Numbers of NumPy and torch become ones that checkpoints and trackers can write as JSON.
+        self.options: dict[str, Any] = {k: v.item() if hasattr(v, "item") else v for k, v in options.items()}
         counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
         for name in ("class_scale", "label_scale", "offset", "weight", "class_importance"):

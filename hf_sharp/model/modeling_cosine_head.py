@@ -23,7 +23,7 @@ class CosineLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, False, layer.weight.device, layer.weight.dtype)
-        self.weight.data.copy_(layer.weight.data)
+        self.weight = layer.weight  # the parameter itself, which an optimizer may hold
         if layer.bias is not None:  # a buffer, so that checkpoints have the tensors of the original class
             del self.bias
             self.register_buffer("bias", torch.zeros_like(layer.bias.data))

@@ -18,7 +18,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.local_paths import shortened, shortened_command
 from hf_sharp.losses import LOSSES
 from hf_sharp.registry import Registry
-from hf_sharp.reports.long_tail_report import numbers_of, report_of_prediction
+from hf_sharp.reports.long_tail_report import numbers_of, outputs_and_labels, report_of_prediction
 from hf_sharp.sharpness.methods import METHODS
 
 RESULTS = "all_results.json"
@@ -170,7 +170,9 @@ class ReportKeeper(TrainerCallback):
         self._of_step: dict[int, dict[str, Any]] = {}
 
     def compute_metrics(self, prediction: Any) -> dict[str, float]:
-        """Compute what `compute_metrics_for` computes, and hold the full report."""
+        """Compute the numbers of the report, and hold all of it; nothing where every label is -100."""
+        if not len(outputs_and_labels(prediction)[1]):
+            return {}
         self._computed = report_of_prediction(prediction, self.frequencies, self.cost_matrix)
         return numbers_of(self._computed)
 
@@ -273,7 +275,8 @@ def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
     if LOSSES.get(args.loss) is not loss:  # one of the user's own takes its place
         for option in args.loss_arguments:
             del chosen[option]
-    return {"sharpness": args.sharpness, "loss": name} | chosen | head | class_loss.options | {"loss": name}
+    record = {"sharpness": args.sharpness, "loss": name} | chosen | head | class_loss.options | {"loss": name}
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in record.items()}
 
 
 def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:

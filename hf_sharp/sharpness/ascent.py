@@ -275,8 +275,9 @@ def check_first_moment(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
         if not decay or "weight_sum" in group:  # schedule-free optimizers keep that instead
+            name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it
             raise ValueError(
-                f"ascent='momentum' needs the optimizer's first moment, and {type(optimizer).__name__} keeps none with "
+                f"ascent='momentum' needs the optimizer's first moment, and {name} keeps none with "
                 "these options. Use adamw_torch, or sgd with optim_args='momentum=0.9', or ascent='gradient'."
             )
 

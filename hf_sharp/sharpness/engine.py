@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_sharp.data.labels import HOST_LABELS
-from hf_sharp.sharpness.ascent import average_over_processes, gradients_in, trainable_parameters, widest_dtype
+from hf_sharp.sharpness.ascent import (
+    average_over_processes,
+    check_first_moment,
+    gradients_in,
+    trainable_parameters,
+    widest_dtype,
+)
 from hf_sharp.sharpness.ascents import ASCENTS, Ascent, ReusedAscent, StepInputs, Waiting
 from hf_sharp.sharpness.coefficients import class_coefficients
 from hf_sharp.sharpness.compiled import allow_two_backward_passes
@@ -199,7 +205,9 @@ class SharpnessEngine:
         return {"radius": self.learned_radius, "reused": self.reused}
 
     def begin_window(self) -> None:
-        """Forget what is left over from a window that an error cut short."""
+        """Forget what is left over from a window that an error cut short, and check that the ascent has its moment."""
+        if self.ascent.needs_first_moment:
+            check_first_moment(self.loop.optimizer)
         self.position = 0
         self.ascent.restart()
 

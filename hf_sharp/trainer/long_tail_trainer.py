@@ -56,7 +56,8 @@ class LongTailTrainer(SavingTrainer):
         self.args: SharpTrainingArguments = args
         args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
         config = getattr(self.model, "config", None)
-        preflight.check_model(cast(nn.Module, self.model), args)
+        own_loss = type(self).compute_loss is not LongTailTrainer.compute_loss
+        preflight.check_model(cast(nn.Module, self.model), args, calls_with_labels=own_loss)
         if args.remove_unused_columns:
             self._set_signature_columns_if_needed()
             sets = {"the training set": self.train_dataset, "the evaluation set": self.eval_dataset}
@@ -86,9 +87,8 @@ class LongTailTrainer(SavingTrainer):
             choosing.check_best_metric(args, self.eval_dataset, self.class_frequencies)
             self.compute_metrics = self.report_keeper.compute_metrics
         self.label_names = ["labels"]
-        # The losses are divided by the number of examples in the accumulation window: see _reduce.
-        self.loss_is_scaled_for_ga = True
-        self.model_accepts_loss_kwargs = True
+        if not own_loss:  # losses are divided by the number of examples in the accumulation window: see _reduce
+            self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True
 
     def _build_method(self, model: nn.Module) -> None:
         frequencies, args = self.class_frequencies, self.args
@@ -233,7 +233,7 @@ class LongTailTrainer(SavingTrainer):
     ) -> tuple[Tensor, Any]:
         labels = self._labels(inputs)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs) if type(outputs) is list else outputs
         logits = preflight.logits_of(outputs, cast(nn.Module, self.model))
         self.record.count(logits)
         if not model.training:  # evaluations use the same loss throughout training, and logits alone

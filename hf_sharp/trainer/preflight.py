@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -77,8 +78,20 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLo
         logger.info("FSDP2 averages every gradient over the processes: all of them share one perturbation (global).")
 
 
-def check_model(model: nn.Module, args: SharpTrainingArguments) -> None:
-    """Raise a ValueError for a head of another task, and for a model that cannot be trained as the arguments ask."""
+def check_model(model: nn.Module, args: SharpTrainingArguments, calls_with_labels: bool = False) -> None:
+    """Raise a ValueError for a head of another task, and for a model that cannot be trained as the arguments ask.
+
+    Args:
+        model: the model.
+        args: the arguments.
+        calls_with_labels: whether a `compute_loss` of the user's own calls the model, which may give it labels.
+    """
+    labels = inspect.signature(model.forward).parameters.get("labels")
+    if not calls_with_labels and labels is not None and labels.default is labels.empty:
+        raise ValueError(
+            f"{type(model).__name__}.forward() requires labels, but SharpTrainer computes the loss itself and calls "
+            "the model without them. Give them a default: labels=None."
+        )
     if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
         raise ValueError(f"{type(model).__name__} does not support gradient_checkpointing. Leave it out.")
     config = getattr(model, "config", None)

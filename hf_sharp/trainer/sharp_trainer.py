@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import datasets
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
@@ -18,7 +17,6 @@ from hf_sharp.data.labels import HostLabelCollator, read_labels
 from hf_sharp.data.sampling import ClassSampler, EpochCounter
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.sharpness import METHODS
-from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.engine import SharpnessEngine
 from hf_sharp.trainer import labelled_data, preflight
 from hf_sharp.trainer.long_tail_trainer import LongTailTrainer
@@ -57,7 +55,7 @@ class SharpTrainer(LongTailTrainer):
             supported. All before training starts.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from transformers import ViTConfig, ViTForImageClassification
         >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
         >>> model = ViTForImageClassification(ViTConfig(**shape, image_size=8, patch_size=4, num_labels=2))
@@ -116,11 +114,13 @@ class SharpTrainer(LongTailTrainer):
 
     def _build_method(self, model: nn.Module) -> None:
         super()._build_method(model)
-        if type(self).compute_loss is not LongTailTrainer.compute_loss and METHODS[self.args.sharpness].needs_radius:
+        method = METHODS[self.args.sharpness]
+        own_loss = type(self).compute_loss is not LongTailTrainer.compute_loss
+        if own_loss and (method.needs_radius or method.needs_features):
             raise ValueError(
-                f"{type(self).__name__} overrides compute_loss, which sharpness={self.args.sharpness!r} does not call: "
-                "it needs one loss per example. Derive a loss from hf_sharp.losses.ClassFrequencyLoss, and pass an "
-                "instance: class_loss=MyLoss(class_counts)."
+                f"{type(self).__name__} overrides compute_loss, which returns one loss per batch, but "
+                f"sharpness={self.args.sharpness!r} needs one per example. Derive a loss from "
+                "hf_sharp.losses.ClassFrequencyLoss, and pass an instance: class_loss=MyLoss(class_counts)."
             )
         preflight.check_radius(model, self.rho_dataset, self.args, trains=self.train_dataset is not None)
         self.engine = SharpnessEngine(
@@ -167,24 +167,6 @@ class SharpTrainer(LongTailTrainer):
         """
         self.engine.begin_window()
         return super().get_batch_samples(*args, **kwargs)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the optimizer as `Trainer` does.
-
-        Args:
-            *args: as for `Trainer`.
-            **kwargs: as for `Trainer`.
-
-        Returns:
-            The optimizer.
-
-        Raises:
-            ValueError: the ascent follows the optimizer's first moment, and the optimizer keeps none.
-        """
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self.engine.ascent.needs_first_moment:
-            check_first_moment(optimizer)
-        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and beside the training loss: `rho`, and the means of `ascent_grad_norm` and `sharpness`.

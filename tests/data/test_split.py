@@ -1,6 +1,7 @@
 import datasets
 import numpy as np
 import pytest
+import torch
 
 from hf_sharp import split_validation
 from hf_sharp.data.split import drop_repeats
@@ -82,3 +83,9 @@ def test_columns_that_cannot_group():
     rows = data([10, 10]).add_column("patient", ["x", None, *"abcdefghijklmnopqr"])
     with pytest.raises(ValueError, match=r"row 1 has no value in column 'patient'"):
         split_validation(rows, 0.2, group_column="patient")
+
+
+@pytest.mark.parametrize("data", [[{"label": 0}], torch.utils.data.Subset([{"label": 0}], [0]), "photos"])
+def test_other_kinds_of_datasets_are_refused_by_name(data):
+    with pytest.raises(ValueError, match=f"got {type(data).__name__} to split, expected a datasets.Dataset"):
+        split_validation(data)

@@ -166,8 +166,11 @@ class OwnTrainer(SharpTrainer):
 
 
 def test_a_compute_loss_that_sharpness_would_not_call_is_refused(make_trainer):
-    with pytest.raises(ValueError, match=r"OwnTrainer overrides compute_loss, which sharpness='sam' does not call.*"):
-        make_trainer(trainer_class=OwnTrainer, sharpness="sam")
+    for sharpness in ("sam", "cc_sam"):
+        with pytest.raises(
+            ValueError, match=f"OwnTrainer overrides compute_loss, .* sharpness='{sharpness}' needs one"
+        ):
+            make_trainer(trainer_class=OwnTrainer, sharpness=sharpness)
     make_trainer(trainer_class=OwnTrainer, sharpness="none", max_steps=1).train()
 
 
