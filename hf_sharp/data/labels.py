@@ -115,7 +115,7 @@ def find_label_column(dataset: Any, label_column: str) -> str:
     columns = getattr(dataset, "column_names", None)
     is_list = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
     if columns is None and is_list and len(dataset) and not hasattr(dataset, "targets"):
-        with suppress(NotImplementedError):  # a stream of torch that has a length
+        with suppress(NotImplementedError, LookupError):  # a stream of torch that has a length, a DataFrame
             columns = example if isinstance(example := dataset[0], Mapping) else None
     return "labels" if columns and "labels" in columns and "label" not in columns else label_column
 

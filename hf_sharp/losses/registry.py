@@ -104,7 +104,10 @@ def set_class_importance(loss: ClassFrequencyLoss, class_importance: Any) -> Non
     """
     if class_importance is None:
         return
-    importance = torch.as_tensor(class_importance, dtype=torch.float64)
+    try:
+        importance = torch.as_tensor(class_importance, dtype=torch.float64)
+    except (TypeError, ValueError):  # no numbers
+        importance = torch.empty(0)
     if importance.shape != loss.class_counts.shape or not (importance.isfinite() & (importance > 0)).all():
         raise ValueError(
             f"class_importance must be {len(loss.class_counts)} finite numbers > 0, one per class; got "

@@ -133,7 +133,7 @@ class LongTailTrainer(SavingTrainer):
         self.training_loss = TrainingLoss(self.class_loss, self._head, self._weight_in_force, wrap, logit_scale)
         options = {
             **method_record(args, self.class_loss),
-            "class_importance": None if importance is None else importance.tolist(),
+            "class_importance": None if importance is None else cast(Tensor, loss.class_importance).tolist(),
             "class_counts": counts.tolist(),
         }
         self._remember(options, loss=self.class_loss if self.class_loss.state_dict() else None)

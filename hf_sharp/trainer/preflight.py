@@ -219,7 +219,7 @@ def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArgument
         )
 
 
-def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
+def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> Any:
     """Put the user's class importance into the order of the classes.
 
     Args:
@@ -227,14 +227,14 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> np.nd
         frequencies: of the training set, with the names of the classes.
 
     Returns:
-        (K,) float64, with 1 for a class that the mapping does not contain. Or None.
+        The K values, with 1 for a class that the mapping does not contain; anything but a mapping as it is.
 
     Raises:
         ValueError: an unknown class.
     """
     if not isinstance(importance, Mapping):
-        return None if importance is None else np.asarray(importance, dtype=np.float64)
-    values = np.ones(frequencies.num_classes)
+        return importance
+    values = [1.0] * frequencies.num_classes
     for name, value in importance.items():
         values[class_index(name, frequencies.labels, "class_importance")] = value
     return values

@@ -2,6 +2,7 @@ import sys
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -166,3 +167,8 @@ def test_the_number_of_calls_does_not_grow_with_the_number_of_rows():
 
     assert len(calls(100_000)) < len(calls(1000)) + 100
     assert "take" not in calls(1000)
+
+
+def test_a_table_of_pandas_is_refused():
+    with pytest.raises(ValueError, match="the examples are of type str"):
+        ClassFrequencies.from_dataset(pd.DataFrame({"text": ["a"], "label": [0]}))

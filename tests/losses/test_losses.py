@@ -251,7 +251,16 @@ def test_a_loss_is_rebuilt_from_its_config_after_a_json_round_trip(name, options
 
 
 @pytest.mark.parametrize(
-    "importance", [[1.0, 2.0], [1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, float("nan"), 1.0, 1.0]]
+    "importance",
+    [
+        [1.0, 2.0],
+        [1.0, 0.0, 1.0, 1.0],
+        [1.0, -1.0, 1.0, 1.0],
+        [1.0, float("nan"), 1.0, 1.0],
+        {"a": 2.0},
+        ["x"] * 4,
+        "4",
+    ],
 )
 def test_invalid_class_importance(importance):
     with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0, one per class; got"):

@@ -725,6 +725,8 @@ def test_importance_of_an_unknown_class(make_trainer):
         make_trainer(class_importance={"class2": 3.0})
     with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0"):
         make_trainer(class_importance=[1, 2])
+    with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0"):
+        make_trainer(class_importance={"class 2": "dear"})
 
 
 def test_ldam_refuses_an_ordinary_head_and_takes_a_normalised_one(make_trainer):
