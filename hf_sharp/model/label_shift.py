@@ -72,7 +72,8 @@ def black_box_shares(labels: np.ndarray, predicted: np.ndarray, new: np.ndarray)
         new: (K,) how often each class is predicted for the new examples.
 
     Returns:
-        (K,) shares, which sum to 1.
+        (K,) shares, which sum to 1; equal ones where the new examples are predicted only as classes that no labelled
+        example is predicted as, which says nothing about the shares.
 
     Example:
         >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
@@ -87,7 +88,7 @@ def black_box_shares(labels: np.ndarray, predicted: np.ndarray, new: np.ndarray)
     np.add.at(confusion, (predicted, labels), 1)
     confusion /= confusion.sum(0)
     shares = nnls(confusion, new / new.sum())[0]
-    return shares / shares.sum()
+    return shares / shares.sum() if shares.any() else np.full(num_classes, 1 / num_classes)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê
     validation  U = L_val(θ')                       dU/dρ = −η ∇L_valᵀ H ê
     g = ∇L_train(θ + ρ ê)     H = ∇²L_train(θ + ρ ê)     ρ = ρ_0 exp(s)
 
+Of the alignment this is the change of g alone: that of ∇L_val, through θ', is of the order of η and left out.
+
     adam  s ← s − Adam(ρ dU/dρ)          with the gap: the algorithm as published
     sign  s ← s − Adam(sign(dU/dρ))
 """
@@ -135,7 +137,7 @@ def radius_derivative(
 
     `validation` rewards a longer step, and a larger ρ makes the gradient longer, although Adam ignores its length.
     `gap` is a product of two noisy differences. `alignment` depends on the direction of the step alone: how well it
-    agrees with the validation gradient after the step.
+    agrees with the validation gradient after the step, which is held fixed.
 
     Args:
         objective: one of `RHO_OBJECTIVES`.

@@ -152,6 +152,18 @@ def test_both_estimators_equal_those_of_quapy():
     np.testing.assert_allclose(black_box_shares(y, z.argmax(1), hits), weights * np.bincount(y) / len(y), atol=1e-6)
 
 
+def test_predictions_that_no_labelled_example_has_give_numbers():
+    labels = np.repeat([0, 1, 2], [60, 30, 4])
+    predicted = np.repeat([0, 1, 0], [60, 30, 4])  # the rarest class is never predicted
+    np.testing.assert_array_equal(black_box_shares(labels, predicted, np.array([0, 0, 5])), np.full(3, 1 / 3))
+    logits, new_logits = 4.0 * np.eye(3)[predicted], 4.0 * np.eye(3)[[0, 2, 2, 2, 2]]
+    estimate = estimate_shares(logits, labels, new_logits, [600, 300, 40], bootstrap=40)  # some draws are all class 2
+    assert np.isfinite(estimate.check).all()
+    assert not estimate.agrees
+    every = estimate_shares(logits, labels, new_logits[1:], [600, 300, 40], bootstrap=20)
+    np.testing.assert_array_equal(every.check, np.full(3, 1 / 3))
+
+
 def test_a_class_without_labelled_examples_keeps_its_share():
     (z, y), (new, _) = digits()["validation"], digits()["held_out"]
     estimate = estimate_shares(z[y != 9], y[y != 9], new, COUNTS, bootstrap=20)
