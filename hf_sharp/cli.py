@@ -39,7 +39,7 @@ def usage() -> str:
             f"hf-sharp {__version__}: fine-tuning where a few classes have most of the examples",
             "",
             "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help lists them",
-            "--traceback shows where an error was raised",
+            "--version shows the version; --traceback where an error was raised",
             "",
             *lines,
         ]
