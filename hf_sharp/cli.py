@@ -17,11 +17,11 @@ COMMANDS = {
     "compare": "train two configs with the same seeds: which is ahead, by how much",
     "evaluate": "the long-tail report of any checkpoint",
     "sharpness": "how flat the loss is around a trained model, per group of classes",
-    "card": "write the model card of a folder that a recipe trained",
     "adjust": "correct a trained model for class imbalance, or for costs",
     "calibrate": "choose temperature and thresholds on validation data",
     "predict": "what a model says about new images or texts, row by row",
     "shift": "the class shares of new, unlabelled data: have they moved?",
+    "card": "write the model card of a folder that a recipe trained",
 }
 # What is true after Ctrl-C, if not that nothing was saved. Trainings say it themselves.
 INTERRUPTED = {
