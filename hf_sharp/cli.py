@@ -17,11 +17,11 @@ COMMANDS = {
     "compare": "train two configs with the same seeds: which is ahead, by how much",
     "evaluate": "the long-tail report of any checkpoint",
     "sharpness": "how flat the loss is around a trained model, per group of classes",
-    "card": "write the model card of a folder that a recipe trained",
     "adjust": "correct a trained model for class imbalance, or for costs",
     "calibrate": "choose temperature and thresholds on validation data",
     "predict": "what a model says about new images or texts, row by row",
     "shift": "the class shares of new, unlabelled data: have they moved?",
+    "card": "write the model card of a folder that a recipe trained",
 }
 # What is true after Ctrl-C, if not that nothing was saved. Trainings say it themselves.
 INTERRUPTED = {
@@ -39,7 +39,7 @@ def usage() -> str:
             f"hf-sharp {__version__}: fine-tuning where a few classes have most of the examples",
             "",
             "usage: hf-sharp COMMAND [options]; hf-sharp COMMAND --help lists them",
-            "--traceback shows where an error was raised",
+            "--version shows the version; --traceback where an error was raised",
             "",
             *lines,
         ]

@@ -234,20 +234,20 @@ def shorter_trainings(result: Mapping[str, Any]) -> str:
         A Markdown table: balanced and few-class accuracy in %, the accuracy on training examples, and paired
         differences with 95 % intervals.
     """
+    shown = [training for training in result["trainings"] if len(training["rows"]) == 2]
+    names = sorted(shown[0]["rows"], key=lambda name: name != REFERENCE)
     lines = [
-        "| task | epochs | learning rate | logit adjustment | training examples right | momentum-SAM | "
-        "gain: balanced | few | seeds |",
+        f"| task | epochs | learning rate | {names[0]} | training examples right | {names[1]} | gain: balanced | few | "
+        "seeds |",
         "|" + "---|" * 9,
     ]
-    for training in result["trainings"]:
-        if len(training["rows"]) < 2:
-            continue
-        plain, sharp = (training["rows"][name]["seeds"] for name in (REFERENCE, "momentum-SAM"))
-        both = [seed for seed in plain if seed in sharp]
-        plain, sharp = ({seed: seeds[seed] for seed in both} for seeds in (plain, sharp))
+    for training in shown:
+        rows = [training["rows"][name] for name in names]
+        both = [seed for seed in rows[0]["seeds"] if seed in rows[1]["seeds"]]
+        plain, sharp = ({seed: row["seeds"][seed] for seed in both} for row in rows)
         pairs = [f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, 'few_accuracy')}" for seeds in (plain, sharp)]
         gains = [difference(sharp, plain, metric) for metric in ("balanced_accuracy", "few_accuracy")]
-        rate = f"{training['rows'][REFERENCE]['rate']:g}"
-        cells = [TITLES[training["task"]], str(training["epochs"]), rate, pairs[0], _mean(plain, "train_accuracy")]
-        lines.append(f"| {' | '.join([*cells, pairs[1], *gains, str(len(both))])} |")
+        cells = [TITLES[training["task"]], str(training["epochs"]), f"{rows[0]['rate']:g}", pairs[0]]
+        cells += [_mean(plain, "train_accuracy"), pairs[1], *gains, str(len(both))]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import tasks
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_sharp.datasets import split_validation
 from study import BACKBONES
@@ -93,22 +93,6 @@ def predict(model: nn.Module, examples: Examples) -> np.ndarray:
     return np.concatenate(logits)
 
 
-class _Passes:
-    """Counts the examples that pass forward and backward through a model during training."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.forward = self.backward = 0
-        self.hook = model.register_forward_hook(self._count)
-
-    def _count(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
-        if model.training and outputs.logits.requires_grad:
-            self.forward += len(outputs.logits)
-            outputs.logits.register_hook(self._count_backward)
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
-
-
 def hold_out(train: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Hold out the examples that LETS learns the radius on: of every class, as hf_sharp does with a `datasets.Dataset`.
 
@@ -128,11 +112,11 @@ def hold_out(train: Examples, fraction: float, seed: int) -> tuple[Examples, Exa
 
 def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[str, Any]:
     """Train a model in place; return what training cost."""
-    examples = len(train) * epochs
     from transformers import PrinterCallback
 
     from hf_sharp import SharpTrainer, SharpTrainingArguments
 
+    examples = len(train) * epochs
     with tempfile.TemporaryDirectory() as folder:
         args = SharpTrainingArguments(
             folder,
@@ -159,16 +143,14 @@ def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[s
             model=cast(Any, model), args=args, data_collator=collate, train_dataset=train, rho_dataset=held_out
         )
         trainer.remove_callback(PrinterCallback)
-        passes = _Passes(model)
         wall, cpu = time.perf_counter(), time.process_time()
         trainer.train()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        passes.hook.remove()
     return {
         "train_seconds": round(wall, 1),
         "train_cpu_seconds": round(cpu, 1),
-        "passes_forward": round(passes.forward / examples, 3),
-        "passes_backward": round(passes.backward / examples, 3),
+        "passes_forward": round(trainer.record.forward / examples, 3),
+        "passes_backward": round(trainer.record.backward / examples, 3),
     }
 
 

@@ -28,55 +28,37 @@ SIZE = 96
 LEFT_OUT = ("special", "unsorted", "logos", "buttons")
 
 
+@cached(f"{NAME}_{VERSION}")
 def prepare(folder: Path) -> datasets.Dataset:
-    """Download and read the drawings.
-
-    Args:
-        folder: the cache.
-
-    Returns:
-        Columns `image`, `label` (18 names) and `group` (the series).
-    """
-
-    def build() -> datasets.Dataset:
-        root = debian_files("openclipart-png", folder) / "usr/share/openclipart/png"
-        names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name not in LEFT_OUT)
-        first: dict[bytes, dict] = {}
-        ambiguous: set[bytes] = set()
-        for label, name in enumerate(names):
-            for file in sorted((root / name).rglob("*.png")):
-                relative = file.relative_to(root)
-                if file.is_symlink() or "stars" in relative.parts:
-                    continue
-                try:
-                    with Image.open(file) as opened:
-                        image = square(opened, SIZE)
-                except (OSError, Image.DecompressionBombError):  # broken or huge: there are a few
-                    continue
-                key = near_duplicate_key(image)
-                row = first.setdefault(key, {"image": image, "label": label, "group": series_of(relative)})
-                if row["label"] != label:
-                    ambiguous.add(key)
-        rows = [row for key, row in first.items() if key not in ambiguous]
-        features = datasets.Features(
-            {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "group": datasets.Value("string")}
-        )
-        return datasets.Dataset.from_list(rows, features=features)
-
+    """Download and read the drawings, as the columns `image`, `label` (18 names) and `group` (the series)."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    return cached(folder / f"{NAME}_{VERSION}", build)
+    root = debian_files("openclipart-png", folder) / "usr/share/openclipart/png"
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name not in LEFT_OUT)
+    first: dict[bytes, dict] = {}
+    ambiguous: set[bytes] = set()
+    for label, name in enumerate(names):
+        for file in sorted((root / name).rglob("*.png")):
+            relative = file.relative_to(root)
+            if file.is_symlink() or "stars" in relative.parts:
+                continue
+            try:
+                with Image.open(file) as opened:
+                    image = square(opened, SIZE)
+            except (OSError, Image.DecompressionBombError):  # broken or huge: there are a few
+                continue
+            key = near_duplicate_key(image)
+            row = first.setdefault(key, {"image": image, "label": label, "group": series_of(relative)})
+            if row["label"] != label:
+                ambiguous.add(key)
+    rows = [row for key, row in first.items() if key not in ambiguous]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "group": datasets.Value("string")}
+    )
+    return datasets.Dataset.from_list(rows, features=features)
 
 
 def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw 8 test and at most 12 validation drawings of every class; train on a sixth of the rest, at most 160.
-
-    Args:
-        data: of `prepare`.
-        seed: of the draw.
-
-    Returns:
-        Rows for training, validation and test.
-    """
+    """Draw 8 test and at most 12 validation drawings of every class; train on a sixth of the rest, at most 160."""
     return divide(
         data["label"][:],
         data["group"][:],

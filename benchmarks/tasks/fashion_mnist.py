@@ -26,37 +26,19 @@ COUNTS = (600, 360, 216, 129, 77, 46, 28, 17, 10, 6)
 CLASSES = (*("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),)
 
 
+@cached(f"{NAME}_{VERSION}")
 def prepare(folder: Path) -> datasets.Dataset:
-    """Download and read the images.
-
-    Args:
-        folder: the cache.
-
-    Returns:
-        Columns `image`, `label` (10 names) and `is_test` (of the original test set).
-    """
-
-    def build() -> datasets.Dataset:
-        splits = load_idx(debian_files("dataset-fashion-mnist", folder) / "usr/share/datasets/fashion-mnist")
-        parts = []
-        for name, part in splits.items():
-            part = part.cast_column("label", datasets.ClassLabel(names=list(CLASSES)))
-            parts.append(part.add_column("is_test", [name == "test"] * len(part)))
-        return datasets.concatenate_datasets(parts)
-
-    return cached(folder / f"{NAME}_{VERSION}", build)
+    """Download and read the images, as the columns `image`, `label` (10 names) and `is_test` (of the original test)."""
+    splits = load_idx(debian_files("dataset-fashion-mnist", folder) / "usr/share/datasets/fashion-mnist")
+    parts = []
+    for name, part in splits.items():
+        part = part.cast_column("label", datasets.ClassLabel(names=list(CLASSES)))
+        parts.append(part.add_column("is_test", [name == "test"] * len(part)))
+    return datasets.concatenate_datasets(parts)
 
 
 def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the long tail and 30 validation images of every class from the original training images.
-
-    Args:
-        data: of `prepare`.
-        seed: of the draw.
-
-    Returns:
-        Rows for training, validation and test.
-    """
+    """Draw the long tail and 30 validation images of every class from the original training images."""
     rng = np.random.default_rng(seed)
     labels, is_test = np.asarray(data["label"][:]), np.asarray(data["is_test"][:])
     training, validation = [], []

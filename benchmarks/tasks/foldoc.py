@@ -69,51 +69,33 @@ def read_entry(entry: str) -> tuple[str, str] | None:
     return text, found[2].split(",")[0].strip().lower()
 
 
+@cached(f"{NAME}_{VERSION}")
 def prepare(folder: Path) -> datasets.Dataset:
-    """Download and read the definitions.
-
-    Args:
-        folder: the cache.
-
-    Returns:
-        Columns `text` and `label` (topics by name).
-    """
-
-    def build() -> datasets.Dataset:
-        files = debian_files("dict-foldoc", folder) / "usr/share/dictd"
-        content = gzip.decompress((files / "foldoc.dict.dz").read_bytes())
-        places = set()
-        for line in (files / "foldoc.index").read_text().splitlines():
-            _, start, length = line.split("\t")
-            places.add((number(start), number(length)))
-        entries = [
-            read_entry(content[start : start + length].decode("utf-8", "replace")) for start, length in sorted(places)
-        ]
-        rows = [row for row in entries if row and len(row[0].split()) >= 4]
-        topics = sorted({topic for _, topic in rows})
-        kept = unambiguous([text for text, _ in rows], [topics.index(topic) for _, topic in rows])
-        rows = [rows[i] for i in kept]
-        found, counts = np.unique([topic for _, topic in rows], return_counts=True)
-        names = sorted(str(name) for name, count in zip(found, counts, strict=True) if count >= SMALLEST)
-        rows = [row for row in rows if row[1] in names]
-        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-        return datasets.Dataset.from_dict(
-            {"text": [text for text, _ in rows], "label": [names.index(topic) for _, topic in rows]}, features=features
-        )
-
-    return cached(folder / f"{NAME}_{VERSION}", build)
+    """Download and read the definitions, as the columns `text` and `label` (topics by name)."""
+    files = debian_files("dict-foldoc", folder) / "usr/share/dictd"
+    content = gzip.decompress((files / "foldoc.dict.dz").read_bytes())
+    places = set()
+    for line in (files / "foldoc.index").read_text().splitlines():
+        _, start, length = line.split("\t")
+        places.add((number(start), number(length)))
+    entries = [
+        read_entry(content[start : start + length].decode("utf-8", "replace")) for start, length in sorted(places)
+    ]
+    rows = [row for row in entries if row and len(row[0].split()) >= 4]
+    topics = sorted({topic for _, topic in rows})
+    kept = unambiguous([text for text, _ in rows], [topics.index(topic) for _, topic in rows])
+    rows = [rows[i] for i in kept]
+    found, counts = np.unique([topic for _, topic in rows], return_counts=True)
+    names = sorted(str(name) for name, count in zip(found, counts, strict=True) if count >= SMALLEST)
+    rows = [row for row in rows if row[1] in names]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict(
+        {"text": [text for text, _ in rows], "label": [names.index(topic) for _, topic in rows]}, features=features
+    )
 
 
 def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw 8 test and at most 10 validation definitions of every topic; train on a seventh of the rest.
-
-    Args:
-        data: of `prepare`.
-        seed: of the draw.
-
-    Returns:
-        Rows for training, validation and test.
-    """
+    """Draw 8 test and at most 10 validation definitions of every topic; train on a seventh of the rest."""
     return divide(
         data["label"][:],
         np.arange(len(data)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+
+Build = Callable[[Path], datasets.Dataset]
 
 
 def debian_files(package: str, folder: Path) -> Path:
@@ -58,18 +61,26 @@ def pypi_files(package: str, folder: Path) -> Path:
     return target
 
 
-def cached(file: Path, build: Callable[[], datasets.Dataset]) -> datasets.Dataset:
-    """Load a dataset that was built before, or build and save it.
+def cached(name: str) -> Callable[[Build], Build]:
+    """Let a function save the dataset that it makes, and read it from the disk from then on.
 
     Args:
-        file: the folder of `save_to_disk`.
-        build: makes the dataset.
+        name: of the folder in the cache, which the function takes.
 
     Returns:
-        The dataset, read from the disk.
+        A decorator.
     """
-    if not file.exists():
-        part = file.with_suffix(".part")
-        build().save_to_disk(str(part))
-        part.rename(file)
-    return datasets.load_from_disk(str(file))
+
+    def decorate(build: Build) -> Build:
+        @functools.wraps(build)
+        def load(folder: Path) -> datasets.Dataset:
+            file = folder / name
+            if not file.exists():
+                part = file.with_suffix(".part")
+                build(folder).save_to_disk(str(part))
+                part.rename(file)
+            return datasets.load_from_disk(str(file))
+
+        return load
+
+    return decorate

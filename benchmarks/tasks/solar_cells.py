@@ -46,46 +46,28 @@ def read_line(line: str) -> tuple[str, int]:
     return file, 4 * (kind == "poly") + round(3 * float(probability))
 
 
+@cached(f"{NAME}_{VERSION}")
 def prepare(folder: Path) -> datasets.Dataset:
-    """Download and read the photos.
-
-    Args:
-        folder: the cache.
-
-    Returns:
-        Columns `image`, `label` (8 names) and `group` (the same for near-duplicates).
-    """
-
-    def build() -> datasets.Dataset:
-        root = pypi_files("elpv-dataset==1.0.0.post1", folder) / "elpv_dataset/data"
-        rows = []
-        for line in (root / "labels.csv").read_text().splitlines():
-            file, label = read_line(line)
-            with Image.open(root / file) as opened:
-                image = opened.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
-            rows.append({"image": image, "label": label, "group": near_duplicate_key(image).hex()})
-        features = datasets.Features(
-            {
-                "image": datasets.Image(),
-                "label": datasets.ClassLabel(names=list(CLASSES)),
-                "group": datasets.Value("string"),
-            }
-        )
-        return datasets.Dataset.from_list(rows, features=features)
-
-    return cached(folder / f"{NAME}_{VERSION}", build)
+    """Download and read the photos, as the columns `image`, `label` (8 names) and `group` (of near-duplicates)."""
+    root = pypi_files("elpv-dataset==1.0.0.post1", folder) / "elpv_dataset/data"
+    rows = []
+    for line in (root / "labels.csv").read_text().splitlines():
+        file, label = read_line(line)
+        with Image.open(root / file) as opened:
+            image = opened.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+        rows.append({"image": image, "label": label, "group": near_duplicate_key(image).hex()})
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=list(CLASSES)),
+            "group": datasets.Value("string"),
+        }
+    )
+    return datasets.Dataset.from_list(rows, features=features)
 
 
 def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw 30 test and at most 20 validation cells of every class; train on a quarter of the rest.
-
-    Args:
-        data: of `prepare`.
-        seed: of the draw.
-
-    Returns:
-        Rows for training, validation and test.
-    """
+    """Draw 30 test and at most 20 validation cells of every class; train on a quarter of the rest."""
     return divide(
         data["label"][:],
         data["group"][:],

@@ -56,42 +56,22 @@ def read_line(line: str) -> tuple[str, int] | None:
     return gloss.split('; "')[0].strip(), number
 
 
+@cached(f"{NAME}_{VERSION}")
 def prepare(folder: Path) -> datasets.Dataset:
-    """Download and read the glosses.
-
-    Args:
-        folder: the cache.
-
-    Returns:
-        Columns `text` and `label` (40 names).
-    """
-
-    def build() -> datasets.Dataset:
-        files = debian_files("wordnet-base", folder) / "usr/share/wordnet"
-        lines = [line for name in ("data.noun", "data.verb") for line in (files / name).read_text().splitlines()]
-        rows = [row for row in map(read_line, lines) if row and row[0]]
-        texts, labels = [text for text, _ in rows], [label for _, label in rows]
-        kept = unambiguous(texts, labels)
-        features = datasets.Features(
-            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(CLASSES))}
-        )
-        return datasets.Dataset.from_dict(
-            {"text": [texts[i] for i in kept], "label": [labels[i] for i in kept]}, features=features
-        )
-
-    return cached(folder / f"{NAME}_{VERSION}", build)
+    """Download and read the glosses, as the columns `text` and `label` (40 names)."""
+    files = debian_files("wordnet-base", folder) / "usr/share/wordnet"
+    lines = [line for name in ("data.noun", "data.verb") for line in (files / name).read_text().splitlines()]
+    rows = [row for row in map(read_line, lines) if row and row[0]]
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    kept = unambiguous(texts, labels)
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(CLASSES))})
+    return datasets.Dataset.from_dict(
+        {"text": [texts[i] for i in kept], "label": [labels[i] for i in kept]}, features=features
+    )
 
 
 def split(data: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw 20 test and at most 15 validation glosses of every class, and thin the rest to a long tail.
-
-    Args:
-        data: of `prepare`.
-        seed: of the draw.
-
-    Returns:
-        Rows for training, validation and test.
-    """
+    """Draw 20 test and at most 15 validation glosses of every class, and thin the rest to a long tail."""
     labels = np.asarray(data["label"][:])
     natural = np.bincount(labels)
     wanted = np.maximum(natural // 120, 3)

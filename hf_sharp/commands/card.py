@@ -23,9 +23,10 @@ def main(argv: list[str]) -> None:
     """
     parser = Flags(
         prog="hf-sharp card",
+        usage="hf-sharp card FOLDER [options]",
         description="Write README.md for a model's folder; all figures come from its all_results.json.",
     )
-    parser.add_argument("folder", help="the folder with config.json and all_results.json")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder with config.json and all_results.json")
     parser.add_argument("--licence", "--license", help="a licence identifier of the Hub, such as apache-2.0")
     parser.add_argument("--language", nargs="+", help="ISO 639 codes, such as en")
     parser.add_argument("--tags", nargs="+", default=[], help="more tags")

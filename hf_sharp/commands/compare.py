@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
+from hf_sharp.recipe.adapters import AdapterArguments
+from hf_sharp.recipe.arguments import ModelArguments
 from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
@@ -24,8 +27,8 @@ from hf_sharp.reports.pairs import Paired, paired
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS, write_json
 
-# Options that a pass through the model depends on: passes with others do not cost the same.
-_OF_A_PASS = ("model_name_or_path", "model_config", "peft", "peft_rank", "peft_targets", "max_length")
+# Passes through another model, or over longer texts, do not cost the same.
+_OF_A_PASS = {item.name for group in (ModelArguments, AdapterArguments) for item in fields(group)} | {"max_length"}
 METRICS = {
     "accuracy": "accuracy",
     "balanced accuracy": "balanced_accuracy",
@@ -106,11 +109,11 @@ def main(argv: list[str]) -> None:
         description="Train two configs with the same seeds, and compare them in pairs. Finished runs are not trained "
         "again. Further flags are passed to both trainings.",
     )
-    parser.add_argument("config_a", help="a YAML file of options")
-    parser.add_argument("config_b", help="another one")
+    parser.add_argument("config_a", metavar="CONFIG_A", help="a YAML file of options")
+    parser.add_argument("config_b", metavar="CONFIG_B", help="another one")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, counted from 0 (default: 3)")
     parser.add_argument("--output_dir", "--output", help="a folder (default: outputs/compare/A_B)")
-    parser.add_argument("--accelerate", default="single_gpu", help="as for hf-sharp train")
+    parser.add_argument("--accelerate", default="single_gpu", help="as for hf-sharp train (default: single_gpu)")
     arguments, flags = parser.parse_known_args(argv)
     configs = (arguments.config_a, arguments.config_b)
     names = (Path(configs[0]).stem, Path(configs[1]).stem)

@@ -26,8 +26,12 @@ SHOWN = 30
 
 
 def _flags() -> Flags:
-    parser = Flags(prog="hf-sharp counts", description="Count the examples of every class in a dataset.")
-    parser.add_argument("dataset", help="the dataset: as --dataset of the recipes")
+    parser = Flags(
+        prog="hf-sharp counts",
+        usage="hf-sharp counts DATASET [options]",
+        description="Count the examples of every class in a dataset.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="the dataset: as --dataset of the recipes")
     parser.add_argument("--dataset_config", help="configuration of a dataset on the Hub")
     parser.add_argument("--split_lists", nargs="+", default=[], help="split=file: lists of `path label` lines")
     parser.add_argument(

@@ -104,12 +104,14 @@ def main(argv: list[str]) -> None:
     parser = Flags(
         prog="hf-sharp train",
         usage="hf-sharp train [CONFIG] [options]",
-        description="Train from a YAML config, from flags, or from both. Every option of the recipes is a flag that "
-        "overrides the config: --rho 0.1, --compare_with baseline, --resume_from_checkpoint true, ... `python -m "
-        "hf_sharp.recipe --help` lists them, those of hf_sharp last.",
+        description="Train from CONFIG, a YAML file of options, from flags, or from both. Every option of the "
+        "recipes is a flag that overrides the config: --rho 0.1, --compare_with baseline, "
+        "--resume_from_checkpoint true, ... `python -m hf_sharp.recipe --help` lists them, those of hf_sharp last.",
     )
     parser.add_argument(
-        "--accelerate", default="single_gpu", help="An accelerate config: single_gpu, ddp, fsdp2, multi_node or a file."
+        "--accelerate",
+        default="single_gpu",
+        help="an accelerate config: single_gpu, ddp, fsdp2, multi_node or a file (default: single_gpu)",
     )
     # Only the first word is a config: words after flags are their values.
     config = argv[0] if argv and not argv[0].startswith("-") else None

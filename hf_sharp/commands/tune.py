@@ -30,7 +30,7 @@ def _parser() -> Flags:
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="a YAML file of options, as for hf-sharp train")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file of options, as for hf-sharp train")
     parser.add_argument(
         "--budget", required=True, help="a number of runs or a time: 20runs, 90m, 2h; earlier runs count"
     )

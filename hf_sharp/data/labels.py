@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
 
 IGNORED_LABEL = -100
@@ -78,10 +79,9 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
     """
     if isinstance(label, str):
         if not label2id or label not in label2id:
-            known = ", ".join(map(repr, list(label2id)[:8])) if label2id else "none"
             raise ValueError(
                 f"column {label_column!r} holds the class name {label!r}, which the model does not know (it knows: "
-                f"{known}{', ...' if label2id and len(label2id) > 8 else ''}). Set label2id and id2label in the "
+                f"{shown(list(label2id or ())) or 'none'}). Set label2id and id2label in the "
                 "model's config, or encode the column with `dataset.class_encode_column(...)`."
             )
         return label2id[label]

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from hf_sharp.data.labels import find_label_column, read_labels
+from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ def long_tail(
     Reference:
         Cui et al., "Class-Balanced Loss", arXiv 1901.05555, section 5.1 (long-tailed CIFAR).
     """
-    if order not in ORDERS:
-        raise ValueError(f"unknown order {order!r}; the orders are {', '.join(ORDERS)}.")
+    check_name("order", order, ORDERS)
     label_column = find_label_column(dataset, label_column)
     labels = read_labels(dataset, label_column)
     if len(labels) == 0:
@@ -123,8 +123,7 @@ def long_tail(
 
 
 def _tail(num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; the profiles are {', '.join(PROFILES)}.")
+    check_name("profile", profile, PROFILES)
     if num_classes < 2:
         raise ValueError(f"a long tail needs at least 2 classes, got {num_classes}.")
     if not (np.isfinite(imbalance_factor) and imbalance_factor >= 1):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -98,7 +99,7 @@ def _sizes(pictures: datasets.Dataset) -> np.ndarray:
         rows = pictures._indices.column(0).to_numpy()
         lengths, paths = lengths[rows], paths[rows]
     for row in np.flatnonzero(lengths < 0):
-        if paths[row] and os.path.isfile(paths[row]):
+        with suppress(OSError, TypeError):  # no path, or none of this machine
             lengths[row] = os.path.getsize(paths[row])
     return lengths
 

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from hf_sharp.registry import Choice, Citation
+from hf_sharp.registry.nearest import check_name
 
 # The exponent q at the start and at the end of training; in between, the two distributions are mixed.
 SAMPLERS: dict[str, tuple[float, float]] = {
@@ -67,8 +68,7 @@ def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0
         Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", arXiv 1910.09217,
         equations 1 and 2. In the paper t changes once per epoch; here it changes with every example.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; the samplers are {', '.join(SAMPLERS)}.")
+    check_name("sampler", name, SAMPLERS)
     counts = np.asarray(class_counts, dtype=np.float64)
     start, end = (np.where(counts > 0, counts**q, 0.0) for q in SAMPLERS[name])
     return (1 - progress) * start / start.sum() + progress * end / end.sum()

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.labels import arrow_column, find_label_column, read_labels
 
@@ -90,9 +91,8 @@ def split_validation(
     if without:
         feature = dataset.features[label_column]
         absent = feature.int2str(without) if isinstance(feature, datasets.ClassLabel) else without
-        shown = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
-        logger.warning("%s too small for a %s example: %s.", classes_are, part, shown)
+        logger.warning("%s too small for a %s example: %s.", classes_are, part, shown(absent))
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 
 

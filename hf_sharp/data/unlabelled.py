@@ -35,8 +35,8 @@ def load_unlabelled(
     if path.is_file() and path.suffix.lower() == ".txt":
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         return _column(datasets.Dataset.from_dict({"text": [line for line in lines if line]}), column, name)
-    if path.is_dir() and (files := _pictures(path)):
-        rows = datasets.Dataset.from_dict({"image": files})
+    if path.is_dir() and not _is_dataset(path) and (files := picture_files(path)):
+        rows = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
         return _column(rows.cast_column("image", datasets.Image()), column, name)
     splits = load(name, config, separator)
     if split is None and len(splits) > 1:
@@ -47,17 +47,18 @@ def load_unlabelled(
     return _column(splits[chosen], column, name)
 
 
-def _pictures(folder: Path) -> list[str]:
-    if is_idx_folder(folder) or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return []
-    endings = set(Image.registered_extensions())
-    found = (Path(above) / file for above, _, files in os.walk(folder) for file in files)
-    shown = (file for file in found if not any(is_hidden(part) for part in file.relative_to(folder).parts))
-    return sorted(str(file) for file in shown if file.suffix.lower() in endings)
+def _is_dataset(folder: Path) -> bool:
+    return is_idx_folder(folder) or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
-def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is not the user's own: `._photo.png` and `__MACOSX` come from copies by a Mac."""
+def picture_files(folder: Path) -> list[Path]:
+    """List the pictures in a folder and below it, by name, but for hidden ones and those that a Mac adds to copies."""
+    found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
+    pictures = (file for file in found if file.suffix.lower() in Image.registered_extensions())
+    return sorted(file for file in pictures if not any(map(_is_hidden, file.relative_to(folder).parts)))
+
+
+def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -36,8 +36,8 @@ _RATES = {
     "affine": {"learning_rate": (1.0, 0.1)},
     "lora": {"learning_rate": (0.5, 0.05), "map_learning_rate": (1.0, 0.1)},
 }
-# How many tasks are adapted side by side; this bounds the memory, however many episodes there are.
 _TINY = 1e-12
+# How many tasks are adapted side by side; this bounds the memory, however many episodes there are.
 _WINDOW = 64
 _BATCH_NUMBERS = 4_000_000
 

@@ -10,6 +10,7 @@ from typing import Any
 from hf_sharp.few_shot.adaptation import ADAPTATIONS
 from hf_sharp.few_shot.fusion import FUSIONS
 from hf_sharp.few_shot.image_domains import DOMAINS
+from hf_sharp.registry.nearest import check_name
 
 
 @dataclass
@@ -106,10 +107,9 @@ class FewShotArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.adaptations if name not in ADAPTATIONS]:
-            raise ValueError(f"unknown adaptation {unknown[0]!r}; the adaptations are {', '.join(ADAPTATIONS)}.")
-        if self.parc_on not in ("episode", "domain"):
-            raise ValueError(f"unknown parc_on={self.parc_on!r}; expected 'episode' or 'domain'.")
+        for name in self.adaptations:
+            check_name("adaptation", name, ADAPTATIONS)
+        check_name("parc_on", self.parc_on, ("episode", "domain"))
         if self.parc_on == "episode" and self.shots == 1:
             raise ValueError("PARC has no score for 1-shot episodes. Add --parc_on domain, or choose more shots.")
         if self.train_steps == 0 and not self.pretrained:

@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTraine
 
 from hf_sharp.few_shot.domain import PREPARED_COLUMNS, Domain
 from hf_sharp.model.head import evaluation_mode
+from hf_sharp.registry.nearest import check_name
 
 FEATURES = ("pooled", "class_token", "mean")
 _CLASS_TOKENS = ("cls_token", "class_embedding")
@@ -46,8 +47,8 @@ class Backbone:
         pooler_is_trained: bool = True,
         name: str = "the model",
     ) -> None:
-        if features not in (None, *FEATURES):
-            raise ValueError(f"unknown features {features!r}; expected one of {', '.join(FEATURES)}.")
+        if features is not None:
+            check_name("features", features, FEATURES)
         if features == "pooled" and not pooler_is_trained:
             raise ValueError(
                 f"{name} has no trained pooler: the checkpoint lacks its weights, and random weights make no useful "

@@ -21,6 +21,7 @@ from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded, published_rates
 from hf_sharp.few_shot.backbone import embed, load_backbone
 from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Episode, EpisodeSampler, Task
+from hf_sharp.registry.nearest import check_name
 
 NORMAL_95 = 1.96
 
@@ -127,8 +128,7 @@ def evaluate(
         >>> print(f"{result.accuracy:.1%} ± {result.interval:.1%}")  # doctest: +SKIP
         87.3% ± 0.4%
     """
-    if adaptation not in ADAPTATIONS:
-        raise ValueError(f"unknown adaptation {adaptation!r}; the adaptations are {', '.join(ADAPTATIONS)}.")
+    check_name("adaptation", adaptation, ADAPTATIONS)
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}.")
     sampler = EpisodeSampler(domain.labels, ways, shots, queries, seed)
@@ -236,8 +236,7 @@ def classify(
         >>> classify("outputs/sam", make_domain(a_few_images, "mine"), many_images)  # doctest: +SKIP
         ['cat', 'cat', 'emu']
     """
-    if adaptation not in ADAPTATIONS:
-        raise ValueError(f"unknown adaptation {adaptation!r}; the adaptations are {', '.join(ADAPTATIONS)}.")
+    check_name("adaptation", adaptation, ADAPTATIONS)
     if support.column not in query.column_names:
         raise ValueError(f"the queries have no column {support.column!r}; they have {', '.join(query.column_names)}.")
     classes, support_labels = np.unique(support.labels, return_inverse=True)

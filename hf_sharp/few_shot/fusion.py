@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hf_sharp.registry.nearest import check_name
+
 FUSIONS = ("per_domain", "joint")
 Candidates = dict[str, dict[str, tuple[str, ...]]]
 
@@ -91,8 +93,8 @@ def plan_backbones(
     Reference:
         Li et al., "Flatness Improves Backbone Generalisation in Few-shot Classification", arXiv 2404.07696.
     """
-    if unknown := [kind for kind in fusion if kind not in FUSIONS]:
-        raise ValueError(f"unknown fusion {unknown[0]!r}; expected any of {', '.join(FUSIONS)}.")
+    for kind in fusion:
+        check_name("fusion", kind, FUSIONS)
     if source is not None and source not in sizes:
         raise ValueError(f"source={source!r} is not one of the domains: {', '.join(sizes)}.")
     plan = Plan()

@@ -49,15 +49,7 @@ class GeometryCallback(TrainerCallback):
             logger.warning("No distance to a predicted geometry: %s", error)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measure and log.
-
-        Args:
-            args: the training arguments.
-            state: the trainer's state.
-            control: the trainer's control.
-            model: the model.
-            **kwargs: ignored.
-        """
+        """Measure and log."""
         # On every process, because a sharded model needs all of them for a forward pass.
         frequencies, trainer = self.trainer.class_frequencies, self.trainer
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "geometry")

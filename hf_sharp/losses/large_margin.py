@@ -26,6 +26,7 @@ from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
 from hf_sharp.losses.registry import LOSSES
 from hf_sharp.registry import Citation
+from hf_sharp.registry.nearest import check_name
 
 AGGREGATIONS = ("max", "mean")
 
@@ -119,8 +120,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
                 raise ValueError(f"{name} must be >= 0, got {value}.")
         if lm_momentum >= 1:
             raise ValueError(f"lm_momentum must be below 1, or centroids never move; got {lm_momentum}.")
-        if lm_aggregation not in AGGREGATIONS:
-            raise ValueError(f"unknown lm_aggregation {lm_aggregation!r}; expected one of {', '.join(AGGREGATIONS)}.")
+        check_name("lm_aggregation", lm_aggregation, AGGREGATIONS)
         if lm_frequency_margins and class_counts is None:
             raise ValueError("lm_frequency_margins needs class_counts.")
         self.options |= {"lm_aggregation": lm_aggregation, "lm_frequency_margins": lm_frequency_margins}

@@ -98,15 +98,7 @@ class CosineHeadCallback(TrainerCallback):
     """
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Project the rows.
-
-        Args:
-            args: the training arguments.
-            state: the trainer's state.
-            control: the trainer's control.
-            model: the model.
-            **kwargs: ignored.
-        """
+        """Project the rows."""
         for module in model.modules():
             if isinstance(module, CosineHead):
                 module.project()

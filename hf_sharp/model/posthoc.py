@@ -218,8 +218,7 @@ def choose_strength(
 def _checked(
     model: nn.Module, class_counts: Any, method: str, options: Mapping[str, Any], strength: float
 ) -> tuple[Tensor, dict[str, Any]]:
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}.")
+    check_name("method", method, METHODS)
     accepted = list(inspect.signature(METHODS[method]).parameters)[3:]
     if unknown := sorted(set(options) - set(accepted)):
         raise ValueError(

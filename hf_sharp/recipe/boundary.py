@@ -49,6 +49,15 @@ def stage(failed: str, hint: str = "") -> Iterator[None]:
         raise UserError(f"{failed}: {_in_short(error)}{' ' if hint else ''}{hint}") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raise a ValueError for an output folder that cannot be created or written to."""
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"the output folder {str(folder)!r} cannot be created: {str(above)!r} is not a folder to write to."
+        )
+
+
 def discard_if_interrupted(folder: Path) -> None:
     """Let Ctrl-C remove what the running command has written into a new folder, so that it saves nothing half."""
     _new_folders[folder] = folder.exists()

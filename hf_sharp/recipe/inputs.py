@@ -18,7 +18,7 @@ from hf_sharp.data.files import column_names
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.data.local_names import near_here
-from hf_sharp.data.unlabelled import is_hidden
+from hf_sharp.data.unlabelled import picture_files
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.reports.figures import quantity
 
@@ -231,12 +231,9 @@ def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
 
 def _pictures(path: Path) -> list[tuple[str, Path]]:
     """List a picture, or the pictures in a folder and below it, by name."""
-    endings = set(Image.registered_extensions())
     if path.is_file():
-        return [(path.name, path)] if path.suffix.lower() in endings else []
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings) if path.is_dir() else []
-    named = [(file.relative_to(path), file) for file in files]
-    return [(name.as_posix(), file) for name, file in named if not any(is_hidden(part) for part in name.parts)]
+        return [(path.name, path)] if path.suffix.lower() in Image.registered_extensions() else []
+    return [(file.relative_to(path).as_posix(), file) for file in picture_files(path)] if path.is_dir() else []
 
 
 def _as_text(value: Any) -> str:

@@ -105,7 +105,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Shows defaults, keeps the lines of description and example, and spells every flag one way."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        # A command looks at the data of the training, where none are named.
+        return action.help if action.default is None or action.dest == "dataset" else super()._get_help_string(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -146,11 +147,16 @@ def command_parser(
         allow_abbrev=False,
         formatter_class=Help,
     )
-    parser.add_argument("model", help="The model: a folder, or a name on the Hub.")
+    parser.add_argument("model", metavar="MODEL", help="The model: a folder, or a name on the Hub.")
     if data is None:
-        parser.add_argument("data", metavar="DATASET", nargs="?", help="The data; the same as --dataset.")
+        same = "The data; the same as --dataset. Default: those of the training, with its options."
+        parser.add_argument("data", metavar="DATASET", nargs="?", help=same)
     else:
         parser.add_argument("data", metavar="DATA", help=data)
+    flags = [action for action in parser._actions if action.option_strings and action.required]
+    required = [f"{action.option_strings[0]} {action.dest.upper()}" for action in flags]
+    words = ("MODEL", "[DATASET]" if data is None else "DATA", *required, "[options]")
+    parser.usage = f"hf-sharp {name} {' '.join(words)}"
     return parser
 
 

@@ -16,6 +16,7 @@ from accelerate.state import PartialState
 from transformers import TrainingArguments
 
 from hf_sharp.losses import LOSSES
+from hf_sharp.recipe.boundary import check_writable
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.reports.results import RESULTS, options_of
 from hf_sharp.sharpness import METHODS
@@ -24,8 +25,8 @@ from hf_sharp.training_args import SharpTrainingArguments, unused_options
 logger = logging.getLogger(__name__)
 
 # Options that may differ between a finished run and the same run now.
-_INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
-_INCIDENTAL |= {"hub_token", "push_to_hub", "check_data", "check_only"}
+INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
+INCIDENTAL |= {"hub_token", "push_to_hub", "check_data", "check_only"}
 _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
@@ -99,7 +100,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
             args.push_to_hub, args.hub_model_id = False, None
         elif args.push_to_hub and args.hub_model_id is None:
             args.hub_model_id = Path(str(main.output_dir)).name
-        options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in _INCIDENTAL}
+        options = {k: v for k, v in (parser.values | change).items() if v is not None and k not in INCIDENTAL}
         runs.append(Run(run, args, options, overwrite))
     if len(runs) > 1 and resumes(main) not in (False, True):
         raise ValueError(
@@ -147,11 +148,7 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
         raise ValueError(_not_empty(Path(output_dir)))
     for run in runs:
         folder = run.folder
-        above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ValueError(
-                f"the output folder {str(folder)!r} cannot be created: {str(above)!r} is no folder to write to."
-            )
+        check_writable(folder)
         if overwrite:
             run.args.resume_from_checkpoint = None
             continue
@@ -197,7 +194,7 @@ def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True)
         whole: whether these are all options, including those that the recipe adds itself.
     """
     done = options_of(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))
-    asked = {name: value for name, value in options.items() if value is not None and name not in _INCIDENTAL}
+    asked = {name: value for name, value in options.items() if value is not None and name not in INCIDENTAL}
     names = done.keys() | asked.keys() if whole else asked.keys()
     differ = sorted(name for name in names if done.get(name) != asked.get(name))
     if differ:

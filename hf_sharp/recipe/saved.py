@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.arguments import TRUST
-from hf_sharp.recipe.boundary import discard_if_interrupted
+from hf_sharp.recipe.boundary import check_writable, discard_if_interrupted
 from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
 from hf_sharp.recipe.models import class_for, loading
 from hf_sharp.recipe.recorded import recorded, set_flags, take_over
@@ -105,9 +104,7 @@ def new_folder(path: str) -> Path:
         raise ValueError(f"the output folder {path!r} is a file. Choose another --output_dir.")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"the output folder {path!r} is not empty. Choose another --output_dir.")
-    parent = next(above for above in (folder, *folder.absolute().parents) if above.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"the output folder {path!r} cannot be created: {str(parent)!r} is not a folder to write to.")
+    check_writable(folder)
     discard_if_interrupted(folder)
     return folder
 

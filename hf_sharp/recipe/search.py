@@ -143,7 +143,7 @@ class Search:
         examples = len(self.runner.ready.splits["validation"])
         said = paragraph(runs, examples, free)
         chosen = best["options"]
-        options = {**values, **chosen, **without_effect(values, chosen)}
+        options = {**values, **chosen, **without_effect(values, chosen), "hub_token": None}  # files are passed on
         write_config(folder / "best.yaml", options, chosen, runs, said)
         lines = {TAU: {float(tau): score for tau, score in free["scores"].items()}} if free else None
         title = f"{values.get('dataset', 'digits')}, {examples:,} validation examples"

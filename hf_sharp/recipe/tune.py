@@ -18,6 +18,7 @@ from typing import Any
 from hf_sharp.recipe.budget import read_budget
 from hf_sharp.recipe.flags import check_names
 from hf_sharp.recipe.parser import RecipeParser
+from hf_sharp.recipe.planned import INCIDENTAL
 from hf_sharp.recipe.search import Search
 from hf_sharp.recipe.search_space import SEARCHED, SearchSpace
 from hf_sharp.recipe.training import prepare_training, train_classifier
@@ -88,7 +89,10 @@ def tune(
     result = going.finish()
     if retrain:
         words = ["--config", str(folder / "best.yaml"), "--output_dir", str(folder / "model")]
-        train_classifier([*words, "--resume_from_checkpoint", "true"], recipe)
+        words += ["--resume_from_checkpoint", "true"]
+        if token := parser.values.get("hub_token"):  # which no file holds
+            words += ["--hub_token", token]
+        train_classifier(words, recipe)
     return result
 
 
@@ -116,8 +120,7 @@ def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
     study = optuna.create_study(study_name="tune", direction="maximize", storage=storage, load_if_exists=True)
-    ignored = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm")
-    values = {name: value for name, value in parser.values.items() if name not in ignored and value is not None}
+    values = {name: value for name, value in parser.values.items() if name not in INCIDENTAL and value is not None}
     settings = {"search": list(space.search), "seed": seed, "options": json.loads(json.dumps(values, default=str))}
     known = study.user_attrs.get("settings")
     if known is not None and known != settings:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_sharp.registry.nearest import check_name
 from hf_sharp.sharpness.ascent import gradient_to_perturbation, inner_product
 
 # The weight of rho against rho_end at a point of training.
@@ -65,8 +66,7 @@ def scheduled_rho(
         >>> [scheduled_rho(0.05, "step", t, rho_steps={0.5: 0.1, 0.8: 0.5}) for t in (0.2, 0.5, 0.9)]
         [0.05, 0.1, 0.5]
     """
-    if schedule not in RHO_SCHEDULES:
-        raise ValueError(f"unknown rho_schedule {schedule!r}; the schedules are {', '.join(RHO_SCHEDULES)}.")
+    check_name("rho_schedule", schedule, RHO_SCHEDULES)
     progress = min(max(progress, 0.0), 1.0)
     begun = [start for start in rho_steps or () if progress >= start]
     if begun and rho_steps:

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from hf_sharp.data.checking import check_transform
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.class_names import match_names, real_names
+from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset, declared_classes
 from hf_sharp.data.labels import find_label_column, no_label_column, read_labels
 from hf_sharp.data.split import split_validation
@@ -311,10 +311,8 @@ def check_labels(
         read_labels(dataset, label_column, num_classes=frequencies.num_classes, label2id=label2id)
     absent = np.flatnonzero(frequencies.counts == 0)
     if len(absent):
-        names = ", ".join(repr(frequencies.name(index)) for index in absent[:10])
-        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
         noun = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
-        logger.warning("%s no training examples: %s%s.", noun, names, more)
+        logger.warning("%s no training examples: %s.", noun, shown([*map(frequencies.name, absent.tolist())]))
 
 
 def _names(config: Any, num_classes: int) -> tuple[str, ...] | None:

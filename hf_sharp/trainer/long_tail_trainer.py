@@ -139,14 +139,7 @@ class LongTailTrainer(SavingTrainer):
         self._remember(options, loss=self.class_loss if self.class_loss.state_dict() else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a new model as `Trainer` does, and rebuild the method, whose options a trial may have changed.
-
-        Args:
-            trial: the trial of a hyperparameter search, or None.
-
-        Returns:
-            The model.
-        """
+        """Make a new model as `Trainer` does, and rebuild the method, whose options a trial may have changed."""
         model = super().call_model_init(trial)
         if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
             self.classes.name_model(getattr(model, "config", None))

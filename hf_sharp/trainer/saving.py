@@ -223,12 +223,7 @@ class SavingTrainer(Trainer):
         check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Save as `Trainer` does; of an absolute path, `training_args.bin` has the last part only.
-
-        Args:
-            *args: as for `Trainer`.
-            **kwargs: as for `Trainer`.
-        """
+        """Save as `Trainer` does; of an absolute path, `training_args.bin` has the last part only."""
         with self._arguments_without_paths():
             super().save_model(*args, **kwargs)
         if self.is_world_process_zero():
@@ -256,13 +251,7 @@ class SavingTrainer(Trainer):
             values.pop(SAVED_AS, None)  # a save that pushes saves again
 
     def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts.
-
-        Args:
-            token: as for `Trainer`.
-            *args: as for `Trainer`: `private`, in newer versions.
-            **kwargs: as for `Trainer`.
-        """
+        """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts."""
         super().init_hf_repo(token, *args, **kwargs)
         if self.is_world_process_zero():
             self._make_branch(self.args.hub_revision, token)
@@ -276,18 +265,9 @@ class SavingTrainer(Trainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Push as `Trainer` does. An error says where the model is saved, and how to push it again.
+        """Push as `Trainer` does; a branch `revision` that does not exist is created.
 
-        Args:
-            commit_message: as for `Trainer`.
-            blocking: as for `Trainer`.
-            token: as for `Trainer`.
-            revision: the branch; created if it does not exist.
-            *args: as for `Trainer`: `private`, in newer versions.
-            **kwargs: as for `Trainer`.
-
-        Returns:
-            As `Trainer`.
+        An error says where the model is saved, and how to push it again.
         """
         self._pushes = True
         try:

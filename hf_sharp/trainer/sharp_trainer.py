@@ -156,15 +156,7 @@ class SharpTrainer(LongTailTrainer):
         return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch the micro-batches of an accumulation window, as `Trainer` does.
-
-        Args:
-            *args: as for `Trainer`.
-            **kwargs: as for `Trainer`.
-
-        Returns:
-            The micro-batches, and how many examples they have on all processes.
-        """
+        """Fetch the micro-batches of an accumulation window, as `Trainer` does."""
         self.engine.begin_window()
         return super().get_batch_samples(*args, **kwargs)
 
@@ -183,12 +175,9 @@ class SharpTrainer(LongTailTrainer):
         """Make the training dataloader, with `train_transform`.
 
         Where some classes are not perturbed, batches carry their labels on the host.
-
-        Returns:
-            The dataloader.
         """
         # A dispatched batch is put together from tensors of several batches, which cannot carry anything else.
-        dispatched = isinstance(self.train_dataset, preflight.STREAMS) or (self.accelerator.dispatch_batches)
+        dispatched = isinstance(self.train_dataset, preflight.STREAMS) or self.accelerator.dispatch_batches
         collator, data = self.data_collator, self.train_dataset
         if self.train_transform is not None:
             self.train_dataset = cast(datasets.Dataset, data).with_transform(self.train_transform)
@@ -200,28 +189,12 @@ class SharpTrainer(LongTailTrainer):
             self.data_collator, self.train_dataset = cast(Callable, collator), data
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Make the evaluation dataloader; `dataloader_drop_last` leaves out training examples only.
-
-        Args:
-            *args: as for `Trainer`.
-            **kwargs: as for `Trainer`.
-
-        Returns:
-            The dataloader.
-        """
+        """Make the evaluation dataloader; `dataloader_drop_last` leaves out training examples only."""
         with self._all_examples():
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Make the dataloader of a prediction; `dataloader_drop_last` leaves out training examples only.
-
-        Args:
-            *args: as for `Trainer`.
-            **kwargs: as for `Trainer`.
-
-        Returns:
-            The dataloader.
-        """
+        """Make the dataloader of a prediction; `dataloader_drop_last` leaves out training examples only."""
         with self._all_examples():
             return super().get_test_dataloader(*args, **kwargs)
 

@@ -23,6 +23,10 @@ class TrainingRecord(TrainerCallback, ExportableState):
     Args:
         device: where the losses are.
 
+    Attributes:
+        forward: examples that passed forward through the model, since training began or was resumed.
+        backward: the same of backward passes.
+
     Example:
         >>> record = TrainingRecord("cpu")
         >>> record.add(torch.tensor(2.0)), record.add(torch.tensor(float("nan")))
@@ -51,7 +55,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
         self._seconds, self._loss = float(attributes.get("seconds", 0)), float(attributes.get("loss", 0))
         self._first_step, self._started = step, time.time()
         self._sums, self._seen = torch.zeros(2, device=self._device), 0
-        self._examples = self._forward = self._backward = 0
+        self._examples = self.forward = self.backward = 0
 
     def state(self) -> dict[str, Any]:
         """Return what is written: the seconds and the sum of losses so far.
@@ -76,11 +80,11 @@ class TrainingRecord(TrainerCallback, ExportableState):
         A pass without a gradient is none of training, and does not count.
         """
         if logits.requires_grad:
-            self._forward += len(logits)
+            self.forward += len(logits)
             logits.register_hook(self._count_backward)
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self._backward += len(gradient)
+        self.backward += len(gradient)
 
     @property
     def passes(self) -> float:
@@ -88,7 +92,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
 
         (forward + 2 backward) / 3, in examples that pass through the model per example that training was given.
         """
-        return (self._forward + 2 * self._backward) / (3 * max(self._examples, 1))
+        return (self.forward + 2 * self.backward) / (3 * max(self._examples, 1))
 
     def pop(self, over_processes: Callable[[Tensor], Tensor], processes: int) -> tuple[int, int]:
         """Return how many losses since the last call were not finite, and how many there were; read from the device.

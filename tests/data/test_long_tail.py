@@ -71,8 +71,8 @@ def test_the_digits_are_split_by_class():
         ({"imbalance_factor": 0.5}, "imbalance_factor must be a finite number >= 1, got 0.5"),
         ({"imbalance_factor": float("nan")}, "imbalance_factor must be a finite number"),
         ({"imbalance_factor": 600}, "leaves the rarest class without examples.*at most 500"),
-        ({"profile": "linear"}, "unknown profile 'linear'; the profiles are exponential, step"),
-        ({"order": "alphabet"}, "unknown order 'alphabet'; the orders are label, frequency, shuffled"),
+        ({"profile": "linear"}, "unknown profile 'linear'; expected one of exponential, step"),
+        ({"order": "alphabet"}, "unknown order 'alphabet'; expected one of label, frequency, shuffled"),
         ({"label_column": "class"}, "no label column 'class'"),
     ],
 )

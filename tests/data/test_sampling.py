@@ -53,7 +53,7 @@ def test_a_class_without_examples_is_never_drawn():
 
 
 def test_an_unknown_sampler_lists_the_samplers():
-    with pytest.raises(ValueError, match="unknown sampler 'balanced'; the samplers are instance, square_root, class_b"):
+    with pytest.raises(ValueError, match="unknown sampler 'balanced'; expected one of instance, square_root, class_b"):
         ClassSampler(LABELS, "balanced")
 
 

@@ -145,7 +145,7 @@ def test_adaptations_are_given_no_answers(known, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"adaptation": "magic"}, "unknown adaptation 'magic'; the adaptations are prototype, linear, affine"),
+        ({"adaptation": "magic"}, "unknown adaptation 'magic'; expected one of prototype, linear, affine"),
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"ways": 13}, "an episode needs 13 classes"),
         ({"shots": 40}, "at least 41 examples each"),

@@ -136,7 +136,7 @@ def test_a_correction_of_strength_0_is_none_and_another_may_follow():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "magic"}, "unknown method 'magic'; the methods are logit_adjustment, tau_norm"),
+        ({"method": "magic"}, "unknown method 'magic'; expected one of logit_adjustment, tau_norm"),
         ({"tau": 1.0}, "'logit_adjustment' does not take tau; it takes strength"),
         ({"strength": -1.0}, "strength must be a finite number >= 0, got -1.0"),
         ({"head": "nope"}, "head='nope' is not a linear layer"),

@@ -238,11 +238,11 @@ def test_what_cannot_be_run_is_refused(main, tmp_path, monkeypatch):
         main([*out, "--domains", "emoji"])
     with pytest.raises(ValueError, match="two domains are called 'digits'"):
         main([*out, "--domains", "digits", "digits"])
-    with pytest.raises(ValueError, match="unknown fusion 'all'; expected any of per_domain, joint"):
+    with pytest.raises(ValueError, match="unknown fusion 'all'; expected one of per_domain, joint"):
         main([*out, "--domains", "digits", "--fusion", "all"])
     with pytest.raises(ValueError, match="source='emoji' is not one of the domains: digits"):
         main([*out, "--domains", "digits", "--source", "emoji"])
-    with pytest.raises(ValueError, match="unknown parc_on='class'"):
+    with pytest.raises(ValueError, match="unknown parc_on 'class'"):
         main([*out, "--parc_on", "class"])
     with pytest.raises(ValueError, match=r"PARC has no score for 1-shot episodes\. Add --parc_on domain"):
         main([*out, "--shots", "1"])

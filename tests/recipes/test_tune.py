@@ -99,6 +99,15 @@ def test_one_seed_chooses_the_same_also_after_interruptions(config, tmp_path, mo
     assert of(other)[5:] != of(whole)[5:6]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_no_file_of_a_search_holds_the_access_token(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "train", pretend)
+    hf_sharp.tune(config, "2runs", output_dir=tmp_path / "search", flags=["--hub_token", "hf_notforothers"])
+    files = [file for file in (tmp_path / "search").rglob("*") if file.is_file()]
+    assert len(files) >= 3
+    assert not [file for file in files if b"hf_notforothers" in file.read_bytes()]
+
+
 def test_a_search_of_a_version_that_did_not_count_passes_goes_on(config, tmp_path, monkeypatch, capsys):
     def uncounted(self, change, goes_on, correct=False):
         outcome = pretend(self, change, goes_on, correct)

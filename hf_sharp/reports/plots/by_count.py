@@ -50,7 +50,7 @@ def plot_recall_by_count(
         _shade_groups(axes, first, low, high)
         axes.set(ylim=(-3, 103), xlabel=f"training examples of the class{_left_out(reports)}", ylabel="recall (%)")
         legend_below(figure, axes)
-        recall = _percentages([*reports.values()][-1]["per_class_recall"])
+        recall = percentages([*reports.values()][-1]["per_class_recall"])
         worst = [c for c in np.argsort(recall, kind="stable")[:_WORST] if recall[c] < np.nanmean(recall)]
         labels = class_labels(names)
         label_points(axes, [(counts[c], recall[c]) for c in worst], [labels[c] for c in worst])
@@ -86,7 +86,7 @@ def _shade_groups(axes: Any, report: Mapping[str, Any], low: float, high: float)
 
 
 def _recall_line(axes: Any, counts: np.ndarray, report: Mapping[str, Any], run: str, style: dict[str, Any]) -> None:
-    recall = _percentages(report["per_class_recall"])
+    recall = percentages(report["per_class_recall"])
     order = np.argsort(counts, kind="stable")
     order = order[~np.isnan(recall[order])]
     width = half_width(report["per_class_recall"], report["per_class_support"])
@@ -101,7 +101,8 @@ def _recall_line(axes: Any, counts: np.ndarray, report: Mapping[str, Any], run: 
     axes.plot(middle, smooth, linewidth=2, color=style["color"], label=label)
 
 
-def _percentages(shares: Any) -> np.ndarray:
+def percentages(shares: Any) -> np.ndarray:
+    """Turn shares, None where there is none, into percentages, NaN where there is none."""
     return np.array([np.nan if share is None else 100 * share for share in shares])
 
 

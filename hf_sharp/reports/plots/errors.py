@@ -12,7 +12,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports.calibration import calibration_bins
 from hf_sharp.reports.figures import group_limits, half_width
 from hf_sharp.reports.long_tail_report import frequencies_of
-from hf_sharp.reports.plots.by_count import NAMED_CLASSES
+from hf_sharp.reports.plots.by_count import NAMED_CLASSES, percentages
 from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.labels import label_points
 from hf_sharp.reports.plots.layout import legend_below
@@ -126,10 +126,7 @@ def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: st
     """
     frequencies = frequencies_of(report)
     names = frequencies.labels
-    recall, precision = (
-        np.array([np.nan if share is None else 100 * share for share in report[f"per_class_{figure}"]])
-        for figure in ("recall", "precision")
-    )
+    recall, precision = (percentages(report[f"per_class_{figure}"]) for figure in ("recall", "precision"))
     few_classes = len(names) <= NAMED_CLASSES
     with picture(file, (7, 1.6 + 0.24 * len(names)) if few_classes else (6.5, 5), title, names) as figure:
         axes = figure.add_subplot()
