@@ -15,17 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import time
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from study import OUTPUTS, RESULTS
+from study import OUTPUTS, RESULTS, use_one_thread
 from study.claims import best_row, today
-from study.driver import read_finished, restore, work
+from study.driver import read_finished, restore, work_through
 from study.plan import make_plan
 from study.results import PACKAGES, finished_results
 from study.rows import REFERENCE, ROWS
@@ -66,11 +62,6 @@ def plan_runs(result: dict[str, Any]) -> dict[str, list[Run]]:
     return {short: plan.runs_of(ROWS[name], plan.chosen[name], SEEDS) for short, name in rows_of(result).items()}
 
 
-def run_until(end: float, run: Run, folder: Path) -> str | None:
-    """Execute a run, unless the time is over; return its key."""
-    return work(run, folder) if time.time() < end else None
-
-
 def collect(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Collect the finished runs of a task.
 
@@ -108,34 +99,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="start no run after this time")
     arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    end = time.time() + 60 * arguments.limit_minutes
+    use_one_thread()
     names = list(finished) if "all" in arguments.tasks else arguments.tasks
     folders = {task: OUTPUTS.with_name("confirmation") / task for task in names}
     files = {task: RESULTS / f"confirmation_{task}.json" for task in names}
     for task, folder in folders.items():
         restore(folder, files[task])
     planned = {task: plan_runs(finished[task]) for task in names}
-    failed = []
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as executor:
-        waiting = {
-            executor.submit(run_until, end, run, folders[task]): run
-            for place in range(len(SEEDS))
-            for task, rows in planned.items()
-            for run in (rows[short][place] for short in arguments.rows)
-            if not (folders[task] / f"{run.key}.json").exists()
-        }
-        for future, run in waiting.items():
-            if (error := future.exception()) is not None:
-                failed.append(run)
-                print(f"{run.task} {run.key} failed: {error!r}", flush=True)
-            elif future.result():
-                print(f"{run.task} seed {run.seed} {dict(run.options)}", flush=True)
-    for task, file in files.items():
-        if (content := collect(finished[task], folders[task]))["runs"]:
-            file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed.")
+    jobs = [
+        (rows[short][place], folders[task], None)
+        for place in range(len(SEEDS))
+        for task, rows in planned.items()
+        for short in arguments.rows
+        if not (folders[task] / f"{rows[short][place].key}.json").exists()
+    ]
+    try:
+        work_through(jobs, arguments.workers, arguments.limit_minutes)
+    finally:
+        for task, file in files.items():
+            if (content := collect(finished[task], folders[task]))["runs"]:
+                file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tasks
-from study import OUTPUTS, RESULTS
-from study.driver import read_finished, work
+from study import OUTPUTS, RESULTS, use_one_thread
+from study.driver import read_finished, work_through
 from study.plan import make_plan
 from study.results import finished_results
 from study.rows import REFERENCE, ROWS
@@ -71,12 +67,6 @@ def plan_runs(results: dict[str, Any]) -> Iterator[Planned]:
                         yield Planned(name, run._replace(rate=run.rate * multiple), epochs, multiple)
 
 
-def run_until(end: float, planned: Planned) -> str | None:
-    """Execute a run, unless the time is over; return its key."""
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    return work(planned.run, planned.folder, planned.epochs) if time.time() < end else None
-
-
 def collect(planned: list[Planned]) -> dict[str, Any]:
     """Collect the finished runs.
 
@@ -109,13 +99,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="start no run after this time")
     arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    end = time.time() + 60 * arguments.limit_minutes
+    use_one_thread()
     planned = list(plan_runs(finished_results()))
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as executor:
-        for key in executor.map(run_until, [end] * len(planned), planned):
-            print(key, flush=True)
-    FILE.write_text(json.dumps(collect(planned), indent=1, ensure_ascii=False) + "\n")
+    for one in planned:
+        one.folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(one.run, one.folder, one.epochs) for one in planned]
+    try:
+        work_through(jobs, arguments.workers, arguments.limit_minutes)
+    finally:
+        if (content := collect(planned))["trainings"]:
+            FILE.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

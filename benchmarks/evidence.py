@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import tasks
 import torch
-from study import CACHE, OUTPUTS, PICTURES, RESULTS
+from study import CACHE, OUTPUTS, PICTURES, RESULTS, use_one_thread
 from study.claims import draw_overview
 from study.driver import drive, read_finished, recover_logits, restore, try_out
 from study.plan import STAGES, make_plan
@@ -88,8 +87,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only print Markdown tables of the results")
     parser.add_argument("--picture", action="store_true", help="only draw every run of the results")
     arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    os.environ |= {"HF_HUB_OFFLINE": "1"}
+    use_one_thread()
     torch.set_num_threads(1)
     finished = finished_results()
     if arguments.task == "all" and arguments.picture:

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import statistics
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
-from study import OUTPUTS, RESULTS
-from study.driver import read_finished, restore, work
+from study import OUTPUTS, RESULTS, use_one_thread
+from study.driver import read_finished, restore, work_through
 from study.rows import ADJUSTED, MOMENTUM_RADII, RADII
 from study.runs import TUNING_SEEDS, Run, machine_class, make_run
 
@@ -65,14 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     workers = parser.parse_args().workers
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    use_one_thread()
     torch.set_num_threads(1)
     planned = plan()
     for task in {task for task, _base in BASES.values()}:
         restore(OUTPUTS / task, RESULTS / f"evidence_{task}.json")
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        for run in dict.fromkeys(run for runs in planned.values() for run in runs):
-            executor.submit(work, run, OUTPUTS / run.task)
+    runs = dict.fromkeys(run for runs in planned.values() for run in runs)
+    work_through([(run, OUTPUTS / run.task, None) for run in runs], workers, math.inf)
     finished = {key: record for task, _ in BASES.values() for key, record in read_finished(OUTPUTS / task).items()}
     rows = [
         {"base": title, "ascent": ascent, "rho": rho, **summarize(runs, finished)}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ import numpy as np
 import tasks
 import torch
 import yaml
-from study import BACKBONES, CACHE, OUTPUTS, RESULTS
+from study import BACKBONES, CACHE, OUTPUTS, RESULTS, use_one_thread
 from study.claims import LETS, best_row
 from study.driver import read_finished, restore, work
 from study.runs import BATCH, FINAL_SEEDS, TUNING_SEEDS, machine_class, make_run
@@ -70,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("fashion_mnist", "wordnet", "foldoc"))
     task = parser.parse_args().task
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    use_one_thread()
     torch.set_num_threads(1)
     module, evidence = tasks.load(task), json.loads((RESULTS / f"evidence_{task}.json").read_text())
     base, folder = tuple(evidence["base"]), OUTPUTS.with_name("tune_check") / task

@@ -12,9 +12,16 @@ report      the Markdown table and the picture of a task
 claims      the comparisons that the protocol judges, over all tasks
 """
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE, BACKBONES, OUTPUTS = ROOT / "data/evidence", ROOT / "data/backbones", ROOT / "outputs/evidence"
 RESULTS = ROOT / "benchmarks/results"
 PICTURES = ROOT / "docs/pictures"
+
+
+def use_one_thread() -> None:
+    """Let this process and those that it starts use one thread each and no network, and say little."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error"}

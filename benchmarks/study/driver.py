@@ -7,7 +7,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import repeat
@@ -109,6 +109,35 @@ def work(run: Run, folder: Path, epochs: float | None = None) -> str:
             text.rename(file)
         error.unlink(missing_ok=True)
     return key
+
+
+def work_before(end: float, run: Run, folder: Path, epochs: float | None) -> str | None:
+    """Execute a run as `work` does and return its key, or None once `end`, a time.time(), is over."""
+    return work(run, folder, epochs) if time.time() < end else None
+
+
+def work_through(jobs: Sequence[tuple[Run, Path, float | None]], workers: int, limit_minutes: float) -> None:
+    """Execute runs in this order, without a plan that depends on their results.
+
+    Args:
+        jobs: the arguments of `work`.
+        workers: the number of processes.
+        limit_minutes: start no run after this time.
+
+    Raises:
+        SystemExit: runs failed; the others are finished.
+    """
+    end, failed = time.time() + 60 * limit_minutes, 0
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        started = {executor.submit(work_before, end, *job): job[0] for job in jobs}
+        for future, run in started.items():
+            if (error := future.exception()) is not None:
+                failed += 1
+                print(f"{run.task} {run.key} failed: {error!r}", flush=True)
+            elif future.result():
+                print(f"{run.task} seed {run.seed} rate {run.rate:g} {dict(run.options)}", flush=True)
+    if failed:
+        raise SystemExit(f"{failed} runs failed.")
 
 
 class _Pool:
