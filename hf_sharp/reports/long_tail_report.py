@@ -75,7 +75,7 @@ def long_tail_report(
         thresholds = {"rare_threshold": rare_threshold, "common_threshold": common_threshold}
         frequencies = ClassFrequencies.from_counts(class_counts, names=names, **thresholds)
     num_classes = frequencies.num_classes
-    predictions, references = _checked(np.asarray(predictions), np.asarray(references), num_classes)
+    predictions, references = checked_predictions(predictions, references, num_classes)
     right = predictions == references
     correct, support, predicted = (
         np.bincount(labels, minlength=num_classes) for labels in (references[right], references, predictions)
@@ -282,7 +282,9 @@ def _confusions(predictions: np.ndarray, references: np.ndarray, frequencies: Cl
     ]
 
 
-def _checked(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def checked_predictions(predictions: Any, references: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give predicted and true class indices as two vectors (N,) of int64; a ValueError for what is none of them."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
     if predictions.ndim != 1 or predictions.shape != references.shape:
         raise ValueError(
             "predictions and references must be two vectors of one length, with a class index per example; got shapes "

@@ -1,5 +1,6 @@
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -317,7 +318,13 @@ def test_logits_of_other_classes_are_refused(logits):
         report_of_prediction(EvalPrediction(logits, np.array([0, 1])), ClassFrequencies.from_counts([50, 5]))
 
 
-@pytest.mark.parametrize("show", [per_class_table, comparison_table, lambda r: plot_precision_recall(r, "x.png")])
+@pytest.mark.parametrize(
+    "show",
+    [
+        *(per_class_table, comparison_table),
+        *(partial(plot, file="x.png") for plot in (plot_precision_recall, plot_recall_by_count)),
+    ],
+)
 @pytest.mark.parametrize("report", [{"accuracy": 0.5}, {}])
 def test_tables_and_pictures_say_what_they_take(show, report):
     with pytest.raises(ValueError, match="expected the result of long_tail_report, with all its figures; got"):
