@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_sharp.data.class_names import shown
 from hf_sharp.data.labels import find_label_column, read_labels
 
 
@@ -64,7 +65,7 @@ class ClassFrequencies:
         self.counts.setflags(write=False)
 
     @classmethod
-    def from_counts(cls, counts: Sequence[int] | np.ndarray, **options: Any) -> ClassFrequencies:
+    def from_counts(cls, counts: Any, **options: Any) -> ClassFrequencies:
         """Make frequencies from known counts.
 
         Args:
@@ -73,7 +74,18 @@ class ClassFrequencies:
 
         Returns:
             The frequencies.
+
+        Raises:
+            ValueError: as the class; or a pandas Series in another order than that of the classes, such as the result
+                of `value_counts()`.
         """
+        if hasattr(counts, "sort_index"):  # a Series of pandas
+            in_order = [*range(len(counts))], [*(options.get("names") or ())]
+            if list(counts.index) not in in_order:
+                raise ValueError(
+                    f"the counts are a Series with the index {shown(counts.index)}; expected the classes from 0 in "
+                    "order. Take counts.sort_index(), or counts.to_numpy() if they are in the order of the classes."
+                )
         return cls(np.asarray(counts), **options)
 
     @classmethod

@@ -25,9 +25,9 @@ def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> n
     Args:
         costs: K lists of K numbers, a row per true class; K numbers, what any mistake on a true class costs; a mapping
             from true class to such a number, or to a mapping from predicted class to cost; JSON text of one of these;
-            or the name of a CSV file. What a mapping does not name costs 1, and a right prediction 0. A CSV file has
-            the predicted classes in its header and the true class in the first cell of a row; with two columns, it has
-            a class and its cost in a row.
+            a DataFrame or Series of pandas, which is read as such a mapping; or the name of a CSV file. What a mapping
+            does not name costs 1, and a right prediction 0. A CSV file has the predicted classes in its header and the
+            true class in the first cell of a row; with two columns, it has a class and its cost in a row.
         names: K class names, in the order of the class indices.
         what: the option's name, for the error.
 
@@ -53,6 +53,8 @@ def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> n
             costs = json.loads(str(costs))
         except json.JSONDecodeError as error:
             raise ValueError(f"{what}: {str(costs)!r} is neither a CSV file nor JSON ({error}). {_FORMS}") from error
+    if hasattr(costs, "to_dict"):  # a DataFrame or Series: its labels count, not the order of its rows
+        costs = costs.T.to_dict()
     if isinstance(costs, Mapping):
         return _checked(_from_names(costs, names, what), names, what)
     try:

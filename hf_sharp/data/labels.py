@@ -58,6 +58,38 @@ def read_labels(
     return labels
 
 
+def class_indices(values: Any, num_classes: int, what: str = "label") -> np.ndarray:
+    """Check class indices.
+
+    Args:
+        values: (N,) integers from 0 to K − 1, of any type.
+        num_classes: K.
+        what: what one of them is, for the error.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        ValueError: they are not a vector, not whole numbers, or outside the classes; the first one is named.
+
+    Example:
+        >>> class_indices([0.0, 1.0], num_classes=2)
+        array([0, 1])
+    """
+    indices = np.asarray(values)
+    if indices.ndim != 1:
+        raise ValueError(f"expected one class index per example, (N,); got {what}s of shape {indices.shape}.")
+    if len(indices) == 0:
+        return np.zeros(0, np.int64)
+    if indices.dtype.kind not in "iub" and not (indices.dtype.kind == "f" and (indices % 1 == 0).all()):
+        raise ValueError(f"expected class indices, got {what}s of {indices.dtype} such as {indices[0]}.")
+    outside = (indices < 0) | (indices >= num_classes)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise ValueError(f"{what} {row} is {indices[row]}; expected a class index from 0 to {num_classes - 1}.")
+    return indices.astype(np.int64)
+
+
 def holds_text(kind: pa.DataType) -> bool:
     """Tell whether an Arrow type is one of the text types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

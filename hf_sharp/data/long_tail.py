@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from hf_sharp.data.labels import find_label_column, read_labels
+from hf_sharp.data.split import check_is_dataset
 from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def long_tail(
         until every class has enough examples (the published datasets are balanced).
 
     Raises:
-        ValueError: an unknown profile or order, a factor below 1, or a class that would have no examples.
+        ValueError: another kind of dataset, an unknown profile or order, a factor below 1, or a class that would have
+            no examples.
 
     Example:
         >>> balanced = datasets.Dataset.from_dict({"label": [0, 1, 2] * 100})
@@ -85,6 +87,7 @@ def long_tail(
         Cui et al., "Class-Balanced Loss", arXiv 1901.05555, section 5.1 (long-tailed CIFAR).
     """
     check_name("order", order, ORDERS)
+    check_is_dataset(dataset, "make long-tailed")
     label_column = find_label_column(dataset, label_column)
     labels = read_labels(dataset, label_column)
     if len(labels) == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
@@ -57,11 +58,7 @@ def split_validation(
         ([18, 9, 1], [2, 1, 0])
     """
     check_fraction(f"the fraction to hold out for {part}", fraction)
-    if not isinstance(dataset, datasets.Dataset):
-        raise ValueError(
-            f"got {type(dataset).__name__} to split, expected a datasets.Dataset. Take one split of a DatasetDict, "
-            "make one with Dataset.from_list or Dataset.from_pandas, or split the data yourself."
-        )
+    check_is_dataset(dataset, "split")
     label_column = find_label_column(dataset, label_column)
     if label2id is None and label_column in dataset.column_names:
         names = [name for name in dataset.unique(label_column) if isinstance(name, str)]
@@ -94,6 +91,15 @@ def split_validation(
         classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
         logger.warning("%s too small for a %s example: %s.", classes_are, part, shown(absent))
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def check_is_dataset(dataset: Any, purpose: str) -> None:
+    """Raise a ValueError for anything but a `datasets.Dataset`, such as all splits, a stream or a DataFrame."""
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"got {type(dataset).__name__} to {purpose}, expected a datasets.Dataset. Take one split of a DatasetDict, "
+            "make one with Dataset.from_list or Dataset.from_pandas, or choose the examples yourself."
+        )
 
 
 def check_fraction(name: str, fraction: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_sharp.data.labels import find_label_column, holds_text, no_label_column, read_labels
 from hf_sharp.data.loading import load
+from hf_sharp.data.split import check_is_dataset
 from hf_sharp.few_shot.episodes import MIN_WAYS
 
 # A domain with at least this many classes is split by class, a smaller one by example.
@@ -130,7 +131,8 @@ def make_domain(
         The domain.
 
     Raises:
-        ValueError: there is no label column, an example has no label, or there is no column of images or texts.
+        ValueError: another kind of dataset, there is no label column, an example has no label, or there is no column of
+            images or texts.
 
     Example:
         >>> data = datasets.Dataset.from_dict({"text": ["so", "so so"], "label": ["good", "bad"]})
@@ -138,6 +140,7 @@ def make_domain(
         >>> domain.column, domain.labels.tolist(), domain.class_names
         ('text', [1, 0], ['bad', 'good'])
     """
+    check_is_dataset(dataset, "make a domain of")
     label_column = find_label_column(dataset, label_column)
     if label_column not in dataset.column_names:
         raise ValueError(f"{name!r} cannot be a few-shot domain: {no_label_column(label_column, dataset.column_names)}")

@@ -135,10 +135,11 @@ def evaluate(
     encoder = load_backbone(backbone)
     if features is None:
         features = embed(encoder, domain, progress_bar=progress_bar)
-    if len(features) != len(domain):
+    features = torch.as_tensor(features)
+    if features.ndim != 2 or len(features) != len(domain):
         raise ValueError(
-            f"there are features of {len(features)} examples, and the domain {domain.name!r} has {len(domain)}. Pass "
-            "the features that embed() returns for this domain."
+            f"there are features of shape {tuple(features.shape)}, and the domain {domain.name!r} has {len(domain)} "
+            "examples. Pass the features that embed() returns for this domain."
         )
     drawn = list(sampler(episodes))
     tasks = [episode.task for episode in drawn]

@@ -167,7 +167,7 @@ def select_per_episode(
         The result and the chosen names. Of equal scores, or where scores are NaN, the first backbone is chosen.
 
     Raises:
-        ValueError: there are no results, or they are of different episodes.
+        ValueError: there are no results, they are of different episodes, or not every episode has a score.
 
     Example:
         >>> one, two = (FewShotResult(np.array(a), "x", "prototype", "1") for a in ([0.9, 0.5], [0.8, 0.4]))
@@ -184,6 +184,9 @@ def select_per_episode(
     first = results[names[0]]
     for result in results.values():
         compare(first, result)  # raises if the episodes differ
+    lengths = {name: len(scores.get(name, ())) for name in names}
+    if {*lengths.values()} != {len(first.accuracies)}:
+        raise ValueError(f"expected a score for each of {len(first.accuracies)} episodes; got {lengths}.")
     table = np.nan_to_num(np.stack([scores[name] for name in names]), nan=-np.inf)
     chosen = table.argmax(0)
     accuracies = np.stack([result.accuracies for result in results.values()])[chosen, np.arange(len(chosen))]
@@ -201,7 +204,7 @@ def _check(rows: np.ndarray, classes: np.ndarray, components: int | None) -> Non
         raise ValueError("PARC needs examples of at least 2 classes; all labels are the same.")
     if count == len(classes):
         raise ValueError("PARC needs a class with at least 2 examples; every class has one.")
-    if min(components or 2, *rows.shape) < 2:
+    if min(2 if components is None else components, *rows.shape) < 2:
         raise ValueError(f"PARC needs at least 2 components, examples and features; got {components}, {rows.shape}.")
     if not np.ptp(rows, axis=0).any():
         raise ValueError("all examples have the same features, which have no correlations: the backbone has collapsed.")

@@ -121,7 +121,7 @@ class GeometryMeter:
             weight: W (K, d), the head's weight.
 
         Returns:
-            The geometry; `nc1` is NaN with fewer than two classes.
+            The geometry; `nc1` is NaN with fewer than two classes, or features that are not finite.
         """
         counts, sums = self.counts.cpu().double(), self.sums.cpu().double()
         seen = counts > 0
@@ -132,7 +132,7 @@ class GeometryMeter:
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
         classifier = whole.detach().cpu().double()
         nc1 = math.nan
-        if len(spread) > 1:
+        if len(spread) > 1 and spread.isfinite().all():
             # tr(Σ_W Σ_B†) without a (d, d) inverse: Σ_B = spreadᵀ spread / K has rank below K.
             inverse = torch.linalg.pinv(spread, rtol=1e-10)
             nc1 = max(float(((inverse.T @ within) * inverse.T).sum()), 0.0)
@@ -160,7 +160,7 @@ def measure(
         The geometry.
 
     Raises:
-        ValueError: there is no linear head, the batches have no labels, or there are no batches.
+        ValueError: there is no linear head, no example with a label, or a batch as `labels_of` refuses it.
 
     Example:
         >>> data = [{"input": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "labels": torch.tensor([0, 1])}]
@@ -178,6 +178,6 @@ def measure(
             meter = GeometryMeter(num_classes, features.shape[1], features.device)
         meter.update(features, labels)
         weight = layer.weight
-    if meter is None:
+    if meter is None or not meter.counts.any():
         raise ValueError("there are no examples to measure the geometry on.")
     return meter.compute(weight)

@@ -69,7 +69,7 @@ class ClassFrequencyLoss(nn.Module):
     def __init__(self, class_counts: Any, **options: float) -> None:
         super().__init__()
         for name, value in options.items():
-            if not math.isfinite(value):
+            if isinstance(value, str) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}.")
         # Numbers of NumPy and torch become ones that checkpoints and trackers can write as JSON.
         self.options: dict[str, Any] = {k: v.item() if hasattr(v, "item") else v for k, v in options.items()}
@@ -88,7 +88,7 @@ class ClassFrequencyLoss(nn.Module):
 
         Args:
             logits: (N, K), any floating type.
-            labels: (N,) int64 in [0, K); examples labelled -100 get exactly 0.
+            labels: (N,) integers in [0, K); examples labelled -100 get exactly 0.
 
         Returns:
             (N,): float64 for float64 logits, else float32.
@@ -97,11 +97,13 @@ class ClassFrequencyLoss(nn.Module):
             ValueError: the shapes do not fit each other or the class counts, or a label is outside [0, K).
         """
         num_classes = len(self.class_counts)
-        if logits.ndim != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
+        fits = logits.ndim == 2 and logits.shape[1] == num_classes and labels.shape == logits.shape[:1]
+        if not fits or labels.is_floating_point():
             raise ValueError(
                 f"expected logits of shape (N, {num_classes}) and labels of shape (N,), one class per example; got "
-                f"{tuple(logits.shape)} and {tuple(labels.shape)}."
+                f"{tuple(logits.shape)} and {tuple(labels.shape)}, of {labels.dtype}."
             )
+        labels = labels.long()  # an index of any other type fails in cross_entropy
         if labels.device.type == "cpu":  # on an accelerator, the check would wait for the device
             outside = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= num_classes))
             if outside.any():

@@ -22,6 +22,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from sklearn.metrics import precision_recall_curve
 
+from hf_sharp.data.labels import class_indices
 from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
 from hf_sharp.model.records import TEMPERATURE
 
@@ -56,7 +57,8 @@ def fit_temperature(logits: Any, labels: Any, weights: Any = None) -> float:
         T, between 0.05 and 20. The predicted classes do not depend on it.
 
     Raises:
-        ValueError: there are no examples, or their logits are not finite.
+        ValueError: there are no examples, their logits are not finite, labels that are no class indices, or weights
+            that are not one number >= 0 per example.
 
     Example:
         >>> round(fit_temperature([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]], [0, 0, 0, 1]), 2)  # 3 / log 3
@@ -65,10 +67,12 @@ def fit_temperature(logits: Any, labels: Any, weights: Any = None) -> float:
     Reference:
         arXiv 1706.04599, section 4.2.
     """
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    logits, labels = _per_example(logits, labels, "logits")
     if len(labels) == 0 or not np.isfinite(logits).all():
         raise ValueError("a temperature needs at least one example, and finite logits.")
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+        raise ValueError(f"weights must be {len(labels)} finite numbers >= 0, not all 0; got {weights}.")
 
     def loss(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
@@ -116,7 +120,7 @@ def class_thresholds(probabilities: Any, labels: Any, precision: float) -> list[
         K thresholds. The precision is that of the validation data; with few predictions it is a rough estimate.
 
     Raises:
-        ValueError: a precision outside (0, 1].
+        ValueError: a precision outside (0, 1], numbers that are no probabilities, or labels that are no class indices.
 
     Example:
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
@@ -125,7 +129,7 @@ def class_thresholds(probabilities: Any, labels: Any, precision: float) -> list[
     """
     if not 0 < precision <= 1:
         raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
-    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    probabilities, labels = _per_example(_probabilities(probabilities), labels, "probabilities")
     predictions, confidence = probabilities.argmax(1), probabilities.max(1)
     thresholds = []
     for c in range(probabilities.shape[1]):
@@ -151,8 +155,11 @@ def calibration_scores(probabilities: Any, labels: Any) -> list[np.ndarray]:
 
     Returns:
         K arrays, (n_c,) each.
+
+    Raises:
+        ValueError: numbers that are no probabilities, or labels that are no class indices.
     """
-    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    probabilities, labels = _per_example(_probabilities(probabilities), labels, "probabilities")
     return [np.sort(1 - probabilities[labels == c, c]) for c in range(probabilities.shape[1])]
 
 
@@ -172,7 +179,7 @@ def prediction_sets(
         (N, K) booleans. A set may be empty: the example is unlike the calibration examples of every class.
 
     Raises:
-        ValueError: a coverage outside (0, 1).
+        ValueError: a coverage outside (0, 1), numbers that are no probabilities, or scores of other classes.
 
     Example:
         >>> scores = [np.linspace(0.0, 0.5, 11), np.linspace(0.0, 0.9, 11)]
@@ -186,11 +193,14 @@ def prediction_sets(
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be above 0 and below 1, got {coverage}.")
+    probabilities = _probabilities(probabilities)
+    if probabilities.shape[1] != len(scores):
+        raise ValueError(f"got scores of {len(scores)} classes, and probabilities of {probabilities.shape[1]}.")
     limits = np.array([_quantile(np.asarray(of_class), coverage) for of_class in scores])
     few = rare_classes(scores, coverage)
     if pool_rare and few:
         limits[few] = _quantile(np.sort(np.concatenate([np.asarray(scores[c]) for c in few])), coverage)
-    return 1 - np.asarray(probabilities, dtype=np.float64) <= limits
+    return 1 - probabilities <= limits
 
 
 def examples_needed(coverage: float) -> int:
@@ -223,3 +233,19 @@ def rare_classes(scores: Sequence[Any], coverage: float) -> list[int]:
 def _quantile(scores: np.ndarray, coverage: float) -> float:
     rank = math.ceil((len(scores) + 1) * coverage - 1e-9)
     return float(scores[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def _probabilities(values: Any) -> np.ndarray:
+    probabilities = np.asarray(values, dtype=np.float64)
+    proper = (probabilities >= 0) & (probabilities <= 1 + 1e-3)
+    if probabilities.ndim != 2 or not proper.all():
+        wrong = f"such as {probabilities[~proper][0]:.4g}" if not proper.all() else f"of shape {probabilities.shape}"
+        raise ValueError(f"expected probabilities (N, K), from 0 to 1; got numbers {wrong}. Are they logits?")
+    return probabilities
+
+
+def _per_example(values: Any, labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) != len(labels):
+        raise ValueError(f"expected {what} (N, K) with N labels; got {rows.shape} with {len(labels)} labels.")
+    return rows, class_indices(labels, rows.shape[1])

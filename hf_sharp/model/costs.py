@@ -51,6 +51,9 @@ def class_costs(costs: Any) -> np.ndarray | None:
         (K,) k_c > 0, more than a right prediction costs; None where costs depend on the predicted class, or a mistake
         costs no more than a right prediction.
 
+    Raises:
+        ValueError: costs of another shape.
+
     Example:
         >>> class_costs([[0, 1, 1], [1, 0, 1], [5, 5, 0]])
         array([1., 1., 5.])
@@ -58,6 +61,8 @@ def class_costs(costs: Any) -> np.ndarray | None:
         True
     """
     matrix = np.asarray(costs, dtype=np.float64)
+    if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or len(matrix) < 2:
+        raise ValueError(f"expected costs (K, K), row the true class; got {matrix.shape}. Use read_costs for others.")
     others = ~np.eye(len(matrix), dtype=bool)
     rows = matrix[others].reshape(len(matrix), -1)
     extra = rows[:, 0] - np.diag(matrix)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.model.head import labels_of
 
 GROUPS = ("all", "many", "medium", "few")
 
@@ -46,18 +47,11 @@ def split_by_group(batches: Iterable[Mapping[str, Tensor]], frequencies: ClassFr
         One batch per group present in each batch.
 
     Raises:
-        ValueError: a batch has no labels, or labels outside the classes.
+        ValueError: as `labels_of`.
     """
     for batch in batches:
-        if "labels" not in batch:
-            raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
-        labels = batch["labels"].cpu()
+        labels = labels_of(batch, frequencies.num_classes).cpu()
         counted = labels != IGNORED_LABEL
-        if bool(((labels < 0) | (labels >= frequencies.num_classes))[counted].any()):
-            raise ValueError(
-                f"a batch has labels from {int(labels[counted].min())} to {int(labels[counted].max())}; expected class "
-                f"indices from 0 to {frequencies.num_classes - 1}."
-            )
         inputs = {name: value.cpu() for name, value in batch.items() if name != "labels"}
         groups = frequencies.group_of[labels.clamp(min=0).numpy()]
         for name in frequencies.groups:

@@ -147,7 +147,7 @@ def features_in_batches(
         Features (N, d) and labels (N,), both on the model's device, and the head.
 
     Raises:
-        ValueError: there is no linear head, or a batch has no labels, or labels other than 0 to K − 1 and -100.
+        ValueError: there is no linear head, or as `labels_of`.
 
     Example:
         >>> data = [{"input": torch.ones(3, 2), "labels": torch.tensor([0, 1, 0])}]
@@ -157,17 +157,52 @@ def features_in_batches(
     device = next(model.parameters()).device
     with evaluation_mode(model), ClassifierHead(model, num_classes, name) as head:
         for batch in tqdm(batches, desc=progress, unit="batch", disable=progress is None, leave=False):
-            if "labels" not in batch:
-                raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
-            known = batch["labels"][batch["labels"] != IGNORED_LABEL]
-            if ((known < 0) | (known >= num_classes)).any():
-                raise ValueError(f"expected labels from 0 to {num_classes - 1}, or -100; got {known.tolist()}.")
-            inputs = {key: value.to(device) for key, value in batch.items()}
-            labels = inputs.pop("labels")
+            labels = labels_of(batch, num_classes).to(device)
+            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
             with torch.inference_mode():
                 outputs = model(**inputs)
                 features = head.features_of(outputs if isinstance(outputs, Tensor) else outputs["logits"])
             yield features, labels, head.module
+
+
+def labels_of(batch: Mapping[str, Tensor], num_classes: int) -> Tensor:
+    """Take the labels out of a batch, and check the batch.
+
+    Args:
+        batch: model inputs with `labels`, (N,) class indices of any integer type, or -100.
+        num_classes: K.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        ValueError: it is not a mapping to tensors, or has no labels, or labels other than 0 to K − 1 and -100.
+
+    Example:
+        >>> labels_of({"input": torch.ones(2, 4), "labels": torch.tensor([1, -100], dtype=torch.int32)}, num_classes=2)
+        tensor([   1, -100])
+    """
+    kinds = {name: type(value).__name__ for name, value in batch.items()} if isinstance(batch, Mapping) else {}
+    if not kinds or not all(isinstance(value, Tensor) for value in batch.values()):
+        got = ", ".join(f"{name!r}: {kind}" for name, kind in kinds.items()) or type(batch).__name__
+        raise ValueError(
+            f"expected batches of tensors, such as {{'pixel_values': ..., 'labels': ...}} from a DataLoader; got {got}."
+        )
+    if "labels" not in batch:
+        raise ValueError(f"a batch has no `labels`, only {', '.join(map(repr, batch))}.")
+    labels = batch["labels"]
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"expected one class index per example in `labels`; got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    labels = labels.long()
+    known = labels[labels != IGNORED_LABEL]
+    if ((known < 0) | (known >= num_classes)).any():
+        raise ValueError(
+            f"a batch has labels from {int(known.min())} to {int(known.max())}; expected class indices from 0 to "
+            f"{num_classes - 1}, or {IGNORED_LABEL}."
+        )
+    return labels
 
 
 def check_is_linear(layer: nn.Linear) -> None:

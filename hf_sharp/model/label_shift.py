@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.data.labels import class_indices
 from hf_sharp.model.bias_corrected import Calibration, fit_calibration
 from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
 
@@ -171,7 +173,8 @@ def estimate_shares(
         The estimate. Classes without a labelled example keep their training shares.
 
     Raises:
-        ValueError: fewer than two classes with labelled examples, no new examples, or shapes that do not match.
+        ValueError: fewer than two classes with labelled examples, no new examples, labels that are no class indices,
+            logits that are not finite, counts that `ClassFrequencies` refuses, or shapes that do not match.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -185,7 +188,8 @@ def estimate_shares(
         arXiv 1901.06852 (calibration, then EM); the check is BBSE, arXiv 1802.03916.
     """
     logits, new_logits = np.asarray(logits, np.float64), np.asarray(new_logits, np.float64)
-    labels, counts = np.asarray(labels), np.asarray(class_counts, np.float64)
+    counts = ClassFrequencies.from_counts(class_counts).counts
+    labels = class_indices(labels, len(counts))
     _check(logits, labels, new_logits, counts, bootstrap)
     estimated = np.bincount(labels, minlength=len(counts)) > 0
     seen = np.cumsum(estimated) - 1  # class index to its place among the classes with labelled examples
@@ -274,6 +278,8 @@ def _check(logits: np.ndarray, labels: np.ndarray, new: np.ndarray, counts: np.n
             f"expected logits (N, {num_classes}) with N labels and new logits (M, {num_classes}), one column per class "
             f"count; got {logits.shape} with {len(labels)} labels, and {new.shape}."
         )
+    if not (np.isfinite(logits).all() and np.isfinite(new).all()):
+        raise ValueError("the logits are not all finite numbers, so they say nothing about class shares.")
     if len(new) == 0:
         raise ValueError("there are no new examples to estimate class shares from.")
     if (found := len(np.unique(labels))) < 2:

@@ -14,6 +14,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -203,7 +204,7 @@ def choose_strength(
         (1.0, {0.0: 0.333..., 1.0: 0.666...})
     """
     check_name("metric", metric, CRITERIA)
-    if not (candidates := sorted(set(strengths))):
+    if not (candidates := sorted(set(map(float, strengths)))):
         raise ValueError("there are no strengths to choose from.")
     counts, _ = [_checked(model, class_counts, method, options, strength) for strength in candidates][-1]
     features, labels, layer = collect_features(model, validation, len(counts), head)
@@ -224,8 +225,8 @@ def _checked(
         raise ValueError(
             f"{method!r} does not take {', '.join(unknown)}; it takes {', '.join(['strength', *accepted])}."
         )
-    if not (np.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength must be a finite number >= 0, got {strength}.")
+    if not (isinstance(strength, Real) and np.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be a finite number >= 0, got {strength!r}.")
     check_unadjusted(model)
     counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
     outputs = getattr(getattr(model, "config", None), "num_labels", len(counts))
@@ -258,9 +259,11 @@ def find_head(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear
 
 
 def read_head(layer: nn.Linear) -> Head:
-    """Read the weight and bias of a head in float64; a ValueError for one whose logits are not linear in them."""
+    """Read the weight and bias of a head in float64; a ValueError if they are not finite, or the logits not linear."""
     if type(layer) is not CosineLinear:  # W f / ‖f‖ + b
         check_is_linear(layer)
+    if not all(parameter.isfinite().all() for parameter in layer.parameters()):
+        raise ValueError("the weights of the head are not all finite numbers: has the training diverged?")
     bias = None if layer.bias is None else layer.bias.detach().cpu().double()
     return Head(layer.weight.detach().cpu().double(), bias)
 
@@ -288,7 +291,7 @@ def collect_features(
         Features (N, d) in float64, normalised for a cosine head; labels (N,), both on the CPU; and the head.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, their features are not finite, or a batch as `labels_of` refuses it.
     """
     features, labels = [], []
     for batch_features, batch_labels, module in features_in_batches(model, batches, num_classes, head, "features"):
@@ -297,6 +300,8 @@ def collect_features(
             batch_features = layer.normalized(batch_features)
         features.append(batch_features[counted].cpu().double())
         labels.append(batch_labels[counted].cpu())
-    if not labels:
+    if not any(map(len, labels)):
         raise ValueError("there are no examples to choose the strength on.")
-    return torch.cat(features), torch.cat(labels), layer
+    if not (all_features := torch.cat(features)).isfinite().all():
+        raise ValueError("the features are not all finite numbers. Check the inputs, and the model and its dtype.")
+    return all_features, torch.cat(labels), layer

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.costs import read_costs
-from hf_sharp.data.labels import IGNORED_LABEL
+from hf_sharp.data.labels import IGNORED_LABEL, class_indices
 from hf_sharp.reports.calibration import calibration_bins, most_likely
 from hf_sharp.reports.figures import cost_half_width
 
@@ -75,7 +75,7 @@ def long_tail_report(
         thresholds = {"rare_threshold": rare_threshold, "common_threshold": common_threshold}
         frequencies = ClassFrequencies.from_counts(class_counts, names=names, **thresholds)
     num_classes = frequencies.num_classes
-    predictions, references = _checked(np.asarray(predictions), np.asarray(references), num_classes)
+    predictions, references = checked_predictions(predictions, references, num_classes)
     right = predictions == references
     correct, support, predicted = (
         np.bincount(labels, minlength=num_classes) for labels in (references[right], references, predictions)
@@ -175,11 +175,13 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_ma
         The `long_tail_report`; with the calibration error if there are logits, and all are finite.
 
     Raises:
-        ValueError: what `long_tail_report` raises, such as labels outside the classes.
+        ValueError: logits of another shape; or what `long_tail_report` raises, such as labels outside the classes.
     """
     outputs, labels = outputs_and_labels(prediction)
     if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
         return long_tail_report(outputs, labels, frequencies, cost_matrix=cost_matrix)
+    if outputs.shape[1:] != (frequencies.num_classes,):
+        raise ValueError(f"expected logits (N, {frequencies.num_classes}), one for each class; got {outputs.shape}.")
     predictions, confidence = most_likely(outputs)
     if confidence is None:  # training diverged; a search or the rest of the training should still continue
         logger.warning("The model's logits are not all finite, so the report has no calibration error.")
@@ -245,7 +247,9 @@ def check_finite(outputs: Any, what: str) -> None:
 
 
 def frequencies_of(report: Mapping[str, Any]) -> ClassFrequencies:
-    """Restore the class frequencies of a report, with the names if it has them."""
+    """Restore the class frequencies of a report, with the names if it has them; a ValueError for anything else."""
+    if not (isinstance(report, Mapping) and "class_counts" in report):
+        raise ValueError(f"expected the result of long_tail_report, with all its figures; got {report!s:.80}.")
     names = report.get("class_names")
     return ClassFrequencies.from_counts(
         report["class_counts"],
@@ -278,7 +282,9 @@ def _confusions(predictions: np.ndarray, references: np.ndarray, frequencies: Cl
     ]
 
 
-def _checked(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def checked_predictions(predictions: Any, references: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give predicted and true class indices as two vectors (N,) of int64; a ValueError for what is none of them."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
     if predictions.ndim != 1 or predictions.shape != references.shape:
         raise ValueError(
             "predictions and references must be two vectors of one length, with a class index per example; got shapes "
@@ -286,11 +292,4 @@ def _checked(predictions: np.ndarray, references: np.ndarray, num_classes: int) 
         )
     if len(references) == 0:
         raise ValueError("there are no examples to report on: every label is -100, or the data is empty.")
-    for what, values in (("prediction", predictions), ("reference", references)):
-        if values.dtype.kind not in "iub" and not (values.dtype.kind == "f" and (values % 1 == 0).all()):
-            raise ValueError(f"expected class indices, got {what}s of {values.dtype} such as {values[0]}.")
-        outside = (values < 0) | (values >= num_classes)
-        if outside.any():
-            row = int(np.argmax(outside))
-            raise ValueError(f"{what} {row} is {values[row]}; expected a class index from 0 to {num_classes - 1}.")
-    return predictions.astype(np.int64), references.astype(np.int64)
+    return class_indices(predictions, num_classes, "prediction"), class_indices(references, num_classes, "reference")

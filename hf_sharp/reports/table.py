@@ -29,7 +29,7 @@ def comparison_table(
     Returns:
         A `rich` table with a column per run, or for more than three runs a row per run; the best is bold.
     """
-    first = next(iter(reports.values()))
+    first = next(iter(reports.values()), {})
     groups = group_labels(frequencies_of(first), first)
     rows = {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy"}
     rows |= {label: f"{group}_accuracy" for group, label in groups.items()} | {"worst class": "worst_class_recall"}

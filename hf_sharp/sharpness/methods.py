@@ -97,7 +97,7 @@ def register_method(method: Method) -> Method:
         The method.
 
     Raises:
-        ValueError: the name is taken or missing.
+        ValueError: the name is taken or missing, or it is no `Method` whose coefficients are a function.
 
     Example:
         >>> _ = register_method(Method(name="sqrt", coefficients=lambda priors: (1 - priors) ** 0.5))
@@ -106,6 +106,11 @@ def register_method(method: Method) -> Method:
         tensor([0.5000, 0.8660], dtype=torch.float64)
         >>> METHODS.unregister("sqrt")
     """
+    if not (isinstance(method, Method) and callable(method.coefficients)):
+        raise ValueError(
+            "register_method takes a Method(name=..., coefficients=...), whose coefficients are a function of priors "
+            f"or class_counts; got {method!r}."
+        )
     return METHODS.register(method)
 
 

@@ -172,3 +172,12 @@ def test_the_number_of_calls_does_not_grow_with_the_number_of_rows():
 def test_a_table_of_pandas_is_refused():
     with pytest.raises(ValueError, match="the examples are of type str"):
         ClassFrequencies.from_dataset(pd.DataFrame({"text": ["a"], "label": [0]}))
+
+
+def test_a_series_counts_in_the_order_of_the_classes():
+    labels = pd.Series([1, 1, 1, 0, 2, 2])
+    with pytest.raises(ValueError, match=r"a Series with the index '1', '2', '0'.*counts.sort_index\(\)"):
+        ClassFrequencies.from_counts(labels.value_counts())
+    assert ClassFrequencies.from_counts(labels.value_counts().sort_index()).counts.tolist() == [1, 3, 2]
+    named = pd.Series({"b": 4, "a": 2})
+    assert ClassFrequencies.from_counts(named, names=("b", "a")).counts.tolist() == [4, 2]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hf_sharp.data.costs import read_costs
@@ -71,3 +72,10 @@ def test_mistakes_are_named(costs, said):
 def test_mistakes_in_a_file_are_named(text, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         read_costs(write(tmp_path, text), NAMES)
+
+
+def test_a_table_of_pandas_is_read_by_its_labels():
+    table = pd.DataFrame([[0, 5, 10], [1, 0, 1], [1, 1, 0]], ["fraud", "ham", "spam"], ["fraud", "ham", "spam"])
+    assert read_costs(table, NAMES).tolist() == MATRIX
+    assert read_costs(pd.DataFrame(MATRIX), NAMES).tolist() == MATRIX
+    assert read_costs(pd.Series({"fraud": 5}), NAMES).tolist() == [[0, 1, 1], [1, 0, 1], [5, 5, 0]]

@@ -84,3 +84,10 @@ def test_bad_input(arguments, message):
 def test_empty_dataset():
     with pytest.raises(ValueError, match="the dataset is empty"):
         long_tail(balanced().select([]))
+
+
+def test_other_kinds_of_datasets_are_refused_by_name():
+    data = datasets.Dataset.from_dict({"label": [0, 1] * 5})
+    for other in (data.to_iterable_dataset(), data.to_pandas(), data.to_list(), 10):
+        with pytest.raises(ValueError, match=f"got {type(other).__name__} to make long-tailed, expected a datasets"):
+            long_tail(other, 2)

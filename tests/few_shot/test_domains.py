@@ -206,3 +206,10 @@ def test_the_cache_is_outside_of_the_working_tree(monkeypatch):
     monkeypatch.delenv("HF_SHARP_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert str(cache_folder()) == os.path.join("/somewhere", "hf_sharp")
+
+
+def test_other_kinds_of_datasets_are_refused_by_name():
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    for other in (data.to_iterable_dataset(), data.to_list(), "reviews"):
+        with pytest.raises(ValueError, match=f"got {type(other).__name__} to make a domain of, expected a datasets"):
+            make_domain(other, "x")

@@ -150,3 +150,15 @@ def test_what_cannot_be_scored_is_refused(features, labels, components, said):
 def test_no_backbones():
     with pytest.raises(ValueError, match="no backbones to choose from"):
         select_backbone({}, Domain("x", FakeRows(), np.arange(4), list("abcd"), "image"))
+
+
+def test_every_episode_has_a_score():
+    result = FewShotResult(np.array([0.9, 0.5]), "x", "prototype", "1")
+    for scores in ({"a": [1.0]}, {"b": [1.0, 2.0]}):
+        with pytest.raises(ValueError, match=r"expected a score for each of 2 episodes; got \{'a': "):
+            select_per_episode({"a": result}, scores)
+
+
+def test_no_components_are_refused():
+    with pytest.raises(ValueError, match="PARC needs at least 2 components, examples and features; got 0"):
+        parc_score(np.random.default_rng(0).normal(size=(8, 4)), [0, 1] * 4, components=0)

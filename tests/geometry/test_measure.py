@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_sharp.geometry import GeometryCallback, GeometryMeter, gram_distance, measure, predict_for_loss
+from hf_sharp.model.curvature import measure_curvature
 from tests.conftest import assert_same_bits, make_images, make_vit, weights_of
 from tests.processes import run_processes
 from tests.trainer.test_checkpoint import FAMILIES
@@ -95,6 +96,23 @@ def test_bad_input():
         measure(make_vit(), [{"pixel_values": torch.zeros(1, 1, 8, 8)}], progress_bar=False)
     with pytest.raises(ValueError, match="there are no examples to measure"):
         measure(make_vit(), [], progress_bar=False)
+    ignored = {"pixel_values": torch.zeros(1, 1, 8, 8), "labels": torch.tensor([-100])}
+    with pytest.raises(ValueError, match="there are no examples to measure"):
+        measure(make_vit(), [ignored], progress_bar=False)
+
+
+def test_features_that_are_not_finite_have_no_nc1():
+    batch = {"pixel_values": torch.full((4, 1, 8, 8), torch.nan), "labels": torch.arange(4)}
+    assert np.isnan(measure(make_vit(), [batch], progress_bar=False).nc1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type(dtype):
+    batch = {"pixel_values": torch.randn(4, 1, 8, 8), "labels": torch.arange(4, dtype=dtype)}
+    found = measure(make_vit(), [batch], progress_bar=False)
+    assert found.class_counts.tolist() == [1, 1, 1, 1]
+    report = measure_curvature(make_vit(), [batch], [200, 50, 9, 9], directions=2, probes=2, tolerance=0.5)
+    assert report["few"]["examples"] == 2
 
 
 def test_ratios_and_angles():
@@ -156,5 +174,5 @@ def test_modules_in_evaluation_mode_stay_in_it():
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_outside_the_classes(label):
     data = [{"input": torch.randn(2, 4), "labels": torch.tensor([0, label])}]
-    with pytest.raises(ValueError, match=rf"labels from 0 to 2, or -100; got \[0, {label}\]"):
+    with pytest.raises(ValueError, match=r"labels from -?\d to \d; expected class indices from 0 to 2, or -100"):
         measure(nn.Sequential(nn.Linear(4, 3)), data, num_classes=3)

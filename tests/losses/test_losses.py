@@ -289,3 +289,16 @@ def test_absent_classes_do_not_change_the_weights_of_the_others(name):
     alone, among = (getattr(build_loss(name, counts), attribute) for counts in ([90, 10], [90, 10] + 40 * [0]))
     torch.testing.assert_close(among[:2], alone)
     assert among.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    loss, logits, labels = build_loss("logit_adjusted", [9, 5, 1]), torch.randn(3, 3), torch.arange(3)
+    torch.testing.assert_close(loss(logits, labels.to(dtype)), loss(logits, labels))
+    with pytest.raises(ValueError, match=r"got \(3, 3\) and \(3,\), of torch.float32"):
+        loss(logits, labels.float())
+
+
+def test_an_option_that_is_a_text_is_named():
+    with pytest.raises(ValueError, match="loss_tau must be a finite number, got one"):
+        build_loss("logit_adjusted", [9, 5, 1], loss_tau="one")

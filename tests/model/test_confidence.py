@@ -209,3 +209,40 @@ def test_sets_are_those_of_crepes(coverage):
     mine = prediction_sets(new, calibration_scores(p, labels), coverage)
     assert (mine == theirs).all()
     assert 0 < mine.mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": [0, -1]}, "label 1 is -1; expected a class index from 0 to 1"),
+        ({"labels": [0, 2]}, "label 1 is 2; expected a class index from 0 to 1"),
+        ({"labels": [0]}, r"got \(2, 2\) with 1 labels"),
+        ({"labels": ["cat", "dog"]}, "expected class indices, got labels of"),
+        ({"rows": [0.5, 0.5]}, r"\(2,\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(change, said):
+    given = {"rows": [[0.9, 0.1], [0.4, 0.6]], "labels": [0, 1]} | change
+    for function in (fit_temperature, calibration_scores, lambda *a: class_thresholds(*a, 0.9)):
+        with pytest.raises(ValueError, match=said):
+            function(given["rows"], given["labels"])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, np.nan], [0.0, 0.0]])
+def test_weights_that_do_not_fit_are_named(weights):
+    with pytest.raises(ValueError, match="weights must be 2 finite numbers >= 0, not all 0"):
+        fit_temperature([[1.0, 0.0], [0.0, 1.0]], [0, 1], weights)
+
+
+@pytest.mark.parametrize("rows", [[[3.0, -1.0]], [[np.nan, np.nan]]])
+def test_logits_are_no_probabilities(rows):
+    scores = [np.linspace(0, 0.5, 11)] * 2
+    for function in (
+        lambda: calibration_scores(rows, [0]),
+        lambda: class_thresholds(rows, [0], 0.9),
+        lambda: prediction_sets(rows, scores, 0.9),
+    ):
+        with pytest.raises(ValueError, match=r"expected probabilities \(N, K\), from 0 to 1; got numbers such as"):
+            function()
+    with pytest.raises(ValueError, match="got scores of 3 classes, and probabilities of 2"):
+        prediction_sets([[0.5, 0.5]], [*scores, scores[0]], 0.9)

@@ -110,3 +110,9 @@ def test_a_head_without_a_bias_and_a_second_correction_are_refused():
     for again in (lambda: fold_costs(folded, costs), lambda: adjust_head(folded, [9, 9, 9, 9])):
         with pytest.raises(ValueError, match="adjusted before \\(cost, strength 1\\)"):
             again()
+
+
+@pytest.mark.parametrize("costs", [[[0, 1, 2]], [1, 2], [[0]], []])
+def test_costs_of_another_shape_are_refused(costs):
+    with pytest.raises(ValueError, match=r"expected costs \(K, K\), row the true class; got"):
+        class_costs(costs)

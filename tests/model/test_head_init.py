@@ -277,7 +277,7 @@ def test_examples_per_class_is_divided_among_processes(tmp_path):
         ({"batches": [{"input": torch.zeros(1, 6).double()}], "examples_per_class": 2}, "a batch has no `labels`"),
         (
             {"batches": [{"input": torch.zeros(1, 6).double(), "labels": torch.tensor([4])}], "examples_per_class": 2},
-            r"labels from 0 to 3, or -100; got \[4\]",
+            "a batch has labels from 4 to 4; expected class indices from 0 to 3, or -100",
         ),
         (
             {"batches": [{"input": torch.full((2, 6), torch.nan).double(), "labels": torch.zeros(2).long()}]},

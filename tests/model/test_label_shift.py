@@ -230,12 +230,15 @@ def test_a_head_is_left_alone_where_nothing_moved_and_refused_where_it_cannot_ch
         ({"new_logits": np.zeros((5, 9))}, "one column per class"),
         ({"labels": np.zeros(165, int)}, "takes at least two classes"),
         ({"bootstrap": 5}, "at least 20 draws, got 5"),
+        ({"new_logits": np.full((5, 10), np.nan)}, "not all finite numbers"),
+        ({"class_counts": [-1] * 10}, "class counts must be integers >= 0; class 0 has -1"),
+        ({"labels": np.full(165, -100)}, "label 0 is -100; expected a class index from 0 to 9"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(change, said):
     z, y = digits()["validation"]
     given = {"logits": z, "labels": y, "new_logits": z, "class_counts": COUNTS} | change
     if "labels" in change:
-        given["labels"] = np.zeros(len(y), int)
+        given["labels"] = np.resize(change["labels"], len(y))
     with pytest.raises(ValueError, match=said):
         estimate_shares(**given)

@@ -139,6 +139,7 @@ def test_a_correction_of_strength_0_is_none_and_another_may_follow():
         ({"method": "magic"}, "unknown method 'magic'; expected one of logit_adjustment, tau_norm"),
         ({"tau": 1.0}, "'logit_adjustment' does not take tau; it takes strength"),
         ({"strength": -1.0}, "strength must be a finite number >= 0, got -1.0"),
+        ({"strength": "auto"}, "strength must be a finite number >= 0, got 'auto'"),
         ({"head": "nope"}, "head='nope' is not a linear layer"),
         ({"class_counts": [3, 2]}, "the head has 4 outputs, and there are 2 class counts"),
         ({"method": "predicted_norm", "class_counts": [3, 2, 0, 1]}, "classes without examples have no embedding"),
@@ -148,6 +149,38 @@ def test_a_correction_of_strength_0_is_none_and_another_may_follow():
 def test_bad_input(options, said):
     with pytest.raises(ValueError, match=said):
         adjust_head(make_vit(), **({"class_counts": CLASS_COUNTS} | options))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_that_is_not_finite_is_refused(method):
+    model = nn.Sequential(nn.Linear(5, 4))
+    model[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="the weights of the head are not all finite numbers"):
+        adjust_head(model, CLASS_COUNTS, method)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"labels": torch.full((4,), -100)}, "no examples to choose"),
+        ({"input": torch.full((4, 5), torch.nan)}, "the features are not all finite numbers"),
+        ({"labels": torch.eye(4)}, r"one class index per example in `labels`; got torch.float32 of shape \(4, 4\)"),
+        ({"labels": np.arange(4)}, "expected batches of tensors.*'labels': ndarray"),
+    ],
+)
+def test_batches_to_choose_on_are_checked(batch, said):
+    model, good = nn.Sequential(nn.Linear(5, 4)), {"input": torch.randn(4, 5), "labels": torch.arange(4)}
+    with pytest.raises(ValueError, match=said):
+        choose_strength(model, [good | batch], CLASS_COUNTS)
+    for whole in (good, [tuple(good.values())]):  # a batch for a list of batches, tuples for mappings
+        with pytest.raises(ValueError, match="expected batches of tensors"):
+            choose_strength(model, whole, CLASS_COUNTS)
+
+
+def test_strengths_are_numbers_of_python():
+    model, batch = nn.Sequential(nn.Linear(5, 4)), {"input": torch.randn(4, 5), "labels": torch.arange(4)}
+    _, scores = choose_strength(model, [batch], CLASS_COUNTS, strengths=torch.tensor([0.0, 1.0, 1.0]))
+    assert list(scores) == [0.0, 1.0]
 
 
 def test_a_head_without_bias_and_several_heads():

@@ -1,5 +1,6 @@
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -309,3 +310,22 @@ def test_a_class_without_examples_has_no_precision_wherever_it_is_shown(tmp_path
 def test_the_report_has_the_names_that_the_classes_have():
     assert long_tail_report([0], [0], [9, 3], class_names=["a", "b"])["class_names"] == ["a", "b"]
     assert "class_names" not in long_tail_report([0], [0], [9, 3])
+
+
+@pytest.mark.parametrize("logits", [np.zeros((2, 3)), np.zeros((2, 5, 2)), np.zeros(())])
+def test_logits_of_other_classes_are_refused(logits):
+    with pytest.raises(ValueError, match=r"expected logits \(N, 2\), one for each class; got"):
+        report_of_prediction(EvalPrediction(logits, np.array([0, 1])), ClassFrequencies.from_counts([50, 5]))
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        *(per_class_table, comparison_table),
+        *(partial(plot, file="x.png") for plot in (plot_precision_recall, plot_recall_by_count)),
+    ],
+)
+@pytest.mark.parametrize("report", [{"accuracy": 0.5}, {}])
+def test_tables_and_pictures_say_what_they_take(show, report):
+    with pytest.raises(ValueError, match="expected the result of long_tail_report, with all its figures; got"):
+        show(report)

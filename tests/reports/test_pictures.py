@@ -635,6 +635,20 @@ def test_many_classes_are_grouped_with_the_right_ones_apart():
             assert share == pytest.approx(wrong.mean())
 
 
+@pytest.mark.parametrize("classes", [5, 40])
+@pytest.mark.parametrize(
+    ("predicted", "references", "said"),
+    [
+        ([-1], [0], "prediction 0 is -1; expected a class index"),
+        ([0], [-100], "reference 0 is -100; expected a class index"),
+        ([0, 1], [0], "two vectors of one length"),
+    ],
+)
+def test_the_confusion_matrix_takes_class_indices_only(classes, predicted, references, said):
+    with pytest.raises(ValueError, match=said):
+        confusion_shares(predicted, references, ClassFrequencies.from_counts(np.arange(1, classes + 1)))
+
+
 def test_eight_thousand_classes_take_no_matrix():
     counts = np.geomspace(2000, 2, 8142).round().astype(int)
     references = np.arange(8142)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sharp.sharpness import METHODS, class_coefficients
+from hf_sharp.sharpness import METHODS, Method, class_coefficients, register_method
 
 COUNTS = [500, 60, 12, 3]
 
@@ -57,3 +57,10 @@ def test_option_that_the_method_does_not_take():
 def test_focal_options_out_of_range(option, value):
     with pytest.raises(ValueError, match=option):
         class_coefficients("focal_sam", COUNTS, **{option: value})
+
+
+@pytest.mark.parametrize("method", ["sam", lambda priors: priors, Method(name="mine", coefficients=[1.0, 2.0])])
+def test_only_methods_with_a_function_are_registered(method):
+    with pytest.raises(ValueError, match="whose coefficients are a function of priors or class_counts; got"):
+        register_method(method)
+    assert "mine" not in METHODS

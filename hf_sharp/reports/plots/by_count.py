@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_sharp.reports.figures import group_limits, half_width, percent, quantity
+from hf_sharp.reports.long_tail_report import frequencies_of
 from hf_sharp.reports.plots.fonts import class_labels, drawable
 from hf_sharp.reports.plots.labels import label_points
 from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
@@ -39,9 +40,9 @@ def plot_recall_by_count(
         methods: run to sharpness method, which chooses its colour, for runs whose names do not contain it.
         names: (K,) class names. Default: those of the reports.
     """
-    first = next(iter(reports.values()))
-    counts = np.asarray(first["class_counts"])
-    names = names or first.get("class_names") or [str(i) for i in range(len(counts))]
+    first = next(iter(reports.values()), {})
+    frequencies = frequencies_of(first)
+    counts, names = frequencies.counts, names or frequencies.labels
     with picture(file, (7, 4.4), title, [*names, *reports]) as figure:
         axes = figure.add_subplot()
         low, high = _count_axis(axes, counts)

@@ -11,7 +11,7 @@ import numpy as np
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.reports.calibration import calibration_bins
 from hf_sharp.reports.figures import group_limits, half_width
-from hf_sharp.reports.long_tail_report import frequencies_of
+from hf_sharp.reports.long_tail_report import checked_predictions, frequencies_of
 from hf_sharp.reports.plots.by_count import NAMED_CLASSES, percentages
 from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.labels import label_points
@@ -83,14 +83,16 @@ def confusion_shares(
         are rows and columns, the most frequent in training first; of more, the rows are the groups, and the columns are
         "right" and the groups of wrong predictions.
 
+    Raises:
+        ValueError: as `long_tail_report` for the predictions.
+
     Example:
         >>> frequencies = ClassFrequencies.from_counts([5, 30], names=("cat", "dog"))
         >>> confusion_shares([1, 0, 1], [0, 0, 1], frequencies)
         (array([[1. , 0. ],
                [0.5, 0.5]]), ['dog', 'cat'], ['dog', 'cat'])
     """
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    num_classes = frequencies.num_classes
+    predictions, references = checked_predictions(predictions, references, num_classes := frequencies.num_classes)
     labels = class_labels(frequencies.labels)
     if num_classes <= NAMED_CLASSES:
         order = np.argsort(-frequencies.counts, kind="stable")
