@@ -285,7 +285,7 @@ def test_a_calibrated_model_abstains_and_gives_sets(calibrated, texts_model, mai
 
 def test_what_calibrates_is_not_the_training_or_the_test_data(texts_model, mails, tmp_path, capsys, no_traceback):  # noqa: F811
     said = command(capsys, "calibrate", texts_model, mails, "--test_fraction", 0.2, "--output_dir", tmp_path / "o")
-    assert "calibrated on validation data: name it with --validation_split" in said
+    assert "calibration needs validation data: name a split with --validation_split" in said
     assert not (tmp_path / "o").exists()
 
 
@@ -411,7 +411,7 @@ def test_costs_are_added_after_calibration_and_keep_what_still_holds(calibrated,
     said = command(capsys, "predict", tmp_path / "table", tmp_path / "rows.txt", "--abstain", "saved")
     assert "the thresholds are for the most likely class" in said
     said = command(capsys, "predict", tmp_path / "head", tmp_path / "rows.txt", "--cost", "[1, 1, 5]")
-    assert "the head of the model holds costs already" in said
+    assert "the model's head contains costs already" in said
     data = "--dataset", tmp_path / "mails.csv", "--validation_fraction", 0.5, "--test_fraction", 0.2
     said = command(capsys, "calibrate", tmp_path / "head", *data, "--output_dir", tmp_path / "again")
     assert "Calibrate before adjust --cost" in said
