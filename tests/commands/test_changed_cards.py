@@ -240,7 +240,7 @@ def test_a_model_that_was_changed_in_place_gets_no_card(key, here, tmp_path, cap
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: {"method": "tau_norm", "strength": 1.0}}))
     said = command(capsys, "card", folder)
-    assert f"config.json says that the model was changed after training ({key}), and all_results.json does not" in said
+    assert f"config.json says that the model was changed after training ({key}), but all_results.json does not" in said
     changed = shutil.copytree(here / ("mails_adjusted" if key == RECORD else "mails_sure"), tmp_path / "changed")
     (changed / "config.json").write_text(json.dumps(config))
     assert f"all_results.json says that the model was changed after training ({key})" in command(
