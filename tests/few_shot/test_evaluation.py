@@ -149,7 +149,7 @@ def test_adaptations_are_given_no_answers(known, monkeypatch):
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"ways": 13}, "an episode needs 13 classes"),
         ({"shots": 40}, "at least 41 examples each"),
-        ({"features": torch.zeros(3, 4)}, "features of 3 examples, and the domain 'gaussians' has 480"),
+        ({"features": torch.zeros(3, 4)}, "features of 3 examples, but the domain 'gaussians' has 480"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(known, options, said):
