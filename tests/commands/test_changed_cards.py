@@ -201,7 +201,7 @@ def test_figures_of_the_test_data_go_into_the_card(again, here, tmp_path, capsys
             ["--validation_fraction", "0.5"],
             "class counts of this data are not those of the training",
         ),
-        ("mails_adjusted", ["--dataset", "other"], "the figures are of dataset 'mails', and they are of 'other'"),
+        ("mails_adjusted", ["--dataset", "other"], "the figures are of dataset 'mails', but they are of 'other'"),
     ],
     indirect=["again"],
 )

@@ -88,7 +88,7 @@ def test_columns_that_differ_by_split(tmp_path, capsys):
     write(tmp_path / "data", "test.csv", "text,klass\na,b\n")
     said = command(capsys, "counts", tmp_path / "data")
     assert "'text', 'klass'" in said
-    assert "all files of a dataset need the same ones" in said
+    assert "all files of a dataset need the same columns" in said
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
