@@ -211,7 +211,7 @@ def test_a_table_that_cannot_be_read_ends_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"read: EOF inside string starting at row 2\. Texts with .* need quotes"):
         load(str(tmp_path / "mails.csv"))
     (tmp_path / "mails.jsonl").write_text('{"text": "a"}\n{"text": "b')
-    with pytest.raises(ValueError, match=r"line 2: Unterminated string starting at character 10. Correct it"):
+    with pytest.raises(ValueError, match=r"line 2: Unterminated string starting at character 10. Correct or remove"):
         load(str(tmp_path / "mails.jsonl"))
 
 
