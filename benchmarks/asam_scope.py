@@ -1,10 +1,10 @@
-"""Where ASAM's perturbation lies, and which radius makes it as strong as SAM's at 0.05.
+"""Measure where ASAM's perturbation lies, and which radius makes it as strong as SAM's at 0.05.
 
     python benchmarks/asam_scope.py [--backbone FOLDER]
 
-For a small ViT after one epoch on digits, and for a pretrained BERT with a new head where `--backbone` names one: the
-share of ‖ε‖² in tensors of two or more dimensions, and the radius at which the loss rises as much as SAM raises it at
-ρ = 0.05, on the same batches. Writes benchmarks/results/asam_scope.json.
+Measured for a small ViT after one epoch on digits and, if `--backbone` names one, for a pretrained BERT with a new
+head: the share of ‖ε‖² in tensors of two or more dimensions, and the radius at which the loss rises as much as with SAM
+at ρ = 0.05, on the same batches. Writes benchmarks/results/asam_scope.json.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def measure(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, dict[str,
     """Measure the three metrics on one batch.
 
     Args:
-        model: in evaluation mode.
-        loss: of the batch, at the present weights.
+        model: the model, in evaluation mode.
+        loss: returns the loss of the batch at the current weights.
 
     Returns:
-        By metric: `matrix_share` of ‖ε‖² at ρ = 1, and `rho` with the rise of SAM at 0.05.
+        For each metric: `matrix_share` of ‖ε‖² at ρ = 1, and `rho`, the radius with the same rise as SAM at 0.05.
     """
     named = [(w, g) for w, g in zip(trainable_parameters(model), gradients(model, loss), strict=True) if g is not None]
     weights, gradient = [w for w, _ in named], [g for _, g in named]

@@ -1,4 +1,4 @@
-"""What the one-pass ascent, a late sharp phase and an informed head cost: ratios, interleaved, in one process.
+"""Measure the costs of the one-pass ascent, a late sharp phase and an initialized head, as ratios of interleaved times.
 
     python benchmarks/ascent_costs.py [--rounds 30]
 
@@ -89,7 +89,7 @@ def step_of(trainer: SharpTrainer, batch: dict[str, Any]) -> Callable[[], None]:
 
 
 def summary(ratios: list[float]) -> dict[str, float]:
-    """Give median and quartiles."""
+    """Compute median and quartiles."""
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     return {"median": float(middle), "lower_quartile": float(low), "upper_quartile": float(high)}
 
@@ -100,7 +100,7 @@ def measure_steps(data: datasets.Dataset, rounds: int) -> dict[str, dict[str, fl
     batch = {"pixel_values": rows["pixel_values"], "labels": rows["label"], "host_labels": rows["label"].numpy()}
     steps = {name: step_of(make_trainer(data, **options), batch) for name, options in METHODS.items()}
     for step in steps.values():
-        for _ in range(12):  # past the one measurement of what the ascent does
+        for _ in range(12):  # until after the one-time measurement of the ascent's effect
             step()
     times: dict[str, list[float]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(0)

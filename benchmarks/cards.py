@@ -1,8 +1,8 @@
-"""Put the cards that the recipes wrote into model_cards/, with the results that every figure of them comes from.
+"""Copy the cards that the recipes wrote into model_cards/, with the results that all their figures come from.
 
 python benchmarks/cards.py   # after benchmarks/compare.py for each of the configs
 
-The model is that of seed 0; its card also has the figures over all seeds, from benchmarks/results.
+A card describes the model of seed 0, and also has the figures over all seeds, from benchmarks/results.
 """
 
 import json
@@ -16,7 +16,7 @@ from hf_sharp.reports.model_card import write_card
 from hf_sharp.reports.results import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-# The run that is published, by config.
+# Config to the run that is published.
 CONFIGS = {"quickstart": "sam+logit_adjusted", "fashion_mnist_lt": "focal_sam+logit_adjusted"}
 PLAIN = "baseline"
 
@@ -32,7 +32,7 @@ def over_seeds(config: str, sharp: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Copy results and configs where there are new ones, and write the cards from them."""
+    """Copy new results and configs, if there are any, and write the cards from them."""
     for config, sharp in CONFIGS.items():
         source, target = ROOT / "outputs" / "benchmarks" / config / "seed_0", ROOT / "model_cards" / config
         for run in (PLAIN, sharp) if source.is_dir() else ():

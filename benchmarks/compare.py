@@ -1,4 +1,4 @@
-"""Run a recipe for several seeds, and commit what came out: one JSON per config, from which the README's table is made.
+"""Run a recipe for several seeds, and write one JSON file per config, from which the README's table is made.
 
 python benchmarks/compare.py recipes/configs/quickstart.yaml --seeds 0 1 2
 """
@@ -21,39 +21,39 @@ METRICS = (
 
 
 def recipe_of(config: Path) -> str:
-    """Find the recipe that a config is for: the one whose path its first lines name, else image classification."""
+    """Find the recipe for a config: the one whose path its first lines name, else image classification."""
     task = "text" if "text_classification.py" in config.read_text() else "image"
     return f"recipes/{task}_classification.py"
 
 
 def run_seed(config: Path, seed: int) -> dict[str, dict]:
-    """Run the recipe for one seed, or read what it left; run name to results."""
+    """Run the recipe for one seed, or read its saved results; return run name to results."""
     folder = Path("outputs/benchmarks") / config.stem / f"seed_{seed}"
     command = ["accelerate", "launch", "--config_file", "recipes/accelerate/single_gpu.yaml", recipe_of(config)]
     command += ["--config", str(config), "--seed", str(seed), "--output_dir", str(folder)]
     command += ["--resume_from_checkpoint", "true"]
     subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True, cwd=ROOT)
     files = sorted((ROOT / folder).glob("*/all_results.json")) or [ROOT / folder / "all_results.json"]
-    # In the order of the runs: what is compared with first.
+    # In the order of the runs: the runs to compare with come first.
     files.sort(key=lambda file: file.stat().st_mtime)
     return {file.parent.name: json.loads(file.read_text()) for file in files}
 
 
 def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Give mean and standard deviation over seeds, and the values they are made of."""
+    """Return mean and standard deviation over seeds, and the values of each seed."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "stdev": spread, "per_seed": values}
 
 
 def thinned(curve: dict[str, list], points: int = 40) -> dict[str, list]:
-    """Keep some points of a curve over steps, the last one among them, to four digits."""
+    """Keep some points of a curve over steps, including the last one, rounded to four digits."""
     every = max(len(curve["step"]) // points, 1)
     kept = sorted({*range(0, len(curve["step"]), every), len(curve["step"]) - 1})
     return {"step": [curve["step"][i] for i in kept], "rho": [float(f"{curve['rho'][i]:.4g}") for i in kept]}
 
 
 def summarize(runs: dict[int, dict[str, dict]]) -> dict[str, dict]:
-    """Give every run's mean and standard deviation over seeds, and the figures they are made of."""
+    """Return every run's mean and standard deviation over seeds, and the figures of each seed."""
     summary = {}
     for name in next(iter(runs.values())):
         per_seed = {seed: results[name] for seed, results in runs.items()}

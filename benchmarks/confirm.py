@@ -1,13 +1,13 @@
-"""Confirm the evidence on fresh seeds: the row that was best on validation data against what people do today.
+"""Confirm the evidence on fresh seeds: the row that was best on validation data against today's common practice.
 
 python benchmarks/confirm.py clipart solar_cells --rows best weights --workers 2
 python benchmarks/confirm.py all --workers 2                  # every row of every finished task
 python benchmarks/confirm.py all --limit-minutes 0            # only collect what is finished
 
-Rates, bases and settings are those that benchmarks/results/evidence_TASK.json chose on validation data. The seeds from
-100 on chose nothing and are in no other table. Runs start seed by seed, so that comparisons are complete for the first
-seeds when the time is over. Resumable: runs lie in outputs/confirmation/TASK, and their records in
-benchmarks/results/confirmation_TASK.json, so that another machine can continue.
+Rates, bases and settings are those in benchmarks/results/evidence_TASK.json, which were chosen on validation data. The
+seeds from 100 on were not used for any choice and are in no other table. Runs start seed by seed, so that comparisons
+are complete for the first seeds when the time is up. Resumable: runs are saved in outputs/confirmation/TASK, and their
+records in benchmarks/results/confirmation_TASK.json, so that another machine can continue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TUNED = "logit adjustment, tuned τ"
 
 
 def rows_of(result: dict[str, Any]) -> dict[str, str]:
-    """Name the rows that are repeated.
+    """Return the names of the rows that are repeated.
 
     Args:
         result: the content of benchmarks/results/evidence_TASK.json.
@@ -67,7 +67,7 @@ def collect(result: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Args:
         result: the content of benchmarks/results/evidence_TASK.json.
-        folder: where the task's runs are written.
+        folder: the folder of the task's runs.
 
     Returns:
         The content of benchmarks/results/confirmation_TASK.json: per row, the test metrics of every finished seed.

@@ -1,12 +1,12 @@
-"""What one training step costs: SharpTrainer's methods and peers against a plain Trainer step, in one process.
+"""Measure the cost of a training step with SharpTrainer's methods and other libraries, relative to plain Trainer steps.
 
 python benchmarks/cost.py   # needs pip install -e '.[benchmarks]'
 python benchmarks/cost.py --size base --batch_size 64 --bf16 --rounds 10   # ViT-B/16 and BERT-base, for a GPU
 
-Every round takes one step of every method, in shuffled order, on the same batch; the ratio to the plain steps of the
-same rounds is what counts, so a machine that slows down slows both. A method that does something every k-th step is
-compared over k rounds at once. Passes are counted by hooks, in examples, and the peak of memory is the allocator's.
-The peers: pytorch_optimizer's SAM and LookSAM, and Focal-SAM as its algorithm reads, with three backward passes.
+Every round takes one step of every method, in shuffled order and on the same batch, in one process. The result is the
+ratio to the plain steps of the same rounds, which does not change if the machine slows down. A method that acts every
+k-th step is compared over k rounds at once. Passes are counted by hooks, in examples; peak memory is the allocator's.
+The peers are pytorch_optimizer's SAM and LookSAM, and Focal-SAM as published, with three backward passes.
 """
 
 import argparse
@@ -74,7 +74,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Size:
-    """How large the models and their inputs are."""
+    """The sizes of models and inputs."""
 
     model: dict[str, Any]
     image: dict[str, Any]
@@ -117,7 +117,7 @@ def make_batch(kind: str, examples: int, size: Size) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any, bf16: bool) -> Any:
-    """Make a trainer of one method, or for None the plain Trainer, that is ready for single steps."""
+    """Make a trainer for one method, or the plain Trainer for None, that is ready to take single steps."""
     args = SharpTrainingArguments(
         *(tempfile.mkdtemp(),),
         report_to="none",
@@ -142,7 +142,7 @@ def make_trainer(model: torch.nn.Module, options: dict | None, validation: Any, 
 
 
 def step_of(trainer: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """Give a step of a trainer as the training loop takes it, optimizer included; batches carry labels on the host."""
+    """Return a function that takes a whole step of a trainer, with the optimizer; batches have labels on the host."""
     sharp = isinstance(trainer, SharpTrainer)
     on_host = {"host_labels": batch["labels"].cpu().numpy()} if sharp else {}
 
@@ -157,7 +157,7 @@ def step_of(trainer: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 
 def step_of_peer(name: str, plain: Any, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """Give a step of a peer, whose passes are those of the plain Trainer."""
+    """Return a function that takes a step of a peer, with the passes of the plain Trainer."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": 5e-5, "weight_decay": 0.0, "fused": True}
 
@@ -235,7 +235,7 @@ def count_passes(step: Callable[[], None], model: Any, steps: int, batch_size: i
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """Measure the peak of what a step allocates, over what there was before it."""
+    """Measure the peak of the memory that a step allocates, above what was allocated before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -253,7 +253,7 @@ def peak_bytes(step: Callable[[], None]) -> int:
 
 
 def quartiles(values: np.ndarray) -> list[float]:
-    """Give the first quartile, the median and the third, to three digits."""
+    """Return the first quartile, the median and the third quartile, to three digits."""
     return [round(float(q), 3) for q in np.percentile(values, [25, 50, 75])]
 
 
@@ -262,7 +262,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict:
     size, batch_size, bf16 = SIZES[arguments.size], arguments.batch_size, arguments.bf16
     model: Any = make_model(kind, size)
     plain = make_trainer(model, None, None, bf16)
-    model = plain.accelerator.prepare_model(model)  # whose forward pass now runs under autocast, if that was asked for
+    model = plain.accelerator.prepare_model(model)  # wraps the forward pass in autocast, if asked for
     batch = {name: value.to(plain.args.device) for name, value in make_batch(kind, batch_size, size).items()}
     held_out = make_batch(kind, 256, size)
     validation = [{name: value[i] for name, value in held_out.items()} for i in range(256)]
@@ -309,9 +309,9 @@ def measure(kind: str, arguments: argparse.Namespace) -> dict:
 
 
 def overhead(rounds: int) -> dict:
-    """Measure what SAM adds to its two passes on a tiny model, in milliseconds: a step less two plain ones.
+    """Measure the overhead of SAM on a tiny model, in milliseconds: the time of a step minus that of two plain steps.
 
-    And what the weights' way to w + ε and back takes of it, which are five kernels on every tensor.
+    Also measure the part of it that moves the weights to w + ε and back, with five kernels per tensor.
     """
     model: Any = make_model("vit", SIZES["tiny"])
     batch = make_batch("vit", 4, SIZES["tiny"])

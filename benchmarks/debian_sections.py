@@ -1,4 +1,4 @@
-"""Debian's package descriptions by archive section: a text set with a long tail that nobody made.
+"""Make a text dataset with a natural long tail: Debian's package descriptions, by archive section.
 
 python benchmarks/debian_sections.py            # needs Debian or Ubuntu, after `apt-get update`
 
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def packages(dump: str) -> Iterator[tuple[str, str]]:
-    """Read (section, description) of every paragraph of `apt-cache dumpavail`; the archive area is not the topic."""
+    """Read (section, description) of every paragraph of `apt-cache dumpavail`, without the archive area."""
     for paragraph in dump.split("\n\n"):
         section, lines, in_description = "", [], False
         for line in paragraph.splitlines():
@@ -38,7 +38,7 @@ def packages(dump: str) -> Iterator[tuple[str, str]]:
 
 
 def make_splits(rows: list[tuple[str, str]], per_class: int, smallest: int, seed: int) -> datasets.DatasetDict:
-    """Drop texts that occur twice and tiny sections; take the same number of test texts of every section."""
+    """Drop repeated texts and tiny sections, and draw the same number of test texts from every section."""
     unique: dict[str, str] = {}
     for section, text in rows:
         unique.setdefault(text, section)
@@ -63,7 +63,7 @@ def make_splits(rows: list[tuple[str, str]], per_class: int, smallest: int, seed
 
 
 def main() -> None:
-    """Make the dataset, and put the model beside it."""
+    """Make the dataset, and copy the model beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data"))
     parser.add_argument("--test_per_class", type=int, default=10, help="test texts of every section")

@@ -1,11 +1,11 @@
-"""Does momentum-SAM pay in short trainings? The same rows of a task with fewer epochs.
+"""Measure whether momentum-SAM pays off in short trainings: the same rows of a task with fewer epochs.
 
 python benchmarks/duration.py --workers 2
 python benchmarks/duration.py --limit-minutes 0    # only collect what is finished
 
-Rates, bases and radii are those that benchmarks/results/evidence_TASK.json chose on validation data for the task's own
-number of epochs; as short trainings may need a higher rate, they also run with three times as much. The seeds chose
-nothing. Resumable: runs lie in outputs/duration/TASK/EPOCHS.
+Rates, bases and radii are those in benchmarks/results/evidence_TASK.json, which were chosen on validation data for the
+task's own number of epochs. Short trainings may need a higher rate, so they also run with three times the rate. The
+seeds were not used for any choice. Resumable: runs are saved in outputs/duration/TASK/EPOCHS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from study.rows import REFERENCE, ROWS
 from study.runs import Run
 
 TASKS = ("wordnet", "foldoc")
-FACTORS = {0.25: (1, 3), 0.5: (1, 3), 1: (1,)}  # of the epochs, and for each the multiples of the learning rate
+FACTORS = {0.25: (1, 3), 0.5: (1, 3), 1: (1,)}  # share of the epochs to multiples of the learning rate
 NAMES = (REFERENCE, "momentum-SAM")
 SEEDS = range(100, 105)
 FOLDER = OUTPUTS.with_name("duration")
@@ -34,7 +34,7 @@ FILE = RESULTS / "duration.json"
 
 
 class Planned(NamedTuple):
-    """A run, the row that it belongs to, its epochs, and its learning rate in multiples of the chosen one."""
+    """A run, with its row, its epochs, and its learning rate in multiples of the chosen one."""
 
     row: str
     run: Run
@@ -43,12 +43,12 @@ class Planned(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where its files are written."""
+        """The folder for its files."""
         return FOLDER / self.run.task / str(self.epochs)
 
 
 def plan_runs(results: dict[str, Any]) -> Iterator[Planned]:
-    """List all runs, seed by seed, so that comparisons are complete for the first seeds when the time is over.
+    """List all runs, seed by seed, so that comparisons are complete for the first seeds when the time is up.
 
     Args:
         results: task to the content of benchmarks/results/evidence_TASK.json.

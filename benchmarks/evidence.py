@@ -11,9 +11,9 @@ python benchmarks/evidence.py wordnet --try SAM            # a few steps of one 
 python benchmarks/evidence.py all --tables                 # benchmarks/results/evidence_*.json as Markdown
 python benchmarks/evidence.py all --picture                # a picture of every run
 
-A run's files are named after everything it depends on, so no run is repeated, and several drivers can share a task.
-What another machine finished is read from benchmarks/results/evidence_TASK.json, and not repeated either.
-Runs with the tuning seeds never read the test set.
+The names of a run's files depend on everything that its result depends on, so that no run is repeated, and several
+drivers can share a task. Runs finished on another machine are read from benchmarks/results/evidence_TASK.json. Runs
+with the tuning seeds never read the test set.
 
 Each run writes outputs/evidence/TASK/KEY.json and KEY.npz (logits), which git ignores. They are collected in
 benchmarks/results/evidence_TASK.json, from which tables and pictures are made.
@@ -55,7 +55,7 @@ def print_status(task: str, folder: Path) -> None:
 
 
 def train(task: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Train what is still missing, and write the results file, also after an interruption."""
+    """Train the missing runs, and write the results file, even after an interruption."""
     file = RESULTS / f"evidence_{task}.json"
     restore(folder, file)
     try:
@@ -79,7 +79,7 @@ def main() -> None:
     further = [name for name, row in ROWS.items() if row.further]
     parser.add_argument("--rows", nargs="+", choices=further, metavar="ROW", help="only these of the further rows")
     parser.add_argument(
-        "--logits", action="store_true", help="first train runs again that need a correction, but finished elsewhere"
+        "--logits", action="store_true", help="first repeat runs that need a correction but finished elsewhere"
     )
     parser.add_argument("--prepare", action="store_true", help="only download and read the data")
     parser.add_argument("--status", action="store_true", help="only print the progress")

@@ -3,10 +3,11 @@
 python benchmarks/gpu_pack.py --python 3.12
 python benchmarks/gpu_pack.py --tasks clipart solar_cells   # for the phase `tasks` of gpu.sh
 
-- wheels of the packages that a machine with torch, transformers, accelerate, peft and pyarrow may lack, and,
-  apart in `test_wheels`, what only the whole suite needs;
-- the data of tasks as `evidence.py --prepare` made them, of Fashion-MNIST the test set and every eighth training image;
-- their backbones as `backbones/convert.py` made them, those of texts in half precision (training reads float32).
+- wheels of the packages that a machine with torch, transformers, accelerate, peft and pyarrow may lack; those that only
+  the test suite needs are in `test_wheels`;
+- the data of tasks, as made by `evidence.py --prepare` (for Fashion-MNIST, the test set and every eighth training
+  image);
+- their backbones, as made by `backbones/convert.py`, those for texts in half precision (training converts to float32).
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ def pack_wheels(packages: tuple[str, ...], folder: str, python: str) -> None:
 
 
 def in_webp(row: dict[str, Any]) -> dict[str, Any]:
-    """Store a picture as lossless WebP: the same pixels in two thirds of the bytes."""
+    """Store an image as lossless WebP: the same pixels in two thirds of the bytes."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(row["image"]["bytes"])).save(buffer, "webp", lossless=True, quality=100)
     return {"image": {"bytes": buffer.getvalue(), "path": None}}
 
 
 def pack_task(name: str) -> None:
-    """Copy a task's data; of Fashion-MNIST's training images every eighth."""
+    """Copy a task's data; for Fashion-MNIST, only every eighth training image."""
     module = tasks.load(name)
     data = module.prepare(CACHE)
     if "is_test" in data.column_names:
@@ -83,7 +84,7 @@ def pack_task(name: str) -> None:
 
 
 def pack_backbone(name: str, kind: str) -> None:
-    """Copy a backbone; that of texts, which is large, with weights of half precision."""
+    """Copy a backbone; those for texts, which are large, with weights in half precision."""
     target = FOLDER / "data/backbones" / name
     shutil.copytree(BACKBONES / name, target)
     if kind == "text":
@@ -101,7 +102,7 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     pack_wheels(PACKAGES, "wheels", arguments.python)
     pack_wheels(TEST_PACKAGES, "test_wheels", arguments.python)
-    # Of hf_sharp itself the checkout is used, but its version and its command come from the wheel.
+    # hf_sharp's code is used from the checkout, but its version and its command come from the wheel.
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", FOLDER / "wheels", ROOT], check=True)
     for name in arguments.tasks:
         pack_task(name)

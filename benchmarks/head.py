@@ -2,8 +2,8 @@
 
 python benchmarks/head.py recipes/configs/fashion_mnist_lt_head.yaml --seeds 0 1 2
 
-The strength of every correction is chosen on the validation examples, which no training saw; figures are of the test
-set.
+The strength of every correction is chosen on validation examples that no training used; the figures are those on the
+test set.
 """
 
 import argparse
@@ -25,12 +25,12 @@ FIELDS = set(LookArguments.__dataclass_fields__)
 
 
 def corrected(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Correct one model in every way; the correction's name to its strength and test report."""
+    """Apply every correction to one model; return the correction's name to its strength and test report."""
     data = LookArguments(**{name: value for name, value in config.items() if name in FIELDS}, batch_size=500)
     saved = open_saved(str(folder), load_splits(data, "label"), data)
     counts = saved.frequencies.counts
     features, labels, layer = collect_features(saved.model, saved.batches("test"), len(counts))
-    head = torch.nn.Sequential(layer)  # what it is given are features, so the model runs once and not for every method
+    head = torch.nn.Sequential(layer)  # its inputs are features, so that the model runs only once
     seen, its_labels, _ = collect_features(saved.model, saved.batches("validation"), len(counts))
     validation = [{"input": seen.float(), "labels": its_labels}]
     reports = {}

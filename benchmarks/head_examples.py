@@ -1,10 +1,10 @@
-"""How many examples a class mean needs: the head from class means before any training, with at most n per class.
+"""Measure how many examples a class mean needs: the accuracy of the initial head with at most n examples per class.
 
 python benchmarks/head_examples.py
 
-Every example of WordNet's and clip art's tasks that is not in the test set, with their natural shares, and the
-pretrained models of benchmarks/protocol.md. The features are computed once. Every seed draws its own test set (20 and
-8 a class) and its own examples. Writes benchmarks/results/head_examples.json.
+Uses all examples of the WordNet and clip art tasks that are not in the test set, with their natural class shares, and
+the pretrained models of benchmarks/protocol.md. Features are computed once. Every seed draws its own test set (20 and 8
+examples per class) and its own examples. Writes benchmarks/results/head_examples.json.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from hf_sharp.reports.results import machine_class
 LIMITS = (25, 50, 100, 200, 400, None)
 SEEDS = range(5)
 TEST = {"wordnet": 20, "clipart": 8}
-AT_MOST = 2000  # examples of a class that are looked at
+AT_MOST = 2000  # the largest number of examples per class
 
 
 def features_of(task: str) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Compute the pretrained features of all examples; of a class with more than `AT_MOST`, of that many.
+    """Compute the pretrained features of all examples, but of at most `AT_MOST` per class.
 
     Args:
         task: the task's name.
 
     Returns:
-        (N, D) features, (N,) labels and (N,) groups that may not be on two sides.
+        (N, D) features, (N,) labels and (N,) groups, which must not be split between training and test.
     """
     module = tasks.load(task)
     data = module.prepare(CACHE)
@@ -59,7 +59,7 @@ def features_of(task: str) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
 
 
 def accuracy(features: torch.Tensor, labels: np.ndarray, groups: np.ndarray, seed: int, task: str, limit: Any) -> float:
-    """Balanced accuracy of the initial head on a test set of its own."""
+    """Return the balanced accuracy of the initial head on its own test set."""
     train, _, test = divide(labels, groups, seed, test_per_class=TEST[task], validation_per_class=1)
     train = np.random.default_rng(seed).permutation(train)
     head = nn.Sequential(nn.Linear(features.shape[1], int(labels.max()) + 1))

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/ from the committed results.
+"""Draw the plots in docs/ from the committed results.
 
 python benchmarks/pictures.py
 """
@@ -16,7 +16,7 @@ PICTURES = ROOT / "docs" / "pictures"
 
 
 def recovery() -> None:
-    """Draw learned radii that began too low, at the default and too high, over the steps."""
+    """Draw learned radii that start too low, at the default and too high, over the steps."""
     result = results("fashion_mnist_lt_recovery")
     learned = {}
     for name, row in result["runs"].items():
@@ -28,7 +28,7 @@ def recovery() -> None:
 
 
 def accuracy_by_cost() -> None:
-    """Draw the balanced accuracy of each method against what a step of it costs, for two data sets."""
+    """Draw the balanced accuracy of each method against the cost of its step, for two datasets."""
     panels = (
         ("fashion_mnist_lt_cost", "vit", "Fashion-MNIST-LT, small ViT"),
         ("debian_sections_cost", "bert", "Debian sections, MiniLM"),

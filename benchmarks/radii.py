@@ -1,4 +1,4 @@
-"""Which radius: SAM and momentum-SAM at three radii each, for training from scratch, full fine-tuning and LoRA.
+"""Compare radii: SAM and momentum-SAM at three radii each, for training from scratch, full fine-tuning and LoRA.
 
 python benchmarks/radii.py                    # resumes; needs the rates that benchmarks/evidence.py chose
 python benchmarks/radii.py --workers 2
@@ -47,7 +47,7 @@ def plan() -> dict[tuple[str, str, float | None], list[Run]]:
 
 
 def summarize(runs: list[Run], finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Give the figures of one cell of the table."""
+    """Compute the figures of one table cell."""
     records = [finished[run.key] for run in runs]
     scores = [record["validation"]["balanced_accuracy"] for record in records]
     return {
@@ -59,7 +59,7 @@ def summarize(runs: list[Run], finished: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def main() -> None:
-    """Train what is missing, and write the JSON."""
+    """Train the missing runs, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     workers = parser.parse_args().workers

@@ -1,9 +1,9 @@
-"""What an update of a learned radius would see: the sign of dU/dρ for every objective, at radii that are held fixed.
+"""Record the signal that updates of a learned radius would get: the sign of dU/dρ for every objective, at fixed radii.
 
 python benchmarks/radius_signal.py
 
-Trains the Fashion-MNIST-LT recipe's model with SAM at each radius, computes at every update what each objective says,
-and writes benchmarks/results/radius_signal.json.
+Trains the Fashion-MNIST-LT recipe's model with SAM at each radius, computes the derivative of each objective at every
+update, and writes benchmarks/results/radius_signal.json.
 """
 
 import json
@@ -27,7 +27,7 @@ EPOCHS = 3
 
 
 def derivatives_at(rho: float) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Train at one radius; objective to the derivatives that it gave, and the report of what came out."""
+    """Train at one radius; return the derivatives by objective, and the report of the trained model."""
     seen: dict[str, list[float]] = defaultdict(list)
     at_w = LearnedRadius.at_w
 

@@ -1,6 +1,6 @@
-"""The tables of methods, losses, options, citations and configs in docs/, made from their definitions.
+"""Make the tables of methods, losses, options, citations and configs in docs/ from their definitions.
 
-benchmarks/tables.py puts them between their markers: run `make docs`.
+benchmarks/tables.py inserts them between their markers: run `make docs`.
 """
 
 import inspect
@@ -67,7 +67,7 @@ def loss_table() -> str:
 
 
 def family_table(module: str) -> str:
-    """Make the table of the losses that a module of hf_sharp/losses defines, with the defaults of their options."""
+    """Make the table of the losses in a module of hf_sharp/losses, with the defaults of their options."""
     losses = [LOSSES[name] for name in LOSSES.builtin if LOSSES[name].__module__ == f"hf_sharp.losses.{module}"]
     rows = (
         (f"`{loss.name}`", loss.formula, ", ".join(defaults(loss)) or "none", sources(loss.citations))

@@ -1,4 +1,4 @@
-"""How long passes of few examples, few-shot evaluation on known features, and measuring the curvature of a ViT take.
+"""Measure the times of passes over few examples, few-shot evaluation on known features, and a ViT's curvature.
 
 python benchmarks/speed.py   # on an idle machine
 """
@@ -32,7 +32,7 @@ CLASSES, PER_CLASS, EPISODES = 60, 20, {"prototype": 600, "affine": 100}
 
 
 def few_shot(dim: int) -> dict[str, float]:
-    """Measure episodes per second on features of a width: as many examples as the font characters of the recipe."""
+    """Measure episodes per second on features of a width, with as many examples as the recipe's font characters."""
     labels = np.repeat(np.arange(CLASSES), PER_CLASS)
     rows = datasets.Dataset.from_dict({"label": labels})
     domain = Domain("features", rows, labels, [str(c) for c in range(CLASSES)], "pixel_values")
@@ -51,13 +51,13 @@ def few_shot(dim: int) -> dict[str, float]:
 
 
 def small_passes() -> dict[str, float]:
-    """Measure a forward and backward pass of few images, as share of one of 32: what a cheap ascent consists of."""
+    """Measure a forward and backward pass over few images, the cost of a cheap ascent, relative to one over 32."""
     size_of_cost = {"image_size": 64, "num_channels": 3, "patch_size": 8, "num_labels": 100}  # as in cost.py
     model = ViTForImageClassification(ViTConfig(**VIT | size_of_cost))
     images, labels = torch.randn(32, 3, 64, 64), torch.arange(32)
 
     def gradient(size: int) -> None:
-        model(pixel_values=images[:size], labels=labels[:size]).loss.backward()  # added to what is in .grad
+        model(pixel_values=images[:size], labels=labels[:size]).loss.backward()  # accumulates in .grad
 
     sizes = [1, 3, 8, 16, 32]
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
@@ -80,7 +80,7 @@ def curvature() -> dict[str, float]:
         options: dict[str, Any] = {"max_steps": 200, "per_device_train_batch_size": 24, "learning_rate": 5e-4}
         Trainer(model, TrainingArguments(folder, report_to="none", **options), train_dataset=train).train()
     chosen = torch.tensor(stratified_sample(labels, 1000))
-    chosen = chosen[labels[chosen].argsort()]  # most batches are then of one group, as those of the command are
+    chosen = chosen[labels[chosen].argsort()]  # so that most batches have one group, as in the command
     batches = [{"pixel_values": images[rows], "labels": labels[rows]} for rows in chosen.split(32)]
     counts, sample = np.bincount(tail["label"]), SharpnessArguments.hessian_examples
     work = partial(measure_curvature, model, batches, counts, hessian_examples=sample, progress="curvature")

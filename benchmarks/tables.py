@@ -3,8 +3,8 @@
 python benchmarks/tables.py           # rewrite the text between the markers (make docs)
 python benchmarks/tables.py --check   # exit 1 if any page is out of date
 
-The tables of measurements are made here, from benchmarks/results. reference.py makes those of methods, losses, options
-and configs, from their definitions.
+This file makes the tables of measurements, from benchmarks/results. reference.py makes those of methods, losses,
+options and configs, from their definitions.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tasks import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SHOWN_SEEDS = 3  # one by one; of more the mean is shown
+SHOWN_SEEDS = 3  # values are shown for each seed up to this number of seeds; with more, only the mean is shown
 ROWS = {
     "accuracy": "accuracy",
     "balanced accuracy": "balanced_accuracy",
@@ -60,13 +60,13 @@ def results(name: str) -> dict[str, Any]:
 
 
 def percent(metric: dict[str, Any]) -> str:
-    """Show the mean over seeds in percent, with the standard deviation if there are several seeds."""
+    """Format the mean over seeds in percent, with the standard deviation if there are several seeds."""
     spread = "" if metric["stdev"] is None else f" ± {100 * metric['stdev']:.1f}"
     return f"{100 * metric['mean']:.1f}{spread}"
 
 
 def cell(row: dict[str, Any], metric: str) -> str:
-    """Show mean, standard deviation and, of few seeds, the value of each, in percent."""
+    """Format mean, standard deviation and, for few seeds, the value of each seed, in percent."""
     if metric not in row:
         return "–"
     if len(row[metric]["per_seed"]) > SHOWN_SEEDS:
@@ -76,7 +76,7 @@ def cell(row: dict[str, Any], metric: str) -> str:
 
 
 def accuracy_table(name: str) -> str:
-    """Make the table of one comparison, and say how to repeat it."""
+    """Make the table of one comparison, with the command that repeats it."""
     result = results(name)
     runs, classes = result["runs"], result["classes"]
     if any("rho" in row for row in runs.values()):
@@ -390,7 +390,7 @@ def curvature_speed() -> str:
 
 
 def asam_table() -> str:
-    """Show where ASAM's perturbation lies, and the radius that makes it as strong as SAM's."""
+    """Make the table of where ASAM's perturbation lies, and of the radius that makes it as strong as SAM's."""
     result = results("asam_scope")
     lines = ["| model | metric | share of ‖ε‖² in matrices | radius as strong as SAM's 0.05 |", "|---|---|---|---|"]
     for model, metrics in result["models"].items():
@@ -407,7 +407,7 @@ def asam_table() -> str:
 
 
 def ascent_costs() -> str:
-    """Show what the one-pass ascent, a late sharp phase and an informed head cost."""
+    """Make the table of the costs of the one-pass ascent, a late sharp phase and an initialized head."""
     result = results("ascent_costs")
     rows = {
         **{f"a step of {name}, against a plain step": row for name, row in result["steps"].items() if name != "none"},
@@ -422,7 +422,7 @@ def ascent_costs() -> str:
 
 
 def radii_table() -> str:
-    """Show what each radius brought over no sharpness, for training from scratch, full fine-tuning and LoRA."""
+    """Make the table of each radius's gain over no sharpness, for training from scratch, full fine-tuning and LoRA."""
     result = results("radii")
     plain = {row["base"]: row["mean"] for row in result["rows"] if row["ascent"] == "none"}
     blocks = []
@@ -447,12 +447,12 @@ def radii_table() -> str:
 
 
 def evidence_overview() -> str:
-    """Compare the best row of every task with what people do today."""
+    """Compare the best row of every task with today's common practice."""
     return overview(list(finished_results().values()))
 
 
 def evidence_default() -> str:
-    """Compare hf_sharp's default with what people do today."""
+    """Compare hf_sharp's default with today's common practice."""
     return overview_of_default(list(finished_results().values()))
 
 
@@ -462,7 +462,7 @@ def evidence_tasks() -> str:
 
 
 def evidence_confirmation() -> str:
-    """Make the table of the fresh seeds."""
+    """Make the table of the confirmation on fresh seeds."""
     files = {task: RESULTS / f"confirmation_{task}.json" for task in finished_results()}
     found = [json.loads(file.read_text()) for file in files.values() if file.exists()]
     machines = "; ".join(dict.fromkeys(result["machine"] for result in found))
@@ -476,7 +476,7 @@ def evidence_duration() -> str:
 
 
 def evidence_lets() -> str:
-    """Show where the learned radius stands beside the best fixed one."""
+    """Compare the learned radius with the best fixed one."""
     return "\n".join(f"- {line}" for result in finished_results().values() if (line := lets_line(result)))
 
 

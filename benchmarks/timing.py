@@ -8,7 +8,7 @@ import torch
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Do some work, on a GPU to its end; how long it took."""
+    """Return how long some work takes, in seconds; on a GPU, until it has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()

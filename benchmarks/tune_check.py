@@ -1,9 +1,9 @@
-"""Does `hf-sharp tune` find what the evidence's grids found? 20 runs on a task of the evidence, then the final seeds.
+"""Check that `hf-sharp tune` finds settings as good as the evidence's grids: 20 runs on a task, then the final seeds.
 
 python benchmarks/tune_check.py wordnet                # resumes; needs benchmarks/results/evidence_wordnet.json
 
-The search sees the training and validation examples of tuning seed 0, at the rate and on the base that the evidence
-chose. Its choice is then trained with the final seeds, and stands beside the rows of the evidence. Writes
+The search uses the training and validation examples of tuning seed 0, with the rate and the base that the evidence
+chose. Its choice is then trained with the final seeds, and compared with the rows of the evidence. Writes
 benchmarks/results/tune_check_TASK.json.
 """
 
@@ -29,7 +29,7 @@ from study.training import VIT
 import hf_sharp
 
 BUDGET = "20runs"
-SEARCHED = ("sharpness", "ascent", "rho", "loss_tau")  # with the loss, what a choice may set
+SEARCHED = ("sharpness", "ascent", "rho", "loss_tau")  # the options that a choice may set, besides the loss
 
 
 def write_data(module: ModuleType, folder: Path) -> None:
@@ -43,7 +43,7 @@ def write_data(module: ModuleType, folder: Path) -> None:
 
 
 def config_of(module: ModuleType, folder: Path, rate: float) -> dict[str, Any]:
-    """Write what the evidence trains as options of the recipe."""
+    """Convert the training of the evidence to options of the recipe."""
     options: dict[str, Any] = {
         "dataset": str(folder),
         "validation_split": "validation",

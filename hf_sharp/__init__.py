@@ -23,7 +23,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Deferred, so that `hf_sharp.losses` or `hf_sharp.metrics` alone do not pay for importing the Trainer.
+    # Imported lazily, so that importing only `hf_sharp.losses` or `hf_sharp.metrics` does not import the Trainer.
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

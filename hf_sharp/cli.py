@@ -1,4 +1,4 @@
-"""The `hf-sharp` command. Every command imports what it needs when it is called, so that `--help` is fast."""
+"""The `hf-sharp` command. Each subcommand is imported only when it is called, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = {
     "shift": "the class shares of new, unlabelled data: have they moved?",
     "card": "write the model card of a folder that a recipe trained",
 }
-# What is true after Ctrl-C, if not that nothing was saved. Trainings say it themselves.
+# What to print after Ctrl-C instead of "nothing was saved". Training processes print their own message.
 INTERRUPTED = {
     "tune": "the same command goes on with the search",
     "compare": "the same command goes on with the comparison",
@@ -47,7 +47,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int | str:
-    """Run a command; a user's mistake is reported in one line, with exit status 1."""
+    """Run a command; an error made by the user is reported in one line, with exit status 1."""
     words = list(sys.argv[1:] if argv is None else argv)
     take_traceback_flag(words)
     if not words or words[0] in ("-h", "--help"):

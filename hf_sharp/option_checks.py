@@ -1,4 +1,4 @@
-"""Checks of options against one another, before anything starts; which options have an effect beside the others."""
+"""Checks that options are valid and fit together, before anything starts; and which of them have an effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_sharp.sharpness import METHODS, choices
 
 logger = logging.getLogger(__name__)
 
-# Optimizers that take their step while the backward pass runs: there is no moment between the two passes of SAM.
+# Optimizers that update the weights during the backward pass, which leaves no room for SAM's second pass.
 _STEP_IN_BACKWARD = ("lomo", "adalomo")
 # The options of a plain Trainer, as `SharpTrainingArguments.method` names them.
 PLAIN_METHOD = {
@@ -33,7 +33,7 @@ PLAIN_METHOD = {
     "head_init": "none",
     "cosine_head": False,
 }
-# Options of transformers that count something, and the least that makes sense; transformers does not check them.
+# Integer options of transformers and their smallest sensible values; transformers does not check them.
 AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -52,10 +52,10 @@ CHOICES = (*choices.CHOICES, *training_loss.CHOICES, *sampling.CHOICES, *head_in
 
 
 def options_in_effect(values: Mapping[str, Any]) -> set[str]:
-    """List the options of sharpness, loss and sampler that have an effect beside the others.
+    """List the options of sharpness, loss and sampler that have an effect, given the values of all options.
 
     Args:
-        values: all options, by name; `sharpness` and `loss` are registered.
+        values: all options by name; the values of `sharpness` and `loss` must be registered.
 
     Returns:
         Their names.
@@ -71,13 +71,13 @@ def options_in_effect(values: Mapping[str, Any]) -> set[str]:
 
 
 def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
-    """Find the options that have no effect beside the others.
+    """Find the options that have no effect, given the values of the others.
 
     Args:
-        values: all options, by name; `sharpness` and `loss` are registered.
+        values: all options by name; the values of `sharpness` and `loss` must be registered.
 
     Returns:
-        Name to the choices that make it useless, as `option=value`.
+        The name of each such option, mapped to the choices that make it useless, as `option=value`.
 
     Example:
         >>> from hf_sharp import SharpTrainingArguments
@@ -101,7 +101,7 @@ def unused_options(values: Mapping[str, Any]) -> dict[str, str]:
             return reason(owners[option][0])
         return " and ".join(f"{field}={values[field]!r}" for field in active)
 
-    without_effect = owners.keys() & values.keys() - used - {"rare_threshold"}  # every report uses that one
+    without_effect = owners.keys() & values.keys() - used - {"rare_threshold"}  # used by every report
     return {option: reason(option) for option in without_effect}
 
 
@@ -111,7 +111,7 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
     Args:
         args: `SharpTrainingArguments`.
         choices: the possible values of fields, by name.
-        unused: whether to check for useless ones.
+        unused: whether options without effect are an error.
     """
     _settle_types(args)
     for name, known in choices.items():
@@ -129,7 +129,7 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
 
 
 def _settle_types(args: Any) -> None:
-    """Make numbers of those that YAML reads as texts (1e-1), and refuse what is not of a field's type."""
+    """Convert numbers that YAML reads as strings (1e-1), and reject values that do not have the field's type."""
     own = next(kind for kind in type(args).__mro__ if "sharpness" in vars(kind).get("__annotations__", {}))
     for name, kind in own.__annotations__.items():
         value, expected = getattr(args, name), kind.removesuffix(" | None")
@@ -168,17 +168,17 @@ _TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def read_json(name: str, text: str) -> Any:
-    """Read an option that is more than one value.
+    """Read an option whose value is given as JSON.
 
     Args:
         name: the option's name.
-        text: JSON, or the name of a file that holds some.
+        text: JSON, or the path of a JSON file.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `text` is neither JSON nor the path of a JSON file.
     """
     try:
         return json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
@@ -202,11 +202,11 @@ def _check_unused(args: Any) -> None:
 
 
 def check_bounds(values: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
-    """Raise a ValueError for a number below its bound, or that is not one: a batch size of 0, a rate of NaN.
+    """Raise a ValueError for a number that is NaN or below its lower bound, such as a batch size of 0.
 
     Args:
         values: options by name.
-        bounds: the least value of some options.
+        bounds: option name to smallest allowed value.
     """
     for name, least in bounds.items():
         value = values.get(name)
@@ -277,7 +277,7 @@ def _check_loss(args: Any) -> None:
                     "own: set loss_scale."
                 )
     if args.loss not in LOSSES.builtin:
-        return  # a user's loss may need the true class counts
+        return  # a loss registered by the user may need the true class counts
     # Options can be checked without the data.
     loss = build_loss(args.loss, [2, 1], feature_dim=1, **args.loss_arguments)
     if args.reweight_after is not None and loss.weight is not None:
@@ -288,7 +288,7 @@ def _check_loss(args: Any) -> None:
 
 
 def warn_of_double_correction(args: Any) -> None:
-    """Log a warning where both sampler and loss make up for the class counts; the options have been checked."""
+    """Log a warning if sampler and loss both compensate for the class counts; the options must have been checked."""
     if args.sampler == "instance" or args.loss not in LOSSES.builtin:
         return
     loss = build_loss(args.loss, [2, 1], feature_dim=1, **args.loss_arguments)

@@ -1,4 +1,4 @@
-"""Every option of a run, with its help."""
+"""All options of a training run, with their help texts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from hf_sharp.sharpness.radius import RHO_HESSIANS, RHO_OBJECTIVES, RHO_SCHEDULE
 __all__ = ["PLAIN_METHOD", "SharpTrainingArguments", "unused_options"]
 
 SCOPES = ("micro_batch", "window")
-SAVED_AS = "_saved_as"  # the attribute with what replaces values in training_args.bin: paths of this machine
+SAVED_AS = "_saved_as"  # the attribute that holds what replaces local paths in training_args.bin
 SYNCS = ("local", "global")
-_CHOICES: dict[str, Iterable[str]] = {}  # the possible values of fields; registries, so that users' own count
+_CHOICES: dict[str, Iterable[str]] = {}  # allowed values by field; registries, so that they include what users register
 
 
 def _option(default: Any, text: str) -> Any:
@@ -51,13 +51,13 @@ def _choice(name: str, default: str, choices: Iterable[str], text: str) -> Any:
 class SharpTrainingArguments(TrainingArguments):
     """`TrainingArguments`, plus the sharpness method and the class-frequency-aware loss.
 
-    Flat fields, usable by `HfArgumentParser` and YAML. The defaults are worth a first try on any long tail: logit
-    adjustment, without sharpness. An option that the chosen method does not use is an error when it is set away from
-    its default.
+    All fields are flat, so that `HfArgumentParser` and YAML files can set them. The defaults, logit adjustment without
+    sharpness, are a good first try on long-tailed data. Changing an option that the chosen method does not use is an
+    error.
 
     Raises:
-        ValueError: an unknown method, a number out of range, an option that nothing uses, or a mode of training that
-            sharpness cannot work in (DeepSpeed, optimizers that step during the backward pass).
+        ValueError: a method is unknown, a number is out of range, an option that was set has no effect, or sharpness
+            does not support the training mode (DeepSpeed, optimizers that step during the backward pass).
 
     Example:
         >>> args = SharpTrainingArguments("out", sharpness="focal_sam", rho=0.1, loss="logit_adjusted", use_cpu=True)
@@ -72,7 +72,7 @@ class SharpTrainingArguments(TrainingArguments):
         "a gradient, 0.75 along the momentum, 1 with adaptive, or 0.15 with adaptive_scope=matrices.",
     )
     sharpness_after: float = _option(
-        0.0, "Fraction of the training steps that are plain; the steps after them are sharpness-aware."
+        0.0, "Fraction of the training steps that are plain steps; the later steps are sharpness-aware."
     )
     rho_schedule: str = _choice(
         "rho_schedule", "constant", RHO_SCHEDULES, "How rho changes during training; linear and cosine end at rho_end."
@@ -83,7 +83,7 @@ class SharpTrainingArguments(TrainingArguments):
     )
     rho_learning_rate: float = _option(0.05, "LETS: the learning rate of Adam on log rho; 0 keeps rho constant.")
     rho_update: str = _choice(
-        "rho_update", "sign", RHO_UPDATES, "LETS: whether Adam sees the derivative's sign alone, or its size too."
+        "rho_update", "sign", RHO_UPDATES, "LETS: whether Adam gets the derivative itself or only its sign."
     )
     rho_update_every: int = _option(5, "LETS: the number of optimizer steps between two updates of rho.")
     rho_validation_fraction: float = _option(
@@ -98,17 +98,18 @@ class SharpTrainingArguments(TrainingArguments):
         "adaptive_scope",
         "all",
         ADAPTIVE_SCOPES,
-        "ASAM: the tensors whose size counts; matrices leaves out biases and norms.",
+        "ASAM: the tensors with a relative radius; matrices leaves out biases and norms.",
     )
-    adaptive_eta: float = _option(0.01, "ASAM: added to |w|, so that zero weights move too.")
+    adaptive_eta: float = _option(0.01, "ASAM: added to |w|, so that weights of zero are perturbed too.")
     ascent: str = _choice(
         "ascent",
         "gradient",
         ASCENTS,
-        "What the ascent follows: its own gradient, or the optimizer's first moment, which costs no pass (MSAM).",
+        "The direction of the ascent: its own gradient, or the optimizer's first moment, which needs no extra pass "
+        "(Momentum-SAM).",
     )
     ascent_fraction: float = _option(
-        1.0, "The share of the perturbed examples that the ascent uses, in (0, 1]. SAM then costs 1 + f passes."
+        1.0, "The share f of the perturbed examples that the ascent uses, in (0, 1]. SAM then costs 1 + f passes."
     )
     sharpness_every: int = _option(
         1, "LookSAM: the number of optimizer steps between two ascents; the steps in between reuse the last one."
@@ -120,13 +121,13 @@ class SharpTrainingArguments(TrainingArguments):
         "ascent_scope",
         "micro_batch",
         SCOPES,
-        "Which examples share one perturbation: those of a micro-batch, or of the whole accumulation window.",
+        "Which examples share one perturbation: those of a micro-batch, or all those of an accumulation window.",
     )
     ascent_sync: str = _choice(
         "ascent_sync",
         "local",
         SYNCS,
-        "Whether every process has its own perturbation, or all share one, from their mean gradient.",
+        "Whether every process has its own perturbation, or all share one, computed from their mean gradient.",
     )
     focal_gamma: float = _option(1.0, "Focal-SAM: the exponent in c = focal_lambda * (1 - prior) ** focal_gamma.")
     focal_lambda: float = _option(0.8, "Focal-SAM: the weight of the sharpness term.")
@@ -134,7 +135,8 @@ class SharpTrainingArguments(TrainingArguments):
         "focal_sampling",
         "exact",
         FOCAL_SAMPLINGS,
-        "Focal-SAM: compute both terms for every example, or draw one of them for each, with its coefficient.",
+        "Focal-SAM: compute both terms for every example, or draw one term per example, with its coefficient as the "
+        "probability.",
     )
     cc_radius: float = _option(1e-6, "CC-SAM: the radius of every class's ascent on the head.")
     cc_phi: float = _option(0.5, "CC-SAM: the share of the perturbed loss, from 0 to 1.")
@@ -143,26 +145,26 @@ class SharpTrainingArguments(TrainingArguments):
     )
     head_scale: float | None = _option(
         None,
-        "The length of the head's rows at the start. Class means choose it by cross-validation; class names take 25.",
+        "The initial norm of the head's rows. Default: chosen by cross-validation for class means, 25 for class names.",
     )
     head_examples: int | None = _option(
-        400, "Class means: use at most so many examples of each class, drawn at random; None: all of them."
+        400, "Class means: the largest number of examples per class to use, drawn at random; None: all of them."
     )
     cosine_head: bool = _option(False, "Train a cosine head: normalised features and class vectors, with a scale.")
     cosine_scale: float = _option(25.0, "Cosine head: the factor of the cosines; ldam uses loss_scale instead.")
     cosine_learn_scale: bool = _option(False, "Cosine head: train the factor too.")
     cosine_custom_code: bool = _option(
-        False, "Cosine head: accept a saved model that needs trust_remote_code=True, where no other is exact."
+        False, "Cosine head: allow saving a model that needs trust_remote_code=True, if no other form is exact."
     )
     head: str | None = _option(
-        None, "The name of the linear layer that makes the logits, for what needs it, if it is not found by itself."
+        None, "The name of the linear layer that computes the logits, if it is not found automatically."
     )
     rare_threshold: int = _option(20, "Classes with fewer training examples are 'few' in reports, and rare for ImbSAM.")
     common_threshold: int = _option(100, "Classes with more training examples are 'many' in reports.")
     loss: str = _choice("loss", "logit_adjusted", LOSSES, "Class-frequency-aware loss.")
     loss_tau: float = _option(
         1.0,
-        "Logit adjustment and VS: the strength of the prior; the papers use 1. Negative: for frequent classes.",
+        "Logit adjustment and VS: the strength of the prior; the papers use 1. Below 0 it favours frequent classes.",
     )
     loss_gamma: float | None = _option(
         None, "Focal (default 2), CDT, LDT and VS (default 0.3): the exponent in their formulas."
@@ -173,27 +175,27 @@ class SharpTrainingArguments(TrainingArguments):
     loss_margin: float | None = _option(None, "LDAM: the margin of the rarest class, in cosine (default 0.5).")
     loss_scale: float | None = _option(None, "LDAM: the factor of the cosines, an inverse temperature (default 30).")
     lm_weight: float = _option(1.0, "Large margin: lambda, the weight of everything added to cross-entropy.")
-    lm_alpha: float = _option(1.0, "Large margin: the weight of compactness.")
-    lm_beta: float = _option(1.0, "Large margin: the weight of the margin.")
-    lm_gamma: float = _option(0.001, "Large margin: the weight of the centroids' norm.")
-    lm_delta_v: float = _option(0.5, "Large margin: the distance from the class centroid that costs nothing.")
-    lm_delta_d: float = _option(6.0, "Large margin: the distance from the boundary beyond which the margin is met.")
+    lm_alpha: float = _option(1.0, "Large margin: the weight of the compactness term.")
+    lm_beta: float = _option(1.0, "Large margin: the weight of the margin term.")
+    lm_gamma: float = _option(0.001, "Large margin: the weight of the centroid norms.")
+    lm_delta_v: float = _option(0.5, "Large margin: the distance from the class centroid that compactness allows.")
+    lm_delta_d: float = _option(6.0, "Large margin: the distance from the decision boundary that the margin asks for.")
     lm_momentum: float = _option(0.99, "Large margin: the momentum of the running centroids, from 0 to below 1.")
     lm_aggregation: str = _choice(
         "lm_aggregation", "max", AGGREGATIONS, "Large margin: how the margins to the other classes are combined."
     )
     lm_frequency_margins: bool = _option(
-        False, "Large margin: make lm_delta_d proportional to n_c ** -0.25, with the same mean."
+        False, "Large margin: scale lm_delta_d with n_c ** -0.25 per class, keeping its mean."
     )
     class_importance: dict | str | None = _option(
         None,
-        "What a mistake on a class costs: K numbers, or class name to number (others 1), as JSON. They multiply the "
-        "losses of the class's examples.",
+        "The cost of a mistake on each class: K numbers, or class name to number (1 for classes left out), as JSON. "
+        "Each example's loss is multiplied by the number of its class.",
     )
     cost_matrix: dict | str | None = _option(
         None,
-        "What predicting one class for another costs, for the report: a CSV file, or class name to number or to class "
-        "name and number, as JSON. It does not change the training.",
+        "The cost of predicting one class instead of another, for the report: a CSV file, or JSON that maps a class "
+        "name to a number or to numbers by class name. It does not change the training.",
     )
     loss_options: dict | str | None = _option(
         None, "Options of a registered loss that have no field here: name to value, as JSON."
@@ -207,46 +209,46 @@ class SharpTrainingArguments(TrainingArguments):
         "reweighting, DRW.",
     )
     sampler: str = _choice(
-        "sampler", "instance", SAMPLERS, "How an epoch draws examples; progressive moves from instance to balanced."
+        "sampler", "instance", SAMPLERS, "How examples are drawn; progressive shifts from instance to balanced."
     )
     label_column: str = _option("label", "The dataset column with one label per example; `labels` is found too.")
     logging_nan_inf_filter: bool = _option(
-        False, "Leave losses that are not finite out of the logged mean, which waits for the device in every step."
+        False, "Leave losses that are not finite out of the logged mean. This synchronizes with the device every step."
     )
 
     def __post_init__(self) -> None:
         self.check()
         warn_of_double_correction(self)
-        # Not the loss: under a class-frequency-aware loss eval_loss is the adjusted one.
+        # Not the loss: with a class-frequency-aware loss, eval_loss is the adjusted loss.
         self.default_metric: str | None = None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
         if best_needed and self.metric_for_best_model is None:
             self.metric_for_best_model = self.default_metric = "balanced_accuracy"
         if str(self.metric_for_best_model).endswith(("calibration_error", "expected_cost")):
-            self.greater_is_better = bool(self.greater_is_better)  # transformers knows of losses only
-        if self.fp16:  # an overflow, which skips a step, would spoil the mean that is logged
+            self.greater_is_better = bool(self.greater_is_better)  # transformers derives it for losses only
+        if self.fp16:  # the loss of a step that is skipped because of an overflow would spoil the logged mean
             self.logging_nan_inf_filter = True
-        if self.hub_token is not None:  # httpx refuses a token with a line end, in an error that shows it
+        if self.hub_token is not None:  # a trailing line break makes httpx raise an error that shows the token
             self.hub_token = self.hub_token.strip()
         super().__post_init__()
 
     def check(self, unused: bool = True) -> None:
-        """Check the options again, where they were changed after they were made.
+        """Check the options again, after some of them were changed.
 
         Args:
-            unused: whether an option without effect is an error. In a search a trial may set `rho` for any method.
+            unused: whether an option without effect is an error. In a search, a trial may set `rho` for any method.
 
         Raises:
-            ValueError: see the class.
+            ValueError: as described for the class.
         """
         check_options(self, _CHOICES, unused)
 
     def to_json_string(self) -> str:
-        """Write the arguments as JSON, as trackers keep them beside the model: of an absolute path, the last part."""
+        """Return the arguments as JSON, for trackers; absolute paths are shortened to their last component."""
         return json.dumps(shortened(self.to_dict()), indent=2, default=lambda array: array.tolist())
 
     def __getstate__(self) -> dict[str, Any]:
-        # Trainer pickles its arguments into training_args.bin, and pushes that.
+        # Trainer pickles its arguments into training_args.bin, and pushes this file to the Hub.
         values = dict(vars(self))
         return values | values.pop(SAVED_AS, {}) | {"hub_token": None}
 
@@ -262,10 +264,10 @@ class SharpTrainingArguments(TrainingArguments):
         return other
 
     def settle_best_metric(self, reported: bool) -> None:
-        """Let the best model be the one with the lowest loss, as `Trainer` does, where there is no long-tail report.
+        """Choose the best model by the lowest loss, as `Trainer` does, if there is no long-tail report.
 
         Args:
-            reported: whether evaluations report the balanced accuracy, which it is chosen by otherwise.
+            reported: whether evaluations report the balanced accuracy, by which the best model is chosen by default.
         """
         if self.default_metric is None or self.metric_for_best_model != self.default_metric:
             return
@@ -292,12 +294,12 @@ class SharpTrainingArguments(TrainingArguments):
 
     @property
     def seed_of_data(self) -> int:
-        """The seed of what is drawn from the data: `data_seed`, or `seed`."""
+        """The seed for drawing from the data: `data_seed` if it is set, else `seed`."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def radius(self) -> float:
-        """The radius at the start of training: `rho`, or the default of the method, ascent and metric."""
+        """The radius at the start of training: `rho`, or the default for the method, ascent and metric."""
         if self.rho is not None:
             return self.rho
         return default_radius(self.sharpness, self.ascent, self.adaptive, self.adaptive_scope)

@@ -1,4 +1,4 @@
-"""Few-shot classification: train a backbone per domain with and without sharpness, fuse, choose and compare them.
+"""Few-shot classification: train backbones per domain, with and without sharpness; then fuse, choose and compare them.
 
 python recipes/few_shot.py --output_dir outputs/few_shot
 """
@@ -48,7 +48,7 @@ Rows = dict[str, dict[str, FewShotResult]]
 
 @dataclass(frozen=True)
 class Parts:
-    """A domain, split into parts for training, for validation episodes (or None) and for test episodes."""
+    """A domain, split into parts for training, validation episodes (may be None) and test episodes."""
 
     train: Domain
     validation: Domain | None
@@ -66,7 +66,7 @@ def open_domains(arguments: FewShotArguments) -> dict[str, Parts]:
             continue
         short = re.sub(r"[^\w.-]+", "_", Path(name).name)
         if short in parts:
-            raise ValueError(f"two domains are called {short!r}: {arguments.domains}.")
+            raise ValueError(f"two domains are called {short!r}: {arguments.domains}. Leave one out, or rename it.")
         domain = Domain(short, domain.dataset, domain.labels, domain.class_names, domain.column, domain.licence)
         train, test = domain.limit(arguments.examples_per_class, arguments.seed).split(arguments.held_out)
         parts[short] = part = split_validation(train, test, arguments)
@@ -83,7 +83,7 @@ def open_domains(arguments: FewShotArguments) -> dict[str, Parts]:
 
 
 def split_validation(train: Domain, test: Domain, arguments: FewShotArguments) -> Parts:
-    """Set part of the training examples aside for validation episodes."""
+    """Hold out part of the training examples for validation episodes."""
     if not arguments.validation_fraction:
         return Parts(train, None, test)
     train, validation = train.split(arguments.validation_fraction, arguments.seed)
@@ -150,7 +150,7 @@ def train_one(
     """Train one backbone, from scratch or from a pretrained one."""
     folder = Path(str(args.output_dir))
     print(f"training {folder.parent.name}/{folder.name}")
-    # The other domains have classes of their own.
+    # The other domains have their own classes.
     model_arguments = ModelArguments(source, None if source else vit_config(arguments), new_head=source is not None)
     processor = load_image_processor(model_arguments)
     trained_on = [parts[domain] for domain in options["domains"]]
@@ -174,7 +174,7 @@ def training_arguments(folder: Path, options: Mapping[str, Any], arguments: FewS
     return SharpTrainingArguments(
         str(folder),
         sharpness=options["sharpness"],
-        loss="cross_entropy",  # domains, not classes, are what differs in size
+        loss="cross_entropy",  # only the sizes of domains differ, not those of classes
         **({} if options["rho"] is None else {"rho": options["rho"]}),
         max_steps=options["steps"],
         per_device_train_batch_size=arguments.batch_size,
@@ -192,7 +192,7 @@ def training_arguments(folder: Path, options: Mapping[str, Any], arguments: FewS
 
 
 def vit_config(arguments: FewShotArguments) -> dict[str, Any]:
-    """Return the config of a ViT from scratch."""
+    """Return the config of a ViT to train from scratch."""
     return {
         "model_type": "vit",
         "image_size": arguments.image_size,
@@ -207,10 +207,10 @@ def vit_config(arguments: FewShotArguments) -> dict[str, Any]:
 def evaluate_all(
     plan: Plan, folders: Mapping[str, Path], parts: Mapping[str, Parts], arguments: FewShotArguments
 ) -> tuple[dict[str, Rows], dict[str, dict[str, Any]]]:
-    """Evaluate every backbone on the same episodes of every domain, and score those that PARC chooses among.
+    """Evaluate every backbone on the same episodes of every domain, and compute PARC scores of the candidates.
 
     Returns:
-        Adaptation to backbone to domain to result, and backbone to domain to the PARC score of every episode.
+        The results by adaptation, backbone and domain; and the PARC scores of all episodes by backbone and domain.
     """
     results: dict[str, Rows] = {adaptation: {name: {} for name in folders} for adaptation in arguments.adaptations}
     scores: dict[str, dict[str, Any]] = {name: {} for name in folders}
@@ -234,7 +234,7 @@ def evaluate_all(
 def choose(
     rows: Candidates, results: Rows, scores: Mapping[str, Mapping[str, Any]], episodes: int
 ) -> dict[str, dict[str, EpisodeSelection]]:
-    """Choose among the candidates of every cell of a table: row to domain to selection."""
+    """Choose among the candidates for every cell of a table; return the selections by row and domain."""
     equal = np.zeros(episodes)
     return {
         row: {
@@ -251,7 +251,7 @@ def choose(
 def describe_choices(
     selections: Mapping[str, Mapping[str, EpisodeSelection]], rows: Candidates, scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return the mean PARC scores and the shares of episodes of every candidate, for the JSON file."""
+    """Return each candidate's mean PARC score and share of chosen episodes, for the JSON file."""
     choices: dict[str, Any] = {row: {} for row in rows}
     for row, cells in rows.items():
         for domain, candidates in cells.items():
@@ -265,7 +265,7 @@ def describe_choices(
 
 
 def mean_score(scores: np.ndarray) -> float | None:
-    """Return the mean of the scores that are defined."""
+    """Return the mean of the scores that are defined, or None if there are none."""
     defined = scores[~np.isnan(scores)]
     return float(defined.mean()) if len(defined) else None
 

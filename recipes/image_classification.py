@@ -1,4 +1,4 @@
-"""Image classification on long-tailed data, with SharpTrainer and, if asked, plain training beside it.
+"""Image classification on long-tailed data with SharpTrainer, optionally compared with plain training.
 
 accelerate launch recipes/image_classification.py --config recipes/configs/quickstart.yaml
 """

@@ -1,4 +1,4 @@
-"""Text classification on long-tailed data, with SharpTrainer and, if asked, plain training beside it.
+"""Text classification on long-tailed data with SharpTrainer, optionally compared with plain training.
 
 accelerate launch recipes/text_classification.py --config recipes/configs/debian_sections_minilm.yaml
 """

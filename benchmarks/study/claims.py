@@ -1,4 +1,4 @@
-"""What the protocol judges: the best row by validation data against what people do today, and LETS against a grid."""
+"""The protocol's comparisons: the best row by validation data against today's practice, and LETS against a grid."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ OPTIONS = {"loss_tau": "τ", "rho": "ρ"}
 
 
 def today(result: Mapping[str, Any], name: str) -> str:
-    """Name the row of a baseline on the base that people use today."""
+    """Return the name of a baseline's row on the base in use today."""
     return f"{name}, today's base" if f"{name}, today's base" in result["rows"] else name
 
 
 def default_row(result: Mapping[str, Any]) -> str:
-    """Name the row of hf_sharp's default, logit adjustment with τ = 1, on the base that people use today."""
+    """Return the name of the row of hf_sharp's default, logit adjustment with τ = 1, on the base in use today."""
     name = "base: full, head from noise"
     return name if name in result["rows"] else REFERENCE
 
 
 def best_row(result: Mapping[str, Any]) -> str | None:
-    """Name the row with the best setting on validation data, among those that were trained with the final seeds.
+    """Return the name of the row that is best on validation data, among those trained with the final seeds.
 
-    The further rows of the protocol take part once all of them are finished.
+    The further rows of the protocol are included once all of them are finished.
 
     Args:
         result: the result of `collect`.
 
     Returns:
-        The row; None before the search is finished.
+        The name of the row; None before the search is finished.
     """
     scores: dict[str, float] = {}
     for name, found in result["validation"].items():
@@ -108,7 +108,7 @@ def _pair(result: Mapping[str, Any], name: str) -> str:
 
 
 def _gains(result: Mapping[str, Any], name: str) -> list[str]:
-    # Over cross-entropy and over weights as used today, in both figures.
+    # The gains over cross-entropy and over weights as used today, in both metrics.
     rows = result["rows"]
     return [
         difference(rows[name]["seeds"], rows[today(result, baseline)]["seeds"], metric)
@@ -118,7 +118,7 @@ def _gains(result: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _comparable(result: Mapping[str, Any]) -> dict[str, str]:
-    # What the picture shows of a task: label to row.
+    # The rows that the plot shows for a task: label to row.
     found = {name: today(result, name) for name in TODAY}
     best = best_row(result)
     found["logit adjustment (hf_sharp's default)"] = default_row(result)
@@ -176,13 +176,13 @@ def draw_overview(results: Sequence[Mapping[str, Any]], file: Path) -> bool:
 
 
 def lets_line(result: Mapping[str, Any]) -> str | None:
-    """Say where the learned radius stands beside the best fixed one.
+    """Compare the learned radius with the best fixed one, in words.
 
     Args:
         result: the result of `collect`.
 
     Returns:
-        One line; None without both rows.
+        One line; None unless both rows exist.
     """
     rows = result["rows"]
     found = [name for name in LETS if name in rows]
@@ -202,7 +202,7 @@ def lets_line(result: Mapping[str, Any]) -> str | None:
 
 
 def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
-    """Make the table of the fresh seeds: the best row by validation against every other row that was repeated.
+    """Make the table of the fresh seeds: the best row by validation data against every other repeated row.
 
     Args:
         results: contents of benchmarks/results/confirmation_TASK.json.
@@ -225,7 +225,7 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shorter_trainings(result: Mapping[str, Any]) -> str:
-    """Make the table of the trainings with fewer epochs: a row against logit adjustment.
+    """Make the table of the trainings with fewer epochs, which compares a row with logit adjustment.
 
     Args:
         result: the content of benchmarks/results/duration.json.

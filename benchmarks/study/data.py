@@ -28,7 +28,7 @@ class Examples(torch.utils.data.Dataset):
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Make a batch: texts are padded to the longest; images (uint8, channels last) are scaled to about −1 to 1."""
+    """Make a batch: pad texts to the longest one; scale images (uint8, channels last) to about −1 to 1."""
     inputs = [example["input"] for example in examples]
     if inputs[0].ndim == 1:
         padded = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
@@ -46,7 +46,7 @@ def read_data(module: ModuleType, seed: int, with_test: bool) -> dict[str, Examp
     Args:
         module: the task.
         seed: the seed of the split.
-        with_test: whether to read the test set at all.
+        with_test: whether to read the test set.
 
     Returns:
         `train`, `validation` and, if asked for, `test`.
@@ -74,17 +74,17 @@ def read_data(module: ModuleType, seed: int, with_test: bool) -> dict[str, Examp
 
 
 def keep_used_tokens(splits: Mapping[str, Examples], embedding: nn.Embedding) -> nn.Embedding:
-    """Leave tokens that occur nowhere out of the vocabulary, which shortens the optimizer's step by half.
+    """Remove tokens that never occur from the vocabulary, which halves the time of the optimizer's step.
 
-    No output and no gradient changes: the embeddings of other tokens are never read, and without weight decay the
-    optimizer never changes them.
+    Outputs and gradients do not change: the embeddings of the removed tokens are never read, and without weight decay
+    the optimizer never changes them.
 
     Args:
         splits: texts as token ids, which are renumbered in place.
-        embedding: (V, D) of the model.
+        embedding: the embedding of the model, (V, D).
 
     Returns:
-        An embedding of the tokens that occur, (U, D), in their old order; the padding is still number 0.
+        The embedding of the tokens that occur, (U, D), in their old order; padding still has number 0.
     """
     used = torch.cat([torch.zeros(1, dtype=torch.long), *(ids for part in splits.values() for ids in part.inputs)])
     used = used.unique()

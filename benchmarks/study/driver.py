@@ -1,4 +1,4 @@
-"""Work through the plan of a task with several processes. Finished runs are never repeated."""
+"""Execute the plan of a task with several processes. Finished runs are never repeated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def restore(folder: Path, results: Path) -> None:
 
     Args:
         folder: the folder of the task.
-        results: benchmarks/results/evidence_TASK.json; it may be missing.
+        results: benchmarks/results/evidence_TASK.json, which need not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for record in json.loads(results.read_text())["runs"] if results.exists() else ():
@@ -46,7 +46,7 @@ def restore(folder: Path, results: Path) -> None:
 
 @contextmanager
 def claim(folder: Path, key: str) -> Iterator[bool]:
-    """Claim a run, so that no other driver starts it too. A claim ends with its process.
+    """Claim a run, so that no other driver starts it. A claim ends with its process.
 
     Args:
         folder: the folder of the task.
@@ -77,14 +77,14 @@ def is_claimed(folder: Path, key: str) -> bool:
 
 
 def work(run: Run, folder: Path, epochs: float | None = None) -> str:
-    """Execute one run and write its files; do nothing if they are there or another driver has claimed the run.
+    """Execute one run and write its files; do nothing if they exist or another driver has claimed the run.
 
-    A record that is there stays, so that what it chose does not change; the logits are written if they are missing.
+    An existing record is kept, so that choices based on it do not change; missing logits are written.
 
     Args:
-        run: what to train.
+        run: the run.
         folder: the folder of the task.
-        epochs: fewer epochs than the task's, to try something out.
+        epochs: fewer epochs than the task's, for a trial.
 
     Returns:
         The run's key.
@@ -186,18 +186,18 @@ def drive(
     limit_minutes: float | None,
     further: Collection[str] | None = None,
 ) -> None:
-    """Work through the plan: a free process starts whatever the finished runs call for next.
+    """Execute the plan: each free process starts the next run that follows from the finished ones.
 
     Args:
         task: the task's name.
-        folder: where its runs are written.
+        folder: the folder of its runs.
         workers: the number of processes.
-        last_stage: start no run of a later stage.
+        last_stage: the last stage whose runs are started.
         limit_minutes: start no run after this time.
-        further: names of the further rows to train; None for all.
+        further: the names of the further rows to train; None for all.
 
     Raises:
-        SystemExit: runs failed; the others are finished.
+        SystemExit: some runs failed; the others are finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tasks.load(task).prepare(CACHE)
@@ -213,7 +213,7 @@ def drive(
             if pool.pending:
                 pool.wait(plan.stage)
             elif in_time and any(is_claimed(folder, run.key) for run in wanted):
-                time.sleep(5)  # another driver has the last runs of this stage
+                time.sleep(5)  # another driver executes the last runs of this stage
             else:
                 break
     if pool.failed:
@@ -221,7 +221,7 @@ def drive(
 
 
 def missing_logits(task: str, folder: Path) -> list[Run]:
-    """List the finished runs that are corrected after training, but whose logits lie on another machine."""
+    """List the finished runs that need a correction after training, but whose logits are on another machine."""
     finished = read_finished(folder)
     plan = make_plan(task, finished)
     if plan.base is None:  # nothing is corrected before the base is chosen
@@ -232,11 +232,11 @@ def missing_logits(task: str, folder: Path) -> list[Run]:
 
 
 def recover_logits(task: str, folder: Path, workers: int) -> None:
-    """Train the runs of `missing_logits` again.
+    """Repeat the runs of `missing_logits`.
 
     Args:
         task: the task's name.
-        folder: where its runs are written.
+        folder: the folder of its runs.
         workers: the number of processes.
     """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
@@ -245,12 +245,12 @@ def recover_logits(task: str, folder: Path, workers: int) -> None:
 
 
 def try_out(task: str, row: str, folder: Path, epochs: float) -> Iterator[str]:
-    """Train a row for a few steps on every base, with a tuning seed, so without the test set. Not a result.
+    """Train a row for a few steps on every base, as a trial: with a tuning seed, and therefore without the test set.
 
     Args:
         task: the task's name.
         row: one of `ROWS`; its middle setting is used.
-        folder: where the runs are written.
+        folder: the folder of the runs.
         epochs: a fraction of an epoch.
 
     Yields:

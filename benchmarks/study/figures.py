@@ -20,7 +20,7 @@ def rarest_third(counts: np.ndarray) -> np.ndarray:
         counts: (K,) training examples.
 
     Returns:
-        Class indices; equally rare classes in the order of their index.
+        Class indices; ties are in the order of the index.
 
     Example:
         >>> rarest_third(np.array([9, 2, 5, 7, 2, 8])).tolist()
@@ -33,7 +33,7 @@ def figures(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[
     """Compute all metrics of a run from its logits.
 
     Args:
-        logits: (N, K). Non-finite rows, from diverged training, count as predictions of class 0.
+        logits: (N, K). Rows that are not finite, from diverged training, count as predictions of class 0.
         labels: (N,).
         counts: (K,) training examples of each class.
 

@@ -1,4 +1,4 @@
-"""The protocol as code: given the finished runs, which runs come next and what is already chosen."""
+"""The protocol as code: derives the next runs and the choices made so far from the finished runs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from study.runs import FINAL_SEEDS, RATE_SEEDS, TUNING_SEEDS, Run, make_run
 
 STAGES = ("rate", "base", "controls", "tune", "final", "further_tune", "further_final")
 READS_TEST = ("controls", "final", "further_final")
-FINISHED = (*STAGES[STAGES.index("final") + 1 :], "done")  # the stages at which all main rows are there
+FINISHED = (*STAGES[STAGES.index("final") + 1 :], "done")  # the stages in which all main rows are finished
 
 
 class Search:
-    """Decides which settings of a row are tried, and which one is best.
+    """Decides which settings of a row to try, and which one is best.
 
     Args:
-        size: the number of settings. Of five, the middle three are tried, and the outer neighbour if an end of these
-            three is best; otherwise all are tried.
+        size: the number of settings. If there are five, the middle three are tried first, and then the outer neighbour
+            of the best one if that is at an end of the three. Otherwise all settings are tried.
 
     Example:
         >>> search = Search(5)
@@ -43,7 +43,7 @@ class Search:
             scores: setting to its mean validation score over the tuning seeds.
 
         Returns:
-            Settings; none if the best one is known.
+            The settings; empty if the best one is known.
         """
         if missing := [i for i in self.first if i not in scores]:
             return missing
@@ -54,7 +54,7 @@ class Search:
 
     @staticmethod
     def best(scores: Mapping[int, float]) -> int:
-        """Return the setting with the highest score; the smallest of equally good ones."""
+        """Return the setting with the highest score; the smallest one in case of a tie."""
         return max(scores, key=lambda i: (scores[i], -i))
 
 
@@ -163,7 +163,7 @@ def make_plan(task: str, finished: Mapping[str, Mapping[str, Any]], further: Col
 
 
 class _Protocol:
-    """The stages. Each returns the runs it needs, and fills in the plan where they are finished."""
+    """The stages. Each method returns the runs that it needs, and updates the plan once they are finished."""
 
     def __init__(self, plan: Plan, finished: Mapping[str, Mapping[str, Any]]) -> None:
         self.plan, self.finished = plan, finished
@@ -226,7 +226,7 @@ class _Protocol:
         for name, row in rows.items():
             if name in self.plan.waiting or self._duplicates(row):
                 continue
-            # A control without settings has nothing to choose, and cannot stop.
+            # A control without settings has nothing to choose, and is never stopped.
             if len(row.tries) == 1 and row.control:
                 self.plan.chosen[name] = 0
                 continue
@@ -236,7 +236,7 @@ class _Protocol:
             wanted += missing
             if not missing and not row.control:
                 self._stop_if_behind(name, row)
-        # The strength of the correction after training is chosen on these.
+        # These are used to choose the strength of the correction after training.
         for row in (ROWS[name] for name in POST_HOC.values()):
             if not self._duplicates(row):
                 wanted += self.plan.runs_of(row, 0, TUNING_SEEDS)

@@ -1,4 +1,4 @@
-"""The Markdown table and the picture of a task, from its results file."""
+"""The Markdown table and the plot of a task, from its results file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _percent(values: Sequence[float | None]) -> str:
 
 
 def difference(ours: Mapping[str, Mapping], reference: Mapping[str, Mapping], metric: str) -> str:
-    """Show the mean paired difference of a metric in points with its 95 % interval, bold where it excludes 0."""
+    """Format the mean paired difference of a metric in points with its 95 % interval, bold if it excludes 0."""
     pairs = [(ours[seed][metric], reference[seed][metric]) for seed in ours if seed in reference]
     if len(pairs) < 2 or any(None in pair for pair in pairs):
         return "–"
@@ -33,7 +33,7 @@ def difference(ours: Mapping[str, Mapping], reference: Mapping[str, Mapping], me
 
 
 def few_metric(result: Mapping[str, Any]) -> str:
-    """Name the metric of the rare classes: of those under 20 examples, or without such ones of the rarest third."""
+    """Return the metric of rare classes: those with fewer than 20 examples or, if there are none, the rarest third."""
     return "few_accuracy" if result["few_classes"] else "rarest_third"
 
 
@@ -78,16 +78,16 @@ def _line(result: Mapping[str, Any], name: str) -> str:
 
 
 def passes(row: Mapping[str, Any]) -> float:
-    """Count the examples that a row sends through the model, in plain steps, of which a backward pass is two thirds.
+    """Return the cost of a row's steps in plain steps, counting passes; a backward pass is two thirds of a plain step.
 
-    Unlike time, this is the same on every machine, whatever else it does.
+    Unlike time, this does not depend on the machine and its load.
     """
     return statistics.fmean((s["passes_forward"] + 2 * s["passes_backward"]) / 3 for s in row["seeds"].values())
 
 
 def _caption(result: Mapping[str, Any]) -> str:
     sizes, counts = result["sizes"], result["class_counts"]
-    on_gpu = "NVIDIA" in result["machine"]  # its runs had older packages than the machine that collects
+    on_gpu = "NVIDIA" in result["machine"]  # the GPU runs used older packages than this machine
     versions = " (versions: benchmarks/protocol.md)" if on_gpu else f", torch {result['versions']['torch']}"
     tail = f"{result['classes']} classes from {counts[0]} down to {counts[-1]} training examples, " if counts else ""
     return (

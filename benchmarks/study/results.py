@@ -37,8 +37,8 @@ def choose_strength(runs: Sequence[Mapping[str, np.ndarray]]) -> float:
         runs: the arrays of the runs with the tuning seeds.
 
     Returns:
-        The element of `POST_HOC_STRENGTHS` with the highest mean balanced accuracy on validation data; the smallest of
-        equally good ones.
+        The element of `POST_HOC_STRENGTHS` with the highest mean balanced accuracy on validation data; the smallest in
+        case of a tie.
     """
     scores: dict[int, float] = {}
     for index, strength in enumerate(POST_HOC_STRENGTHS):
@@ -52,7 +52,7 @@ def choose_strength(runs: Sequence[Mapping[str, np.ndarray]]) -> float:
 
 
 class _Rows:
-    """The rows of the results file, from the finished runs of a task."""
+    """Builds the rows of the results file from the finished runs of a task."""
 
     def __init__(
         self, folder: Path, plan: Plan, finished: Mapping[str, Mapping[str, Any]], before: Mapping[str, Any]
@@ -61,7 +61,7 @@ class _Rows:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, kind: str, runs: Sequence[Run]) -> None:
-        """Add a row with the final seeds that are finished, if any."""
+        """Add a row with the finished final seeds, if there are any."""
         records = {run.seed: self.finished[run.key] for run in runs if run.key in self.finished}
         if records:
             self.rows[name] = {
@@ -76,7 +76,7 @@ class _Rows:
 
     def add_trained(self) -> None:
         """Add the bases and all rows that were trained to the end."""
-        bases = self.plan.bases if len(self.plan.bases) > 1 else []  # one alone is the row of logit adjustment
+        bases = self.plan.bases if len(self.plan.bases) > 1 else []  # else it is the row of logit adjustment
         for tuning, head in bases:
             name = f"base: {tuning}, head from {head.replace('_', ' ')}"
             self.add(name, "base", self.plan.runs((tuning, head), FINAL_SEEDS, ADJUSTED))
@@ -86,7 +86,7 @@ class _Rows:
                 self.add(name, "control" if row.control else "sharp", runs)
 
     def add_post_hoc(self) -> None:
-        """Add the rows that are computed from logits; where those lie on another machine, as they were."""
+        """Add the rows that are computed from logits; if these are on another machine, keep the earlier rows."""
         for name, source in POST_HOC.items():
             tuning = self.plan.runs_of(ROWS[source], 0, TUNING_SEEDS)
             if source not in self.rows or any(run.key not in self.finished for run in tuning):
@@ -108,7 +108,7 @@ class _Rows:
             self.rows[name] = self.rows[source] | {"kind": "control", "strength": strength, "seeds": seeds}
 
     def add_left_out(self) -> None:
-        """Keep the rows of methods that were left out since, as they were."""
+        """Keep the earlier rows of methods that have been removed since."""
         self.rows |= {name: row for name, row in self.before.items() if name in LEFT_OUT}
 
     def arrays(self, run: Run) -> dict[str, np.ndarray]:
@@ -121,9 +121,9 @@ def collect(task: str, folder: Path, command: str, before: Mapping[str, Any] = M
 
     Args:
         task: the task's name.
-        folder: where its runs were written.
+        folder: the folder of its runs.
         command: the command that produced them.
-        before: what an earlier call collected.
+        before: the result of an earlier call.
 
     Returns:
         The choices of the protocol, every run with its figures, and for each row the figures of every finished final

@@ -1,4 +1,4 @@
-"""The rows of the tables: what is compared, and the settings that each row may choose among."""
+"""The rows of the tables: the methods compared, and the settings that each row may choose among."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row:
 
     Args:
         options: options of `SharpTrainingArguments` that all runs of the row share.
-        tries: more options, one dictionary per setting.
+        tries: further options, one dictionary per setting.
         base: "better", or "today": full fine-tuning and a randomly initialised head.
         control: whether the row always gets final runs.
         further: whether the row waits until all others are finished.
@@ -82,7 +82,7 @@ ROWS: dict[str, Row] = {
     ),
 }
 REFERENCE = "logit adjustment"
-# Of a method that hf_sharp no longer has: what was recorded stays in the results, and nothing is trained.
+# Rows of a method that hf_sharp no longer has: the recorded results are kept, and nothing is trained.
 LEFT_OUT = ("Focal-SAM, class momentum", "ImbSAM, class momentum")
 # Computed from the logits of the source row's runs, without training.
 POST_HOC = {
@@ -99,7 +99,7 @@ def is_available(options: Mapping[str, Any]) -> bool:
         options: options of `SharpTrainingArguments`.
 
     Returns:
-        Whether a run with them can start. Rows with unknown options are planned once the options exist.
+        True if a run with these options can start. Rows with unknown options are planned once the options exist.
     """
     return _is_accepted(json.dumps(dict(options)))
 

@@ -62,7 +62,7 @@ def make_run(task: str, base: tuple[str, str], rate: float, seed: int, *options:
 
 
 def machine_class() -> str:
-    """Describe the machine without naming it: cores, architecture, memory, and the GPU if there is one."""
+    """Describe the machine without its name: cores, architecture, memory, and the GPU if there is one."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = f"{torch.cuda.get_device_name()}, several runs at a time" if torch.cuda.is_available() else "CPU only"
     return f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GB, {gpu}, one thread per run"

@@ -94,7 +94,7 @@ def predict(model: nn.Module, examples: Examples) -> np.ndarray:
 
 
 def hold_out(train: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Hold out the examples that LETS learns the radius on: of every class, as hf_sharp does with a `datasets.Dataset`.
+    """Hold out the examples that LETS learns the radius on, by class, as hf_sharp does for a `datasets.Dataset`.
 
     Args:
         train: the training examples.
@@ -111,7 +111,7 @@ def hold_out(train: Examples, fraction: float, seed: int) -> tuple[Examples, Exa
 
 
 def _train(run: Run, model: nn.Module, train: Examples, epochs: float) -> dict[str, Any]:
-    """Train a model in place; return what training cost."""
+    """Train a model in place; return the cost of training."""
     from transformers import PrinterCallback
 
     from hf_sharp import SharpTrainer, SharpTrainingArguments
@@ -158,8 +158,8 @@ def execute(run: Run, epochs: float | None = None) -> tuple[dict[str, Any], dict
     """Train and evaluate.
 
     Args:
-        run: what to train.
-        epochs: fewer epochs than the task's, to try something out; the outcome is then not a result.
+        run: the run.
+        epochs: fewer epochs than the task's, for a trial that is not used as a result.
 
     Returns:
         The content of the run's JSON file, and the logits.

@@ -1,16 +1,16 @@
-"""The tasks of the evidence: one module each, all with the same interface.
+"""The tasks of the evidence: one module per task, all with the same interface.
 
-    NAME          what files and commands call it; tables and pictures have its entry in `TITLES`
-    VERSION       raised whenever a split changes, so that finished runs of another split do not count
+    NAME          the name in files and commands; tables and plots show the entry in `TITLES`
+    VERSION       increased whenever a split changes, so that finished runs on another split do not count
     KIND          "text" or "image"
-    BACKBONE      the folder that benchmarks/backbones writes, or None: a small ViT from scratch
-    EPOCHS        how long a run trains
-    MAX_TOKENS    where texts are cut (text tasks)
-    RATES         learning rates by base, five in rising order, of which the middle three are tried first
+    BACKBONE      the folder that benchmarks/backbones writes, or None for a small ViT from scratch
+    EPOCHS        the number of epochs of a run
+    MAX_TOKENS    the number of tokens that texts are truncated to (text tasks)
+    RATES         five learning rates per base, in ascending order; the middle three are tried first
     prepare(folder)    download, read and cache everything; returns a datasets.Dataset
     split(data, seed)  returns (train, validation, test): rows of the dataset, as integers
 
-Data is downloaded by whoever runs this, into a folder that git ignores. Nothing of it is in the repository.
+The data is downloaded when the benchmarks are run, into a folder that git ignores. The repository contains no data.
 """
 
 from importlib import import_module

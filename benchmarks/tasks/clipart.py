@@ -1,12 +1,12 @@
-"""Clip art: a drawing in, its top folder (animals, food, transportation, …) out.
+"""Clip art: predict the top folder (animals, food, transportation, …) of a drawing.
 
 Source: Debian package `openclipart-png` (Open Clip Art Library 0.18; public domain by the package's copyright file).
-The folders special, unsorted, logos, buttons and shapes/stars are left out, and links. Of near-duplicates one is kept,
-of those that stand in two folders none; files of one series (the same folder and first word) are on one side of a
-split.
+The folders special, unsorted, logos, buttons and shapes/stars are left out, and so are links. One of each set of
+near-duplicates is kept, or none if they are in two folders. Files of one series (the same folder and first word) are in
+the same part of a split.
 
-18 classes. Training takes a sixth of what the other sides leave of each, at most 160 and at least 5. Drawings are put
-on a white square of 96 pixels.
+18 classes. Of the examples of each class that are not used for test and validation, training takes a sixth, at most 160
+and at least 5. Drawings are put on a white square of 96 pixels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def prepare(folder: Path) -> datasets.Dataset:
             try:
                 with Image.open(file) as opened:
                     image = square(opened, SIZE)
-            except (OSError, Image.DecompressionBombError):  # broken or huge: there are a few
+            except (OSError, Image.DecompressionBombError):  # a few files are broken or huge
                 continue
             key = near_duplicate_key(image)
             row = first.setdefault(key, {"image": image, "label": label, "group": series_of(relative)})

@@ -1,4 +1,4 @@
-"""How examples are divided into training, validation and test, and which texts are ambiguous."""
+"""Divides examples into training, validation and test, and finds ambiguous texts."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ def divide(
     validation_share: float = 0.25,
     training_counts: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide examples into training, validation and test rows: the test balanced, and every group on one side.
+    """Divide examples into training, validation and test rows, with a balanced test set and every group in one part.
 
-    Classes are served from the rarest to the most frequent: first their test examples, then, out of what is left (the
-    training split), their validation examples. Of a group that is larger than what is still wanted, the rest is left
-    out, as it may be on no other side; groups of more than a quarter of what a class wants are therefore taken last.
+    Classes are processed from the rarest to the most frequent: first their test examples are drawn, then, from the
+    remaining (training) examples, their validation examples. If a group is larger than the number still wanted, its
+    other examples are dropped, because they must not be in another part; groups of more than a quarter of the wanted
+    number are therefore used last.
 
     Args:
         labels: (N,) classes from 0 to K − 1.
-        groups: (N,) examples that may not be on two sides (near-duplicates, one file series) have the same value.
-        seed: of the draw.
+        groups: (N,) examples that must be in the same part (near-duplicates, one file series) have the same value.
+        seed: the seed of the draw.
         test_per_class: exactly this many test examples of every class.
-        validation_per_class: at most this many validation examples of a class,
-        validation_share: and at most this share of what the test left of it, but at least one.
-        training_counts: gives, from how many examples of every class are left for training (K,), how many to keep;
-            None keeps all.
+        validation_per_class: the largest number of validation examples per class.
+        validation_share: the largest share of a class's remaining examples to use for validation, but at least one.
+        training_counts: maps the number of examples left for training, (K,), to the number to keep; None to keep all.
 
     Returns:
-        Three arrays of rows, each in ascending order.
+        The training, validation and test rows, each in ascending order.
 
     Raises:
-        ValueError: a class has too few examples outside of other sides' groups for its test set.
+        ValueError: a class has too few examples for its test set outside the groups of other parts.
 
     Example:
         >>> train, validation, test = divide([0] * 8 + [1] * 4, range(12), 0, test_per_class=2, validation_per_class=1)
@@ -50,12 +50,12 @@ def divide(
     numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     counts = np.bincount(labels)
-    side = np.full(numbers.max() + 1, -1)  # of every group: 0 training, 1 validation, 2 test, −1 not known yet
+    side = np.full(numbers.max() + 1, -1)  # for every group: 0 training, 1 validation, 2 test, −1 undecided
     chosen: dict[int, list[np.ndarray]] = {1: [], 2: []}
     order = np.argsort(counts, kind="stable")
 
     def take(rows: np.ndarray, wanted: int, which: int) -> np.ndarray:
-        """Take `wanted` rows, whole groups as far as that goes, and put their groups on that side."""
+        """Take `wanted` rows, in whole groups as far as possible, and assign their groups to that part."""
         taken: list[int] = []
         members = {g: rows[numbers[rows] == g] for g in rng.permutation(np.unique(numbers[rows]))}
         bound = [g for g in members if side[g] == which]
@@ -88,7 +88,7 @@ def divide(
 
 
 def unambiguous(texts: Sequence[str], labels: Sequence[int]) -> list[int]:
-    """Find the first of every text, and none of those that stand under two labels; case, digits and signs do not count.
+    """Find the first occurrence of every text, except texts with two labels; case, digits and punctuation are ignored.
 
     Args:
         texts: N texts.

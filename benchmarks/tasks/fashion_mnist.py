@@ -1,9 +1,9 @@
-"""Fashion-MNIST with a tail: a photo of a piece of clothing in, its kind out; a small ViT trained from nothing.
+"""Fashion-MNIST with a long tail: predict the kind of clothing on a photo, with a small ViT trained from scratch.
 
-Source: Debian package `dataset-fashion-mnist` (Zalando Research; MIT). The images of the original test set are the test
-set, 1,000 of each class. Training takes 600, 360, 216, 129, 77, 46, 28, 17, 10 and 6 images (a factor of 100): three
-classes with fewer than 20. Which class has how many images is drawn with the seed, so that no result hangs on the rare
-classes being easy or hard ones.
+Source: Debian package `dataset-fashion-mnist` (Zalando Research; MIT). The test set is the original one, with 1,000
+images per class. Training takes 600, 360, 216, 129, 77, 46, 28, 17, 10 and 6 images (a factor of 100), so that three
+classes have fewer than 20. The seed decides which class has how many images, so that results do not depend on whether
+the rare classes are easy or hard.
 
 10 classes, 28 × 28 grey pixels.
 """

@@ -1,12 +1,12 @@
-"""FOLDOC: the definition of a computing term in, its first topic (language, networking, …) out.
+"""FOLDOC: predict the first topic (language, networking, …) of the definition of a computing term.
 
 Source: Debian package `dict-foldoc` (the Free On-line Dictionary of Computing, editor Denis Howe, foldoc.org; GNU Free
-Documentation License). The index tells where an entry begins and ends; its topic stands in angle brackets after the
-headword, which is left out. Definitions of fewer than four words, and of those that occur twice all but one, are left
-out, and so are topics with fewer than 20 definitions.
+Documentation License). The index says where an entry begins and ends; its topic is in angle brackets after the
+headword, which is removed. Definitions of fewer than four words, repeated definitions, and topics with fewer than 20
+definitions are left out.
 
-53 classes, from 1,035 definitions down to 20. Training takes a seventh of what the other sides leave of each, but at
-least 4.
+53 classes, from 1,035 definitions down to 20. Of the examples of each class that are not used for test and validation,
+training takes a seventh, but at least 4.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 def number(text: str) -> int:
-    """Read a number of a dict index: base 64, the most significant digit first.
+    """Read a number in a dict index: base 64, the most significant digit first.
 
     Args:
-        text: its digits.
+        text: the digits.
 
     Returns:
         The number.
@@ -51,16 +51,16 @@ def read_entry(entry: str) -> tuple[str, str] | None:
     r"""Read one entry: its headwords, a blank line, and the definition with its topics.
 
     Args:
-        entry: its text.
+        entry: the text of the entry.
 
     Returns:
-        The definition without markup, and the first topic; None where there is no topic.
+        The definition without markup, and the first topic; None if there is no topic.
 
     Example:
         >>> read_entry("tar\n\n   <tool, file format> A {Unix} program.\n\n   (1995-01-05)\n")
         ('A Unix program.', 'tool')
     """
-    # Before the topic there may be the number of a sense, and what an abbreviation stands for.
+    # The topic may be preceded by the number of a sense, and by the expansion of an abbreviation.
     found = re.match(r"\s*(?:1\.\s*)?((?:\([^()]*\)\s*)?)<([^<>@]+)>\s*(.*)", entry.partition("\n\n")[2], re.DOTALL)
     if found is None:
         return None

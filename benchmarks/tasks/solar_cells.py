@@ -1,12 +1,12 @@
-"""Solar cells: an electroluminescence photo of a cell in; how certainly it is defective, and its kind of silicon, out.
+"""Solar cells: predict from an electroluminescence photo of a cell how certainly it is defective, and its silicon.
 
 Source: PyPI package `elpv-dataset` (Buerhop-Lutz et al. 2018, Deitsch et al. 2019; images CC BY-NC-SA 4.0, so they are
-for non-commercial use, are downloaded by the user, and never shipped). Four levels of defect (0, 1/3, 2/3, 1: how sure
-the expert was) by two kinds of cell (mono- and polycrystalline).
+for non-commercial use only, are downloaded by the user, and are never shipped). The classes combine four levels of
+defect (0, 1/3, 2/3, 1: how sure the expert was) with two kinds of silicon (mono- and polycrystalline).
 
-8 classes with 920 down to 50 cells. Training takes a quarter of what the other sides leave of each, but at least 5: 217
-down to 5. Grey photos of 300 pixels, here 96. Which cells come from one module is not recorded, so cells of one module
-may be on both sides: that could not be avoided, and is the same for every method.
+8 classes with 920 down to 50 cells. Of the examples of each class that are not used for test and validation, training
+takes a quarter, but at least 5: 217 down to 5. The grey photos of 300 pixels are scaled to 96. It is not recorded which
+cells come from the same module, so cells of one module may be in training and test; this is the same for every method.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_line(line: str) -> tuple[str, int]:
     """Read one line of the labels.
 
     Args:
-        line: a file, the probability of a defect, and the kind of cell.
+        line: a file name, the probability of a defect, and the kind of silicon.
 
     Returns:
         The file, and the class from 0 to 7.

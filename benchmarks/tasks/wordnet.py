@@ -1,12 +1,12 @@
-"""WordNet supersenses: a gloss in, the lexicographer file of its synset (noun.food, verb.motion, …) out.
+"""WordNet supersenses: predict the lexicographer file of a synset (noun.food, verb.motion, …) from its gloss.
 
 Source: Debian package `wordnet-base` (WordNet 3.0, Princeton; its own permissive licence, in the package's copyright
-file). data.noun and data.verb are read: the second field of a line is the number of the lexicographer file, and the
-gloss follows the bar; its quoted examples are left out. noun.Tops is left out, as it holds the roots of the other noun
-files. Of glosses that occur twice one is kept, none where they stand under two files.
+file). In data.noun and data.verb, the second field of a line is the number of the lexicographer file, and the gloss
+follows the bar; its quoted examples are removed. noun.Tops is left out, because it contains the roots of the other noun
+files. One of each set of repeated glosses is kept, or none if they are in two files.
 
-40 classes with 11,564 down to 42 synsets. Training takes a 120th of each, so the shares are the natural ones, but
-at least 3: 96 down to 3 texts.
+40 classes with 11,564 down to 42 synsets. Training takes a 120th of each class, which keeps the natural shares, but at
+least 3: 96 down to 3 texts.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def read_line(line: str) -> tuple[str, int] | None:
     """Read one line of data.noun or data.verb.
 
     Args:
-        line: of the file; its licence at the top is indented.
+        line: a line of the file; lines of the licence at the top are indented.
 
     Returns:
-        The gloss and the class, or None where there is none (noun.Tops, the licence).
+        The gloss and the class; None if there is no class (noun.Tops, the licence).
 
     Example:
         >>> read_line('00001740 29 v 01 breathe 0 001 @ 0 v 0000 | draw air into the lungs; "I can breathe better"')

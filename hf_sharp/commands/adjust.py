@@ -48,14 +48,14 @@ class AdjustArguments:
     cost: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of a correction: what mistakes cost, as a CSV file with a row per true class and a column "
-            'per predicted class, or as JSON such as {"fraud": 5}.'
+            "help": "Instead of a correction: the costs of mistakes, as a CSV file with a row per true class and a "
+            'column per predicted class, or as JSON such as {"fraud": 5}.'
         },
     )
     loss: str | None = field(
-        default=None, metadata={"help": f"predicted_norm: the loss of the training: {', '.join(LOSSES)}."}
+        default=None, metadata={"help": f"predicted_norm: the loss used in training: {', '.join(LOSSES)}."}
     )
-    loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: its gamma."})
+    loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: the gamma of that loss."})
     per_class: str | None = per_class_field()
 
 
@@ -63,10 +63,10 @@ def main(argv: list[str]) -> None:
     """Adjust a model, save it, and show the result.
 
     Args:
-        argv: the words after `hf-sharp adjust`.
+        argv: the arguments after `hf-sharp adjust`.
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data; or an output folder that is not empty.
+        ValueError: the options do not fit each other, the model or the data; or the output folder is not empty.
     """
     parser = command_parser(
         "adjust",
@@ -91,12 +91,12 @@ def main(argv: list[str]) -> None:
     automatic = what.strength == "auto"
     if automatic and not data.has_validation:
         raise ValueError(
-            "strength 'auto' is chosen on validation data: name it with --validation_split, or hold it out of the "
+            "--strength auto needs validation data: name a split with --validation_split, or hold it out of the "
             "training set with --validation_fraction 0.1 (the model should not have been trained on it). Or give "
             "--strength a number."
         )
     splits = load_splits(data, data.label_column)
-    splits.pop("test")  # the choice of the strength must not see it
+    splits.pop("test")  # the strength must not be chosen on it
     saved = open_saved(names.model, splits, data, subset=False)
     of_loss = {"loss": what.loss, "loss_gamma": what.loss_gamma}
     options = {"head": data.head} | {name: value for name, value in of_loss.items() if value is not None}

@@ -43,8 +43,8 @@ from hf_sharp.reports.results import write_json
 
 logger = logging.getLogger(__name__)
 
-_IN_CARD = 10  # classes
-_COVERAGE = 0.9  # whose number of examples the table and the card compare with
+_IN_CARD = 10  # classes listed in the model card
+_COVERAGE = 0.9  # the table and the card report which classes have too few examples for this coverage
 _EXAMPLE = "hf-sharp calibrate outputs/photos/logit_adjusted photos/ --output_dir sure"
 
 
@@ -55,7 +55,7 @@ class CalibrateArguments:
     output_dir: str = field(metadata={"help": "A new folder for the calibrated model.", "aliases": ["--output"]})
     precision: float = field(
         default=0.9,
-        metadata={"help": "Each class's threshold is the lowest confidence from which this share is right."},
+        metadata={"help": "Each class's threshold is the lowest confidence above which this share is right."},
     )
     balanced: bool = field(
         default=False,
@@ -71,16 +71,16 @@ def main(argv: list[str]) -> None:
     """Calibrate a model on validation data, save it, and show the result.
 
     Args:
-        argv: the words after `hf-sharp calibrate`.
+        argv: the arguments after `hf-sharp calibrate`.
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data; or an output folder that is not empty.
+        ValueError: the options do not fit each other, the model or the data; or the output folder is not empty.
     """
     parser = command_parser(
         "calibrate",
         (CalibrateArguments, HeadArguments),
         "Choose temperature, thresholds and calibration scores on validation data that the model was not trained on, "
-        "and save them with the model for hf-sharp predict. The temperature goes into the head.",
+        "and save them with the model for hf-sharp predict. The temperature is folded into the head.",
         _EXAMPLE,
     )
     what, data, names = read_flags(parser, argv)
@@ -96,11 +96,11 @@ def main(argv: list[str]) -> None:
     output = new_folder(what.output_dir)
     if not data.has_validation:
         raise ValueError(
-            "a model is calibrated on validation data: name it with --validation_split, or hold it out of the training "
+            "calibration needs validation data: name a split with --validation_split, or hold it out of the training "
             "set with --validation_fraction 0.1 (the model should not have been trained on it)."
         )
     splits = load_splits(data, data.label_column)
-    splits.pop("test")  # nothing may be chosen on it
+    splits.pop("test")  # the test split must not be used to choose anything
     saved = open_saved(names.model, splits, data)
     decisions = read_decisions(names.model, saved.model.config)
     if decisions.class_costs is not None:
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
     change = _change(result, thresholds, saved.frequencies) | {"balanced": what.balanced}
     change["folded"] = model is not saved.model
     if change["folded"] and saved.model.dtype not in (torch.float32, torch.float64):
-        change["effect"] = PREDICTIONS  # rounded weights may change some
+        change["effect"] = PREDICTIONS  # rounding of the weights may change some predictions
     save_changed(names.model, model, saved.processor, output, change, record, decisions)
     write_json(output / "calibration.json", result)
     title = f"validation, {len(labels):,} examples, temperature {temperature:.2f}"
@@ -131,7 +131,7 @@ def _calibrate(
     decisions = replace(
         decisions,
         precision=precision,
-        # Rounded towards acceptance: float32 and the padding of a batch change the last digits.
+        # Rounded so that borderline examples are accepted: float32 and batch padding change the last digits.
         thresholds=[None if limit is None else math.floor(limit * 1e6) / 1e6 for limit, *_ in thresholds],
         scores=[(np.ceil(of_class * 1e6) / 1e6).tolist() for of_class in scores],
     )
@@ -207,12 +207,12 @@ def _show(
 def thresholds_table(
     thresholds: Sequence[Threshold], examples: Sequence[int], frequencies: ClassFrequencies, rows: int | None
 ) -> Table:
-    """Show the thresholds of the classes, the rarest in training first.
+    """Show the thresholds of the classes, those with the fewest training examples first.
 
     Args:
-        thresholds: (K,).
-        examples: (K,) validation examples.
-        frequencies: of the training set.
+        thresholds: K thresholds, one per class.
+        examples: (K,) the validation examples of each class.
+        frequencies: the class frequencies of the training set.
         rows: how many classes to show; None: all.
 
     Returns:

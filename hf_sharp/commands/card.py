@@ -15,11 +15,11 @@ def main(argv: list[str]) -> None:
     """Write the card and print its path.
 
     Args:
-        argv: the words after `hf-sharp card`.
+        argv: the arguments after `hf-sharp card`.
 
     Raises:
-        ValueError: the folder has no results, or those of a model that was changed since; or the Hub does not accept
-            the language.
+        ValueError: the folder has no results, or its model was changed after they were written; or the Hub does not
+            accept the language.
     """
     parser = Flags(
         prog="hf-sharp card",

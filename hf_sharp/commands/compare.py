@@ -1,4 +1,4 @@
-"""`hf-sharp compare`: train two configs with the same seeds, and report which one is ahead by how much."""
+"""`hf-sharp compare`: train two configs with the same seeds, and report which one is ahead, and by how much."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_sharp.reports.pairs import Paired, paired
 from hf_sharp.reports.plots import plot_recall_by_count
 from hf_sharp.reports.results import RESULTS, write_json
 
-# Passes through another model, or over longer texts, do not cost the same.
+# Passes have the same cost only if the model and the length of the texts are the same.
 _OF_A_PASS = {item.name for group in (ModelArguments, AdapterArguments) for item in fields(group)} | {"max_length"}
 METRICS = {
     "accuracy": "accuracy",
@@ -40,16 +40,16 @@ METRICS = {
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:
-    """Estimate how many seeds would tell such a difference from chance: where its 95 % interval leaves out 0.
+    """Estimate how many seeds are needed for the 95 % interval of a mean difference to exclude 0.
 
         t_{0.975, n−1} · s / √n < |difference|
 
     Args:
-        difference: mean difference of the paired values.
-        deviation: s >= 0, their standard deviation.
+        difference: the mean difference between paired values.
+        deviation: s >= 0, the standard deviation of these differences.
 
     Returns:
-        The smallest n >= 3; None above 1000.
+        The smallest n >= 3 that suffices, or None if it is above 1000.
 
     Example:
         >>> seeds_needed(0.02, 0.02), seeds_needed(0.001, 0.5)
@@ -62,13 +62,13 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
 
 
 def verdict(names: tuple[str, str], metrics: dict[str, Paired], cost: float | None, seeds: int = 3) -> str:
-    """State which of two is ahead, in words.
+    """State in words which of two configs is ahead.
 
     Args:
         names: names of the two configs.
-        metrics: label to the result of `paired`.
-        cost: passes of the second divided by those of the first; None: not known.
-        seeds: number of seeds.
+        metrics: metric label to the result of `paired`.
+        cost: the number of passes of the second divided by that of the first; None if unknown.
+        seeds: the number of seeds.
 
     Returns:
         One or two sentences.
@@ -98,21 +98,21 @@ def main(argv: list[str]) -> None:
     """Train the runs that are not finished, compare them, and show and save the comparison.
 
     Args:
-        argv: the words after `hf-sharp compare`.
+        argv: the arguments after `hf-sharp compare`.
 
     Raises:
-        ValueError: fewer than one seed, configs with the same name, or runs on different data.
+        ValueError: there is not at least one seed, both configs have the same name, or the runs used different data.
     """
     parser = Flags(
         prog="hf-sharp compare",
         usage="hf-sharp compare CONFIG_A CONFIG_B [options]",
-        description="Train two configs with the same seeds, and compare them in pairs. Finished runs are not trained "
-        "again. Further flags are passed to both trainings.",
+        description="Train two configs with the same seeds, and compare them seed by seed. Finished runs are not "
+        "trained again. Further flags are passed to both trainings.",
     )
     parser.add_argument("config_a", metavar="CONFIG_A", help="a YAML file of options")
-    parser.add_argument("config_b", metavar="CONFIG_B", help="another one")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, counted from 0 (default: 3)")
-    parser.add_argument("--output_dir", "--output", help="a folder (default: outputs/compare/A_B)")
+    parser.add_argument("config_b", metavar="CONFIG_B", help="another YAML file of options")
+    parser.add_argument("--seeds", type=int, default=3, help="the number of seeds: 0, 1, ... (default: 3)")
+    parser.add_argument("--output_dir", "--output", help="the folder for all results (default: outputs/compare/A_B)")
     parser.add_argument("--accelerate", default="single_gpu", help="as for hf-sharp train (default: single_gpu)")
     arguments, flags = parser.parse_known_args(argv)
     configs = (arguments.config_a, arguments.config_b)
@@ -122,9 +122,9 @@ def main(argv: list[str]) -> None:
     if names[0] == names[1]:
         raise ValueError(f"both configs are called {names[0]!r}, which is also the name of a folder. Rename one file.")
     output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
-    asked = [RecipeParser(OPTIONS, ["--config", config, *flags]).values for config in configs]  # both before training
+    asked = [RecipeParser(OPTIONS, ["--config", config, *flags]).values for config in configs]  # both, before training
     last = output / names[1] / "seed_0"
-    if not any((output / name / "seed_0" / RESULTS).is_file() for name in names):  # else it would be found too late
+    if not any((output / name / "seed_0" / RESULTS).is_file() for name in names):  # to find mistakes early
         check = ["--compare_with", "none", "--check_only", "true", "--output_dir", str(last)]
         launch(configs[1], [*flags, *check, "--resume_from_checkpoint", "true"], arguments.accelerate)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -153,13 +153,13 @@ def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) ->
     """Compare the results of two configs, seed by seed.
 
     Args:
-        names: names of the two.
-        results: name to the content of `all_results.json` for every seed.
+        names: names of the two configs.
+        results: config name to the content of `all_results.json`, one for each seed.
 
     Returns:
-        `metrics` (label to the result of `paired`), `cost`, `passes`, `seconds`, `verdict`, `seeds`, `machine`. The
-        cost is the ratio of the passes; None for results of older versions, which have none, and where the passes are
-        not through the same model.
+        `metrics` (label to the result of `paired`), `cost`, `passes`, `seconds`, `verdict`, `seeds`, `machine`. `cost`
+        is the ratio of the passes; None if the results do not record passes (older versions), or if the two configs
+        train different models.
 
     Raises:
         ValueError: the two were trained or evaluated on different data.
@@ -168,7 +168,7 @@ def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) ->
     for result_a, result_b in zip(first, second, strict=True):
         for entry in ("class_counts", "per_class_support"):
             if result_a["report"][entry] != result_b["report"][entry]:
-                raise ValueError(f"the {entry.replace('_', ' ')} of the two differ: they are not of the same data.")
+                raise ValueError(f"the {entry.replace('_', ' ')} of the two differ: they did not use the same data.")
     metrics = {}
     for label, metric in METRICS.items():
         values = [[result["report"][metric] for result in runs] for runs in (first, second)]
@@ -190,7 +190,7 @@ def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) ->
 
 
 def _passes(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    # Plain passes over the training data; None where a run did not record them.
+    # The mean number of plain passes over the training data; None if a run did not record it.
     each = [run["training"].get("passes", 0) * run["training"].get("epochs", 0) for run in runs]
     return statistics.fmean(each) if all(each) else None
 
@@ -199,11 +199,11 @@ def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
     """Show the comparison: a `rich` table of means, differences and intervals, in percent.
 
     Args:
-        names: names of the two.
+        names: names of the two configs.
         summary: the result of `compare`.
 
     Returns:
-        The table, with the cost of the trainings below.
+        The table, with the training costs as its last rows.
     """
     table = Table(
         title=f"recall in %, mean over {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}",
@@ -227,13 +227,13 @@ def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
 
 
 def mean_report(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average the recalls of reports of the same classes, for a picture.
+    """Average the recalls of several reports on the same classes, for plotting.
 
     Args:
         reports: long-tail reports.
 
     Returns:
-        The first one, with the mean recall of every class and the mean balanced accuracy.
+        The first report, with the mean recall of every class and the mean balanced accuracy.
     """
     recalls = np.array([[np.nan if r is None else r for r in report["per_class_recall"]] for report in reports])
     mean = [None if np.isnan(value) else float(value) for value in recalls.mean(0)]

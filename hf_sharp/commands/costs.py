@@ -1,4 +1,4 @@
-"""`hf-sharp adjust --cost`: costs in the head where that is exact, else as a table beside the model."""
+"""`hf-sharp adjust --cost`: fold costs into the head if that is exact, else save them as a table beside the model."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _SHOWN = 10
 def adjust_for_costs(
     name: str, costs: str, output: Path, record: Mapping[str, Any], data: LookArguments, head: str | None = None
 ) -> None:
-    """Save a model that predicts the class of least expected cost, and say how.
+    """Save a model that predicts the class of least expected cost, and print how it does so.
 
     Args:
         name: the model's folder or Hub name.
-        costs: what mistakes cost, as for `read_costs`.
-        output: a new folder.
+        costs: the costs of mistakes, as `read_costs` takes them.
+        output: the new folder to save the model in.
         record: what the training recorded.
-        data: the tokenizer's name.
+        data: the arguments that name the tokenizer.
         head: the name of the layer that computes the logits, if it is not found automatically.
 
     Raises:
-        ValueError: costs that cannot be read, or a model that was adjusted before.
+        ValueError: the costs cannot be read, or the model was adjusted before.
     """
     data.tokenizer_name = data.tokenizer_name or record.get("options", {}).get("tokenizer_name")
     model, processor = load_saved(name, takes_images(name, data.trust_remote_code), data)
@@ -49,7 +49,7 @@ def adjust_for_costs(
     warn_of_balanced_model(record)
     try:
         model = fold_costs(model, matrix, head=head)
-        # The probabilities change, and thresholds and calibration scores with them.
+        # The probabilities change, so that the saved thresholds and calibration scores no longer hold.
         decisions = replace(decisions, cost_matrix=None, precision=None, thresholds=None, scores=None)
         effect = PREDICTIONS
         how = "the costs are in the head: any pipeline() predicts the class of least expected cost"
@@ -69,7 +69,7 @@ def _reason(error: ValueError) -> str:
 
 
 def warn_of_balanced_model(record: Mapping[str, Any]) -> None:
-    """Warn that costs are weighed with the probabilities of a model that was trained to treat all classes alike."""
+    """Warn if the model was trained to treat all classes alike: expected costs then assume equally common classes."""
     if record and treats_classes_alike(method_of(record["options"])):
         logger.warning(
             "The model was trained to treat all classes alike: its probabilities, and so the least cost, are those of "
@@ -78,7 +78,7 @@ def warn_of_balanced_model(record: Mapping[str, Any]) -> None:
 
 
 def _highest(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    # The costs for the card, the highest first: one of each class, or of pairs where they depend on the prediction.
+    # The costs for the card, the highest first: per true class, or per pair if they depend on the predicted class.
     per_class, number = class_costs(matrix), len(classes)
     if per_class is not None:
         order = np.argsort(-per_class, kind="stable")

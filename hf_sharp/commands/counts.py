@@ -31,15 +31,15 @@ def _flags() -> Flags:
         usage="hf-sharp counts DATASET [options]",
         description="Count the examples of every class in a dataset.",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="the dataset: as --dataset of the recipes")
+    parser.add_argument("dataset", metavar="DATASET", help="the dataset, as for --dataset of the recipes")
     parser.add_argument("--dataset_config", help="configuration of a dataset on the Hub")
-    parser.add_argument("--split_lists", nargs="+", default=[], help="split=file: lists of `path label` lines")
+    parser.add_argument("--split_lists", nargs="+", default=[], help="split=file: a text file of `path label` lines")
     parser.add_argument(
-        "--train_split", default="train", help="the split to count (default: train); train+test joins two"
+        "--train_split", default="train", help="the split to count (default: train); train+test joins two splits"
     )
-    parser.add_argument("--unique_column", help="count the first row with the same value there only, as in training")
+    parser.add_argument("--unique_column", help="count only the first row of those with the same value in this column")
     parser.add_argument("--label_column", default="label", help="the label column (default: label, or labels)")
-    parser.add_argument("--class_names", nargs="+", help="names of the classes, in the order of their numbers")
+    parser.add_argument("--class_names", nargs="+", help="class names, in the order of the class numbers")
     parser.add_argument(
         "--skip_broken",
         nargs="?",
@@ -48,11 +48,11 @@ def _flags() -> Flags:
         choices=["true", "false"],
         help="leave out rows without a label",
     )
-    parser.add_argument("--separator", help="what separates the columns of CSV files (default: a comma)")
+    parser.add_argument("--separator", help="the column separator of CSV files (default: a comma)")
     parser.add_argument(
         "--imbalance_factor", type=float, help="make the split long-tailed first: largest over smallest class count"
     )
-    parser.add_argument("--picture", help="draw the counts into this file")
+    parser.add_argument("--picture", help="save a plot of the counts in this file")
     return parser
 
 
@@ -60,10 +60,10 @@ def main(argv: list[str]) -> None:
     """Count the classes, show them, and suggest a loss and a sharpness method.
 
     Args:
-        argv: the words after `hf-sharp counts`.
+        argv: the arguments after `hf-sharp counts`.
 
     Raises:
-        ValueError: the dataset, the split or the label column does not exist, or the labels cannot be classes.
+        ValueError: the dataset, split or label column does not exist, or the labels cannot be used as classes.
     """
     flags = _flags().read(argv)
     with stage(f"the dataset {flags.dataset!r} cannot be loaded", near_here(flags.dataset).strip()):
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     for line in suggestions(frequencies):
         console.print(f"• {line}", highlight=False)
     if flags.picture is not None:
-        from hf_sharp.reports.plots import plot_counts  # which needs matplotlib and torch
+        from hf_sharp.reports.plots import plot_counts  # imported here because it needs matplotlib and torch
 
         with stage(f"the picture {flags.picture!r} cannot be written"):
             plot_counts(frequencies, flags.picture, flags.dataset)
@@ -115,7 +115,7 @@ def counts_table(frequencies: ClassFrequencies, title: str) -> Table:
         title: the table's title.
 
     Returns:
-        A `rich` table; with more than 30 classes the middle ones are left out.
+        A `rich` table; if there are more than 30 classes, those in the middle are left out.
     """
     counts = frequencies.counts
     groups = {int(c): name for name, indices in frequencies.groups.items() for c in indices}
@@ -146,7 +146,7 @@ def counts_table(frequencies: ClassFrequencies, title: str) -> Table:
 
 
 def suggestions(frequencies: ClassFrequencies) -> list[str]:
-    """Suggest a loss and a sharpness method for such counts, as docs/choosing_a_loss.md does.
+    """Suggest a loss and a sharpness method for these counts, following docs/choosing_a_loss.md.
 
     Args:
         frequencies: the counts.

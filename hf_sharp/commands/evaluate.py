@@ -29,14 +29,14 @@ class EvaluateArguments:
     """What to evaluate, and where to write the report."""
 
     split: str = field(default="test", metadata={"help": "The split to evaluate: test or validation."})
-    rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
-    common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    rare_threshold: int = field(default=20, metadata={"help": "Classes with fewer training examples are 'few'."})
+    common_threshold: int = field(default=100, metadata={"help": "Classes with more training examples are 'many'."})
     per_class: str | None = per_class_field()
     cost_matrix: str | None = field(
         default=None,
         metadata={
-            "help": "What mistakes cost, for the expected cost: a CSV file with a row per true class and a column per "
-            'predicted class, or JSON such as {"fraud": 5}. Default: those of the training or of the model.',
+            "help": "Costs of mistakes, for the expected cost: a CSV file with a row per true class and a column per "
+            'predicted class, or JSON such as {"fraud": 5}. Default: the costs recorded with the model.',
             "aliases": ["--cost"],
         },
     )
@@ -46,7 +46,7 @@ class EvaluateArguments:
     )
     card: bool = field(
         default=False,
-        metadata={"help": "Write the figures into the model's folder too: into its card and its all_results.json."},
+        metadata={"help": "Also write the figures into the model's folder: its card and its all_results.json."},
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "A new folder for report.json and the pictures.", "aliases": ["--output"]}
@@ -57,10 +57,10 @@ def main(argv: list[str]) -> None:
     """Evaluate a model, and show and save its report.
 
     Args:
-        argv: the words after `hf-sharp evaluate`.
+        argv: the arguments after `hf-sharp evaluate`.
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data.
+        ValueError: the options do not fit each other, the model or the data.
     """
     what_it_does = "The long-tail report of a model: accuracy, and recall of frequent and of rare classes."
     parser = command_parser("evaluate", (EvaluateArguments, LookArguments), what_it_does, _EXAMPLE)

@@ -8,13 +8,13 @@ from typing import Any
 
 
 def main() -> int:
-    """Launch what the command line says; Ctrl-C and a failed training are reported by the training alone."""
+    """Launch the given command line; only the training reports Ctrl-C and its own failures."""
     interrupted = []
 
     def note(number: int, frame: Any) -> None:
         interrupted.append(number)
 
-    signal.signal(signal.SIGINT, note)  # the training gets it too, and answers; this process waits for it
+    signal.signal(signal.SIGINT, note)  # the training receives it too, and handles it; this process waits
     from accelerate.commands.launch import main as launch
 
     try:

@@ -37,9 +37,9 @@ from hf_sharp.reports.results import versions, write_json
 
 logger = logging.getLogger(__name__)
 
-SOME_BROKEN = 3  # exit status
-_NAMED = 5  # faults in the terminal
-_LISTED = 1000  # in summary.json; the predictions have all
+SOME_BROKEN = 3  # exit status if some rows could not be predicted
+_NAMED = 5  # failed rows shown in the terminal
+_LISTED = 1000  # failed rows listed in summary.json; the predictions file contains all of them
 _SHOWN = 20
 
 _EXAMPLE = """hf-sharp predict outputs/photos/logit_adjusted new_photos/ --output_dir labels
@@ -54,8 +54,8 @@ class PredictArguments:
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "A new folder for predictions.FORMAT and summary.json; without it, the predictions go to the "
-            "standard output.",
+            "help": "A new folder for predictions.FORMAT and summary.json. Default: write the predictions to standard "
+            "output.",
             "aliases": ["--output"],
         },
     )
@@ -63,30 +63,30 @@ class PredictArguments:
     keep: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns of the data to write beside the predictions; `label` is written as data_label, as the "
-            "predictions have a column of this name."
+            "help": "Columns of the data to write beside the predictions; `label` is written as data_label, because "
+            "the predictions have a column of that name."
         },
     )
     top_k: int = field(default=0, metadata={"help": "Also write the K most likely classes and their probabilities."})
     abstain: str | None = field(
         default=None,
         metadata={
-            "help": "Give no label where its probability is below this number; or 'saved': below the threshold of its "
-            "class that hf-sharp calibrate saved."
+            "help": "Give no label if its probability is below this number; or 'saved': below the threshold that "
+            "hf-sharp calibrate saved for its class."
         },
     )
     coverage: float | None = field(
         default=None,
         metadata={
-            "help": "Also write a set of classes that holds the true one with this probability, for examples of every "
-            "class; needs hf-sharp calibrate."
+            "help": "Also write a set of classes that contains the true class with this probability, for examples of "
+            "every class. Needs a model saved by hf-sharp calibrate."
         },
     )
     pool_rare: bool = field(
         default=False,
         metadata={
-            "help": "With --coverage: classes with too few calibration examples share one limit, and are not in every "
-            "set. The coverage then holds for these classes together."
+            "help": "With --coverage: let classes with too few calibration examples share one limit, instead of being "
+            "in every set. The coverage then holds for these classes together."
         },
     )
     cost: str | None = field(
@@ -98,11 +98,11 @@ class PredictArguments:
     )
     batch_size: int = field(default=64, metadata={"help": "Rows per batch."})
     device: str | None = field(
-        default=None, metadata={"help": "Such as cpu, cuda, cuda:1 or mps. Default: the accelerator, if there is one."}
+        default=None, metadata={"help": "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one."}
     )
-    split: str | None = field(default=None, metadata={"help": "The split, if the data has several."})
+    split: str | None = field(default=None, metadata={"help": "The split to predict, if the data has several."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    separator: str | None = field(default=None, metadata={"help": "What separates the columns of CSV files."})
+    separator: str | None = field(default=None, metadata={"help": "The column separator of CSV files."})
     text_column: str = field(default="text", metadata={"help": "The column with the texts."})
     image_column: str = field(default="image", metadata={"help": "The column with the images, or with their paths."})
     max_length: int = field(default=128, metadata={"help": "Texts are truncated to this many tokens."})
@@ -111,7 +111,7 @@ class PredictArguments:
     )
     picture_range: list[float] | None = field(
         default=None,
-        metadata={"help": "Grey values of more than 8 bits: the two values to show as black and white."},
+        metadata={"help": "Images of more than 8 bits per pixel: the grey values to map to black and white."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
 
@@ -120,20 +120,20 @@ def main(argv: list[str]) -> None:
     """Predict the class of every row, and write the predictions.
 
     Args:
-        argv: the words after `hf-sharp predict`.
+        argv: the arguments after `hf-sharp predict`.
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data.
+        ValueError: the options do not fit each other, the model or the data.
         SystemExit: with status 3, if some rows could not be predicted.
     """
     parser = command_parser(
         "predict",
         (PredictArguments,),
-        "Predict the class of every picture or text. Options of the inputs that are not set are those of the training.",
+        "Predict the class of every image or text. Input options that are not set are those used in training.",
         _EXAMPLE,
-        f"{SOME_BROKEN} if some rows could not be predicted, which are reported and have an error in the output",
+        f"{SOME_BROKEN} if some rows could not be predicted; they are reported, and the output says why",
         data="A folder of images; a CSV, TSV, JSON, JSON Lines or Parquet file; a name on the Hub; a text file, or - "
-        "for the standard input, with a text or the path of an image in each line.",
+        "for standard input, with a text or an image path on each line.",
     )
     what, names = read_flags(parser, argv)
     record = recorded(names.model)
@@ -145,8 +145,8 @@ def main(argv: list[str]) -> None:
     if processes.num_processes > 1 and names.data == STDIN:
         raise ValueError("several processes cannot share the standard input: name a file, or start one process.")
     if not processes.is_main_process:
-        logging.disable(logging.WARNING)  # the first process warns
-    processes.wait_for_everyone()  # until all have seen that the output folder is new
+        logging.disable(logging.WARNING)  # only the first process warns
+    processes.wait_for_everyone()  # all processes must check that the output folder is new before one writes to it
     inputs = LookArguments(
         max_length=what.max_length,
         tokenizer_name=what.tokenizer_name,
@@ -175,11 +175,11 @@ def main(argv: list[str]) -> None:
 def _chooser(what: PredictArguments, decisions: Decisions) -> Chooser:
     if what.cost is not None:
         if decisions.class_costs is not None:
-            raise ValueError("the head of the model holds costs already. Name the model without them, or leave --cost.")
+            raise ValueError("the model's head contains costs already. Name the model without them, or omit --cost.")
         costs = read_costs(what.cost, decisions.classes, "--cost")
         decisions = replace(decisions, cost_matrix=costs.tolist())
     elif decisions.by_cost:
-        logger.warning("labels of least expected cost, with the costs saved with the model")
+        logger.warning("Predicting the labels of least expected cost, with the costs saved with the model.")
     chooser = Chooser(decisions, what.top_k, what.abstain, what.coverage, what.pool_rare)
     if chooser.rare:
         logger.warning(
@@ -231,7 +231,7 @@ def _run(
                     file.write(lines)
                 total += len(rows)
                 bar.update(len(rows))
-    except BrokenPipeError:  # of `| head`; the standard output must not be flushed again
+    except BrokenPipeError:  # from `| head`, for example; standard output must not be flushed again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     if total == 0:

@@ -53,31 +53,31 @@ class SharpnessArguments:
             "choices": ["train", "test", "validation"],
         },
     )
-    examples: int = field(default=1000, metadata={"help": "Number of its examples, stratified by class."})
+    examples: int = field(default=1000, metadata={"help": "Number of examples, drawn stratified by class."})
     hessian_examples: int = field(
-        default=100, metadata={"help": "Number of these for the eigenvalues and traces, which cost most."}
+        default=100, metadata={"help": "Number of these examples for the eigenvalues and traces, which are expensive."}
     )
-    rho: float = field(default=0.05, metadata={"help": "Radius of the sharpness."})
-    eigenvalues: int = field(default=1, metadata={"help": "Number of largest eigenvalues."})
+    rho: float = field(default=0.05, metadata={"help": "Radius within which sharpness is measured."})
+    eigenvalues: int = field(default=1, metadata={"help": "Number of eigenvalues to compute, the largest first."})
     tolerance: float = field(default=0.05, metadata={"help": "Relative tolerance of the eigenvalues."})
-    probes: int = field(default=8, metadata={"help": "Random vectors for the trace."})
-    directions: int = field(default=4, metadata={"help": "Random directions for the average sharpness."})
-    rare_threshold: int = field(default=20, metadata={"help": "Few: classes with fewer training examples."})
-    common_threshold: int = field(default=100, metadata={"help": "Many: classes with more training examples."})
+    probes: int = field(default=8, metadata={"help": "Number of random vectors for the trace."})
+    directions: int = field(default=4, metadata={"help": "Number of random directions for the average sharpness."})
+    rare_threshold: int = field(default=20, metadata={"help": "Classes with fewer training examples are 'few'."})
+    common_threshold: int = field(default=100, metadata={"help": "Classes with more training examples are 'many'."})
     seed: int = field(default=0, metadata={"help": "Seed of the sample and of the random directions."})
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Measure the sharpness, and show, draw and save it.
+    """Measure the sharpness, and print, plot and save it.
 
     Args:
-        argv: the words after `hf-sharp sharpness`.
+        argv: the arguments after `hf-sharp sharpness`.
 
     Returns:
         The content of sharpness.json.
 
     Raises:
-        ValueError: options that do not fit each other, the models or the data; or an output folder that is not empty.
+        ValueError: the options do not fit each other, the models or the data; or the output folder is not empty.
     """
     parser = command_parser(
         "sharpness",
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "of classes.",
         _EXAMPLE,
     )
-    parser.set_defaults(batch_size=32)  # second derivatives need memory
+    parser.set_defaults(batch_size=32)  # small, because second derivatives need much memory
     what, data, names = read_flags(parser, argv)
     check_bounds(vars(what), _AT_LEAST)
     for name in ("rho", "tolerance"):
@@ -118,14 +118,14 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def sharpness_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Make a table of the sharpness of one model or several, with a row per group and model.
+    """Make a table of the sharpness of one or more models, with a row per group and model.
 
     Args:
         reports: model name to the result of `measure_curvature`, all on the same examples.
 
     Returns:
-        A `rich` table; with several models, the lowest figure of a group is bold if it differs by more than the
-        standard errors.
+        A `rich` table. If there are several models, the lowest figure of a group is bold if it is lower by more than
+        the standard errors.
     """
     first = next(iter(reports.values()))
     title = f"sharpness at ρ = {first['rho']:g}"
@@ -205,7 +205,7 @@ def _measured(saved: SavedModel, what: SharpnessArguments) -> dict[str, Any]:
     split = saved.splits[what.split]
     labels = read_labels(split, saved.data.label_column)
     rows = stratified_sample(labels, what.examples, what.seed)
-    rows = rows[np.argsort(frequencies.group_of[labels[rows]], kind="stable")]  # so that batches hold one group
+    rows = rows[np.argsort(frequencies.group_of[labels[rows]], kind="stable")]  # batches then mostly hold one group
     chosen = replace(saved, splits=datasets.DatasetDict({what.split: split.select(rows)}))
     return measure_curvature(
         saved.model.float(),

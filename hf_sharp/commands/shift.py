@@ -28,9 +28,9 @@ from hf_sharp.reports.card_changes import NOTHING, PREDICTIONS, SHARES
 from hf_sharp.reports.plots.shift import plot_shares
 from hf_sharp.reports.results import write_json
 
-THRESHOLD_PASSED = 3  # the exit status
-_SHOWN = 12  # classes in the table
-_NEW = "new"  # the name of the split
+THRESHOLD_PASSED = 3  # the exit status if the shares moved by more than the threshold
+_SHOWN = 12  # classes shown in the table
+_NEW = "new"  # the name of the split with the new data
 
 _EXAMPLE = "hf-sharp shift outputs/photos/logit_adjusted new_photos/ --threshold 0.1"
 
@@ -42,8 +42,8 @@ class ShiftArguments:
     split: str = field(
         default="validation",
         metadata={
-            "help": "The labelled split that calibrates the model: validation, or test if none was held out. The model "
-            "should not have been trained on it.",
+            "help": "The labelled split to calibrate the model on: validation, or test if no validation split was held "
+            "out. The model should not have been trained on it.",
             "choices": ["validation", "test"],
         },
     )
@@ -52,12 +52,12 @@ class ShiftArguments:
     threshold: float | None = field(
         default=None,
         metadata={
-            "help": "Exit with status 3 if more than this share of the examples moved to another class, in (0, 1), and "
-            "chance does not explain it."
+            "help": "Exit with status 3 if more than this share of the examples, in (0, 1), moved to another class, "
+            "and chance does not explain it."
         },
     )
-    bootstrap: int = field(default=200, metadata={"help": "Draws for intervals and test, at least 20."})
-    seed: int = field(default=0, metadata={"help": "Seed of these draws."})
+    bootstrap: int = field(default=200, metadata={"help": "Bootstrap draws for intervals and test, at least 20."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap draws."})
     output_dir: str | None = field(
         default=None,
         metadata={
@@ -71,11 +71,11 @@ def main(argv: list[str]) -> None:
     """Estimate the class shares of new data, show them, and save what `--output_dir` asks for.
 
     Args:
-        argv: the words after `hf-sharp shift`.
+        argv: the arguments after `hf-sharp shift`.
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data.
-        SystemExit: with status 3, the shares moved by more than the threshold.
+        ValueError: the options do not fit each other, the model or the data.
+        SystemExit: with status 3, if the shares moved by more than the threshold.
     """
     parser = command_parser(
         "shift",
@@ -133,10 +133,10 @@ def _check(what: ShiftArguments, model: str, argv: list[str]) -> None:
 
 
 def _open(what: ShiftArguments, data: HeadArguments, names: Any) -> SavedModel:
-    # The model with the labelled splits and the new data.
+    # Load the model, the labelled splits and the new data.
     if what.split == "validation" and not data.has_validation:
         raise ValueError(
-            "the calibration takes labelled examples that the model was not trained on: name them with "
+            "calibration needs labelled examples that the model was not trained on: name them with "
             "--validation_split, or use the test split: --split test."
         )
     splits = load_splits(data, data.label_column)
@@ -155,11 +155,11 @@ def _open(what: ShiftArguments, data: HeadArguments, names: Any) -> SavedModel:
 
 
 def verdict(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> list[str]:
-    """State in words what moved, and how far to trust it.
+    """State in words which class shares moved, and how far to trust the estimate.
 
     Args:
-        estimate: the estimate.
-        frequencies: of the training set, with the class names.
+        estimate: the estimated shares.
+        frequencies: the class frequencies of the training set, with the class names.
 
     Returns:
         One to four lines.
@@ -190,14 +190,14 @@ def verdict(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> list[str]
 
 
 def summary(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> dict[str, Any]:
-    """Gather the estimate for a JSON file.
+    """Convert the estimate to JSON values.
 
     Args:
-        estimate: the estimate.
-        frequencies: of the training set, with the class names.
+        estimate: the estimated shares.
+        frequencies: the class frequencies of the training set, with the class names.
 
     Returns:
-        `classes` (a dict for each class), `distance`, `p_value`, `moved`, `agrees`, `examples`, `temperature`.
+        `classes` (one dict per class), `distance`, `p_value`, `moved`, `agrees`, `examples`, `temperature`.
     """
     changes = estimate.changes()
     classes = [
@@ -224,15 +224,15 @@ def summary(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> dict[str,
 
 
 def shares_table(estimate: ShiftEstimate, frequencies: ClassFrequencies, title: str) -> Table:
-    """Show the shares: a `rich` table in percent, of the classes that changed most.
+    """Show the shares of the classes that changed most, in percent.
 
     Args:
-        estimate: the estimate.
-        frequencies: of the training set, with the class names.
+        estimate: the estimated shares.
+        frequencies: the class frequencies of the training set, with the class names.
         title: the table's title.
 
     Returns:
-        The table, with at most 12 classes.
+        A `rich` table with at most 12 classes.
     """
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     table.add_column("class", overflow="fold")

@@ -1,4 +1,4 @@
-"""`hf-sharp train`: a config or flags, through accelerate."""
+"""`hf-sharp train`: train from a config, from flags or from both, through accelerate."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hf_sharp.recipe.flags import Flags
 
 _PLACES = (Path(__file__).parents[1] / "accelerate", Path(__file__).parents[2] / "recipes" / "accelerate")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_GRACE = 30  # seconds that a training has to end by itself
+_GRACE = 30  # seconds that a training has to shut down
 
 
 class _Stopped(BaseException):
-    """A signal that ends the training."""
+    """Raised when a signal asks for the training to end."""
 
 
 def accelerate_config(name: str) -> Path:
-    """Find an accelerate config: a file, or one of the recipes' by name.
+    """Find an accelerate config: a file, or one that comes with the recipes.
 
     Args:
         name: a path, or `single_gpu`, `ddp`, `fsdp2`, `multi_node`.
 
     Returns:
-        The file.
+        The path of the config.
 
     Raises:
         ValueError: there is no such config; the error lists the available ones.
@@ -44,7 +44,7 @@ def accelerate_config(name: str) -> Path:
 
 
 def launch(config: str | None, flags: Sequence[str], accelerate: str = "single_gpu") -> None:
-    """Train in processes that accelerate starts, and that end with this one.
+    """Train in processes that accelerate starts, and that end when this process ends.
 
     Args:
         config: a YAML file of options, or None.
@@ -58,7 +58,7 @@ def launch(config: str | None, flags: Sequence[str], accelerate: str = "single_g
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
         signal.signal(number, _raise_stopped)
-    training = subprocess.Popen(command, start_new_session=True)  # a process group to pass signals to
+    training = subprocess.Popen(command, start_new_session=True)  # a process group of its own, to pass signals to
     try:
         code = training.wait()
     except _Stopped as stopped:
@@ -87,7 +87,7 @@ def _stop(training: subprocess.Popen, number: int) -> int:
     except (_Stopped, subprocess.TimeoutExpired):  # a second signal, or no answer
         pass
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(training.pid, signal.SIGKILL)  # whatever is left of it
+        os.killpg(training.pid, signal.SIGKILL)  # whatever still runs
     training.wait()
     return 128 + number
 
@@ -96,10 +96,10 @@ def main(argv: list[str]) -> None:
     """Launch a training.
 
     Args:
-        argv: the words after `hf-sharp train`.
+        argv: the arguments after `hf-sharp train`.
 
     Raises:
-        ValueError: there is no such config or accelerate config, or nothing says what to train.
+        ValueError: there is no such config or accelerate config, or neither config nor flags name data and model.
     """
     parser = Flags(
         prog="hf-sharp train",
@@ -113,11 +113,11 @@ def main(argv: list[str]) -> None:
         default="single_gpu",
         help="an accelerate config: single_gpu, ddp, fsdp2, multi_node or a file (default: single_gpu)",
     )
-    # Only the first word is a config: words after flags are their values.
+    # Only the first argument can be a config: an argument after a flag is its value.
     config = argv[0] if argv and not argv[0].startswith("-") else None
     arguments, flags = parser.parse_known_args(argv[1:] if config else argv)
     if config is None and not flags:
         raise ValueError("name a config, or the data and the model: hf-sharp train CONFIG, or --dataset and others.")
     if config is not None:
-        read_config(config)  # a mistake is said at once: the processes take seconds to start
+        read_config(config)  # report mistakes at once: starting the processes takes seconds
     launch(config, flags, arguments.accelerate)

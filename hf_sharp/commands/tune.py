@@ -39,7 +39,7 @@ def _parser() -> Flags:
         nargs="+",
         default=list(SEARCHED),
         metavar="OPTION",
-        help=f"what to search (default: {' '.join(SEARCHED)}); also {', '.join(EXTRA)}",
+        help=f"what to search (default: {' '.join(SEARCHED)}); possible too: {', '.join(EXTRA)}",
     )
     parser.add_argument(
         "--output_dir", "--output", metavar="FOLDER", help="the folder of the search (default: outputs/tune/CONFIG)"
@@ -54,25 +54,25 @@ def _parser() -> Flags:
         "--backend",
         choices=BACKENDS,
         default="local",
-        help="local: one run after the other, here (default); ray: several at once, on the machines of a Ray cluster",
+        help="local (default): one run after the other on this machine; ray: several at once, on a Ray cluster",
     )
     parser.add_argument(
         "--cpus_per_run",
         type=int,
-        help="with ray: cores of a run (default: one if it has a GPU, else all of a machine)",
+        help="with ray: CPU cores per run (default: one if the run has a GPU, else all of a machine)",
     )
     return parser
 
 
 def main(argv: list[str]) -> None:
-    """Search, and show what was found.
+    """Run the search, and show the result.
 
     Args:
-        argv: the words after `hf-sharp tune`.
+        argv: the arguments after `hf-sharp tune`.
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data.
-        SystemExit: with status 130, the search was interrupted.
+        ValueError: the options do not fit each other, the model or the data.
+        SystemExit: with status 130, if the search was interrupted.
     """
     arguments, flags = _parser().parse_known_args(argv)
     folder = Path(arguments.output_dir or f"outputs/tune/{Path(arguments.config).stem}")

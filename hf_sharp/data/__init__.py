@@ -1,1 +1,1 @@
-"""Class counts, labels, samplers, and the data sets that recipes and tests load."""
+"""Class counts, labels, samplers, and loading of datasets."""

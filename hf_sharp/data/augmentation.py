@@ -1,7 +1,7 @@
-"""Random changes of pictures for training: crops, flips and RandAugment. They follow from seed, epoch and batch alone.
+"""Random augmentation of training images: crops, flips and RandAugment, determined only by seed, epoch and batch.
 
-No state of random numbers is read or changed, so that the number of workers and processes does not matter, dropout
-draws the same numbers with and without augmentation, and a resumed training sees what it would have seen.
+No global random state is read or changed. So the results do not depend on the number of workers and processes, dropout
+draws the same numbers with and without augmentation, and a resumed training sees the same images.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from hf_sharp.registry.nearest import check_name
 
 AUGMENTATIONS = ("none", "crop_flip", "randaugment")
 _MIXES = ("mixup", "cutmix")
-_AREA = (0.08, 1.0)  # of the picture
+_AREA = (0.08, 1.0)  # as a share of the image
 _ASPECT = (3 / 4, 4 / 3)
 _TRIES = 10
-_OPERATIONS, _MAGNITUDE = 2, 9  # of RandAugment; the magnitude goes to 30
-_SMALLEST = 32  # pixels
-_GREY = 8  # of 255: how far the channels of a grey picture may be apart
+_OPERATIONS, _MAGNITUDE = 2, 9  # RandAugment's parameters; the largest magnitude is 30
+_SMALLEST = 32  # pixels per side
+_GREY = 8  # the largest difference, of 255, between the channels of a grey image
 
 Box = tuple[float, float, float, float]
 
 
 def check_augmentation(name: str) -> None:
-    """Raise a ValueError for an augmentation that is unknown, or that needs soft labels."""
+    """Raise a ValueError if an augmentation is unknown or needs soft labels."""
     if name in _MIXES:
         raise ValueError(
             f"augment={name!r} is not supported: it mixes the labels of two examples, and the losses take one class "
@@ -41,13 +41,13 @@ def check_augmentation(name: str) -> None:
 
 
 def suggest_augmentation(pictures: Iterable[Image.Image]) -> tuple[str, str]:
-    """Choose an augmentation by what pictures look like.
+    """Choose an augmentation that suits a sample of images.
 
     Args:
-        pictures: a sample of the training set.
+        pictures: a sample of the training images.
 
     Returns:
-        `crop_flip` if most pictures are in colour and at least 32 pixels wide and high, else `none`; and why.
+        `crop_flip` if most images are in colour and at least 32 pixels wide and high, else `none`; and the reason.
 
     Example:
         >>> suggest_augmentation([Image.new("L", (64, 64))])
@@ -74,17 +74,11 @@ def _has_colour(picture: Image.Image) -> bool:
 
 
 def random_crop_box(width: int, height: int, aspect: float, rng: np.random.Generator) -> Box:
-    """Draw the box of a random crop, as RandomResizedCrop does.
+    """Draw the box of a random crop, as torchvision's RandomResizedCrop does.
 
-    Area and aspect ratio are drawn until the box fits, but at most ten times: the area uniformly from 0.08 to 1 of the
-    picture's, the aspect ratio log-uniformly from 3/4 to 4/3 of `aspect`. If no box fits, it is the largest one of the
-    nearest aspect ratio, in the middle.
-
-    Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
-        aspect: width / height of the result.
-        rng: where the numbers come from.
+    Area and aspect ratio are drawn until the box fits, at most ten times: the area uniformly from 0.08 to 1 times that
+    of the image, the aspect ratio log-uniformly from 3/4 to 4/3 times `aspect`. If no box fits, the box is the largest
+    centred one with the nearest allowed aspect ratio.
 
     Returns:
         Left, upper, right and lower edge, in pixels.
@@ -106,20 +100,20 @@ def random_crop_box(width: int, height: int, aspect: float, rng: np.random.Gener
 
 
 class ImageAugmentation:
-    """Changes the pictures of a batch at random: `crop_flip`, or `randaugment` after it.
+    """Augments the images of a batch at random: `crop_flip`, or `crop_flip` followed by `randaugment`.
 
-    The random numbers follow from the seed, the epoch and the pictures of the batch, so that an example that a sampler
-    repeats looks different each time. All copies of the object, also those in workers, share the epoch.
+    The random numbers depend on the seed, the epoch and the images of the batch, so that an example that a sampler
+    repeats looks different each time. All copies of the object, including those in workers, share the epoch.
 
     Args:
-        name: crop_flip (a random crop, resized, and mirrored with probability ½) or randaugment (then two random
-            operations of RandAugment at magnitude 9 of 30).
+        name: crop_flip (a random crop, resized, and mirrored with probability ½) or randaugment (the same, followed by
+            two random operations of RandAugment at magnitude 9 of 30).
         size: height and width of the results, in pixels.
         seed: an integer >= 0.
         resample: PIL's filter for resizing.
 
     Raises:
-        ValueError: an unknown name, or neither torchvision nor kornia is installed for RandAugment.
+        ValueError: the name is unknown, or RandAugment is chosen and neither torchvision nor kornia is installed.
 
     Example:
         >>> augmentation = ImageAugmentation("crop_flip", (8, 8))
@@ -134,7 +128,7 @@ class ImageAugmentation:
         self, name: str, size: tuple[int, int], seed: int = 0, resample: int = Image.Resampling.BICUBIC
     ) -> None:
         if name not in AUGMENTATIONS[1:]:
-            raise ValueError(f"an ImageAugmentation is {' or '.join(AUGMENTATIONS[1:])}, not {name!r}.")
+            raise ValueError(f"an ImageAugmentation must be {' or '.join(AUGMENTATIONS[1:])}, got {name!r}.")
         self.name, self.size, self.seed, self.resample = name, size, seed, Image.Resampling(resample)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._operations: Callable[[Image.Image], Image.Image] | None = None
@@ -143,20 +137,20 @@ class ImageAugmentation:
             self._operations, self.library = _randaugment()
 
     def __deepcopy__(self, memo: dict) -> ImageAugmentation:
-        return self  # datasets copies transforms, and the copies must see the epoch
+        return self  # datasets copies transforms, but all copies must share the epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0; other epochs get other numbers."""
+        """Set the epoch, counted from 0, on which the random numbers depend."""
         self._epoch.fill_(epoch)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """Change the pictures of a batch.
+        """Augment the images of a batch.
 
         Args:
-            pictures: in mode RGB, of any size.
+            pictures: the images, in mode RGB and of any size.
 
         Returns:
-            As many pictures, in mode RGB, all of the same size.
+            The augmented images, in mode RGB and all of the same size.
         """
         prints = [zlib.crc32(p.resize((16, 16), Image.Resampling.NEAREST).tobytes()) for p in pictures]
         rng = np.random.default_rng([self.seed, int(self._epoch), *prints])
@@ -170,7 +164,7 @@ class ImageAugmentation:
             picture = ImageOps.mirror(picture)
         if self._operations is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed reaches GPUs, too
+                torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed also seeds GPUs
                 picture = self._operations(picture)
         return picture
 
@@ -179,7 +173,7 @@ def _randaugment() -> tuple[Callable[[Image.Image], Image.Image], str]:
     try:
         v2: Any = importlib.import_module("torchvision.transforms.v2")
         return v2.RandAugment(num_ops=_OPERATIONS, magnitude=_MAGNITUDE), "torchvision"
-    except (ImportError, RuntimeError):  # not installed, or built for another torch
+    except (ImportError, RuntimeError):  # not installed, or built for another version of torch
         pass
     try:
         auto: Any = importlib.import_module("kornia.augmentation.auto")
@@ -192,7 +186,7 @@ def _randaugment() -> tuple[Callable[[Image.Image], Image.Image], str]:
 
 
 class _OnTensors:
-    # kornia takes (1, 3, height, width) from 0 to 1.
+    # Adapter: kornia takes tensors (1, 3, height, width) with values from 0 to 1.
     def __init__(self, operations: Any) -> None:
         self.operations = operations
 

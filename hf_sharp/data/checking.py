@@ -1,4 +1,4 @@
-"""One pass over every split before training: missing labels, empty texts and broken pictures, by split and row."""
+"""Checks every split in one pass before training: missing labels, empty texts and broken images, by split and row."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from hf_sharp.registry.nearest import check_name
 logger = logging.getLogger(__name__)
 
 LEVELS = ("full", "fast", "off")
-_ROWS = 64  # that a thread checks at a time
+_ROWS = 64  # the number of rows that a thread checks at a time
 _NAMED = 3
-_DECODED_AT_MOST = 20_000  # pictures of a split, where the check is fast
+_DECODED_AT_MOST = 20_000  # images per split, if the check is fast
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Checks:
     """How thoroughly to check data, and what to do about faults.
 
     Args:
-        level: `full` decodes every picture; `fast` decodes the first 20,000 small ones of a split and those whose end
-            is missing, and reads the header and the end of the others; `off` checks labels only.
-        skip_broken: leave rows with faults out instead of refusing them.
+        level: `full` decodes every image; `fast` decodes the first 20,000 small images of a split and those whose end
+            is missing, and reads only header and end of the others; `off` checks labels only.
+        skip_broken: leave out rows with faults instead of raising an error.
 
     Raises:
-        ValueError: an unknown level.
+        ValueError: the level is unknown.
     """
 
     level: str = "fast"
@@ -55,13 +55,13 @@ def check_splits(
     image_column: str | None = None,
     text_column: str | None = None,
 ) -> tuple[datasets.DatasetDict, dict[str, int]]:
-    """Find the rows that training or evaluation would stop at.
+    """Find the rows that would make training or evaluation fail.
 
     Args:
         splits: the splits by name.
         label_column: the column with the labels.
-        checks: how thoroughly, and what to do about faults.
-        image_column: the column with pictures, if any.
+        checks: how thoroughly to check, and what to do about faults.
+        image_column: the column with images, if any.
         text_column: the column with texts, if any.
 
     Returns:
@@ -75,7 +75,7 @@ def check_splits(
         faults: dict[int, str] = {}
         if label_column in data.column_names:
             missing = np.flatnonzero(np.asarray(label_values(data, label_column, split).is_null()))
-            if len(missing) < len(data):  # a split without any label is another mistake
+            if len(missing) < len(data):  # a split without any label is a different mistake, reported elsewhere
                 faults |= dict.fromkeys(missing.tolist(), "there is no label")
         if checks.level != "off" and text_column in data.column_names:
             faults |= dict.fromkeys(_empty_texts(data, str(text_column)), "the text is empty")
@@ -131,7 +131,7 @@ def _broken_pictures(data: datasets.Dataset, image_column: str, split: str, full
             decoded += sum(was_decoded for _, _, was_decoded in rows)
     if (unread := len(pictures) - decoded - len(faults)) > 0:
         logger.warning(
-            "%s: %s of %s pictures were checked by header and end of file only; --check_data full decodes them too.",
+            "%s: for %s of %s images, only header and end of file were checked; --check_data full decodes them, too.",
             split,
             f"{unread:,}",
             f"{len(pictures):,}",
@@ -143,9 +143,9 @@ def check_transform(data: object, kept_columns: Collection[str], which: str) -> 
     """Check that a transform still finds its columns after the Trainer has removed those that the model does not take.
 
     Args:
-        data: a dataset; only a `datasets.Dataset` with a transform is looked at.
-        kept_columns: the columns that stay: those that the model's forward names, and the label column.
-        which: what the dataset is, as in "the training set", for the error.
+        data: a dataset; anything but a `datasets.Dataset` with a transform is ignored.
+        kept_columns: the columns that are kept: parameters of the model's forward, and the label column.
+        which: what the dataset is, such as "the training set", for error messages.
 
     Raises:
         ValueError: the transform reads a column that is removed.
@@ -165,7 +165,7 @@ def check_transform(data: object, kept_columns: Collection[str], which: str) -> 
     except Exception as error:
         try:
             row[0]
-        except Exception:  # a fault of the transform itself, which using the data shows
+        except Exception:  # an error in the transform itself, which will be raised when the data is used
             return
         read = str(error) if isinstance(error, KeyError) else " or ".join(map(repr, removed))
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How many training examples each class has, read from the label column without decoding an image."""
+"""The number of training examples of each class, read from the label column without decoding images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ClassFrequencies:
         common_threshold: classes with n_c > common_threshold are "many" (100 in the long-tail literature).
 
     Raises:
-        ValueError: counts that are negative, fractional, not a vector or all zero; fewer than 2 classes with examples;
-            a number of names other than K; or thresholds that overlap.
+        ValueError: the counts are negative, fractional, not a vector or all zero; fewer than 2 classes have examples;
+            the number of names is not K; or the thresholds overlap.
 
     Example:
         >>> frequencies = ClassFrequencies.from_counts([300, 60, 6])
@@ -66,7 +66,7 @@ class ClassFrequencies:
 
     @classmethod
     def from_counts(cls, counts: Any, **options: Any) -> ClassFrequencies:
-        """Make frequencies from known counts.
+        """Create frequencies from known counts.
 
         Args:
             counts: (K,) integers >= 0.
@@ -102,20 +102,20 @@ class ClassFrequencies:
 
         Args:
             dataset: a `datasets.Dataset`; or any iterable of examples, which takes one pass over all of them.
-            label_column: the column with one label per example: integers, or names in `label2id`. Where there is no
-                `label`, `labels` is taken.
-            num_classes: K, so that absent classes count 0. Default: that of the ClassLabel or of `label2id`, else the
-                number of labels, if they are dense from 0.
+            label_column: the column with one label per example: integers, or names in `label2id`. If there is no
+                column `label`, `labels` is used.
+            num_classes: K, so that classes without examples get the count 0. Default: the number of classes of the
+                ClassLabel or of `label2id`, else that of the labels, if they are 0, 1, ... without gaps.
             label2id: class name to class index, for labels that are names.
             **options: `names`, `rare_threshold`, `common_threshold`.
 
         Returns:
-            The frequencies; the default of `names` are the ClassLabel's.
+            The frequencies; `names` defaults to the names of the ClassLabel.
 
         Raises:
-            ValueError: no such column; an empty dataset; labels that are missing, negative, fractional, several per
-                example, unknown names, or >= num_classes (the first row is named); or integers with gaps, such as
-                codes, without `num_classes`.
+            ValueError: the column does not exist; the dataset is empty; labels are missing, negative, fractional,
+                several per example, unknown names, or >= num_classes (the error names the first such row); or
+                integers have gaps, as codes do, and `num_classes` is not set.
 
         Example:
             >>> import datasets
@@ -140,7 +140,7 @@ class ClassFrequencies:
                 raise ValueError(
                     f"column {label_column!r} has {len(np.unique(labels))} distinct labels up to {labels.max()}: are "
                     "they codes, or do classes lack examples? Turn codes into classes with "
-                    f"dataset.class_encode_column({label_column!r}); for absent classes pass num_classes."
+                    f"dataset.class_encode_column({label_column!r}); if classes are absent, pass num_classes."
                 )
         return cls(np.bincount(labels, minlength=num_classes), **options)
 
@@ -151,7 +151,7 @@ class ClassFrequencies:
 
     @cached_property
     def priors(self) -> np.ndarray:
-        """(K,) float64, π_c = n_c / Σn."""
+        """The class priors π_c = n_c / Σn, (K,) float64."""
         return self.counts / self.counts.sum()
 
     @cached_property
@@ -162,7 +162,7 @@ class ClassFrequencies:
 
     @cached_property
     def group_of(self) -> np.ndarray:
-        """(K,) the name of every class's group."""
+        """The name of each class's group, (K,)."""
         names = np.empty(self.num_classes, dtype=object)
         for group, classes in self.groups.items():
             names[classes] = group
@@ -174,10 +174,10 @@ class ClassFrequencies:
         return float(self.counts.max() / self.counts[self.counts > 0].min())
 
     def name(self, index: int) -> str:
-        """Return the name of a class, or its index as text where classes have no names."""
+        """Return the name of a class, or its index as a string if the classes have no names."""
         return self.names[index] if self.names else str(index)
 
     @property
     def labels(self) -> list[str]:
-        """K texts: the name of each class, or its index where classes have no names."""
+        """The K class names, or the indices as strings if the classes have no names."""
         return [self.name(index) for index in range(self.num_classes)]

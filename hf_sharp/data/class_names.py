@@ -1,8 +1,8 @@
-"""Class names: one decision for every pair of lists, of data or of models.
+"""Aligns the class names of data and models; one rule for every pair of lists.
 
-the same names          aligned by name, whatever their order, and however their accents are stored
+the same names          aligned by name, whatever their order and the Unicode form of their accents
 a subset                allowed for evaluation; the absent classes are reported
-other names             refused, with both lists and what resolves it
+other names             rejected, with an error that shows both lists and a remedy
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def align_names(
     Args:
         names: K' class names.
         expected: K class names.
-        which: what `names` belong to, as in "the test split", for the error.
-        other: what `expected` belong to, as in "the model".
+        which: what `names` belong to, such as "the test split", for error messages.
+        other: what `expected` belong to, such as "the model".
         subset: allow `names` to lack some of `expected`, as evaluation data may.
-        remedy: what to do about other names, for the error.
+        remedy: what the user can do about other names, for error messages.
 
     Returns:
         (K',) int64: `names[i]` is `expected[result[i]]`.
 
     Raises:
-        ValueError: a name that `expected` does not have; or one that `names` lacks, unless `subset`.
+        ValueError: `names` has a name that `expected` does not have; or, unless `subset`, lacks one.
 
     Example:
         >>> align_names(["c", "a", "b"], ["a", "b", "c"], "the data", "the model").tolist()
@@ -57,7 +57,7 @@ def align_names(
 
 
 def composed(name: str) -> str:
-    r"""Store the accents of a name in one way: file systems and keyboards differ in it, and readers see no difference.
+    r"""Normalize the accents of a name (Unicode NFC), which file systems and keyboards store in different ways.
 
     Example:
         >>> composed("cafe\u0301") == "café"
@@ -75,22 +75,22 @@ def match_names(
     subset: bool = False,
     remedy: str = "",
 ) -> np.ndarray | None:
-    """Find the index in `expected` of every class in `names`, where both have names.
+    """Find the index in `expected` of every class in `names`, if both have names.
 
     Args:
-        names: as for `align_names`; None, or numbers from 0, where the classes have no names. Numbers in another order,
-            or without some of them, are names.
-        expected: likewise.
+        names: as for `align_names`; None, or the numbers 0, 1, ..., if the classes have no names. Numbers in another
+            order, or with gaps, count as names.
+        expected: K class names, or None, likewise.
         which: as for `align_names`.
         other: as for `align_names`.
         subset: as for `align_names`.
         remedy: as for `align_names`.
 
     Returns:
-        As `align_names`; None where one side has no names, so that classes correspond by index.
+        As for `align_names`; None if one side has no names, so that classes correspond by index.
 
     Raises:
-        ValueError: as `align_names`.
+        ValueError: as for `align_names`.
 
     Example:
         >>> match_names(["0", "1"], ["ham", "spam"], "the data", "the model") is None
@@ -114,11 +114,11 @@ def real_names(id2label: Mapping[Any, str] | None, num_classes: int) -> list[str
     """Read the class names of a model's config.
 
     Args:
-        id2label: from the config; keys may be strings.
+        id2label: class index to name, from the config; keys may be strings.
         num_classes: K.
 
     Returns:
-        K names; None where there are none, or only the generated `LABEL_0`, `LABEL_1`, ...
+        K names; None if there are none, or only the generated names `LABEL_0`, `LABEL_1`, ...
 
     Example:
         >>> real_names({0: "cat", 1: "dog"}, 2), real_names({0: "LABEL_0", 1: "LABEL_1"}, 2)
@@ -131,6 +131,6 @@ def real_names(id2label: Mapping[Any, str] | None, num_classes: int) -> list[str
 
 
 def shown(names: Sequence[object]) -> str:
-    """Write a list of names for an error: the first eight, and how many more."""
+    """Format a list of names for a message: the first eight, and the number of the others."""
     rest = len(names) - _SHOWN
     return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""A column that does not exist: which ones do, and which one may be meant."""
+"""Messages about a column that does not exist: which columns do, and which one may be meant."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from hf_sharp.registry.nearest import nearest
 
-_WORDS = 4  # of a name that is a cell rather than a name
+_WORDS = 4  # a column name with this many words is probably a cell of a missing header line
 
 
 def other_columns(wanted: str, columns: Sequence[str], option: str) -> str:
     """List the columns that exist, and say what to do about one that does not.
 
     Args:
-        wanted: the column that does not exist, or is of another kind.
-        columns: those that exist.
-        option: what names the column: a flag such as --label_column, or an argument.
+        wanted: the column that does not exist, or has the wrong type.
+        columns: the columns that exist.
+        option: the option that names the column: a flag such as --label_column, or an argument.
 
     Returns:
         The end of a message: two sentences.

@@ -1,4 +1,4 @@
-"""What mistakes cost: a K × K matrix from numbers, from class names, or from a CSV file. Works without torch."""
+"""The costs of mistakes: a K × K matrix from numbers, class names or a CSV file. Works without torch."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _FORMS = (
 
 
 def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> np.ndarray:
-    """Read what it costs to predict one class for an example of another.
+    """Read the costs of predicting one class for an example of another.
 
     Args:
-        costs: K lists of K numbers, a row per true class; K numbers, what any mistake on a true class costs; a mapping
-            from true class to such a number, or to a mapping from predicted class to cost; JSON text of one of these;
-            a DataFrame or Series of pandas, which is read as such a mapping; or the name of a CSV file. What a mapping
-            does not name costs 1, and a right prediction 0. A CSV file has the predicted classes in its header and the
-            true class in the first cell of a row; with two columns, it has a class and its cost in a row.
+        costs: one of: K lists of K numbers, one list per true class; K numbers, the cost of any mistake on each true
+            class; a mapping from true class to such a number, or to a mapping from predicted class to cost; a pandas
+            DataFrame or Series, read as such a mapping; JSON text of one of these; or the path of a CSV file. Mistakes
+            that a mapping does not name cost 1, and correct predictions 0. A CSV file has the predicted classes in its
+            header and the true class in the first cell of each row; or two columns, a class and its cost.
         names: K class names, in the order of the class indices.
-        what: the option's name, for the error.
+        what: the name of the option, for error messages.
 
     Returns:
-        (K, K) float64: row the true class, column the predicted one.
+        (K, K) float64, a row per true class and a column per predicted class.
 
     Raises:
-        ValueError: the file cannot be read, a class is unknown or missing, or costs that are not finite numbers >= 0,
-            of which at least one is above 0.
+        ValueError: the file cannot be read, a class is unknown or missing, or the costs are not finite numbers >= 0
+            with at least one above 0.
 
     Example:
         >>> read_costs({"fraud": 5}, ["ham", "spam", "fraud"])
@@ -70,13 +70,13 @@ def class_index(name: Any, names: Sequence[str], what: str) -> int:
     Args:
         name: a class name, or a class index.
         names: K class names.
-        what: the option that names it, for the error.
+        what: the option that names the class, for error messages.
 
     Returns:
-        The index.
+        The class index.
 
     Raises:
-        ValueError: there is no such class; the nearest name is suggested.
+        ValueError: there is no such class; the error suggests the nearest name.
     """
     index_of = {str(index): index for index in range(len(names))}
     index_of |= {str(label): index for index, label in enumerate(names)}

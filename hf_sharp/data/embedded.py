@@ -11,8 +11,8 @@ def digits(test_fraction: float = 0.3, seed: int = 0) -> datasets.DatasetDict:
     """Load scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, split by class into train and test.
 
     Args:
-        test_fraction: share of every class that goes to the test split, in (0, 1).
-        seed: seed of the split.
+        test_fraction: the share of every class that goes to the test split, in (0, 1).
+        seed: the seed of the split.
 
     Returns:
         Splits `train` and `test` with the columns `image` and `label`.
@@ -22,9 +22,9 @@ def digits(test_fraction: float = 0.3, seed: int = 0) -> datasets.DatasetDict:
         10
 
     Reference:
-        UCI "Optical Recognition of Handwritten Digits", CC BY 4.0, as scikit-learn ships it.
+        UCI "Optical Recognition of Handwritten Digits", CC BY 4.0, as included in scikit-learn.
     """
-    from sklearn.datasets import load_digits  # takes longer to import than all other data takes to load
+    from sklearn.datasets import load_digits  # slow to import, so only when needed
     from sklearn.model_selection import train_test_split
 
     source = load_digits()

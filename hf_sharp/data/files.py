@@ -1,4 +1,4 @@
-"""Tables and image folders on disk. Every cell of a CSV file is text: `001`, `true` and `NA` stay what they are."""
+"""Tables and image folders on disk. All cells of CSV files are read as text: `001`, `true` and `NA` stay unchanged."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
     """Load one CSV, TSV, JSON or Parquet file as the split `train`.
 
     Args:
-        path: the file; its ending gives the format, in lower or upper case. It may be compressed: .csv.gz.
-        separator: what separates the columns of a CSV file; None: a comma, or a tab in a TSV file.
+        path: the file; its extension, in lower or upper case, gives the format. It may be compressed: .csv.gz.
+        separator: the column separator of a CSV file; None for a comma, or a tab in a TSV file.
 
     Returns:
         The split.
 
     Raises:
-        ValueError: another format, or a table that cannot be read.
+        ValueError: the format is not supported, or the table cannot be read.
     """
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in LOADERS:
@@ -51,16 +51,16 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     """Load a folder of CSV, JSON or Parquet files, or of images in one folder per class.
 
     Args:
-        path: the folder; files and folders that are called train, validation or test are splits.
+        path: the folder; files and folders named train, validation or test are splits.
         separator: as for `load_file`.
 
     Returns:
         The splits by name.
 
     Raises:
-        ValueError: a table that cannot be read, or images that do not lie in one folder per class.
+        ValueError: a table cannot be read, or the images are not in one folder per class.
     """
-    name = str(path) if path.is_absolute() else f"./{path}"  # a folder may be called csv, as a loader is
+    name = str(path) if path.is_absolute() else f"./{path}"  # "csv" would name the loader
     builder = datasets.load_dataset_builder(name)
     files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     _refuse_capitals(path)
@@ -73,12 +73,12 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
 
 
 def _refuse_capitals(path: Path) -> None:
-    # datasets takes Train and TEST for no splits: it would put both into one, or leave one out.
+    # datasets does not recognize Train and TEST as splits: it would merge them, or leave one out.
     entries = [entry.name for entry in path.iterdir() if _split_of(entry.name)]
     capitals = sorted(name for name in entries if name != name.lower())
     if capitals and len(set(map(_split_of, entries))) > 1:
         raise ValueError(
-            f"{_quoted(capitals)} in {str(path)!r} would not be read as splits, because of the capitals. Rename: "
+            f"{_quoted(capitals)} in {str(path)!r} would not be read as splits, because of capital letters. Rename: "
             f"{', '.join(f'{name} to {name.lower()}' for name in capitals)}."
         )
 
@@ -99,8 +99,8 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
     for file, names in columns.items():
         if set(names) != set(columns[str(first)]):
             raise ValueError(
-                f"{file!r} has the columns {_quoted(names)}, and {first!r} has {_quoted(columns[str(first)])}; all "
-                "files of a dataset need the same ones."
+                f"{file!r} has the columns {_quoted(names)}, but {first!r} has {_quoted(columns[str(first)])}; all "
+                "files of a dataset need the same columns."
             )
     features = datasets.Features({name: datasets.Value("string") for name in columns[first]}) if first else None
     options: dict[str, Any] = {"sep": separator, "na_filter": False, "keep_default_na": False}
@@ -110,29 +110,28 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
         raise ValueError(_unreadable(files, error.__cause__ or error)) from error
 
 
-_LONGEST_TEXT = 2**31 - 1  # characters of a cell; Python's own limit is 131,072, and pandas has none
+_LONGEST_TEXT = 2**31 - 1  # characters per cell; Python's default limit is 131,072, and pandas has no limit
 
 
 def column_names(file: str, separator: str, errors: str = "strict") -> list[str]:
-    """Read the names of the columns of a CSV file, as pandas calls them.
+    """Read the column names of a CSV file, as pandas would name them.
 
     Args:
-        file: the file.
-        separator: what separates the columns, one character.
+        file: the path of the file.
+        separator: the column separator, one character.
         errors: what to do with bytes that are not UTF-8, as for `open`.
 
     Returns:
-        The names.
+        The column names.
 
     Raises:
-        ValueError: the file has no rows, another separator, more cells in the first row than names, or another
-            encoding.
+        ValueError: the file has no rows, a different separator or encoding, or more cells in the first row than names.
     """
-    # Read before pandas does, which takes the first column for an index where rows are wider than the header.
+    # Checked before pandas reads the file: if rows are wider than the header, it uses the first column as an index.
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="") as text:
-            rows = filter(None, reader := csv.reader(text, delimiter=separator))  # pandas skips empty lines, too
+            rows = filter(None, reader := csv.reader(text, delimiter=separator))  # like pandas, skip empty lines
             csv.field_size_limit(_LONGEST_TEXT)
             header, first = next(rows, None), next(rows, None)
             if header and "\0" in "".join(header):
@@ -140,24 +139,24 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(_unreadable({"": [file]}, error)) from error
     if not header or not first:
-        raise ValueError(f"{file!r} {'has a header and no rows' if header else 'is empty'}.")
+        raise ValueError(f"{file!r} {'has a header but no rows' if header else 'is empty'}.")
     if len(header) == 1 and separator not in _SEPARATORS:
         for other, written in _SEPARATORS.items():
             if other in header[0]:
                 raise ValueError(f"the columns of {file!r} are separated by {written}: add --separator {written}.")
     if len(first) > len(header):
         raise ValueError(
-            f"{file!r}, line {reader.line_num}: {len(first)} cells, and the header has {len(header)}. Put texts with "
+            f"{file!r}, line {reader.line_num}: {len(first)} cells, but the header has {len(header)}. Put texts with "
             f"{separator!r} in quotes."
         )
     seen: Counter[str] = Counter()
     names = []
-    for i, name in enumerate(header):  # as pandas calls nameless and repeated columns
+    for i, name in enumerate(header):  # name empty and repeated columns as pandas does
         name = name or f"Unnamed: {i}"
         names.append(f"{name}.{seen[name]}" if seen[name] else name)
         seen[name] += 1
     if twice := [name for name, count in seen.items() if count > 1]:
-        logger.warning("%r has several columns %r: the first counts.", file, twice[0])
+        logger.warning("%r has several columns named %r: the first one is used.", file, twice[0])
     return names
 
 
@@ -169,21 +168,21 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
             f"{where} is not UTF-8 text. Convert it: iconv -f latin1 -t utf-8 FILE > NEW (or -f utf-16), or save it as "
             "'CSV UTF-8'."
         )
-    said = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ").rstrip(".")
-    return f"{where} cannot be read: {said}. Texts with separators or line ends need quotes, and every quote an end."
+    reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ").rstrip(".")
+    return f"{where} cannot be read: {reason}. Texts with separators or line breaks need quotes, which must be closed."
 
 
 def _load_json(files: Mapping[str, Sequence[str]], load: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
     try:
         return _with_dates_as_written(load(), files)
-    except (datasets.exceptions.DatasetGenerationError, ValueError):  # older versions raise what the JSON reader raised
+    except (datasets.exceptions.DatasetGenerationError, ValueError):  # older versions raise the JSON reader's error
         for file in (file for of_split in files.values() for file in of_split):
-            _json_rows(Path(file))  # names the line that is not JSON; Arrow counts rows of a block
+            _json_rows(Path(file))  # its error names the line of the file; Arrow's counts from the start of a block
         raise
 
 
 def _with_dates_as_written(loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
-    # Arrow reads a JSON string that looks like a date as a time.
+    # Arrow parses a JSON string that looks like a date as a timestamp.
     for split, data in loaded.items():
         dates = [
             name for name, kind in data.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")
@@ -202,13 +201,13 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
         text = lines.read()
     whole = text.lstrip().startswith("[") or _is_json(text)
     rows: list[dict[str, Any]] = []
-    for number, part in enumerate([text] if whole else text.split("\n")):  # not at other ends of lines, inside texts
+    for number, part in enumerate([text] if whole else text.split("\n")):  # other separators may be in texts
         try:
             found = json.loads(part) if part.strip() else []
         except json.JSONDecodeError as error:
             place = f"{str(file)!r}, line {number + error.lineno}"
-            said = f"{error.msg.removesuffix(' at')} at character {error.colno}"
-            raise ValueError(f"{place}: {said}. Correct it, or remove it.") from error
+            reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+            raise ValueError(f"{place}: {reason}. Correct or remove the line.") from error
         rows += found if isinstance(found, list) else [found]
     return rows
 
@@ -238,7 +237,7 @@ def _images_with_metadata(files: Sequence[str]) -> datasets.Dataset:
     for file in files:
         table = _load_csv({"train": [file]}, ",")["train"]
         if "file_name" not in table.column_names:
-            raise ValueError(f"{file!r} has the columns {_quoted(table.column_names)}; it needs file_name.")
+            raise ValueError(f"{file!r} needs a column file_name; it has the columns {_quoted(table.column_names)}.")
         images = [str(Path(file).parent / name) for name in table["file_name"]]
         tables.append(table.remove_columns("file_name").add_column("image", images))
     return datasets.concatenate_datasets(tables).cast_column("image", datasets.Image())
@@ -251,8 +250,8 @@ def _no_class_folders(path: Path, files: Sequence[Path]) -> str:
         stray = [file for file in files if len(file.parts) != usual]
         count = "1 such file" if len(stray) == 1 else f"{len(stray):,} such files"
         return (
-            f"the images in {str(path)!r} have no labels, because not all of them lie in one folder per class: "
-            f"{str(stray[0])!r} does not ({count}). Move or remove what does not belong there."
+            f"the images in {str(path)!r} have no labels, because not all of them are in one folder per class: "
+            f"{str(stray[0])!r} is not ({count}). Move or remove such files."
         )
     return (
         f"the images in {str(path)!r} have no labels. Put them in one folder per class, {path.name}/CLASS/IMAGE, or "

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its descendants."""
+"""IDX files, the format of MNIST and similar datasets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNSIGNED_BYTES = 0x08
 
 
 def is_idx_folder(folder: str | Path) -> bool:
-    """Tell whether a folder holds the four IDX files of a dataset."""
+    """Tell whether a folder contains the four IDX files of a dataset."""
     try:
         return all(_find(Path(folder), stem, kind) for stem in _SPLITS.values() for kind in ("images", "labels"))
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def read_idx(path: Path) -> np.ndarray:
         shape = struct.unpack(f">{header[3]}I", file.read(4 * header[3]))
         values = np.frombuffer(file.read(), np.uint8)
     if values.size != np.prod(shape):
-        raise ValueError(f"{path} is truncated: its header announces {np.prod(shape)} bytes, it has {values.size}.")
+        raise ValueError(f"{path} is truncated: expected {np.prod(shape)} bytes by its header, got {values.size}.")
     return values.reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""Label columns: labels of every kind become named classes, the same in every split, or those of a model."""
+"""Converts label columns of any type to named classes, which are the same in every split, or those of a model."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def align_dataset(
     subset: bool = False,
     remedy: str = "",
 ) -> Any:
-    """Give a dataset the class indices of `names`, aligned by name.
+    """Map the labels of a dataset to the class indices of `names`, by name.
 
     Args:
-        data: a `datasets.Dataset`, or a stream of `datasets`, with a ClassLabel column; anything else comes back
+        data: a `datasets.Dataset` or `datasets.IterableDataset` with a ClassLabel column; anything else is returned
             unchanged.
         label_column: the column with the labels.
-        names: K class names, of the model; None: the dataset comes back unchanged.
-        which: what the dataset is, as in "the evaluation set", for the error.
-        other: what `names` belong to.
-        subset: allow the dataset to lack classes, as evaluation data may; they are reported.
-        remedy: what to do about other names, for the error.
+        names: K class names, of the model; None to return the dataset unchanged.
+        which: what the dataset is, such as "the evaluation set", for error messages.
+        other: what `names` belong to, such as "the model".
+        subset: allow the dataset to lack classes, as evaluation data may; a warning names them.
+        remedy: what the user can do about other names, for error messages.
 
     Returns:
-        The dataset; its label column has the classes `names`. Other columns, format and transform stay.
+        The dataset; its label column has the classes `names`. Other columns, format and transform are kept.
 
     Raises:
-        ValueError: other class names, or a missing class without `subset`.
+        ValueError: the class names differ, or, without `subset`, a class is missing.
 
     Example:
         >>> features = datasets.Features({"label": datasets.ClassLabel(names=["b", "a"])})
@@ -76,7 +76,7 @@ def align_dataset(
 
 
 def declared_classes(data: Any, label_column: str) -> datasets.ClassLabel | None:
-    """Look up the ClassLabel of a dataset's label column; None where it declares none."""
+    """Return the ClassLabel of a dataset's label column; None if it declares none."""
     features = data.features if isinstance(data, (datasets.Dataset, datasets.IterableDataset)) else None
     feature = (features or {}).get(label_column)
     return feature if isinstance(feature, datasets.ClassLabel) else None
@@ -98,23 +98,23 @@ def _renumbered(
 def name_classes(
     splits: Mapping[str, datasets.Dataset], label_column: str, class_names: Sequence[str] | None = None
 ) -> datasets.DatasetDict:
-    """Turn the label column of every split into the same ClassLabel.
+    """Convert the label column of every split to the same ClassLabel.
 
-    Text and truth values are names. Integers are class indices where they are dense from 0, or where `class_names`
-    names them; other integers, such as codes, are names too. A negative label is a missing one where the training
-    split has none.
+    Strings and booleans are class names. Integers are class indices if they are 0, 1, ... without gaps, or if
+    `class_names` names them; other integers, such as codes, are class names. A negative label means a missing label if
+    the training split has no negative labels.
 
     Args:
         splits: the splits by name; the first one is the training split.
-        label_column: the column with one label per example: ClassLabel, text, integers or truth values.
-        class_names: K names, in the order of the class indices. Default: those of the ClassLabel, or sorted.
+        label_column: the column with one label per example: ClassLabel, strings, integers or booleans.
+        class_names: K names, in the order of the class indices. Default: those of the ClassLabel, else sorted.
 
     Returns:
         The splits with named classes.
 
     Raises:
-        ValueError: a row without a label (the split and the row are named), labels of a type that cannot be classes,
-            class names that differ between the splits or from `class_names`, or fewer than 2 classes.
+        ValueError: a row has no label (the error names split and row), labels have a type that cannot be classes,
+            class names differ between the splits or from `class_names`, or there are fewer than 2 classes.
 
     Example:
         >>> codes = datasets.Dataset.from_dict({"label": [401, 25000, 401]})
@@ -133,7 +133,7 @@ def name_classes(
     if isinstance(declared, datasets.ClassLabel):
         names = list(dict.fromkeys(map(composed, declared.names)))
         if len(names) < declared.num_classes:
-            logger.warning("Classes whose names differ only in how their accents are stored are one class.")
+            logger.warning("Classes whose names differ only in the Unicode form of their accents are one class.")
         for split, data in splits.items():
             if isinstance(feature := data.features[label_column], datasets.ClassLabel):
                 align_names(feature.names, names, f"split {split!r}", "the training split", subset=True)
@@ -174,7 +174,7 @@ def _refuse_missing(split: str, label_column: str, column: pa.Array, data: datas
 def _names_of(
     columns: Mapping[str, pa.Array], class_names: Sequence[str] | None
 ) -> tuple[list[str], dict[str, pa.Array]]:
-    # Integer columns that come back are class indices.
+    # Returned integer columns are class indices.
     distinct = {value for column in columns.values() for value in pc.unique(column).to_pylist()}
     if not all(isinstance(value, int) for value in distinct):
         columns = {split: column.cast(pa.string()) for split, column in columns.items()}
@@ -184,7 +184,7 @@ def _names_of(
         return [str(index) for index in range(len(class_names))], dict(columns)
     if codes != list(range(len(codes))):
         logger.warning(
-            "The labels are not the numbers from 0 to %d: they are taken for class names (%s).",
+            "The labels are not the numbers from 0 to %d, so they are used as class names (%s).",
             len(codes) - 1,
             shown(codes),
         )
@@ -255,9 +255,9 @@ def _warn_of_untrained(indices: Mapping[str, np.ndarray], names: Sequence[str]) 
 def _with_labels(
     data: datasets.Dataset, label_column: str, indices: np.ndarray, feature: datasets.ClassLabel
 ) -> datasets.Dataset:
-    # In place of the column alone: a cast would copy the other columns too.
+    # Only the label column is replaced: a cast would copy the other columns, too.
     whole = indices
-    if data._indices is not None:  # rows of the table that were not selected get any label
+    if data._indices is not None:  # rows of the table that are not selected get an arbitrary label
         whole = np.zeros(len(data.data), np.int64)
         whole[data._indices.column(0).to_numpy()] = indices
     table, info = InMemoryTable(pa.table({label_column: pa.array(whole, pa.int64())})), data.info.copy()

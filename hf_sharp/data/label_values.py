@@ -1,4 +1,4 @@
-"""What the cells of a label column mean: names, whole numbers, or no label."""
+"""Interprets the cells of a label column as names, whole numbers, or missing labels."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _LONGEST = 18  # digits that fit into 64 bits
 def label_values(
     data: datasets.Dataset, label_column: str, split: str, class_names: Sequence[str] | None = None
 ) -> pa.Array:
-    """Read the labels as they are meant: names, or integers; null where a row has no label.
+    """Read the labels as names or integers, with null for a row without a label.
 
     Args:
         data: the split.
         label_column: the column with one label per example.
-        split: its name, for the error.
-        class_names: K names; text that consists of them is taken as it is written.
+        split: the name of the split, for error messages.
+        class_names: K names; labels that are all among them are kept as written.
 
     Returns:
-        (N,) Arrow strings, with accents as `composed` stores them; or int64, where every label is a whole number of at
-        most 18 digits, also one that is written as text. The label -100 stands for none, as in transformers.
+        (N,) Arrow strings, with accents as `composed` normalizes them; or int64 if every label, also one written as
+        text, is a whole number of at most 18 digits. As in transformers, the label -100 means no label.
 
     Raises:
-        ValueError: several labels per example, or a class index out of range.
+        ValueError: there are several labels per example, or a class index is out of range.
     """
     column = _as_meant(data, label_column, split, class_names)
     if pa.types.is_integer(column.type):
@@ -84,14 +84,14 @@ def _as_meant(
 def refuse_fractions(
     split: str, label_column: str, column: pa.Array, class_names: Sequence[str] | None, data: datasets.Dataset
 ) -> None:
-    """Raise a ValueError for labels that are fractions, unless they are named as classes.
+    """Raise a ValueError if labels are fractions, unless `class_names` contains them.
 
     Args:
-        split: its name.
+        split: the name of the split.
         label_column: the column with the labels.
-        column: from `label_values`.
+        column: the labels, as `label_values` returns them.
         class_names: K names, or None.
-        data: the split.
+        data: the rows of the split.
     """
     if not pa.types.is_string(column.type):
         return
@@ -108,7 +108,7 @@ def refuse_fractions(
 
 
 def place(split: str, row: int, data: datasets.Dataset) -> str:
-    """Name a row as a person counts it in the data: from 1, without the header of a CSV file."""
+    """Describe a row by split and number, counted from 1 and without the header of a CSV file."""
     return f"split {split!r}, row {row + 1}{' (without the header)' if data.info.builder_name == 'csv' else ''}"
 
 
@@ -121,7 +121,7 @@ def _written(value: object) -> str | None:
 
 
 def _whole(numbers: pa.Array, written: pa.Array | None = None) -> pa.Array:
-    # Whole numbers become integers; among fractions, every number stays as it is written.
+    # Converts whole numbers to integers; if there are fractions, every number is kept as written.
     numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
     largest = pc.max(pc.abs(numbers)).as_py() or 0
     if largest < 10**_LONGEST and pc.all(pc.equal(numbers, pc.floor(numbers))).as_py() is not False:

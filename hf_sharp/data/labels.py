@@ -1,4 +1,4 @@
-"""Labels, one class index per example: read from a dataset in one go, and given to the model in every batch."""
+"""Labels, one class index per example: read from a whole dataset at once, and added to every batch for the model."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def read_labels(
 
     Args:
         dataset: a `datasets.Dataset`, or any iterable of examples that are mappings.
-        label_column: the column's name.
-        num_classes: labels must be below it; not checked when None.
+        label_column: the column with the labels.
+        num_classes: the number that labels must be below; None for no check.
         label2id: class name to class index, for labels that are names.
 
     Returns:
         (N,) int64.
 
     Raises:
-        ValueError: see `ClassFrequencies.from_dataset`.
+        ValueError: as for `ClassFrequencies.from_dataset`.
     """
     if isinstance(dataset, Mapping):  # a DatasetDict
         raise ValueError(f"got a dict of datasets ({', '.join(map(str, dataset))}); expected one of them.")
@@ -96,12 +96,12 @@ def holds_text(kind: pa.DataType) -> bool:
 
 
 def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: str) -> int:
-    """Turn one label, an integer or a class name, into its class index.
+    """Convert one label, an integer or a class name, to its class index.
 
     Args:
         label: an integer, an integral float, a 0-dimensional tensor or array, or a name.
         label2id: class name to class index.
-        label_column: for the error's text.
+        label_column: the name of the column, for error messages.
 
     Returns:
         The class index.
@@ -129,14 +129,14 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
 
 
 def find_label_column(dataset: Any, label_column: str) -> str:
-    """Name the column with the labels: `labels`, as models call it, where that is there and the default `label` is not.
+    """Find the label column: `labels`, the name that models use, if it exists and the default `label` does not.
 
     Args:
-        dataset: a `datasets.Dataset`, or a map-style dataset, whose first example is looked at.
-        label_column: the name asked for; any other than `label` stays.
+        dataset: a `datasets.Dataset`, or a map-style dataset, of which the first example is read.
+        label_column: the requested name; any name other than `label` is returned unchanged.
 
     Returns:
-        The column's name.
+        The name of the column.
 
     Example:
         >>> find_label_column([{"pixel_values": [0.0], "labels": 1}], "label")
@@ -153,21 +153,21 @@ def find_label_column(dataset: Any, label_column: str) -> str:
 
 
 def no_label_column(label_column: str, columns: Sequence[str], option: str = "label_column") -> str:
-    """Describe a missing label column, with the columns that exist, and the option that names another one."""
+    """Describe a missing label column, with the existing columns and the option that names another one."""
     return f"there is no label column {label_column!r}; {other_columns(label_column, columns, option)}"
 
 
 def call_it_label(dataset: datasets.Dataset, label_column: str) -> datasets.Dataset:
-    """Rename a column `labels` where `find_label_column` takes it for the default, `label`."""
+    """Rename the column `labels` to `label_column` if `find_label_column` finds it in place of the default `label`."""
     found = find_label_column(dataset, label_column)
     return dataset if found == label_column else dataset.rename_column(found, label_column)
 
 
 def _labels_of(dataset: Any, label_column: str) -> list[Any]:
-    targets = getattr(dataset, "targets", None)  # torchvision's name for the labels, readable without decoding
+    targets = getattr(dataset, "targets", None)  # torchvision's labels, which can be read without decoding images
     if targets is not None:
         return list(targets.tolist() if hasattr(targets, "tolist") else targets)
-    # A map-style dataset of torch has no __iter__, and no IndexError at its end.
+    # A map-style dataset of torch need not have __iter__, nor raise an IndexError at its end.
     examples = dataset if hasattr(dataset, "__iter__") else (dataset[i] for i in range(len(dataset)))
     labels = []
     for example in examples:
@@ -184,11 +184,11 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
 
 
 def arrow_column(dataset: datasets.Dataset, label_column: str) -> pa.ChunkedArray:
-    """Read one column of a dataset, in the order of its rows, without decoding any other."""
+    """Read one column of a dataset in row order, without decoding the other columns."""
     column = dataset.data.column(label_column)
     if dataset._indices is None:
         return column
-    # Arrow takes a minute to gather ten million rows of a shuffled or selected dataset; NumPy gathers numbers at once.
+    # Arrow takes a minute to gather ten million rows of a shuffled or selected dataset; NumPy is much faster.
     rows = dataset._indices.column(0).to_numpy()
     if pa.types.is_integer(column.type) and column.null_count == 0:
         return pa.chunked_array([pa.array(column.to_numpy()[rows])])
@@ -229,10 +229,10 @@ def _as_integers(
 
 
 class LabelCollator:
-    """Gives every example's label the name and type that models expect: `labels`, a class index.
+    """Adds every example's label under the name and type that models expect: `labels`, a class index.
 
-    The label also stays in its own column, for collators that read it there. Other columns that collators take for the
-    label are removed, because they would replace it.
+    The label also stays in its own column, for collators that read it there. Other columns that a collator would use
+    as the label are removed.
 
     Args:
         collator: turns examples into a batch.
@@ -246,7 +246,7 @@ class LabelCollator:
         self.label2id = label2id
 
     def __call__(self, examples: list[Any]) -> Any:
-        """Turn examples with a label column into a batch with `labels`."""
+        """Collate examples with a label column into a batch with `labels`."""
         batch = self.collator([self._with_labels(example) for example in examples])
         for name in {"label", "label_ids", self.label_column} - {"labels"}:
             if isinstance(batch, Mapping) and "labels" in batch and name in batch:
@@ -265,7 +265,7 @@ class LabelCollator:
 
 
 class HostLabelCollator:
-    """Adds a copy of the labels to every batch as an array, which stays on the host when the batch moves to the device.
+    """Adds a copy of the labels to every batch, as an array that stays on the host when the batch moves to the device.
 
     Args:
         collator: turns examples into a batch with `labels`.
@@ -275,7 +275,7 @@ class HostLabelCollator:
         self.collator = collator
 
     def __call__(self, examples: list[Any]) -> Any:
-        """Make a batch and add its labels as an array that stays on the host."""
+        """Collate examples into a batch, and add its labels as an array that stays on the host."""
         batch = self.collator(examples)
         if "labels" in batch:
             # A copy: worker processes move the batch's tensors into shared memory, and a view would follow them.
@@ -284,11 +284,11 @@ class HostLabelCollator:
 
 
 def without_labels(data: datasets.Dataset, label_column: str, names: Sequence[str]) -> datasets.Dataset:
-    """Add a label column without labels, so that unlabelled data go the way of labelled ones.
+    """Add an empty label column, so that unlabelled data can be processed like labelled data.
 
     Args:
-        data: rows without that column.
-        label_column: its name.
+        data: rows without a label column.
+        label_column: the name of the new column.
         names: K class names.
 
     Returns:

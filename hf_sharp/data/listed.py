@@ -1,4 +1,4 @@
-"""Images named in text files, one line `path label` each, as the long-tailed benchmarks publish their splits."""
+"""Images listed in text files of `path label` lines, the format in which long-tailed benchmarks publish splits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def parse_lists(pairs: Sequence[str]) -> dict[str, str]:
     """Read `split=file` pairs.
 
     Args:
-        pairs: such as `train=lists/train.txt`.
+        pairs: strings such as `train=lists/train.txt`.
 
     Returns:
-        Split to file.
+        Split name to file.
 
     Raises:
-        ValueError: a pair without `=`, or a split that is named twice.
+        ValueError: a pair has no `=`, or a split is named twice.
 
     Example:
         >>> parse_lists(["train=a.txt", "test=b.txt"])
@@ -42,20 +42,21 @@ def load_listed(folder: str, lists: Mapping[str, str]) -> datasets.DatasetDict:
     """Load the images that lists name.
 
     Args:
-        folder: where the paths in the lists start.
-        lists: split to text file. A line is a path, white space and a label: a class index or a name without spaces.
+        folder: the folder that the paths in the lists are relative to.
+        lists: split name to text file. A line has a path, white space and a label: a class index, or a name without
+            spaces.
 
     Returns:
         The splits, with the columns `image` and `label`. Images are not opened.
 
     Raises:
         ValueError: a file does not exist or has no lines, a line has no label, an image does not exist, or an image is
-            in two splits; file and line are named.
+            in two splits; the error names file and line.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(
-            f"{folder!r} is not a folder. With split_lists, dataset is the folder that their paths start from."
+            f"{folder!r} is not a folder. With split_lists, dataset is the folder that their paths are relative to."
         )
     seen: dict[str, tuple[str, str]] = {}  # image to split and place
     splits = {}

@@ -1,4 +1,4 @@
-"""One way in for every dataset: embedded, saved on disk, IDX, image folder, CSV / JSON / Parquet, or the Hub."""
+"""Loads datasets of every kind: embedded, saved to disk, IDX, image folder, CSV / JSON / Parquet, or from the Hub."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def load(
     Args:
         name: `digits`; a folder saved with `save_to_disk`, of IDX files, of CSV / JSON / Parquet files, or of images
             in one folder per class; one CSV / JSON / Parquet file; or a name on the Hub.
-        config: configuration of a dataset on the Hub.
-        separator: what separates the columns of CSV files; default: a comma, or a tab in TSV files.
-        lists: split to a text file that names its images; `name` is then the folder of the images. See `load_listed`.
+        config: the configuration of a dataset on the Hub.
+        separator: the column separator of CSV files; None for a comma, or a tab in TSV files.
+        lists: split name to text file that lists its images in the folder `name`; see `load_listed`.
 
     Returns:
         The splits by name. A single file is the split `train`.
 
     Raises:
-        ValueError: a path that does not exist or holds no data, or a table that cannot be read.
+        ValueError: the path does not exist or has no data, or a table cannot be read.
 
     Example:
         >>> {split: len(rows) for split, rows in load("digits").items()}
@@ -65,17 +65,17 @@ def _splits(loaded: datasets.Dataset | datasets.DatasetDict) -> datasets.Dataset
 
 
 def pool_splits(splits: datasets.DatasetDict, name: str) -> datasets.DatasetDict:
-    """Join splits, named as `datasets` names such a join.
+    """Join splits, with the syntax of `datasets`.
 
     Args:
         splits: the splits by name.
-        name: such as `train+validation`; without a plus nothing is joined.
+        name: the splits to join, such as `train+validation`; without a plus, nothing is joined.
 
     Returns:
-        The splits, with one of that name in place of its parts.
+        The splits, with the joined split of that name instead of its parts.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: one of the splits to join does not exist.
 
     Example:
         >>> rows = datasets.Dataset.from_dict({"label": [0, 1]})
@@ -93,7 +93,7 @@ def pool_splits(splits: datasets.DatasetDict, name: str) -> datasets.DatasetDict
 
 
 def no_split(split: str, splits: datasets.DatasetDict) -> str:
-    """Describe a missing split, with those that exist."""
+    """Describe a missing split, with the existing ones."""
     return f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}."
 
 
@@ -109,25 +109,25 @@ def prepare_splits(
     group_column: str | None = None,
     seed: int = 0,
 ) -> datasets.DatasetDict:
-    """Bring a dataset into one form: splits `train`, `test` and perhaps `validation`, and labels with names.
+    """Convert a dataset to a common form: splits `train`, `test` and, if any, `validation`, with named classes.
 
     Args:
         splits: the dataset's own splits.
-        label_column: the column with one label per example; `name_classes` describes what it may hold.
+        label_column: the column with one label per example; see `name_classes` for the supported types.
         train_split: which split becomes `train`.
         test_split: which split becomes `test`.
         validation_split: which split becomes `validation`, if any.
-        test_fraction: share of every class held out as the test split, in (0, 0.5], where there is none.
-        class_names: names of the classes, in the order of their indices; see `name_classes`.
+        test_fraction: the share of every class, in (0, 0.5], to hold out as the test split, if there is none.
+        class_names: the class names, in the order of the class indices; see `name_classes`.
         group_column: as for `split_validation`.
-        seed: seed of the held-out share.
+        seed: the seed for holding out examples.
 
     Returns:
         The splits; the label column is a ClassLabel.
 
     Raises:
-        ValueError: a split or the label column does not exist (the error lists those that do), a split is empty, or
-            the labels cannot be classes.
+        ValueError: a split or the label column does not exist (the error lists the existing ones), a split is empty,
+            or the labels cannot be used as classes.
 
     Example:
         >>> mails = datasets.Dataset.from_dict({"text": list("abcdefgh"), "label": ["ham"] * 6 + ["spam"] * 2})
@@ -148,7 +148,7 @@ def prepare_splits(
             )
     if test_fraction is None and test_split == train_split:
         raise ValueError(
-            f"--train_split and --test_split are both {train_split!r}: the report would be on training data."
+            f"--train_split and --test_split are both {train_split!r}: the model would be tested on its training data."
         )
     chosen = datasets.DatasetDict({name: splits[split] for name, split in wanted.items() if split is not None})
     for name, split in chosen.items():

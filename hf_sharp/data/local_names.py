@@ -1,4 +1,4 @@
-"""Names of files and folders that do not exist here, told from names on the Hub. Works without torch."""
+"""Checks names of files and folders that do not exist, and may be names on the Hub. Works without torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _FILES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".text", ".zip"
 
 
 def refuse_missing(name: str, expected: str = "") -> None:
-    """Refuse a name that can only be a file or a folder, if there is none.
+    """Raise a ValueError if a name can only be a file or folder, not a name on the Hub, and does not exist.
 
     Args:
         name: a file, a folder, or a name on the Hub.
-        expected: what to name instead.
+        expected: what the user should name instead, for error messages.
 
     Raises:
-        ValueError: it does not exist; a similar name beside it is suggested.
+        ValueError: the file or folder does not exist; the error suggests a similar name in the same folder.
     """
     ending = Path(name.lower().removesuffix(".gz")).suffix
     if (_NO_HUB_NAME.match(name) or ending in _FILES) and not Path(name).expanduser().exists():
@@ -27,7 +27,7 @@ def refuse_missing(name: str, expected: str = "") -> None:
 
 
 def near_here(name: str) -> str:
-    """Ask for the file or folder of the most similar name, as the end of a message: empty where none is near."""
+    """Return a question that suggests the file or folder with the most similar name; empty if none is similar."""
     path = Path(name).expanduser()
     if path.exists() or not path.parent.is_dir():
         return ""
@@ -36,13 +36,13 @@ def near_here(name: str) -> str:
 
 
 def refuse_no_model(name: str) -> None:
-    """Refuse what is on this machine, or could only be, and is no model.
+    """Raise a ValueError if a name is, or can only be, a file or folder that is not a model.
 
     Args:
         name: a model's folder, or a name on the Hub.
 
     Raises:
-        ValueError: there is no such folder, or it is the one of a comparison, whose models are named.
+        ValueError: there is no such folder, or it is a file or the folder of a comparison (the error names its models).
     """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():

@@ -1,4 +1,4 @@
-"""Paths of this machine, which no published file holds: of an absolute path, only the last part is shown."""
+"""Shortens absolute paths to their last component, so that published files do not reveal local paths."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 _ROOT = r"(?:file://)?(?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)"
 _WHOLE_PATH = re.compile(rf"{_ROOT}(?!.*\s{_ROOT}).*")
-# An absolute path of two parts or more in a text, at its start or after a space, a quote or a bracket.
+# An absolute path of at least two components, at the start of a text or after a space, a quote or a bracket.
 _PATH = re.compile(rf"""(?<![^\s'"=(,\[]){_ROOT}(?:(?<=[~\\:]/)|(?<=\\)|[^\s/'",;]+/)[^\s'",;)]+""")
 
 
 def without_paths(text: str) -> str:
-    r"""Shorten every absolute path in a text to its last part: where a file lies on a machine is not published.
+    r"""Shorten every absolute path in a text to its last component.
 
     Args:
-        text: any text; one that is a path as a whole may contain spaces.
+        text: any text; a path may contain spaces only if it is the whole text.
 
     Returns:
-        The text.
+        The text with shortened paths.
 
     Example:
         >>> without_paths("train.py --dataset /srv/ann/photos --output_dir=C:\\runs\\a"), without_paths("user/model")
@@ -33,7 +33,7 @@ def without_paths(text: str) -> str:
 
 
 def shortened(value: Any, name: str = "") -> Any:
-    """Copy options without absolute paths; all else stays as it is, names of classes too.
+    """Copy options with absolute paths shortened; everything else, including class names, is unchanged.
 
     Args:
         value: JSON-like data.
@@ -56,7 +56,7 @@ def shortened(value: Any, name: str = "") -> Any:
 
 
 def shortened_command(command: str) -> str:
-    """Shorten the absolute paths in a shell's command.
+    """Shorten the absolute paths in a shell command.
 
     Example:
         >>> shortened_command("python train.py --dataset '/srv/ann lee/photos'")
@@ -64,7 +64,7 @@ def shortened_command(command: str) -> str:
     """
     try:
         return shlex.join(map(without_paths, shlex.split(command)))
-    except ValueError:  # not a shell's: an unpaired quote
+    except ValueError:  # not a valid shell command: an unpaired quote
         return without_paths(command)
 
 

@@ -24,16 +24,16 @@ def long_tail_counts(n_max: int, num_classes: int, imbalance_factor: float, prof
         exponential: n_c = ⌊n_max · IF^(−c / (K − 1))⌋        step: n_max for the first half, ⌊n_max / IF⌋ for the rest
 
     Args:
-        n_max: examples in the largest class.
+        n_max: the number of examples in the largest class.
         num_classes: K >= 2.
-        imbalance_factor: IF >= 1, the largest count over the smallest.
+        imbalance_factor: IF >= 1, the largest count divided by the smallest.
         profile: `exponential` or `step`.
 
     Returns:
-        (K,) int64, not increasing.
+        (K,) int64, in non-increasing order.
 
     Raises:
-        ValueError: an unknown profile, K < 2, IF < 1, or a rarest class without examples.
+        ValueError: the profile is unknown, K < 2, IF < 1, or the rarest class would have no examples.
 
     Example:
         >>> long_tail_counts(500, 5, 100).tolist()
@@ -63,20 +63,20 @@ def long_tail(
 
     Args:
         dataset: the training split, with ClassLabel or integer labels.
-        imbalance_factor: IF >= 1, the largest class count over the smallest (the paper uses 10 to 200).
-        profile: `exponential`, or `step` (the second half of the classes have n_max / IF examples).
-        seed: seed of the choice of examples (and of the order, when shuffled).
-        label_column: the column with the labels; where there is no `label`, `labels`.
-        order: which class is the largest: `label` (class 0, the published protocol), `frequency` (the largest one in
-            the dataset), or `shuffled`.
+        imbalance_factor: IF >= 1, the largest class count divided by the smallest (the paper uses 10 to 200).
+        profile: `exponential`, or `step` (the second half of the classes have n_max / IF examples each).
+        seed: the seed for choosing examples (and the order, if it is shuffled).
+        label_column: the column with the labels; if there is no `label`, `labels` is used.
+        order: the order of the classes, the largest first: `label` (by index, as in the published protocol),
+            `frequency` (by their size in the dataset), or `shuffled`.
 
     Returns:
-        The chosen examples in their original order. None is repeated: if the dataset is not balanced, n_max is lowered
-        until every class has enough examples (the published datasets are balanced).
+        The chosen examples in their original order, without repetition: if the dataset is not balanced, n_max is
+        lowered until every class has enough examples (the published datasets are balanced).
 
     Raises:
-        ValueError: another kind of dataset, an unknown profile or order, a factor below 1, or a class that would have
-            no examples.
+        ValueError: the dataset is of another type, the profile or the order is unknown, the factor is below 1, or a
+            class would have no examples.
 
     Example:
         >>> balanced = datasets.Dataset.from_dict({"label": [0, 1, 2] * 100})
@@ -114,8 +114,8 @@ def long_tail(
         name = feature.int2str(limit) if isinstance(feature, datasets.ClassLabel) else str(limit)
         raise ValueError(
             f"imbalance_factor={imbalance_factor:g} leaves the rarest class without examples: class {name!r} has only "
-            f"{available[limit]}, so that the largest class could have {n_max}. Use a smaller factor; or none, where "
-            "the classes differ in size already."
+            f"{available[limit]}, so that the largest class could have {n_max}. Use a smaller factor; or none, if the "
+            "classes already differ in size."
         )
     counts = long_tail_counts(max(n_max, 0), num_classes, imbalance_factor, profile)
     keep = [

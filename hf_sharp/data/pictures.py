@@ -1,7 +1,7 @@
-"""Pictures as files: whether they can be read, and grey values of more than 8 bits brought to 8.
+"""Image files: check that they can be read, and scale grey values of more than 8 bits to 8.
 
-`Image.convert("RGB")` cuts values above 255 off, so that a 16-bit picture becomes white. Here they are scaled from one
-range, the same for all pictures of a dataset:
+`Image.convert("RGB")` clips values above 255, so that a 16-bit image becomes white. Here values are scaled instead,
+with the same range for all images of a dataset:
 
     value ↦ 255 · (value − low) / (high − low), clipped to [0, 255]
 """
@@ -20,30 +20,30 @@ from PIL import Image
 
 WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _BITS = (8, 10, 12, 14, 16)
-_CHEAP = 256 * 256  # pixels that are decoded in about a millisecond
+_CHEAP = 256 * 256  # the number of pixels that can be decoded in about a millisecond
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def raw_pictures(data: datasets.Dataset, image_column: str) -> datasets.Dataset:
-    """Give the pictures of a dataset as files: mappings with `bytes` or `path`, not decoded."""
+    """Return the image column of a dataset undecoded: mappings with `bytes` or `path`."""
     return data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False)).with_format(None)
 
 
 def open_picture(value: Mapping[str, Any]) -> Image.Image:
-    """Open a picture that is given as a mapping with `bytes` or `path`; only its header is read."""
+    """Open an image given as a mapping with `bytes` or `path`; only its header is read."""
     return Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
 
 
 def fault_of(value: Mapping[str, Any] | None, full: bool, cheap: bool = True) -> tuple[str | None, bool]:
-    """Find out whether a picture can be read.
+    """Check whether an image can be read.
 
     Args:
-        value: `bytes` or `path`.
-        full: decode it. Else JPEG and PNG files are checked by their header and their last bytes, except small ones.
-        cheap: decode small pictures.
+        value: a mapping with `bytes` or `path`.
+        full: whether to decode every image. If False, only header and last bytes of JPEG and PNG files are checked.
+        cheap: whether to decode small images even if `full` is False.
 
     Returns:
-        What is wrong, or None; and whether the picture was decoded.
+        What is wrong with the image, or None; and whether it was decoded.
     """
     if value is None:
         return "there is no picture", False
@@ -75,11 +75,11 @@ def value_range(pictures: Iterable[Image.Image]) -> tuple[float, float] | None:
     """Find the range that grey values of more than 8 bits are scaled from.
 
     Args:
-        pictures: of the training set; those with 8 bits do not count.
+        pictures: the images of the training set; those of 8 bits are ignored.
 
     Returns:
-        (low, high): 0 and the largest value of the bit depth (8, 10, 12, 14 or 16) that the values need; 0 and 1 for
-        fractions between them; else the smallest and the largest value. None if all pictures have 8 bits.
+        (low, high): 0 and the largest value of the smallest bit depth (8, 10, 12, 14 or 16) that can hold all values;
+        0 and 1 for fractions in this range; else the smallest and the largest value. None if all images have 8 bits.
 
     Example:
         >>> value_range([Image.fromarray(np.array([[0, 4000]], np.uint16))])
@@ -103,14 +103,14 @@ def value_range(pictures: Iterable[Image.Image]) -> tuple[float, float] | None:
 
 
 def to_rgb(picture: Image.Image, limits: tuple[float, float] | None) -> Image.Image:
-    """Convert a picture to RGB.
+    """Convert an image to RGB.
 
     Args:
-        picture: of any mode.
-        limits: from `value_range`, for grey values of more than 8 bits.
+        picture: an image of any mode.
+        limits: the range that `value_range` found, for grey values of more than 8 bits.
 
     Returns:
-        The picture in mode RGB.
+        The image in mode RGB.
     """
     if picture.mode in WIDE_MODES and limits is not None:
         low, high = limits

@@ -1,4 +1,4 @@
-"""Examples that a split shares with the training split: a report on them is too good."""
+"""Finds examples that a split shares with the training split, which make its report too optimistic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_sharp.data.pictures import raw_pictures
 
 logger = logging.getLogger(__name__)
 
-_READ_AT_MOST = 20_000  # pictures of a size that both splits have
+_READ_AT_MOST = 20_000  # image files whose size occurs in both splits
 
 
 def warn_of_repeats(
@@ -28,13 +28,13 @@ def warn_of_repeats(
     image_column: str | None,
     held_out: Mapping[str, bool],
 ) -> None:
-    """Log how many rows of each other split are also training rows: the same text, or the same file of a picture.
+    """Log how many rows of each other split are also training rows, with the same text or the same image file.
 
     Args:
-        splits: `train` and the others.
+        splits: `train` and the other splits.
         text_column: the column with texts, if any.
-        image_column: the column with pictures, if any; none is decoded.
-        held_out: the other splits, and whether they were held out of the training split.
+        image_column: the column with images, if any; they are not decoded.
+        held_out: for each other split, whether it was held out from the training split.
     """
     for split in (name for name in held_out if name in splits):
         parts = splits["train"], splits[split]
@@ -54,16 +54,16 @@ def warn_of_repeats(
 
 
 def repeats(train: datasets.Dataset, other: datasets.Dataset, column: str) -> int:
-    """Count the rows whose text or picture the training split has too.
+    """Count the rows whose text or image is also in the training split.
 
     Args:
         train: the training split.
         other: another split.
-        column: texts, which are compared without the spaces around them, or pictures, whose files are compared. With
-            any other column, none is counted.
+        column: a column of texts, compared without surrounding white space, or of images, compared as files. Other
+            columns are not compared.
 
     Returns:
-        The number of such rows of `other`; 0 where more than 20,000 pictures would have to be read.
+        The number of such rows of `other`; 0 for other columns, or if more than 20,000 images would have to be read.
 
     Example:
         >>> rows = datasets.Dataset.from_dict({"text": ["a", "b", " a"]})
@@ -82,7 +82,7 @@ def repeats(train: datasets.Dataset, other: datasets.Dataset, column: str) -> in
 
 
 def _same_pictures(train: datasets.Dataset, other: datasets.Dataset) -> int:
-    # Files of different sizes differ: only the others are read.
+    # Files of different sizes are different, so only files whose size occurs in both splits are read.
     known, asked = _sizes(train), _sizes(other)
     rows = [np.flatnonzero(np.isin(a, b) & (a > 0)) for a, b in ((known, asked), (asked, known))]
     if sum(map(len, rows)) > _READ_AT_MOST:
@@ -92,14 +92,14 @@ def _same_pictures(train: datasets.Dataset, other: datasets.Dataset) -> int:
 
 
 def _sizes(pictures: datasets.Dataset) -> np.ndarray:
-    files = pictures.data.column(pictures.column_names[0])  # of the whole table, so that no bytes are copied
+    files = pictures.data.column(pictures.column_names[0])  # the whole table, so that no bytes are copied
     lengths = np.asarray(pc.fill_null(pc.binary_length(pc.struct_field(files, "bytes")), -1)).astype(np.int64)
     paths = np.asarray(pc.struct_field(files, "path"), object)
     if pictures._indices is not None:
         rows = pictures._indices.column(0).to_numpy()
         lengths, paths = lengths[rows], paths[rows]
     for row in np.flatnonzero(lengths < 0):
-        with suppress(OSError, TypeError):  # no path, or none of this machine
+        with suppress(OSError, TypeError):  # no path, or not a local one
             lengths[row] = os.path.getsize(paths[row])
     return lengths
 

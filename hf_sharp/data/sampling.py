@@ -16,14 +16,14 @@ from transformers import TrainerCallback
 from hf_sharp.registry import Choice, Citation
 from hf_sharp.registry.nearest import check_name
 
-# The exponent q at the start and at the end of training; in between, the two distributions are mixed.
+# The exponents q at the start and at the end of training; in between, the two distributions are mixed.
 SAMPLERS: dict[str, tuple[float, float]] = {
     "instance": (1.0, 1.0),
     "square_root": (0.5, 0.5),
     "class_balanced": (0.0, 0.0),
     "progressive": (1.0, 0.0),
 }
-# What to cite where examples are drawn by class.
+# The paper to cite if examples are drawn by class.
 CHOICES = (
     Choice(
         "sampler",
@@ -37,13 +37,13 @@ CHOICES = (
                 arxiv="1910.09217",
             ),
         ),
-        summary="Training draws rare classes more often than they are.",
+        summary="Training draws rare classes more often than they occur in the data.",
     ),
 )
 
 
 def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0.0) -> np.ndarray:
-    """Compute the share of each class in what a sampler draws.
+    """Compute the share of each class among the examples that a sampler draws.
 
         p_c = (1 − t) n_c^q₀ / Σ n^q₀  +  t n_c^q₁ / Σ n^q₁
 
@@ -53,10 +53,10 @@ def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0
         progress: t in [0, 1], the fraction of training done.
 
     Returns:
-        (K,) float64; they sum to 1.
+        (K,) float64, which sum to 1.
 
     Raises:
-        ValueError: an unknown sampler.
+        ValueError: the sampler is unknown.
 
     Example:
         >>> class_probabilities("square_root", np.array([9, 1, 0])).tolist()
@@ -78,19 +78,19 @@ class ClassSampler(Sampler[int]):
     """Draws N examples per epoch, with the class shares of `class_probabilities`.
 
     Within a class and an epoch, no example is repeated before all have been drawn once. The draws depend only on the
-    seed and the epoch, so all processes draw the same examples and share them out, and a resumed run continues with
-    the examples it would have seen.
+    seed and the epoch, so that all processes draw the same examples and divide them among themselves, and a resumed run
+    continues with the same examples as an uninterrupted one.
 
     Args:
         labels: (N,) the label of every training example.
         name: one of `SAMPLERS`.
-        seed: seed of the draws.
-        epochs: returns the current epoch, from 0, and the number of epochs, which may be fractional. Called at the
-            start of every epoch. (`set_epoch` would not do: accelerate does not pass it on to the sampler when several
-            processes resume in the middle of an epoch.)
+        seed: the seed of the draws.
+        epochs: returns the current epoch, counted from 0, and the number of epochs, which may be fractional. It is
+            called at the start of every epoch. (`set_epoch` would not work: accelerate does not pass it on to the
+            sampler when several processes resume in the middle of an epoch.)
 
     Raises:
-        ValueError: an unknown sampler.
+        ValueError: the sampler is unknown.
 
     Example:
         >>> sampler = ClassSampler(np.array([0] * 90 + [1] * 10), "class_balanced")
@@ -119,7 +119,7 @@ class ClassSampler(Sampler[int]):
         classes = np.where(rng.random(size) < progress, late, early)
         drawn = np.empty(size, dtype=np.int64)
         times = np.bincount(classes, minlength=len(self._counts))
-        of_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(times)[:-1])  # places in the epoch
+        of_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(times)[:-1])  # positions in the epoch
         for c in np.flatnonzero(times):
             rounds = -(-times[c] // self._counts[c])
             order = np.concatenate([rng.permutation(self._counts[c]) for _ in range(rounds)])
@@ -128,10 +128,10 @@ class ClassSampler(Sampler[int]):
 
 
 class EpochCounter(TrainerCallback):
-    """Counts the epochs that were started, from 0, including those that ended early.
+    """Counts the started epochs from 0, including those that ended early.
 
     Args:
-        told: called with the number of each epoch before its first batch is fetched.
+        told: a function to call with the number of each epoch before its first batch is fetched.
     """
 
     epoch = 0

@@ -1,4 +1,4 @@
-"""Hold out validation examples from every class, leaving each at least one training example."""
+"""Holds out validation examples from every class, and keeps at least one training example of each."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def split_validation(
 
         validation examples of class c = min(⌊fraction · n_c + ½⌋, n_c − 1)
 
-    With `group_column`, groups are counted in place of examples, such as the patients that pictures are of: what one
-    group has in common would otherwise be seen in training and rewarded in validation.
+    With `group_column`, groups of examples, such as all images of a patient, are counted and held out as a whole.
+    Otherwise a model could do well in validation by recognizing groups that it saw in training.
 
     Args:
         dataset: the training set.
-        fraction: share of every class to hold out, in (0, 0.5].
-        seed: seed of the choice of examples.
-        label_column: the column with the labels; where there is no `label`, `labels`.
-        label2id: class name to class index, for labels that are names. Default: any numbering.
-        group_column: examples with the same value there stay together. A group counts for the class of its first one.
-        part: what the held-out examples are, for messages.
+        fraction: the share of every class to hold out, in (0, 0.5].
+        seed: the seed for choosing examples.
+        label_column: the column with the labels; if there is no `label`, `labels` is used.
+        label2id: class name to class index, for labels that are names. Default: an arbitrary numbering.
+        group_column: the column whose equal values mark a group. A group belongs to the class of its first example.
+        part: what the held-out examples are called in messages.
 
     Returns:
         The training and the validation examples, each in their original order. Every class keeps at least one training
         example; a warning names the classes without a validation example.
 
     Raises:
-        ValueError: a fraction outside (0, 0.5], another kind of dataset, an empty one, no such column, or no validation
-            example in any class.
+        ValueError: the fraction is outside (0, 0.5], `dataset` is not a `datasets.Dataset` or is empty, a column does
+            not exist, or no class would get a validation example.
 
     Example:
         >>> data = datasets.Dataset.from_dict({"label": [0] * 20 + [1] * 10 + [2]})
@@ -103,24 +103,24 @@ def check_is_dataset(dataset: Any, purpose: str) -> None:
 
 
 def check_fraction(name: str, fraction: float) -> None:
-    """Raise a ValueError for a share to hold out that is outside (0, 0.5], such as a percentage."""
+    """Raise a ValueError if the fraction to hold out is outside (0, 0.5], for example a percentage."""
     if not 0 < fraction <= 0.5:
         percent = f" For {fraction:g} % write {fraction / 100:g}." if 1 <= fraction <= 50 else ""
         raise ValueError(f"{name} must be in (0, 0.5], got {fraction}.{percent}")
 
 
 def drop_repeats(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Keep the first of the rows that share a value.
+    """Keep only the first of all rows with the same value in a column.
 
     Args:
         dataset: the rows.
-        column: the column that tells rows apart, such as the name of a picture.
+        column: the column that identifies a row, such as an image's name.
 
     Returns:
-        The rows, in their order.
+        The kept rows, in their original order.
 
     Raises:
-        ValueError: there is no such column, or a row has no value there.
+        ValueError: the column does not exist, or has no value in some row.
 
     Example:
         >>> drop_repeats(datasets.Dataset.from_dict({"id": ["b", "a", "b"]}), "id")["id"][:]
@@ -139,5 +139,5 @@ def _groups(dataset: datasets.Dataset, column: str, option: str) -> np.ndarray:
     values = arrow_column(dataset, column)
     if values.null_count:
         row = int(np.argmax(np.asarray(values.is_null())))
-        raise ValueError(f"row {row} has no value in column {column!r}, so it cannot be told what it belongs to.")
+        raise ValueError(f"row {row} has no value in column {column!r}, so its group is unknown. Correct or remove it.")
     return np.asarray(pc.index_in(values, values.unique()))

@@ -1,4 +1,4 @@
-"""Data without labels: pictures in any folder, a text file, a table, or a dataset."""
+"""Loads data without labels: images in any folder, a text file, a table, or a dataset."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from hf_sharp.data.loading import load, no_split
 def load_unlabelled(
     name: str, column: str, config: str | None = None, separator: str | None = None, split: str | None = None
 ) -> datasets.Dataset:
-    """Load the pictures or texts of a dataset, and leave labels out where it has them.
+    """Load the images or texts of a dataset, and drop labels if there are any.
 
     Args:
-        name: a folder with pictures, in subfolders or not; a text file (`.txt`) with one text per line; or whatever
-            `load` takes.
-        column: the column with the pictures or texts.
-        config: configuration of a dataset on the Hub.
-        separator: what separates the columns of CSV files; default: a comma, or a tab in TSV files.
-        split: the split, of a dataset with several.
+        name: a folder with images, possibly in subfolders; a text file (`.txt`) with one text per line; or anything
+            that `load` takes.
+        column: the column with the images or texts.
+        config: the configuration of a dataset on the Hub.
+        separator: the column separator of CSV files; None for a comma, or a tab in TSV files.
+        split: the split to load, if the dataset has several.
 
     Returns:
-        The rows, with that column alone. The files of a folder are in the order of their names.
+        The rows, with only that column. The files of a folder are sorted by name.
 
     Raises:
-        ValueError: there is no such data, column or split, or there are several splits and none is named.
+        ValueError: the data, the column or the split does not exist, or there are several splits and none is named.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".txt":
@@ -52,7 +52,7 @@ def _is_dataset(folder: Path) -> bool:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """List the pictures in a folder and below it, by name, but for hidden ones and those that a Mac adds to copies."""
+    """List all images in a folder and its subfolders by name, except hidden files and files that macOS adds."""
     found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
     pictures = (file for file in found if file.suffix.lower() in Image.registered_extensions())
     return sorted(file for file in pictures if not any(map(_is_hidden, file.relative_to(folder).parts)))
@@ -65,7 +65,7 @@ def _is_hidden(name: str) -> bool:
 def _column(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
     if column not in rows.column_names:
         has = ", ".join(map(repr, rows.column_names))
-        raise ValueError(f"{name!r} has no column {column!r}; it has {has}. Expected the kind of data of the training.")
+        raise ValueError(f"{name!r} has no column {column!r}; it has {has}. Expected the same columns as in training.")
     if len(rows) == 0:
-        raise ValueError(f"{name!r} holds no examples.")
+        raise ValueError(f"{name!r} has no examples.")
     return rows.select_columns([column])

@@ -1,4 +1,4 @@
-"""Fixed views of a picture for test-time augmentation: the same for every picture, and without random numbers."""
+"""Fixed views of an image for test-time augmentation: the same for every image, without random numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CORNERS = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 
 @dataclass(frozen=True)
 class View:
-    """One crop of a picture, perhaps mirrored.
+    """One crop of an image, optionally mirrored.
 
-    The picture is resized so that it covers 248 / 224 of the result in the direction where it is shorter, and the
-    result is cut out of it. Both are one operation of PIL.
+    The image is resized so that its shorter side is 248 / 224 times that of the result, and the result is cropped from
+    it. PIL does both in one operation.
 
     Args:
-        place: where the crop lies, across and down: 0 left or top, 1 right or bottom.
-        mirrored: left and right are swapped.
+        place: the horizontal and vertical position of the crop, from 0 (left or top) to 1 (right or bottom).
+        mirrored: whether to swap left and right.
 
     Example:
         >>> View((0.5, 0.5))(Image.new("RGB", (40, 30)), (8, 8), Image.Resampling.BICUBIC).size
@@ -32,15 +32,15 @@ class View:
     mirrored: bool = False
 
     def __call__(self, picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-        """Cut the view out of a picture.
+        """Crop the view from an image.
 
         Args:
-            picture: of any size.
+            picture: an image of any size.
             size: height and width of the result, in pixels.
             resample: PIL's filter for resizing.
 
         Returns:
-            The view.
+            The cropped view.
         """
         height, width = size
         scale = max(width * _ZOOM / picture.width, height * _ZOOM / picture.height)
@@ -60,5 +60,5 @@ TTA: dict[str, tuple[View, ...]] = {
 
 
 def check_tta(name: str) -> None:
-    """Raise a ValueError for an unknown set of views."""
+    """Raise a ValueError if the set of views is unknown."""
     check_name("tta", name, TTA)

@@ -1,4 +1,4 @@
-"""Few-shot classification: episodes, backbones and the choice among them, adaptations, and results with intervals."""
+"""Few-shot classification: episodes, backbones and how to choose one, adaptations, and results with intervals."""
 
 from hf_sharp.few_shot.adaptation import (
     ADAPTATIONS,

@@ -6,7 +6,7 @@
     lora         the same, with LoRA adapters in the backbone that are learned together with A
     finetune     the same without A, by 40 AdamW steps on all weights of the backbone
 
-The prototypes are those of the support set. An adaptation never sees the labels of the queries: a `Task` has none.
+Prototypes are computed from the support set only. An adaptation never sees the labels of queries: a `Task` has none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RATES = {
     "lora": {"learning_rate": (0.5, 0.05), "map_learning_rate": (1.0, 0.1)},
 }
 _TINY = 1e-12
-# How many tasks are adapted side by side; this bounds the memory, however many episodes there are.
+# The number of tasks to adapt at once, which bounds the memory for any number of episodes.
 _WINDOW = 64
 _BATCH_NUMBERS = 4_000_000
 
@@ -47,9 +47,9 @@ class Embedded:
     """The examples of a domain with their features.
 
     Attributes:
-        backbone: the backbone. None if only the features are known; `prototype`, `linear` and `affine` need no more.
-        domain: the examples; None likewise.
-        features: (N, d) of all examples, converted to float32.
+        backbone: the backbone; None if only the features are known, which suffice for `prototype`, `linear`, `affine`.
+        domain: the examples; None if only the features are known.
+        features: (N, d) features of all examples, converted to float32.
     """
 
     backbone: Backbone | None
@@ -121,13 +121,13 @@ def linear(embedded: Embedded, tasks: Sequence[Task], C: float = 1.0) -> Iterato
 def affine(
     embedded: Embedded, tasks: Sequence[Task], steps: int = STEPS, learning_rate: float = 1.0
 ) -> Iterator[Tensor]:
-    """Learn a linear map of the features for every task; many tasks are learned at a time.
+    """Learn a linear map of the features for every task; many tasks are processed at once.
 
     Args:
         embedded: the examples.
         tasks: the tasks.
-        steps: Adadelta steps, in the paper 40; 0 gives `prototype`.
-        learning_rate: Adadelta's learning rate, in the paper 1 on unseen domains and 0.1 on seen ones.
+        steps: the number of Adadelta steps, 40 in the paper; 0 gives `prototype`.
+        learning_rate: Adadelta's learning rate; in the paper 1 on unseen domains and 0.1 on seen ones.
 
     Yields:
         (Q, k) logits, task by task.
@@ -164,10 +164,10 @@ def lora(
         embedded: the examples, with their backbone.
         tasks: the tasks.
         steps: Adadelta steps, each on the whole support set.
-        learning_rate: the adapters' learning rate; TSA's α has 0.5 on unseen domains and 0.05 on seen ones.
-        map_learning_rate: the learning rate of the map; TSA's β has 1 on unseen domains and 0.1 on seen ones.
-        rank: rank of the adapters, which are in every linear layer.
-        seed: seed of the adapters' initial weights.
+        learning_rate: the learning rate of the adapters; for TSA's α, 0.5 on unseen domains and 0.05 on seen ones.
+        map_learning_rate: the learning rate of the map; for TSA's β, 1 on unseen domains and 0.1 on seen ones.
+        rank: the rank of the adapters, which are added to every linear layer.
+        seed: the seed of the adapters' initial weights.
 
     Yields:
         (Q, k) logits, task by task.
@@ -176,8 +176,8 @@ def lora(
         ImportError: PEFT is not installed.
 
     Reference:
-        This takes the place of TSA, which adapts convolutional networks: Li et al., "Cross-domain Few-shot Learning
-        with Task-specific Adapters", arXiv 2107.00358.
+        Modelled on TSA, which adapts convolutional networks: Li et al., "Cross-domain Few-shot Learning with
+        Task-specific Adapters", arXiv 2107.00358.
     """
     backbone, domain = _with_backbone(embedded, "lora")
     for task in tasks:
@@ -253,7 +253,7 @@ def _cosine_logits(features: Tensor, means: Tensor) -> Tensor:
 
 def _in_batches(order: Sequence[int], tasks: Sequence[Task], dim: int) -> Iterator[list[int]]:
     batch: list[int] = []
-    for i in order:  # from the smallest task to the largest: the newest one sets the shape
+    for i in order:  # from the smallest task to the largest, so that the latest one sets the shape
         if batch and (len(batch) + 1) * dim * (5 * dim + 4 * len(tasks[i].support)) > _BATCH_NUMBERS:
             yield batch
             batch = []
@@ -273,7 +273,7 @@ def _learn_maps(embedded: Embedded, tasks: Sequence[Task], steps: int, learning_
     one_hot = (labels[..., None] == torch.arange(ways, device=features.device)).to(features)
     counts = one_hot.sum(1)
     means = one_hot.mT @ rows / counts.clamp(min=1)[..., None]
-    # Adadelta works element by element, so maps learned side by side are the same as maps learned alone.
+    # Adadelta works elementwise, so maps learned in one batch are the same as maps learned separately.
     maps = torch.eye(dim, device=features.device).repeat(len(tasks), 1, 1).requires_grad_(True)
     optimizer = torch.optim.Adadelta([maps], lr=learning_rate)
     for _ in range(steps):
@@ -286,8 +286,8 @@ def _gradient_of_maps(maps: Tensor, rows: Tensor, means: Tensor, one_hot: Tensor
     """Compute the gradient of the mean cross-entropy of 10 · cos(A f_i, A μ_c), for many A at once.
 
     With z = A f, p = A μ, and D = ∂L/∂cos:  ∂L/∂z_i = Σ_c D_ic (p_c / ‖p_c‖ − cos_ic z_i / ‖z_i‖) / ‖z_i‖, for p
-    likewise, and ∂L/∂A = Σ_i ∂L/∂z_i f_iᵀ + Σ_c ∂L/∂p_c μ_cᵀ. Written by hand, it reads the (S, d) features three
-    times; automatic differentiation reads them a dozen times.
+    likewise, and ∂L/∂A = Σ_i ∂L/∂z_i f_iᵀ + Σ_c ∂L/∂p_c μ_cᵀ. This hand-written gradient reads the (S, d) features
+    three times; automatic differentiation reads them a dozen times.
 
     Args:
         maps: (B, d, d), A.
@@ -314,12 +314,12 @@ def _gradient_of_maps(maps: Tensor, rows: Tensor, means: Tensor, one_hot: Tensor
 
 def _with_backbone(embedded: Embedded, adaptation: str) -> tuple[Backbone, Domain]:
     if embedded.backbone is None or embedded.domain is None:
-        raise ValueError(f"the adaptation {adaptation!r} changes the backbone, and only features were given.")
+        raise ValueError(f"the adaptation {adaptation!r} needs a backbone to change, but only features were given.")
     return embedded.backbone, embedded.domain
 
 
 def _frozen_copy(backbone: Backbone) -> nn.Module:
-    # In evaluation mode, because dropout would change the support set's features in every step.
+    # In evaluation mode: with dropout, the support set's features would change in every step.
     return copy.deepcopy(backbone.model).eval().requires_grad_(False)
 
 

@@ -25,18 +25,18 @@ class FewShotArguments:
         default_factory=lambda: list(DOMAINS),
         metadata={"help": f"Any of {', '.join(DOMAINS)}; or a dataset on the Hub, a folder or a file."},
     )
-    examples_per_class: int = field(default=300, metadata={"help": "Larger classes are cut down to this size."})
+    examples_per_class: int = field(default=300, metadata={"help": "The largest number of examples per class."})
     held_out: float = field(
         default=0.3,
         metadata={
-            "help": "Share of the classes (below 20 classes: of the examples) that test episodes are drawn from."
+            "help": "Share of the classes that test episodes are drawn from (of the examples, below 20 classes)."
         },
     )
     sharpness: list[str] = field(default_factory=lambda: ["none", "sam"], metadata={"help": "Methods to compare."})
     rho: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Radius: one for all domains, DOMAIN=RADIUS, or METHOD/DOMAIN=RADIUS; default: the method's."
+            "help": "Radius: one for all domains, DOMAIN=RADIUS, or METHOD/DOMAIN=RADIUS. Default: that of the method."
         },
     )
     pretrained: list[str] = field(
@@ -46,14 +46,14 @@ class FewShotArguments:
             "for all domains, DOMAIN=MODEL, or METHOD/DOMAIN=MODEL."
         },
     )
-    image_size: int = field(default=32, metadata={"help": "ViT from scratch: image side in pixels."})
-    patch_size: int = field(default=4, metadata={"help": "ViT from scratch: patch side in pixels."})
-    hidden_size: int = field(default=96, metadata={"help": "ViT from scratch: width."})
-    layers: int = field(default=4, metadata={"help": "ViT from scratch: layers."})
-    heads: int = field(default=4, metadata={"help": "ViT from scratch: attention heads."})
+    image_size: int = field(default=32, metadata={"help": "ViT from scratch: width and height of images, in pixels."})
+    patch_size: int = field(default=4, metadata={"help": "ViT from scratch: width and height of patches, in pixels."})
+    hidden_size: int = field(default=96, metadata={"help": "ViT from scratch: hidden size."})
+    layers: int = field(default=4, metadata={"help": "ViT from scratch: number of layers."})
+    heads: int = field(default=4, metadata={"help": "ViT from scratch: number of attention heads."})
     train_steps: int = field(
         default=1500,
-        metadata={"help": "Optimizer steps of a domain's backbone; 0: pretrained models are used without training."},
+        metadata={"help": "Optimizer steps of a domain's backbone; 0: use pretrained models without training."},
     )
     fusion: list[str] = field(
         default_factory=lambda: ["per_domain"],
@@ -63,16 +63,16 @@ class FewShotArguments:
     batch_size: int = field(default=64, metadata={"help": "Examples per step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of a domain's backbone."})
     fuse_learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of fusion."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of both."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, for domains' backbones and fusion."})
     source: str | None = field(
         default=None,
-        metadata={"help": "The domain whose backbone fusion starts from; default: the one with most examples."},
+        metadata={"help": "The domain whose backbone fusion starts from. Default: that with the most examples."},
     )
     fuse_with_source: bool = field(
-        default=False, metadata={"help": "Joint fusion: train on the source's examples as well."}
+        default=False, metadata={"help": "Joint fusion: also train on the source's examples."}
     )
     fuse_with_sharpness: bool = field(
-        default=False, metadata={"help": "Fuse with the backbone's sharpness method; default: without."}
+        default=False, metadata={"help": "Fuse with the backbone's sharpness method. Default: without."}
     )
     fuse_lora_rank: int = field(
         default=0, metadata={"help": "Fuse with LoRA adapters of this rank, merged afterwards; 0: all weights."}
@@ -81,20 +81,20 @@ class FewShotArguments:
         default=0.2,
         metadata={
             "help": "Share of the training classes (of the examples, below 20 classes) for validation episodes, which "
-            "choose the checkpoint; 0: the last checkpoint is kept."
+            "choose the checkpoint; 0: keep the last checkpoint."
         },
     )
     validation_episodes: int = field(default=100, metadata={"help": "Validation episodes per domain."})
-    validations: int = field(default=10, metadata={"help": "How often a training is validated."})
+    validations: int = field(default=10, metadata={"help": "Number of validations per training."})
     adaptations: list[str] = field(
         default_factory=lambda: ["prototype", "affine"], metadata={"help": f"Any of {', '.join(ADAPTATIONS)}."}
     )
     features: str | None = field(
-        default=None, metadata={"help": "pooled, class_token or mean; default: pooled if trained, else class_token."}
+        default=None, metadata={"help": "pooled, class_token or mean. Default: pooled if trained, else class_token."}
     )
     episodes: int = field(default=600, metadata={"help": "Test episodes per domain."})
-    ways: int | None = field(default=None, metadata={"help": "Fixed number of classes; default: Meta-Dataset's."})
-    shots: int | None = field(default=None, metadata={"help": "Fixed number of examples; default: Meta-Dataset's."})
+    ways: int | None = field(default=None, metadata={"help": "Classes per episode. Default: as in Meta-Dataset."})
+    shots: int | None = field(default=None, metadata={"help": "Examples per class. Default: as in Meta-Dataset."})
     parc_on: str = field(
         default="episode",
         metadata={"help": "PARC scores the support set of each 'episode', or a probe set of the 'domain' once."},
@@ -103,7 +103,7 @@ class FewShotArguments:
         default=0, metadata={"help": "PARC on this many PCA components (Bolya et al.: 32); 0: on raw features."}
     )
     parc_examples: int = field(default=500, metadata={"help": "Size of the probe set of parc_on=domain."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything."})
+    seed: int = field(default=0, metadata={"help": "Seed of all random draws."})
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
 
     def __post_init__(self) -> None:
@@ -116,23 +116,23 @@ class FewShotArguments:
             raise ValueError("train_steps=0 needs pretrained models: add --pretrained with folders or names.")
 
     def pick(self, *names: str) -> dict[str, Any]:
-        """Return some of the options, as a mapping."""
+        """Return the options with these names, as a mapping."""
         return {name: getattr(self, name) for name in names}
 
 
 def values_by_key(option: str, values: Sequence[str], keys: Collection[str]) -> dict[str, str]:
-    """Read an option that takes VALUE, which is for everything, or KEY=VALUE.
+    """Read an option whose values have the form VALUE, which applies to all keys, or KEY=VALUE.
 
     Args:
-        option: the option's name, for messages.
-        values: its values.
+        option: the name of the option, for error messages.
+        values: the values of the option.
         keys: the allowed keys.
 
     Returns:
-        Key to value; the empty key stands for everything.
+        Key to value; the empty key stands for all keys.
 
     Raises:
-        ValueError: an unknown key, or two values for one key.
+        ValueError: a key is unknown, or has two values.
 
     Example:
         >>> values_by_key("rho", ["0.05", "digits=0.1"], ["digits", "emoji"])

@@ -2,7 +2,7 @@
 
 pooled         the model's own pooled output, if the pooler was trained
 class_token    the last hidden state of the class token
-mean           the mean of the last hidden states: of the patches, of the words without padding, or of the feature map
+mean           the mean of the last hidden states: over patches, over tokens without padding, or over the feature map
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Backbone:
 
     Args:
         model: the encoder, without a classification head.
-        processor: the image processor or tokenizer; None if inputs are prepared already.
+        processor: the image processor or tokenizer; None if inputs are already prepared.
         features: one of `FEATURES`; None takes the pooled output if the pooler was trained, else the class token.
         pooler_is_trained: whether the weights of the pooler were loaded.
-        name: the name for messages.
+        name: the name of the model, for error messages.
 
     Raises:
-        ValueError: unknown features, or pooled features of an untrained pooler.
+        ValueError: the kind of features is unknown, or pooled features are asked for and the pooler is not trained.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Backbone:
             check_name("features", features, FEATURES)
         if features == "pooled" and not pooler_is_trained:
             raise ValueError(
-                f"{name} has no trained pooler: the checkpoint lacks its weights, and random weights make no useful "
+                f"{name} has no trained pooler: the checkpoint lacks its weights, and random weights give no useful "
                 "features. Choose class_token or mean."
             )
         self.model, self.processor, self.features = model, processor, features
@@ -63,7 +63,7 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def prepare(self, domain: Domain, rows: Any) -> dict[str, Tensor]:
-        """Turn examples into the model's inputs.
+        """Convert examples to inputs of the model.
 
         Args:
             domain: the examples.
@@ -93,7 +93,7 @@ class Backbone:
         }
 
     def encode(self, inputs: Mapping[str, Tensor], model: nn.Module | None = None) -> Tensor:
-        """Turn inputs into features that gradients can flow through.
+        """Compute features, with their graph, from inputs.
 
         Args:
             inputs: the output of `prepare`.
@@ -103,7 +103,7 @@ class Backbone:
             (N, d) features, float32.
 
         Raises:
-            ValueError: the model does not have the chosen features, or neither of the default ones.
+            ValueError: the model does not have the chosen kind of features, or neither of the default kinds.
         """
         outputs = (self.model if model is None else model)(**inputs)
         features = self._take(outputs, inputs)
@@ -159,16 +159,16 @@ def load_backbone(source: Any, processor: Any = None, features: str | None = Non
     Args:
         source: an encoder; a model with a classification head, whose encoder is used; a folder or Hub name of either;
             or a `Backbone`, which is returned.
-        processor: the image processor or tokenizer; None takes the one that is saved in the folder.
+        processor: the image processor or tokenizer; None for the one that is saved with the model.
         features: `pooled`, `class_token` or `mean`; None takes the pooled output if the pooler was trained, else the
             class token.
 
     Returns:
-        The backbone. A model object is neither moved nor changed. Its pooler counts as trained, because an object does
-        not show whether `AutoModel` created a new one.
+        The backbone. A model object is neither moved nor changed. Its pooler is assumed to be trained, because it
+        cannot be seen whether `AutoModel` created a new one.
 
     Raises:
-        ValueError: the folder lacks weights of the encoder, or as `Backbone`.
+        ValueError: the folder lacks weights of the encoder; or as for `Backbone`.
 
     Example:
         >>> backbone = load_backbone("google/vit-base-patch16-224")  # doctest: +SKIP
@@ -206,10 +206,10 @@ def load_backbone(source: Any, processor: Any = None, features: str | None = Non
 
 @torch.no_grad()
 def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar: bool = False) -> Tensor:
-    """Compute the features of every example of a domain once; an episode is then a look-up.
+    """Compute the features of every example of a domain once, so that episodes only have to look them up.
 
     Args:
-        backbone: the backbone. It is put into evaluation mode meanwhile.
+        backbone: the backbone. It is put into evaluation mode for the computation.
         domain: the examples.
         batch_size: examples per batch.
         progress_bar: whether to show a progress bar.
@@ -218,7 +218,7 @@ def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar
         (N, d) features, float32, on the backbone's device.
 
     Raises:
-        ValueError: the domain is empty, or as `Backbone.encode`.
+        ValueError: the domain is empty; or as for `Backbone.encode`.
     """
     if not len(domain):
         raise ValueError(f"the domain {domain.name!r} has no examples to embed.")
@@ -252,7 +252,7 @@ def _saved_processor(auto: Any, name: str) -> Any:
     try:
         return auto.from_pretrained(name)
     except (OSError, ValueError):
-        # Prepared inputs need no processor; for others `Backbone.prepare` reports that it is missing.
+        # Prepared inputs need no processor; otherwise `Backbone.prepare` reports that it is missing.
         if not Path(name).is_dir():
             raise
         return None

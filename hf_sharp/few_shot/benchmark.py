@@ -1,4 +1,4 @@
-"""Many backbones on the same episodes of many domains, with saved results: an interrupted benchmark resumes."""
+"""Evaluates many backbones on the same episodes of many domains; results are saved, so that a benchmark can resume."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class EpisodeBenchmark:
     """Test episodes that are the same for every backbone.
 
     Attributes:
-        folder: where the results go, a file for each backbone, domain and adaptation.
+        folder: the folder for the results, a file for each backbone, domain and adaptation.
         episodes: the number of episodes per domain.
-        seed: seed of the episodes.
-        ways: fixed number of classes; None: Meta-Dataset's.
-        shots: fixed number of support examples per class; None: Meta-Dataset's.
+        seed: the seed of the episodes.
+        ways: the fixed number of classes; None to draw it as in Meta-Dataset.
+        shots: the fixed number of support examples per class; None to draw it as in Meta-Dataset.
         options: further options that the results depend on, saved with them.
     """
 
@@ -72,7 +72,7 @@ class EpisodeBenchmark:
             stored: the backbone.
             domain: the domain's test part.
             adaptation: one of `ADAPTATIONS`.
-            seen: whether the backbone was trained on the domain; decides the adaptation's learning rates.
+            seen: whether the backbone was trained on the domain, which decides the adaptation's learning rates.
 
         Returns:
             The result.
@@ -102,7 +102,7 @@ class EpisodeBenchmark:
             stored: the backbone.
             domain: the domain's test part.
             components: as in `parc_score`.
-            probe: None scores the support set of every episode. A domain scores these examples once, for all episodes.
+            probe: examples to score once, for all episodes; None to score the support set of every episode.
             examples: the largest number of probe examples.
 
         Returns:

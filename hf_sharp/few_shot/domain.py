@@ -14,7 +14,7 @@ from hf_sharp.data.loading import load
 from hf_sharp.data.split import check_is_dataset
 from hf_sharp.few_shot.episodes import MIN_WAYS
 
-# A domain with at least this many classes is split by class, a smaller one by example.
+# Domains with at least this many classes are split by class, smaller ones by example.
 CLASSES_TO_HOLD_OUT = 20
 PREPARED_COLUMNS = ("pixel_values", "input_ids")
 
@@ -46,7 +46,7 @@ class Domain:
         """Return some of the examples as a domain.
 
         Args:
-            rows: their numbers, or a mask.
+            rows: row numbers, or a boolean mask.
 
         Returns:
             A domain with the same class numbers.
@@ -58,7 +58,7 @@ class Domain:
         )
 
     def limit(self, per_class: int, seed: int = 0) -> Domain:
-        """Cut large classes down.
+        """Limit the number of examples per class.
 
         Args:
             per_class: the largest number of examples per class.
@@ -83,8 +83,8 @@ class Domain:
         """Split into a part to train on and a part for episodes.
 
         Domains with at least 20 classes are split by class, as in Meta-Dataset, so that the classes of episodes are new
-        to every backbone. Smaller domains are split by example within every class. So are domains of which the share
-        would be too few classes for an episode.
+        to every backbone. Smaller domains are split by example within every class; so are domains in which the share
+        of the classes would be too few for an episode.
 
         Args:
             held_out: the share of the classes, or of every class's examples, that goes to the part for episodes.
@@ -170,7 +170,7 @@ def load_domain(
     """Load any dataset on the Hub, folder of images, or file as a domain.
 
     Args:
-        name: as `hf_sharp.datasets.load` takes it.
+        name: the name of the data, as for `hf_sharp.datasets.load`.
         config: the Hub dataset's configuration.
         splits: the splits to use; None uses all. Leave out splits without public labels.
         label_column: the column with the labels.
@@ -181,7 +181,7 @@ def load_domain(
         The domain.
 
     Raises:
-        ValueError: a split does not exist, or as `make_domain`.
+        ValueError: a split does not exist; or as for `make_domain`.
     """
     loaded = load(name, config)
     wanted = list(splits) if splits is not None else list(loaded)

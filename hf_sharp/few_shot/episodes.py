@@ -1,4 +1,4 @@
-"""Episodes of few-shot tasks, drawn as Meta-Dataset draws them, or with fixed ways and shots.
+"""Episodes of few-shot tasks, drawn as in Meta-Dataset, or with fixed ways and shots.
 
 ways      k ~ U{5 … min(50, classes)}
 queries   q = min(10, min_c ⌊n_c / 2⌋) of every class
@@ -47,7 +47,7 @@ class Episode(NamedTuple):
         support_labels: (S,) from 0 to k − 1; every class occurs.
         query: (Q,) rows to classify; none of them is in the support set.
         query_labels: (Q,) from 0 to k − 1, for scoring only.
-        classes: (k,) the dataset's class behind each of these numbers.
+        classes: (k,) the dataset's class for each of the labels 0 to k − 1.
     """
 
     support: np.ndarray
@@ -63,14 +63,14 @@ class Episode(NamedTuple):
 
 
 class EpisodeSampler:
-    """Draws episodes from the labels of a dataset. Episode n of a seed is the same in whatever order they are drawn.
+    """Draws episodes from the labels of a dataset. The n-th episode depends only on n and the seed.
 
     Args:
         labels: (N,) class of every example.
-        ways: fixed number of classes in an episode, at least 2; None: Meta-Dataset's, from 5 to 50.
-        shots: fixed number of support examples of every class; None: Meta-Dataset's.
-        queries: query examples of every class; None: Meta-Dataset's, up to 10.
-        seed: seed of the draws.
+        ways: the fixed number of classes per episode, at least 2; None to draw from 5 to 50 as in Meta-Dataset.
+        shots: the fixed number of support examples per class; None to draw it as in Meta-Dataset.
+        queries: the number of query examples per class; None for up to 10, as in Meta-Dataset.
+        seed: the seed of the draws.
 
     Raises:
         ValueError: too few classes have enough examples, or `labels` is not one-dimensional.
@@ -107,7 +107,7 @@ class EpisodeSampler:
         if len(self.classes) < least:
             raise ValueError(
                 f"an episode needs {least} classes with at least {needed} examples each ({shots or 1} for the support "
-                f"set, {queries or 1} to query); {len(self.classes)} of the {len(classes)} classes do. Choose "
+                f"set, {queries or 1} to query); {len(self.classes)} of the {len(classes)} classes have them. Choose "
                 "fewer ways, shots or queries, or other data."
             )
 
@@ -115,7 +115,7 @@ class EpisodeSampler:
         """Draw an episode.
 
         Args:
-            number: the episode's number, from 0.
+            number: the episode's number, counted from 0.
 
         Returns:
             The episode.
@@ -142,7 +142,7 @@ class EpisodeSampler:
     def _queries(self, smallest: int) -> int:
         if self.queries is not None:
             return self.queries
-        # With fixed shots, querying half of a class may leave too few; then the rest after the shots is queried.
+        # With fixed shots, using half of a class as queries may leave too few; then all examples but the shots are.
         return min(MAX_QUERIES, smallest // 2 if self.shots is None else smallest - self.shots)
 
     def _shots(self, rng: np.random.Generator, sizes: np.ndarray, queries: int) -> np.ndarray:

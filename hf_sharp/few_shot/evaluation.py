@@ -34,7 +34,7 @@ class FewShotResult:
         accuracies: (n,) accuracy of every episode, from 0 to 1.
         domain: the domain's name.
         adaptation: the adaptation's name.
-        episodes: a fingerprint of the episodes; results can be paired if theirs is equal.
+        episodes: a fingerprint of the episodes; results can be paired if their fingerprints are equal.
         features: the kind of features.
     """
 
@@ -55,7 +55,7 @@ class FewShotResult:
         return half_interval(self.accuracies)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, for JSON."""
+        """Convert the result to a JSON-compatible dict."""
         summary = {"accuracy": self.accuracy, "interval": self.interval}
         return summary | vars(self) | {"accuracies": self.accuracies.tolist()}
 
@@ -72,7 +72,7 @@ class Comparison(NamedTuple):
     Attributes:
         difference: the difference of the mean accuracies.
         interval: half the width of its 95 % interval, from the paired differences.
-        unpaired_interval: the same if the episodes were independent.
+        unpaired_interval: what `interval` would be if the episodes were independent.
     """
 
     difference: float
@@ -81,7 +81,7 @@ class Comparison(NamedTuple):
 
 
 def half_interval(values: np.ndarray) -> float:
-    """Return half the width of the 95 % interval of a mean: 1.96 σ / √n, σ with n − 1; NaN for one value."""
+    """Return half the width of the 95 % interval of a mean: 1.96 σ / √n, with σ from n − 1; NaN for one value."""
     return NORMAL_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
@@ -121,7 +121,8 @@ def evaluate(
         The result. The backbone is not changed.
 
     Raises:
-        ValueError: an unknown adaptation, a domain with too few classes or examples, or features of other examples.
+        ValueError: the adaptation is unknown, the domain has too few classes or examples, or `features` belong to other
+            examples.
 
     Example:
         >>> result = evaluate("outputs/sam", digits(), "affine", episodes=600)  # doctest: +SKIP
@@ -164,10 +165,10 @@ def compare(
         second: results on the same episodes, in the same order.
 
     Returns:
-        The mean difference and its interval; over several domains their average, with equal weights.
+        The mean difference and its interval; with several domains, their average with equal weights.
 
     Raises:
-        ValueError: the results are of different episodes, or there are none.
+        ValueError: the results are for different episodes, or there are none.
 
     Example:
         >>> one, other = (FewShotResult(np.array(a), "x", "prototype", "1") for a in ([0.9, 0.5], [0.8, 0.4]))
@@ -231,7 +232,7 @@ def classify(
         A class name for every query.
 
     Raises:
-        ValueError: an unknown adaptation, queries without the column, or fewer than two classes in the support set.
+        ValueError: the adaptation is unknown, the queries lack the column, or the support set has fewer than 2 classes.
 
     Example:
         >>> classify("outputs/sam", make_domain(a_few_images, "mine"), many_images)  # doctest: +SKIP

@@ -1,6 +1,6 @@
-"""Which backbones an experiment trains, and which of them stands for each cell of its tables.
+"""Plans the backbones that an experiment trains, and the candidates for each cell of its tables.
 
-per_domain    the source's backbone, fine-tuned on every other domain by itself; on an unseen domain PARC chooses among
+per_domain    the source's backbone, fine-tuned on each other domain separately; on an unseen domain PARC chooses among
               these backbones and the source's own
 joint         the source's backbone, fine-tuned on all other domains together
 """
@@ -21,7 +21,7 @@ class PlannedBackbone:
     """A backbone to train.
 
     Attributes:
-        name: unique in its plan; also its folder.
+        name: the name, unique in its plan; also the name of its folder.
         sharpness: the sharpness method.
         domains: the domains that it is trained on.
         source: the backbone that training starts from; None for a domain's first backbone.
@@ -34,7 +34,7 @@ class PlannedBackbone:
 
     @property
     def seen(self) -> frozenset[str]:
-        """All domains that its weights come from, those of its source included."""
+        """All domains that the backbone was trained on, including those of its source."""
         return frozenset(self.domains) | (self.source.seen if self.source else frozenset())
 
 
@@ -44,9 +44,9 @@ class Plan:
 
     Attributes:
         backbones: name to backbone, in the order of training.
-        seen: row to domain to the backbones that the row may use on this domain, all of which were trained on it.
-        unseen: the same for backbones that were not trained on the domain. Where there are several, PARC chooses; the
-            source's backbone comes first.
+        seen: row to domain to the candidate backbones that were trained on this domain.
+        unseen: row to domain to the candidate backbones that were not trained on this domain, the source's backbone
+            first. If there are several, PARC chooses.
     """
 
     backbones: dict[str, PlannedBackbone] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Plan:
     def add(
         self, name: str, sharpness: str, domains: Sequence[str], source: PlannedBackbone | None = None
     ) -> PlannedBackbone:
-        """Add a backbone, unless it is in the plan already, and return it."""
+        """Add a backbone, unless it is already in the plan, and return it."""
         return self.backbones.setdefault(name, PlannedBackbone(name, sharpness, tuple(domains), source))
 
 
@@ -72,16 +72,16 @@ def plan_backbones(
     Args:
         sizes: domain to its number of training examples.
         sharpness: the methods to compare.
-        fusion: which of `FUSIONS`.
-        source: the domain whose backbone fusion starts from; None takes the one with most examples. Where the source is
-            the unseen domain, the largest other domain takes its place.
-        joint_with_source: whether joint fusion trains on the source's examples as well.
+        fusion: the kinds of fusion, from `FUSIONS`.
+        source: the domain whose backbone fusion starts from; None for the domain with the most examples. If the source
+            is the unseen domain, the largest other domain is used instead.
+        joint_with_source: whether joint fusion also trains on the source's examples.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: `source` is not one of the domains, or an unknown kind of fusion.
+        ValueError: `source` is not one of the domains, or a kind of fusion is unknown.
 
     Example:
         >>> plan = plan_backbones({"cars": 900, "birds": 300, "fonts": 500}, ["sam"])
@@ -114,7 +114,7 @@ def plan_backbones(
 
 
 def _source_first(sizes: Mapping[str, int], source: str | None, without: str | None = None) -> list[str]:
-    """List the domains but one, the source of fusion first."""
+    """List the domains except `without`, the source of fusion first."""
     domains = [domain for domain in sizes if domain != without]
     first = source if source in domains else max(domains, key=sizes.__getitem__)
     return [first, *(domain for domain in domains if domain != first)]

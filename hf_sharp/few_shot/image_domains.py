@@ -1,4 +1,4 @@
-"""Image domains that come from public packages: one function each, with its licence."""
+"""Image domains from public packages: one function per domain, with its licence."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EMOJI_PACKAGE = "emoji-datasource-twitter"
 _EMOJI_SIZE = 64
 
 
-class DomainNotInstalled(ValueError):  # noqa: N818 - it says what it is
-    """The package with a domain's data is not installed; the message says how to install it."""
+class DomainNotInstalled(ValueError):  # noqa: N818 - the name is clear without "Error"
+    """Raised if the package with a domain's data is not installed; the message says how to install it."""
 
 
 def cache_folder() -> Path:
-    """Say where domains keep what they made: `HF_SHARP_CACHE`, or `hf_sharp` in the user's cache folder."""
+    """Return the folder in which domains cache data: `HF_SHARP_CACHE`, or `hf_sharp` in the user's cache folder."""
     users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("HF_SHARP_CACHE") or users / "hf_sharp")
 
@@ -49,13 +49,13 @@ def fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> Domain:
     """Load Fashion-MNIST's 70,000 pictures of clothes, 28 × 28 pixels, 10 classes.
 
     Args:
-        folder: its four IDX files; the default is where Debian's package puts them.
+        folder: the folder with the four IDX files; the default is the folder of Debian's package.
 
     Returns:
         The domain. Licence: MIT (Zalando SE).
 
     Raises:
-        DomainNotInstalled: the files are not there.
+        DomainNotInstalled: the files do not exist.
     """
     if not is_idx_folder(folder):
         raise DomainNotInstalled(
@@ -68,14 +68,14 @@ def font_characters(characters: int = 200, renderings: int = 20, size: int = 32,
     """Render characters from the installed fonts: a class is a character, an example a font with some jitter.
 
     Args:
-        characters: classes.
-        renderings: examples of every class.
-        size: of the images, in pixels.
-        seed: of fonts and jitter.
+        characters: the number of classes.
+        renderings: the number of examples per class.
+        size: the width and height of the images, in pixels.
+        seed: the seed of fonts and jitter.
 
     Returns:
-        The domain; what was rendered once is read from the cache. Licence: that of the fonts, which allow pictures of
-        their letters; the pictures are not in this package.
+        The domain; images that were rendered before are read from the cache. Licence: that of the fonts, which allow
+        images of their letters; this package does not contain the images.
 
     Raises:
         DomainNotInstalled: no fonts are installed, or they have too few characters.
@@ -91,14 +91,15 @@ def emoji(folder: str | Path | None = None) -> Domain:
     """Load Twitter's 1,900 emoji, 64 × 64 pixels, on white; the classes are Unicode's subcategories.
 
     Args:
-        folder: the npm package `emoji-datasource-twitter`; None: in `node_modules` here or in the cache folder.
+        folder: the folder of the npm package `emoji-datasource-twitter`; None to look for it in `node_modules` of the
+            working folder and of the cache folder.
 
     Returns:
-        The domain; subcategories of one emoji are left out. Licence: pictures CC BY 4.0 (Twitter and jdecked),
+        The domain, without subcategories that have a single emoji. Licence: images CC BY 4.0 (Twitter and jdecked),
         names MIT (Cal Henderson).
 
     Raises:
-        DomainNotInstalled: the package is not there.
+        DomainNotInstalled: the package is not installed.
     """
     places = [Path("node_modules"), cache_folder() / "node_modules"]
     tried = [place / EMOJI_PACKAGE for place in places] if folder is None else [Path(folder)]
@@ -117,7 +118,7 @@ def emoji(folder: str | Path | None = None) -> Domain:
     with Image.open(sheet_file) as sheet:
         coloured = sheet.convert("RGBA")
     on_white = np.asarray(Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured))[..., :3]
-    cell = _EMOJI_SIZE + 2  # every picture has a border of one pixel
+    cell = _EMOJI_SIZE + 2  # every image has a border of one pixel
     pixels = np.stack(
         [
             on_white[y + 1 : y + 1 + _EMOJI_SIZE, x + 1 : x + 1 + _EMOJI_SIZE]
@@ -137,10 +138,10 @@ DOMAINS: Mapping[str, Callable[[], Domain]] = {
 
 
 def open_domain(name: str) -> Domain:
-    """Open one of `DOMAINS`, or a domain of the user's own by its Hub name, folder or file.
+    """Open one of `DOMAINS`, or the user's own domain by its Hub name, folder or file.
 
     Args:
-        name: which.
+        name: the name of the domain.
 
     Returns:
         The domain.

@@ -1,4 +1,4 @@
-"""PARC: how well a backbone's features fit the labels of a task, before anything is adapted.
+"""PARC: scores how well a backbone's features fit the labels of a task, without adapting the backbone.
 
 D_F = 1 − corr(rows of F)        D_Y = 1 − corr(rows of Y),  Y one-hot
 PARC = 100 · Spearman(upper triangle of D_F, upper triangle of D_Y)
@@ -21,7 +21,7 @@ from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Episode
 from hf_sharp.few_shot.evaluation import FewShotResult, compare
 
-_ROUNDING = 1e-12  # of variances: the square of float32's precision
+_ROUNDING = 1e-12  # the rounding error of variances: the square of float32's precision
 
 
 class Selection(NamedTuple):
@@ -49,8 +49,8 @@ def parc_score(features: Any, labels: Any, components: int | None = None) -> flo
     Args:
         features: (N, d). Time and memory grow with N², so N should be at most some hundreds.
         labels: (N,) class of every example.
-        components: None takes the raw features, as the authors of arXiv 2404.07696 do. A number first reduces them by
-            PCA to that many components (at most N − 1 and d) and standardises these, as Bolya et al. do with 32.
+        components: the number of PCA components to reduce the features to (at most N − 1 and d) and to standardise, as
+            Bolya et al. do with 32; None for the raw features, as in arXiv 2404.07696.
 
     Returns:
         PARC, from −100 to 100; higher is better.
@@ -70,7 +70,7 @@ def parc_score(features: Any, labels: Any, components: int | None = None) -> flo
         of PCA's components are scikit-learn's; they matter, because a sign changes the correlations of the rows.
 
     Differs from the authors' code: equal label distances are exact ties, PCA uses the full solver instead of a
-        randomised one, and components without variance are left out.
+        randomised one, and components without variance are dropped.
     """
     rows, classes = np.asarray(features, dtype=np.float64), np.asarray(labels)
     _check(rows, classes, components)
@@ -80,7 +80,7 @@ def parc_score(features: Any, labels: Any, components: int | None = None) -> flo
         raise ValueError("all features of an example are the same number, so it has no correlation with the others.")
     upper = np.triu_indices(len(rows), 1)
     feature_distances = 1 - np.asarray(np.corrcoef(rows))[upper]
-    # 1 − corr of one-hot rows has two values only. In floating point, rounding would rank equal distances apart.
+    # 1 − corr of one-hot rows takes only two values; in floating point, rounding would break ties between them.
     label_distances = (classes[:, None] != classes)[upper]
     return 100 * float(np.corrcoef(rankdata(feature_distances), label_distances)[0, 1])
 
@@ -98,18 +98,18 @@ def select_backbone(
 
     Args:
         backbones: name to backbone, as `load_backbone` takes it.
-        domain: labelled examples, such as the support set of a task. The choice sees their labels, so no result may be
+        domain: labelled examples, such as the support set of a task. The choice uses their labels, so no result may be
             reported on them.
         examples: the largest number of examples to use; they are drawn once for all backbones.
-        seed: seed of that draw.
-        features: name to (N, d) features of the domain, where they are known.
+        seed: the seed of that draw.
+        features: name to (N, d) features of the domain, if they are known.
         components: as in `parc_score`.
 
     Returns:
-        The name of the best backbone (the first of equals), and every score.
+        The name of the best backbone (the first one in case of a tie), and all scores.
 
     Raises:
-        ValueError: there are no backbones, or as `parc_score`.
+        ValueError: there are no backbones; or as for `parc_score`.
 
     Example:
         >>> select_backbone({"none": "outputs/none", "sam": "outputs/sam"}, support).name  # doctest: +SKIP
@@ -137,11 +137,11 @@ def episode_scores(features: Any, episodes: Sequence[Episode], components: int |
         components: as in `parc_score`.
 
     Returns:
-        PARC of every episode; NaN where each class has a single support example, because all label distances are then
-        equal.
+        The PARC score of every episode; NaN if each class has a single support example, because all label distances
+        are then equal.
 
     Raises:
-        ValueError: as `parc_score`.
+        ValueError: as for `parc_score`.
     """
     rows = _to_numpy(features)
     return np.array(
@@ -157,17 +157,17 @@ def episode_scores(features: Any, episodes: Sequence[Episode], components: int |
 def select_per_episode(
     results: Mapping[str, FewShotResult], scores: Mapping[str, Sequence[float] | np.ndarray]
 ) -> EpisodeSelection:
-    """Choose for every episode the backbone with the highest score, and report the accuracies of the chosen ones.
+    """Choose the backbone with the highest score for every episode, and return the accuracies of the chosen ones.
 
     Args:
         results: name of the backbone to its result on the episodes.
         scores: name of the backbone to its score in every episode, as `episode_scores` returns them.
 
     Returns:
-        The result and the chosen names. Of equal scores, or where scores are NaN, the first backbone is chosen.
+        The result and the chosen names. If scores are equal or NaN, the first backbone is chosen.
 
     Raises:
-        ValueError: there are no results, they are of different episodes, or not every episode has a score.
+        ValueError: there are no results, they are for different episodes, or an episode has no score.
 
     Example:
         >>> one, two = (FewShotResult(np.array(a), "x", "prototype", "1") for a in ([0.9, 0.5], [0.8, 0.4]))
@@ -213,8 +213,8 @@ def _check(rows: np.ndarray, classes: np.ndarray, components: int | None) -> Non
 def _standardised_components(rows: np.ndarray, components: int) -> np.ndarray:
     pca = PCA(min(components, *rows.shape), svd_solver="full")
     reduced = pca.fit_transform(rows)
-    # N examples have at most N − 1 components about their mean. Standardising would turn the rounding errors in the
-    # others into components as large as the rest.
+    # N centred examples have at most N − 1 components. Standardising would scale the rounding errors in further
+    # components up to the size of the others.
     real = pca.explained_variance_ > _ROUNDING * pca.explained_variance_[0]
     if real.sum() < 2:
         raise ValueError("the features lie on a line, so that rows of one component have no correlations.")

@@ -1,4 +1,4 @@
-"""Characters rendered from the installed fonts, an Omniglot-like set: once, then read from a cache."""
+"""Renders characters from the installed fonts as an Omniglot-like dataset, which is cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-# Scripts first, then signs: (first, last) code points.
+# Ranges of code points (first, last): scripts first, then symbols.
 _RANGES = (
     (0x21, 0x7E),  # Latin
     (0x391, 0x3C9),  # Greek
@@ -32,29 +32,29 @@ _RANGES = (
     (0x20A0, 0x20BF),  # currencies
     (0x2600, 0x26FF),  # signs
 )
-_ENOUGH_FONTS = 3  # an alphabet that fewer fonts have makes examples that differ by jitter only
-_ALIKE = 0.1  # the squared difference of two characters' ink, over the ink's square, below which they are one
-_VERSION = 3  # of the pictures: another number makes them anew
+_ENOUGH_FONTS = 3  # with fewer fonts, the examples of a character would differ almost only by jitter
+_ALIKE = 0.1  # characters count as the same if their squared difference is below this share of the squared ink
+_VERSION = 3  # the version of the rendered images; a change invalidates the cache
 
 
 def render_characters(
     cache: Path, characters: int, renderings: int, size: int, seed: int, fonts: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Render characters, or read what was rendered before.
+    """Render characters, or read them from the cache.
 
     Args:
-        cache: the folder of what was rendered.
-        characters: how many.
-        renderings: of each.
-        size: of the images, in pixels.
-        seed: of fonts and jitter.
-        fonts: files; None: all that are installed.
+        cache: the folder of the cache.
+        characters: the number of characters.
+        renderings: the number of renderings per character.
+        size: the width and height of the images, in pixels.
+        seed: the seed of fonts and jitter.
+        fonts: font files; None for all installed fonts.
 
     Returns:
-        Pixels (N, size, size) uint8, dark on white; labels (N,); the characters.
+        Pixels (N, size, size) uint8, dark on white; labels (N,); and the characters.
 
     Raises:
-        LookupError: there are no fonts, or they do not have so many characters.
+        LookupError: there are no fonts, or they have too few characters.
     """
     files = installed_fonts() if fonts is None else sorted(fonts)
     if not files:
@@ -70,12 +70,12 @@ def render_characters(
     pixels = np.empty((characters, renderings, size, size), np.uint8)
     for c, (character, its_fonts) in enumerate(tqdm(chosen.items(), desc="rendering characters", leave=False)):
         order = rng.permutation(len(its_fonts))
-        for i in range(renderings):  # every font once before one comes again
+        for i in range(renderings):  # use every font once before repeating one
             pixels[c, i] = _render(character, its_fonts[order[i % len(order)]], size, rng)
     names = list(chosen)
     labels = np.repeat(np.arange(characters), renderings)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.stem}.{os.getpid()}.part")  # pictures are there whole, or not at all
+    unfinished = file.with_name(f"{file.stem}.{os.getpid()}.part")  # the file is renamed when it is complete
     with unfinished.open("wb") as out:
         np.savez_compressed(out, pixels=pixels.reshape(-1, size, size), labels=labels, names=np.array(names))
     unfinished.replace(file)
@@ -83,25 +83,25 @@ def render_characters(
 
 
 def installed_fonts() -> list[str]:
-    """List the font files that are installed, in an order of their own."""
+    """List the installed font files, in a fixed order."""
     from matplotlib.font_manager import findSystemFonts
 
     return sorted(findSystemFonts())
 
 
 def choose_characters(files: Iterable[str], count: int, size: int) -> Mapping[str, list[str]]:
-    """Choose characters that look different from one another, those in most fonts first.
+    """Choose characters that look different from one another, those in the most fonts first.
 
     Args:
-        files: the fonts.
-        count: how many characters.
-        size: at which they must look different, in pixels.
+        files: the font files.
+        count: the number of characters.
+        size: the size at which they must look different, in pixels.
 
     Returns:
-        Every character with the fonts that have it.
+        Character to the fonts that have it.
 
     Raises:
-        LookupError: there are not so many.
+        LookupError: there are fewer such characters.
     """
     from matplotlib.ft2font import FT2Font
 
@@ -111,13 +111,13 @@ def choose_characters(files: Iterable[str], count: int, size: int) -> Mapping[st
         try:
             ImageFont.truetype(file, size)
             codes = FT2Font(file).get_charmap()
-        except (OSError, RuntimeError):  # bitmap fonts, and those of other kinds
+        except (OSError, RuntimeError):  # bitmap fonts and other unsupported formats
             continue
         usable += 1
         for code in having.keys() & codes.keys():
             if unicodedata.category(chr(code))[0] in "LNS":
                 having[code].append(file)
-    ranked = sorted(having, key=lambda code: -len(having[code]))  # stable: in the order of the ranges among equals
+    ranked = sorted(having, key=lambda code: -len(having[code]))  # stable: ties stay in the order of the ranges
     chosen: dict[str, list[str]] = {}
     taken: dict[str, list[np.ndarray]] = {}
     for code in ranked:
@@ -129,12 +129,12 @@ def choose_characters(files: Iterable[str], count: int, size: int) -> Mapping[st
             for file, ink in inks.items():
                 taken.setdefault(file, []).append(ink)
     if len(chosen) < count:
-        raise LookupError(f"{usable} usable fonts have {len(chosen)} characters of the {count} that are wanted.")
+        raise LookupError(f"{usable} usable fonts have only {len(chosen)} of the {count} characters that are needed.")
     return chosen
 
 
 def _is_among(ink: np.ndarray, others: Iterable[np.ndarray]) -> bool:
-    # A of Latin, Greek and Cyrillic is one picture, but for the font's hints, and a class of its own only once.
+    # Latin, Greek and Cyrillic A look the same except for hinting, so they must be only one class.
     least = _ALIKE * np.square(ink).sum()
     return any(np.square(other - ink).sum() < least for other in others)
 
@@ -157,7 +157,7 @@ def _render(character: str, file: str, size: int, rng: np.random.Generator) -> n
     cosine, sine = np.cos(turn), np.sin(turn)
     matrix = np.array([[cosine, -sine], [sine, cosine]]) @ np.array([[1, shear], [0, 1]]) / scale
     large = _draw(character, file, 2 * size)
-    offset = size - matrix @ (size + 2 * size * shift)  # about the middle of the picture
+    offset = size - matrix @ (size + 2 * size * shift)  # relative to the centre of the image
     numbers = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
     moved = large.transform(large.size, Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR, fillcolor=255)
     return np.asarray(moved.resize((size, size), Image.Resampling.BOX))

@@ -20,8 +20,8 @@ def differences(rows: Rows) -> dict[str, dict[str, Comparison]]:
         rows: name to domain to result; all rows have the same domains.
 
     Returns:
-        `one against another` to domain (or `average`) to comparison: every row against the first, and every two rows
-        that differ only in the method or only in the fusion.
+        `one against another` to domain (or `average`) to comparison: every row against the first row, and all pairs of
+        rows that differ only in the method or only in the fusion.
     """
     first = next(iter(rows), "")
     parts = {name: name.partition(" + ")[::2] for name in rows}
@@ -39,7 +39,7 @@ def differences(rows: Rows) -> dict[str, dict[str, Comparison]]:
 
 
 def summary(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
-    """Return accuracies and intervals without the single episodes, for JSON.
+    """Return accuracies and intervals, without those of single episodes, for JSON.
 
     Args:
         rows: name to domain to result.

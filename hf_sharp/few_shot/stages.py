@@ -11,10 +11,10 @@ from hf_sharp.reports.results import write_json
 
 
 def resume_stage(file: Path, options: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the saved results of a stage, and run the stage first if it has not finished.
+    """Return the saved results of a stage; run the stage first if it has not finished.
 
     Args:
-        file: the JSON file with the stage's results. It is written whole or not at all.
+        file: the JSON file with the stage's results, which is written atomically.
         options: the options that the results depend on, saved with them.
         run: runs the stage and returns its results.
 

@@ -1,4 +1,4 @@
-"""Training of backbones on the images of one or more domains; validation episodes choose the checkpoint."""
+"""Trains backbones on the images of one or more domains; validation episodes choose the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 
 class DomainImages(torch.utils.data.Dataset):
-    """The images of one or more domains as pixel values, in memory, with the classes of all domains side by side.
+    """The images of one or more domains as pixel values, in memory; the classes of all domains are distinct.
 
     Args:
         domains: the domains; each must have images.
@@ -51,16 +51,16 @@ class EpisodeValidation(TrainerCallback):
     """Keeps the weights with the best accuracy on validation episodes, and restores them at the end of training.
 
     The accuracy is that of `prototype`, averaged over domains; the authors of arXiv 2404.07696 choose checkpoints in
-    the same way. Of equal accuracies the earliest counts.
+    the same way. In case of a tie, the earliest step is chosen.
 
     Args:
         domains: validation examples of every domain that the backbone is trained on.
         processor: the image processor.
-        every: optimizer steps between two validations. The last step is validated as well.
-        episodes: episodes per domain, the same each time; the authors use 300.
-        seed: seed of the episodes.
-        ways: fixed number of classes; None: Meta-Dataset's.
-        shots: fixed number of support examples per class; None: Meta-Dataset's.
+        every: the number of optimizer steps between two validations. The last step is always validated.
+        episodes: the number of episodes per domain, the same each time; the authors use 300.
+        seed: the seed of the episodes.
+        ways: the fixed number of classes; None to draw it as in Meta-Dataset.
+        shots: the fixed number of support examples per class; None to draw it as in Meta-Dataset.
         features: the kind of features, as `load_backbone` takes it.
 
     Attributes:

@@ -39,7 +39,7 @@ class GeometryCallback(TrainerCallback):
         if len(cast(Sized, self.dataset)) > max_examples:
             label2id = getattr(getattr(trainer.model, "config", None), "label2id", None)
             labels = read_labels(self.dataset, trainer.args.label_column, label2id=label2id)
-            chosen = stratified_sample(labels, max_examples)  # every class is needed for a distance
+            chosen = stratified_sample(labels, max_examples)  # the distances need examples of every class
             self.dataset = Subset(cast(Dataset, self.dataset), chosen.tolist())
         self.last: MeasuredGeometry | None = None
         self.predicted: Geometry | None = None

@@ -1,6 +1,6 @@
 """Class-frequency-aware losses: one value per example, buffers and no parameters.
 
-Every module here is imported, so that a new file with a loss in it is all that a new loss needs.
+Every module of this package is imported, so that a new loss only needs a new file.
 """
 
 import importlib

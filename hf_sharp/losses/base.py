@@ -1,8 +1,8 @@
-"""The base of all losses: affine map, data types, buffers, ignored labels, class importance and checks.
+"""The base class of all losses: affine map, dtypes, buffers, ignored labels, class importance and checks.
 
     ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
-Most losses only set some of these four vectors. A loss returns one value per example; the trainer reduces them.
+Most losses only set some of these four vectors. A loss returns one value per example; the trainer reduces the values.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hf_sharp.registry import Citation
 
 
 class ClassFrequencyLoss(nn.Module):
-    """Weighted cross-entropy of affinely mapped logits, one value per example. Unchanged, it is plain cross-entropy.
+    """Weighted cross-entropy of affinely mapped logits, one value per example; by default plain cross-entropy.
 
         ℓ_j = weight[y_j] · CE(label_scale[y_j] · class_scale ⊙ z_j + offset, y_j)
 
     Args:
         class_counts: (K,) integers >= 0, the training examples of each class.
-        **options: the parameters of the formula, finite numbers; kept in `options`.
+        **options: the parameters of the formula, finite numbers; stored in `options`.
 
     Attributes:
         name: what `build_loss` and `SharpTrainingArguments` call it.
@@ -35,8 +35,7 @@ class ClassFrequencyLoss(nn.Module):
         when: when to choose it.
         citations: the papers to cite.
         needs_cosine_logits: whether logits must be cosines between features and class vectors, in [−1, 1].
-        needs_features: whether it also uses the head and the features that the head turns into logits; such a loss
-            implements `discriminative`.
+        needs_features: whether it also uses the head's weights and input; such a loss implements `discriminative`.
         class_scale: (K,) float64 or None for 1, the factor of each class's logit.
         label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
         offset: (K,) float64 or None for 0, what is added to each class's logit.
@@ -71,7 +70,7 @@ class ClassFrequencyLoss(nn.Module):
         for name, value in options.items():
             if isinstance(value, str) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}.")
-        # Numbers of NumPy and torch become ones that checkpoints and trackers can write as JSON.
+        # NumPy and torch scalars are converted to Python numbers, which checkpoints and trackers can write as JSON.
         self.options: dict[str, Any] = {k: v.item() if hasattr(v, "item") else v for k, v in options.items()}
         counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
@@ -80,7 +79,7 @@ class ClassFrequencyLoss(nn.Module):
 
     @classmethod
     def from_counts(cls, class_counts: Any, **options: Any) -> ClassFrequencyLoss:
-        """Build the loss from what every loss can be built from: (K,) class counts, and its own options."""
+        """Build the loss from the class counts (K,) and its own options; every loss can be built this way."""
         return cls(class_counts, **options)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class ClassFrequencyLoss(nn.Module):
         return self.weigh(losses, existing)
 
     def weigh(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Multiply the losses of examples by their classes' weight and importance.
+        """Multiply the losses of examples by the weight and the importance of their classes.
 
         Args:
             losses: (N,) float32 or float64.
@@ -130,7 +129,7 @@ class ClassFrequencyLoss(nn.Module):
         return losses
 
     def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map the logits to those whose cross-entropy is taken.
+        """Map the model's logits to the logits of which the cross-entropy is computed.
 
         Args:
             logits: (N, K) float32 or float64.
@@ -146,10 +145,10 @@ class ClassFrequencyLoss(nn.Module):
         return logits if self.offset is None else logits + self.offset.to(logits.dtype)
 
     def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of each example before its class's weight: cross-entropy.
+        """Compute the loss of each example without its class weight: by default, cross-entropy.
 
         Args:
-            logits: (N, K) float32 or float64, as `adjust` gives them.
+            logits: (N, K) float32 or float64, as `adjust` returns them.
             labels: (N,) in [0, K), or -100.
 
         Returns:
@@ -158,7 +157,7 @@ class ClassFrequencyLoss(nn.Module):
         return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL)
 
     def discriminative(self, labels: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute what a loss with `needs_features` adds to each example's loss while training.
+        """Compute the terms of features that a loss with `needs_features` adds to each example's loss in training.
 
         Args:
             labels: (N,) int64 in [0, K), or -100 where 0 is added.
@@ -170,23 +169,23 @@ class ClassFrequencyLoss(nn.Module):
             (N,), float32 or float64.
 
         Raises:
-            NotImplementedError: the loss sets `needs_features` and does not implement this.
+            NotImplementedError: the loss sets `needs_features`, but does not implement this method.
         """
-        raise NotImplementedError(f"loss {self.name!r} sets needs_features, and does not implement discriminative().")
+        raise NotImplementedError(f"loss {self.name!r} sets needs_features, but does not implement discriminative().")
 
     def frozen(self) -> ClassFrequencyLoss:
-        """Return this loss as it is now, for a second pass over a batch: a state that training moves stays put."""
+        """Return this loss with its current state fixed, for a second pass over the same batch."""
         return self
 
     @property
     def corrects(self) -> bool:
-        """Whether a weight, offset or scale differs between classes: a strength of 0 corrects nothing."""
+        """Whether a weight, offset or scale differs between classes; False, for example, for a strength of 0."""
         parts = (self.weight, self.offset, self.class_scale, self.label_scale)
         return any(part is not None and bool((part != part[0]).any()) for part in parts)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments with which `build_loss(class_counts=..., **config)` builds this loss again, in JSON types."""
+        """The arguments from which `build_loss(class_counts=..., **config)` rebuilds this loss, in JSON types."""
         importance = {} if self.class_importance is None else {"class_importance": self.class_importance.tolist()}
         return {"name": self.name, **self.options, **importance}
 
@@ -197,19 +196,19 @@ class ClassFrequencyLoss(nn.Module):
 
 
 def check_one_per_example(losses: Tensor, labels: Tensor, source: str) -> None:
-    """Raise a ValueError for losses that are not one per example, such as their mean."""
+    """Raise a ValueError if there is not one loss per example, for example only their mean."""
     if losses.shape != labels.shape:
         raise ValueError(
             f"{source} must return one loss per example, of shape {tuple(labels.shape)}; got {tuple(losses.shape)}. "
-            "Leave the mean to the trainer: reduction='none'."
+            "The trainer computes the mean: use reduction='none'."
         )
 
 
 def at_least_one(class_counts: Tensor) -> Tensor:
-    """Give max(n_c, 1) in float64, so that a class without examples stays finite: (K,) to (K,)."""
+    """Return max(n_c, 1) in float64, so that results are finite for a class without examples: (K,) to (K,)."""
     return class_counts.clamp(min=1).double()
 
 
 def log_priors(class_counts: Tensor) -> Tensor:
-    """Take log π_c in float64, a class without examples counted as one with 1: (K,) to (K,)."""
+    """Return log π_c in float64; a class without examples counts as if it had 1: (K,) to (K,)."""
     return (at_least_one(class_counts) / class_counts.sum()).log()

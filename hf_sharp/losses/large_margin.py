@@ -1,15 +1,15 @@
-"""The large-margin discriminative loss: cross-entropy, plus compact classes far from their boundaries.
+"""The large-margin discriminative loss: cross-entropy, plus terms for compact classes far from their boundaries.
 
     f_i        the features of example i, the head's input; W (K, d) and b (K,) the head
     m̂_c        the mean of f_i over the batch's examples of class c;   C_b the batch's classes
-    m_c        (1 − μ) m̂_c + μ · the running centroid;   m̂_c where class c is seen for the first time
+    m_c        (1 − μ) m̂_c + μ · the running centroid;   m̂_c when class c is seen for the first time
     d_ck       ((w_c − w_k)ᵀ m̂_c + b_c − b_k) / ‖w_c − w_k‖                  how far m̂_c is on c's side of the boundary
     compact_i  max(0, ‖f_i − m_c‖ − δ_v)²
     margin_c   max_{k ≠ c} max(0, δ_d,c − d_ck),  or the mean over k
     ℓ_i        CE_i + λ N / (|C_b| |c_i|) (α compact_i + β margin_c + γ ‖m_c‖)      |c_i|: examples of i's class
 
-The mean of ℓ_i over the batch is the mean over its classes of what each class loses. The running centroid steadies
-compactness and the norm only: in the margin it would shrink the gradient to its share 1 − μ (the paper's *partial
+The factor N / (|C_b| |c_i|) turns the batch mean of the added terms into a mean over its classes. Only compactness and
+the norm use the running centroid; in the margin it would scale the gradient down by 1 − μ (the paper's *partial
 momentum*).
 """
 
@@ -33,33 +33,35 @@ AGGREGATIONS = ("max", "mean")
 
 @LOSSES.add_builtin
 class LargeMarginLoss(ClassFrequencyLoss):
-    """Cross-entropy plus compactness, margin and size of the classes' features.
+    """Cross-entropy plus terms for the compactness, the margin and the norm of each class's features.
 
         ℓ_i = CE_i + λ N / (|C_b| |c_i|) (α compact_i + β margin_c + γ ‖m_c‖)
 
-    In training mode every call moves the running centroids, unless it is given some; processes share theirs. The batch
-    is that of one process. In evaluation mode nothing moves, and without features it is cross-entropy.
+    In training mode, every call without `centroids` updates the running centroids, which processes share; the other
+    terms are computed from the batch of one process. In evaluation mode, nothing is updated, and without features the
+    loss is cross-entropy.
 
     Args:
         num_classes: K.
         feature_dim: d.
         class_counts: (K,) integers >= 0, the training examples of each class; `lm_frequency_margins` needs them.
         lm_weight: λ >= 0.
-        lm_alpha: α >= 0, of compactness.
-        lm_beta: β >= 0, of the margin.
-        lm_gamma: γ >= 0, of the centroids' norm; the paper's 0.001.
-        lm_delta_v: δ_v >= 0, the distance from the centroid that costs nothing; the paper's 0.5.
-        lm_delta_d: δ_d >= 0, the distance to the boundary beyond which nothing is gained; the paper's 6. With
-            δ_d > 2 δ_v, classes without compactness and margin loss are further apart than they are wide.
-        lm_momentum: μ in [0, 1), of the running centroids; the paper's 0.99.
-        lm_aggregation: over the other classes: "max", the paper's; or "mean".
-        lm_frequency_margins: δ_d,c ∝ n_c^(−1/4) with mean δ_d, so that rare classes get more room. Ours; off.
+        lm_alpha: α >= 0, the weight of the compactness term.
+        lm_beta: β >= 0, the weight of the margin term.
+        lm_gamma: γ >= 0, the weight of the centroid norms; 0.001 in the paper.
+        lm_delta_v: δ_v >= 0, the distance from the centroid up to which compactness is 0; 0.5 in the paper.
+        lm_delta_d: δ_d >= 0, the distance to the boundary beyond which the margin term is 0; 6 in the paper. With
+            δ_d > 2 δ_v, classes whose compactness and margin terms are 0 are further apart than they are wide.
+        lm_momentum: μ in [0, 1), the momentum of the running centroids; 0.99 in the paper.
+        lm_aggregation: how to combine the other classes: "max", as in the paper; or "mean".
+        lm_frequency_margins: use δ_d,c ∝ n_c^(−1/4) with mean δ_d, so that rare classes get larger margins. Not from
+            the paper; off by default.
 
     Attributes:
-        centroids: (K, d), the running centroids; NaN for a class that was not seen.
+        centroids: (K, d), the running centroids; NaN for a class that has not been seen.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range, or `lm_frequency_margins` lacks `class_counts`.
 
     Example:
         >>> loss = LargeMarginLoss(num_classes=2, feature_dim=2, lm_delta_d=1.0)
@@ -119,7 +121,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
             if value < 0:
                 raise ValueError(f"{name} must be >= 0, got {value}.")
         if lm_momentum >= 1:
-            raise ValueError(f"lm_momentum must be below 1, or centroids never move; got {lm_momentum}.")
+            raise ValueError(f"lm_momentum must be below 1, else centroids never move; got {lm_momentum}.")
         check_name("lm_aggregation", lm_aggregation, AGGREGATIONS)
         if lm_frequency_margins and class_counts is None:
             raise ValueError("lm_frequency_margins needs class_counts.")
@@ -134,14 +136,14 @@ class LargeMarginLoss(ClassFrequencyLoss):
 
     @classmethod
     def from_counts(cls, class_counts: Any, **options: Any) -> LargeMarginLoss:
-        """Build it as `build_loss` does: K and the counts are one; `feature_dim` is among the options."""
+        """Build the loss as `build_loss` does: K follows from the counts, and `feature_dim` is among the options."""
         if "feature_dim" not in options:
             raise ValueError("loss 'large_margin' needs feature_dim, the size of the head's input.")
         return cls(len(class_counts), class_counts=class_counts, **options)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments with which `build_loss(class_counts=..., **config)` builds this loss again, in JSON types."""
+        """The arguments from which `build_loss(class_counts=..., **config)` rebuilds this loss, in JSON types."""
         return super().config | {"feature_dim": self.centroids.shape[1]}
 
     def forward(
@@ -157,18 +159,18 @@ class LargeMarginLoss(ClassFrequencyLoss):
 
         Args:
             logits: (N, K), any floating type.
-            labels: (N,) int64 in [0, K); examples labelled -100 get exactly 0, and are in no centroid.
-            features: (N, d), what the head turned into the logits, with their graph.
+            labels: (N,) int64 in [0, K); examples labelled -100 get exactly 0, and do not count in any centroid.
+            features: (N, d), the head's input that gave the logits, with their graph.
             weight: W (K, d) of the head.
             bias: b (K,), or None for 0.
-            centroids: (K, d) to take in place of the running ones, which then stay where they are; NaN for classes not
-                seen. A second pass over a batch gives those that the first one found.
+            centroids: (K, d), to use instead of the running centroids, which then are not updated; NaN for classes not
+                seen. For a second pass over a batch, pass the centroids that the first pass used.
 
         Returns:
             (N,): float64 for float64 logits, else float32.
 
         Raises:
-            ValueError: as `ClassFrequencyLoss`; or features or weight are missing, or not of the loss's size.
+            ValueError: as for `ClassFrequencyLoss`; or features or weight are missing, or have the wrong shape.
         """
         losses = super().forward(logits, labels)
         if features is None and not self.training:
@@ -185,9 +187,9 @@ class LargeMarginLoss(ClassFrequencyLoss):
         bias: Tensor | None = None,
         centroids: Tensor | None = None,
     ) -> Tensor:
-        """Compute what is added to the cross-entropy of each example.
+        """Compute the terms that are added to the cross-entropy of each example.
 
-        The running centroids move, unless `centroids` are given. The arguments and errors are those of `forward`.
+        Updates the running centroids, unless `centroids` are passed. Arguments and errors are those of `forward`.
 
         Returns:
             (N,): float64 for float64 features, else float32.
@@ -206,7 +208,7 @@ class LargeMarginLoss(ClassFrequencyLoss):
         return self.weigh(terms, labels)
 
     def frozen(self) -> LargeMarginLoss:
-        """Return this loss with its present centroids, which do not move: for a second pass over a batch."""
+        """Return this loss with its current centroids fixed, for a second pass over the same batch."""
         still = copy.copy(self)
         still._buffers = dict(self._buffers)
         still.moves = False
@@ -254,5 +256,5 @@ class LargeMarginLoss(ClassFrequencyLoss):
         means = (sums[:, :-1] / seen.clamp(min=1)).to(self.centroids)
         moved = torch.lerp(means, self.centroids, self.options["lm_momentum"])
         moved = torch.where(self.centroids.isnan(), means, moved)
-        # A new tensor, so that a frozen loss keeps the old one.
+        # Assign a new tensor, so that a frozen loss keeps the old one.
         self.centroids = torch.where(seen > 0, moved, self.centroids)

@@ -25,7 +25,7 @@ class LogitAdjustedLoss(ClassFrequencyLoss):
 
     Args:
         class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
-        loss_tau: τ, finite; 0 is cross-entropy, 1 (the paper's) is Fisher-consistent for balanced error.
+        loss_tau: τ, finite; 0 gives cross-entropy, 1 (as in the paper) is Fisher-consistent for the balanced error.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Losses with a margin by class.
+"""Losses with a margin for each class.
 
 LDAM:  CE(s (z − m_y 1_y), y),    m_c = m · n_c^(−1/4) / max_k n_k^(−1/4)
 """
@@ -21,14 +21,14 @@ class LDAMLoss(ClassFrequencyLoss):
 
         ℓ_j = CE(s (z_j − m_y 1_y), y_j),    m_c = m · n_c^(−1/4) / max_k n_k^(−1/4)
 
-    The logits must be cosines between features and class vectors; a margin means nothing otherwise. The linear head of
-    a Hugging Face model gives none, so `SharpTrainer` takes this loss with `cosine_head=True`, or with a model whose
-    own logits are cosines.
+    The logits must be cosines between features and class vectors; otherwise a margin has no meaning. The linear head of
+    a Hugging Face model does not compute cosines, so `SharpTrainer` accepts this loss only with `cosine_head=True`, or
+    with a model whose own logits are cosines.
 
     Args:
         class_counts: (K,) integers >= 0. A class without examples counts as one with 1.
-        loss_margin: m >= 0, the margin of the rarest class; the paper's 0.5.
-        loss_scale: s > 0, the inverse temperature of the cosines; the paper's 30.
+        loss_margin: m >= 0, the margin of the rarest class; 0.5 in the paper.
+        loss_scale: s > 0, the inverse temperature of the cosines; 30 in the paper.
 
     Raises:
         ValueError: loss_margin is negative, or loss_scale is not positive.
@@ -71,7 +71,7 @@ class LDAMLoss(ClassFrequencyLoss):
         self.loss_scale = loss_scale
 
     def adjust(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Take the label's margin off its cosine, and scale: as `ClassFrequencyLoss.adjust`.
+        """Subtract the label's margin from its cosine, and multiply by the scale.
 
         Args:
             logits: (N, K) cosines, float32 or float64.

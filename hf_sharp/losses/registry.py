@@ -1,4 +1,4 @@
-"""Losses by name."""
+"""Losses by name: register and build them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOSSES.add_builtin(ClassFrequencyLoss)
 
 
 def register_loss(loss: type[ClassFrequencyLoss]) -> type[ClassFrequencyLoss]:
-    """Make a loss of your own available as `loss="its name"`, in arguments and YAML. Usable as a class decorator.
+    """Register a loss, so that arguments and YAML files can select it as `loss="its name"`. Usable as a decorator.
 
     Args:
-        loss: a subclass of `ClassFrequencyLoss` with a `name` of its own. The parameters of `__init__` after
+        loss: a subclass of `ClassFrequencyLoss` with its own `name`. The parameters of `__init__` after
             `class_counts` are its options; `SharpTrainingArguments(loss_options={...})` sets them.
 
     Returns:
         The class.
 
     Raises:
-        ValueError: it is no such subclass, or its name is missing or taken.
+        ValueError: `loss` is not such a subclass, or its name is missing or taken.
 
     Example:
         >>> @register_loss
@@ -50,7 +50,7 @@ def register_loss(loss: type[ClassFrequencyLoss]) -> type[ClassFrequencyLoss]:
 
 
 def loss_options(name: str) -> set[str]:
-    """List the options that a loss takes beside the class counts."""
+    """List the options that a loss takes in addition to the class counts."""
     return set(option_names(LOSSES[name], without=("class_counts", "options", "num_classes", "feature_dim")))
 
 
@@ -62,17 +62,17 @@ def build_loss(
     Args:
         name: one of `LOSSES`.
         class_counts: (K,) integers >= 0, the training examples of each class.
-        class_importance: (K,) finite numbers > 0, or None. They multiply the losses of each class's examples: what a
-            mistake on that class costs.
+        class_importance: (K,) finite numbers > 0, the cost of a mistake on each class, or None for 1. The losses of a
+            class's examples are multiplied by its number.
         feature_dim: the size of the head's input, for a loss that needs features.
-        **options: options of the loss, named as in `SharpTrainingArguments` (`loss_tau`, ...); None is the default.
+        **options: options of the loss, named as in `SharpTrainingArguments` (`loss_tau`, ...); None for the default.
 
     Returns:
-        A module: `loss(logits, labels)` is (N,).
+        The loss, a module: `loss(logits, labels)` has shape (N,).
 
     Raises:
-        ValueError: an unknown name, an option that this loss does not take or that is out of range, counts that are not
-            integers >= 0 of at least 2 classes, or importances that are not one positive number per class.
+        ValueError: the name is unknown, an option is out of range or not one of this loss, the counts are not integers
+            >= 0 of at least 2 classes, or the importances are not one positive number per class.
 
     Example:
         >>> build_loss("logit_adjusted", [30, 10, 1], loss_tau=1.5)
@@ -93,20 +93,20 @@ def build_loss(
 
 
 def set_class_importance(loss: ClassFrequencyLoss, class_importance: Any) -> None:
-    """Let a loss multiply the losses of each class's examples by what a mistake on that class costs.
+    """Set the cost of a mistake on each class, by which a loss multiplies the losses of the class's examples.
 
     Args:
         loss: the loss.
         class_importance: (K,) finite numbers > 0, or None for 1.
 
     Raises:
-        ValueError: they are not one positive number per class.
+        ValueError: the importances are not one positive number per class.
     """
     if class_importance is None:
         return
     try:
         importance = torch.as_tensor(class_importance, dtype=torch.float64)
-    except (TypeError, ValueError):  # no numbers
+    except (TypeError, ValueError):  # not numbers
         importance = torch.empty(0)
     if importance.shape != loss.class_counts.shape or not (importance.isfinite() & (importance > 0)).all():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Reweighting: examples of rare classes count more.
+"""Reweighting losses: examples of rare classes, or hard examples, get larger weights.
 
 weighted:        ℓ_j = w_y CE(z_j, y_j),    w_c ∝ 1 / n_c
 class-balanced:  ℓ_j = w_y CE(z_j, y_j),    w_c ∝ (1 − β) / (1 − β^n_c)
@@ -24,7 +24,7 @@ class WeightedLoss(ClassFrequencyLoss):
         ℓ_j = w_y CE(z_j, y_j),    w_c ∝ 1 / n_c,    mean(w) = 1
 
     Args:
-        class_counts: (K,) integers >= 0. A class without examples counts as one with 1, and not in the mean.
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1, but not in the mean.
 
     Example:
         >>> WeightedLoss([3, 1]).weight
@@ -52,8 +52,8 @@ class ClassBalancedLoss(ClassFrequencyLoss):
         ℓ_j = w_y CE(z_j, y_j),    w_c ∝ (1 − β) / (1 − β^n_c),    mean(w) = 1
 
     Args:
-        class_counts: (K,) integers >= 0. A class without examples counts as one with 1, and not in the mean.
-        loss_beta: β in [0, 1); 0 is cross-entropy, towards 1 it becomes `weighted`; the paper's 0.9999.
+        class_counts: (K,) integers >= 0. A class without examples counts as one with 1, but not in the mean.
+        loss_beta: β in [0, 1); 0 gives cross-entropy, and β → 1 gives `weighted`; up to 0.9999 in the paper.
 
     Raises:
         ValueError: loss_beta is outside [0, 1).
@@ -89,13 +89,13 @@ class ClassBalancedLoss(ClassFrequencyLoss):
 
 @LOSSES.add_builtin
 class FocalLoss(ClassFrequencyLoss):
-    """Focal loss: examples that the model is sure of count less, whatever their class.
+    """Focal loss: examples that the model already classifies confidently count less, whatever their class.
 
         ℓ_j = (1 − p_j)^γ CE(z_j, y_j),    p_j = exp(−CE(z_j, y_j))
 
     Args:
         class_counts: (K,) integers >= 0; the formula does not use them.
-        loss_gamma: γ >= 0; 0 is cross-entropy, the paper's 2.
+        loss_gamma: γ >= 0; 0 gives cross-entropy; 2 in the paper.
 
     Raises:
         ValueError: loss_gamma is negative.
@@ -128,7 +128,7 @@ class FocalLoss(ClassFrequencyLoss):
         self.loss_gamma = loss_gamma
 
     def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the focal loss of each example, before its class's weight.
+        """Compute the focal loss of each example, without its class weight.
 
         Args:
             logits: (N, K) float32 or float64.
@@ -138,11 +138,11 @@ class FocalLoss(ClassFrequencyLoss):
             (N,), of the same type.
         """
         losses = super().unweighted(logits, labels)
-        # 1 − exp(−CE), clamped above 0, where the power has an infinite derivative for γ < 1.
+        # 1 − exp(−CE), kept above 0, because for γ < 1 the power has an infinite derivative at 0.
         unsure = -torch.expm1(-losses)
         return unsure.clamp(min=torch.finfo(losses.dtype).tiny) ** self.loss_gamma * losses
 
 
 def _mean_one(weight: Tensor, class_counts: Tensor) -> Tensor:
-    # Counting the many absent classes of a large label set in the mean would leave almost no weight for the others.
+    # If a large label set has many absent classes, including them in the mean would leave the others almost no weight.
     return weight / weight[class_counts > 0].mean()

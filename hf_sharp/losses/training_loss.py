@@ -1,6 +1,6 @@
-"""The loss of a training step: a class-frequency-aware loss, with what the course of training and the head add to it.
+"""The loss of a training step: a class-frequency-aware loss, with deferred weights and terms that depend on features.
 
-ℓ_j = weight_t[y_j] · (loss(z_j, y_j) + what features add)        weight_t: 1, or the deferred weights (DRW)
+ℓ_j = weight_t[y_j] · (loss(z_j, y_j) + terms of features)        weight_t: 1, or the deferred weights (DRW)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hf_sharp.losses.margin import LDAMLoss
 from hf_sharp.losses.reweighting import ClassBalancedLoss
 from hf_sharp.registry import Choice
 
-# Deferred reweighting: the weights are class-balanced, and LDAM's paper defers them.
+# Deferred reweighting: the weights come from the class-balanced loss, their deferral from LDAM's paper.
 CHOICES = (
     Choice(
         "reweight_after",
@@ -35,18 +35,18 @@ class Head(Protocol):
         """W (K, d), and b (K,) if there is one."""
 
     def features_of(self, logits: Tensor) -> Tensor:
-        """The features (N, d) of the logits (N, K) that the last forward pass gave."""
+        """Return the features (N, d) from which the last forward pass computed the logits (N, K)."""
 
 
 class TrainingLoss:
-    """One value per example, (N,), from logits and labels.
+    """Computes the training loss of each example, (N,), from logits and labels.
 
     Args:
         loss: the class-frequency-aware loss.
-        head: the head, where the loss or `wrap` uses features; else None.
-        late_weight: returns the deferred weights (K,) once they are in force, and None before.
-        wrap: takes the loss of (logits, labels), and returns a loss of (logits, labels, features, head parameters).
-        logit_scale: the factor of the model's logits, which the loss takes without it.
+        head: the head, if the loss or `wrap` uses features; else None.
+        late_weight: returns the deferred weights (K,) once they apply, and None before.
+        wrap: takes a loss of (logits, labels), and returns a loss of (logits, labels, features, head parameters).
+        logit_scale: the factor of the model's logits; the loss gets them divided by it.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ class TrainingLoss:
         Args:
             logits: (N, K), of the forward pass that has just run.
             labels: (N,) int64 in [0, K), or -100.
-            frozen: the loss to use in place of `loss`: its state at an earlier pass.
+            frozen: a frozen copy of `loss` to use instead of it, for a later pass over the same batch.
 
         Returns:
             (N,), float32 or float64.

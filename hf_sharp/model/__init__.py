@@ -1,1 +1,1 @@
-"""Inspecting and changing a model: its head, its geometry in theory, its loss surface and curvature."""
+"""Inspect and change a model: its head, its predicted geometry, its loss surface and its curvature."""

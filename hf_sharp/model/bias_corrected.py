@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-_PRIOR = 0.01  # precision of a normal prior on log s and b, so that classes told apart without error have finite ones
+_PRIOR = 0.01  # precision of a normal prior on log s and b, which keeps them finite for perfectly separated classes
 
 
 class Calibration(NamedTuple):
@@ -33,13 +33,13 @@ def fit_calibration(logits: Any, labels: Any, start: Calibration | None = None) 
     Args:
         logits: (N, K).
         labels: (N,) class indices; examples that the model was not trained on.
-        start: where to start from; the result is the same.
+        start: the initial values; they only change how long the fit takes.
 
     Returns:
         The calibration.
 
     Example:
-        >>> logits = np.log([[0.9, 0.1]] * 10)  # far too sure of class 0
+        >>> logits = np.log([[0.9, 0.1]] * 10)  # far too confident of class 0
         >>> fit_calibration(logits, [0] * 5 + [1] * 5)(logits)[0].round(2)
         array([0.5, 0.5])
 

@@ -1,7 +1,7 @@
-"""The rows of a model's head, one per class: brought into another order, or initialized again.
+"""Reorder or reinitialize the rows of a model's head, one row per class.
 
-A parameter belongs to the head's classes where its shape changes with the number of classes: this finds linear layers,
-convolutions and heads with several layers alike.
+A parameter has one row per class if its shape changes with the number of classes. This test works for linear layers,
+convolutions and heads of several layers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def class_axes(model: PreTrainedModel) -> dict[str, int]:
         model: a classifier of transformers with K classes.
 
     Returns:
-        Name to axis.
+        The name of each such tensor, mapped to its class axis.
 
     Raises:
-        ValueError: no shape depends on the number of classes.
+        ValueError: no tensor's shape depends on the number of classes.
     """
     shapes = []
     for more in (0, 1):
@@ -43,11 +43,11 @@ def class_axes(model: PreTrainedModel) -> dict[str, int]:
 
 @torch.no_grad()
 def permute_classes(model: PreTrainedModel, order: Sequence[int] | np.ndarray) -> None:
-    """Bring the rows of the head into another order, in place.
+    """Reorder the rows of the head, in place.
 
     Args:
         model: a classifier of transformers with K classes.
-        order: (K,) row i of the new head is row `order[i]` of the old one.
+        order: (K,) a permutation: row i of the new head is row `order[i]` of the old one.
     """
     state, index = model.state_dict(), torch.as_tensor(list(order))
     for name, axis in class_axes(model).items():
@@ -56,7 +56,7 @@ def permute_classes(model: PreTrainedModel, order: Sequence[int] | np.ndarray) -
 
 @torch.no_grad()
 def renew_head(model: PreTrainedModel) -> None:
-    """Initialize the head again, in place, as transformers initializes a new one.
+    """Reinitialize the head in place, as transformers initializes a new one.
 
     Args:
         model: a classifier of transformers.

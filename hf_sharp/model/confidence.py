@@ -1,13 +1,13 @@
 """How far a classifier's probabilities can be trusted: temperature, thresholds per class, and prediction sets.
 
     temperature      p = softmax(logits / T),  T minimises −Σ log p_y on validation data
-    threshold        t_c: the lowest confidence from which predictions of class c reach a wanted precision
+    threshold        t_c: the lowest confidence at and above which predictions of class c reach a wanted precision
     prediction set   {c : 1 − p_c ≤ q_c},  q_c the ⌈(n_c + 1)(1 − α)⌉-th smallest 1 − p_c among the n_c calibration
-                     examples of class c; it holds the true class in a share 1 − α of the examples of *every* class
+                     examples of class c; it contains the true class for a share 1 − α of the examples of *every* class
 
-The set is exact for exchangeable examples, whatever the model. A class with n_c < 1/α − 1 calibration examples has
-q_c = ∞: it is in every set. Such classes can share one limit instead, from the scores of them all: the sets then hold
-the true class in a share 1 − α of the examples of these classes together, but not of each.
+This coverage holds for exchangeable examples, whatever the model. A class with n_c < 1/α − 1 calibration examples has
+q_c = ∞: it is in every set. Such classes can share one limit instead, computed from all their scores. The sets then
+contain the true class for a share 1 − α of the examples of these classes together, but not of each class.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from hf_sharp.data.labels import class_indices
 from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
 from hf_sharp.model.records import TEMPERATURE
 
-TEMPERATURES = (0.05, 20.0)  # where nearly every example is right, the likelihood has no maximum
+TEMPERATURES = (0.05, 20.0)  # limits, as the likelihood has no maximum if (nearly) every prediction is right
 
 
 class Threshold(NamedTuple):
-    """The confidence from which predictions of a class are precise enough.
+    """The confidence above which predictions of a class are precise enough.
 
     Attributes:
-        confidence: the threshold t_c; None: no confidence reaches the precision.
-        answered: predictions of this class at or above the threshold, on the validation data.
-        predictions: all predictions of this class there.
-        precision: the share of right ones among those answered; None where there are none.
+        confidence: the threshold t_c; None if no threshold reaches the precision.
+        answered: the number of validation predictions of this class at or above the threshold.
+        predictions: the number of all validation predictions of this class.
+        precision: the share of correct predictions among `answered`; None if there are none.
     """
 
     confidence: float | None
@@ -51,10 +51,10 @@ def fit_temperature(logits: Any, labels: Any, weights: Any = None) -> float:
     Args:
         logits: (N, K).
         labels: (N,) class indices.
-        weights: (N,) >= 0, how much each example counts; None: all alike.
+        weights: (N,) >= 0, the weight of each example; None for equal weights.
 
     Returns:
-        T, between 0.05 and 20. The predicted classes do not depend on it.
+        T, between 0.05 and 20. The predicted classes do not depend on T.
 
     Raises:
         ValueError: there are no examples, their logits are not finite, labels that are no class indices, or weights
@@ -109,18 +109,18 @@ def fold_temperature(model: Model, temperature: float, num_classes: int, *, head
 
 
 def class_thresholds(probabilities: Any, labels: Any, precision: float) -> list[Threshold]:
-    """Choose for each class the lowest confidence from which its predictions are right often enough.
+    """Choose for each class the lowest confidence at which its predictions are correct often enough.
 
     Args:
-        probabilities: (N, K) of the validation examples.
+        probabilities: (N, K), of the validation examples.
         labels: (N,) class indices.
-        precision: the wanted share of right ones among the predictions of a class, in (0, 1].
+        precision: the wanted share of correct predictions among those of a class, in (0, 1].
 
     Returns:
-        K thresholds. The precision is that of the validation data; with few predictions it is a rough estimate.
+        K thresholds. Their precision is measured on the validation data; with few predictions it is a rough estimate.
 
     Raises:
-        ValueError: a precision outside (0, 1], numbers that are no probabilities, or labels that are no class indices.
+        ValueError: the precision is outside (0, 1], or there are no probabilities or class indices.
 
     Example:
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
@@ -147,7 +147,7 @@ def class_thresholds(probabilities: Any, labels: Any, precision: float) -> list[
 
 
 def calibration_scores(probabilities: Any, labels: Any) -> list[np.ndarray]:
-    """Collect what prediction sets need of calibration examples: 1 − p_y, sorted, for each class.
+    """Compute the scores of calibration examples for prediction sets: 1 − p_y, sorted, for each class.
 
     Args:
         probabilities: (N, K), of examples that the model was not trained on.
@@ -166,20 +166,21 @@ def calibration_scores(probabilities: Any, labels: Any) -> list[np.ndarray]:
 def prediction_sets(
     probabilities: Any, scores: Sequence[Any], coverage: float, *, pool_rare: bool = False
 ) -> np.ndarray:
-    """Make sets of classes that hold the true class with a given probability, for examples of every class.
+    """Make sets of classes that contain the true class with a given probability, for examples of every class.
 
     Args:
         probabilities: (N, K).
-        scores: K sorted arrays, as `calibration_scores` returns them for examples drawn like those to predict.
+        scores: K sorted arrays, as `calibration_scores` returns them. Calibration examples and the examples to predict
+            must come from the same distribution.
         coverage: 1 − α, in (0, 1).
-        pool_rare: let the classes with too few calibration examples share one limit. The probability then holds for
-            their examples together, drawn as the calibration examples were.
+        pool_rare: let classes with too few calibration examples share one limit. The coverage then holds for these
+            classes together, if their shares are those in the calibration data.
 
     Returns:
-        (N, K) booleans. A set may be empty: the example is unlike the calibration examples of every class.
+        (N, K) booleans. A set is empty if the example is unlike the calibration examples of every class.
 
     Raises:
-        ValueError: a coverage outside (0, 1), numbers that are no probabilities, or scores of other classes.
+        ValueError: the coverage is outside (0, 1), or there are no probabilities or scores of these classes.
 
     Example:
         >>> scores = [np.linspace(0.0, 0.5, 11), np.linspace(0.0, 0.9, 11)]
@@ -188,8 +189,8 @@ def prediction_sets(
 
     Reference:
         Vovk, Conditional validity of inductive conformal predictors, 2012 (label-conditional, or Mondrian). The score
-        is that of Sadinle, Lei and Wasserman, arXiv 1609.00451. Pooling is the null cluster of Ding et al., arXiv
-        2306.09335, from the scores of the rare classes alone, where theirs takes those of all classes.
+        is that of Sadinle, Lei and Wasserman, arXiv 1609.00451. Pooling follows the null cluster of Ding et al., arXiv
+        2306.09335, but uses the scores of the rare classes only, not those of all classes.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be above 0 and below 1, got {coverage}.")
@@ -204,7 +205,7 @@ def prediction_sets(
 
 
 def examples_needed(coverage: float) -> int:
-    """Tell how many calibration examples a class needs to be left out of any prediction set.
+    """Return how many calibration examples a class needs so that prediction sets can leave it out.
 
     Example:
         >>> examples_needed(0.9), examples_needed(0.95)
@@ -214,14 +215,14 @@ def examples_needed(coverage: float) -> int:
 
 
 def rare_classes(scores: Sequence[Any], coverage: float) -> list[int]:
-    """List the classes with too few calibration examples to be left out of any prediction set.
+    """List the classes that have too few calibration examples, and so are in every prediction set.
 
     Args:
         scores: K calibration scores, as `calibration_scores` returns them.
-        coverage: of the sets.
+        coverage: the coverage of the prediction sets.
 
     Returns:
-        Their indices.
+        The indices of these classes.
 
     Example:
         >>> rare_classes([[0.1] * 9, [0.1] * 8], coverage=0.9)

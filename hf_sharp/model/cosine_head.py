@@ -134,7 +134,7 @@ def use_cosine_head(
         num_classes: K.
         scale: s > 0; LIFT's 25. For LDAM 1, as its logits must be cosines and it has its own scale.
         learn_scale: whether s is trained, starting from `scale`.
-        allow_custom_code: accept a saved model that needs trust_remote_code=True.
+        allow_custom_code: allow a saved model that needs trust_remote_code=True.
         inputs: model inputs for the forward pass that looks for the LayerNorm; None for random ones.
         head: the name of the layer that computes the logits, if it cannot be found automatically.
 
@@ -196,7 +196,7 @@ def _layers_of(
 
 
 def example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
-    """Make random inputs that fit the config of a model of transformers; else raise a ValueError."""
+    """Make random inputs that fit the config of a transformers model; raise a ValueError if that is not possible."""
     if not isinstance(model, transformers.PreTrainedModel):
         raise ValueError(f"{type(model).__name__} is not a model of transformers: give example inputs with inputs=.")
     if model.main_input_name == "input_ids":
@@ -204,7 +204,7 @@ def example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
     if model.main_input_name != "pixel_values":
         raise ValueError(f"{type(model).__name__} takes {model.main_input_name}: give example inputs with inputs=.")
     config = getattr(model.config, "vision_config", model.config)
-    size = getattr(config, "image_size", None) or 224  # models without a size take any
+    size = getattr(config, "image_size", None) or 224  # models without this attribute accept any size
     size = size if isinstance(size, (list, tuple)) else [size] * 2
     channels = getattr(config, "num_channels", None) or 3
     pixels = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))

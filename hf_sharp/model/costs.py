@@ -1,4 +1,4 @@
-"""Predictions by least expected cost, and costs folded into the head where that gives the same predictions.
+"""Predictions by least expected cost, and costs folded into the head if that gives the same predictions.
 
     expected cost of predicting j for x:    r_j(x) = Σ_c p_c(x) C[c, j]        prediction: argmin_j r_j(x)
 
@@ -6,8 +6,8 @@ If a mistake on class c costs the same whatever is predicted, C[c, j] = C[c, c] 
 
     argmin_j r_j = argmax_j k_j p_j = argmax_j (logit_j + log k_j)
 
-so that adding log k to the head's bias is exact. With two classes this always holds. Otherwise the costs are a table
-that is applied after the model.
+so that adding log k to the head's bias is exact. With two classes this always holds. In all other cases the costs are
+kept as a table, which is applied to the model's probabilities.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def expected_costs(probabilities: Tensor, costs: Any) -> Tensor:
     """Compute the expected cost of every possible prediction.
 
     Args:
-        probabilities: (N, K), rows that sum to 1, for data with the class shares of the deployment.
-        costs: (K, K), row the true class, column the predicted one.
+        probabilities: (N, K), rows that sum to 1, calibrated for the class shares of the deployment.
+        costs: (K, K), a row per true class and a column per predicted class.
 
     Returns:
         (N, K), in the unit of the costs; the prediction of least expected cost is its `argmin(1)`.
@@ -42,14 +42,14 @@ def expected_costs(probabilities: Tensor, costs: Any) -> Tensor:
 
 
 def class_costs(costs: Any) -> np.ndarray | None:
-    """Find what a mistake on each class costs, if that does not depend on what is predicted.
+    """Find the cost of a mistake on each class, if it does not depend on the predicted class.
 
     Args:
-        costs: (K, K), row the true class, column the predicted one.
+        costs: (K, K), a row per true class and a column per predicted class.
 
     Returns:
-        (K,) k_c > 0, more than a right prediction costs; None where costs depend on the predicted class, or a mistake
-        costs no more than a right prediction.
+        (K,) k_c > 0, the cost of a mistake minus that of a correct prediction; None if costs depend on the predicted
+        class, or if a mistake does not cost more than a correct prediction.
 
     Raises:
         ValueError: costs of another shape.
@@ -77,9 +77,9 @@ def fold_costs(model: Model, costs: Any, *, head: str | None = None) -> Model:
 
     Args:
         model: an image or sequence classification model with a linear head and a bias. It is not changed. Its
-            probabilities should be those of the deployment: a model that was trained or adjusted to treat all classes
-            alike gives the least cost where all classes are equally common.
-        costs: (K, K), row the true class, column the predicted one.
+            probabilities should be calibrated for the deployment: a model that was trained or adjusted to treat all
+            classes alike minimizes costs for data in which all classes are equally common.
+        costs: (K, K), a row per true class and a column per predicted class.
         head: the name of the layer that computes the logits, if several linear layers have K outputs.
 
     Returns:
@@ -87,8 +87,8 @@ def fold_costs(model: Model, costs: Any, *, head: str | None = None) -> Model:
         the probabilities by the costs; it is no longer calibrated.
 
     Raises:
-        ValueError: costs that depend on the predicted class; a head without a bias, or that is not linear; or a model
-            that was adjusted before.
+        ValueError: the costs depend on the predicted class; the head has no bias or is not linear; or the model was
+            adjusted before.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2))

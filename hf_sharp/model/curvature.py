@@ -23,8 +23,8 @@ from hf_sharp.model.hessian import hessian_traces, standard_error, top_eigenvalu
 from hf_sharp.model.loss_surface import Losses, LossSurface, cross_entropy
 from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, perturbed
 
-_LINE = range(-4, 5)  # the steps on a line through the weights, in halves of ρ
-# About how many products with the Hessian an eigenvalue takes, for the progress bar.
+_LINE = range(-4, 5)  # the steps along a line through the weights, in units of ρ / 2
+# The approximate number of Hessian products per eigenvalue, for the progress bar.
 _PRODUCTS = 8
 
 # The result of `LossSurface.loss_and_gradients`.
@@ -167,7 +167,7 @@ def measure_curvature(
     """Measure sharpness and curvature over all examples and per group of classes.
 
     Args:
-        model: as for `LossSurface`. Its weights are restored bit for bit.
+        model: as for `LossSurface`. Its weights are restored exactly.
         batches: model inputs with `labels`, such as a DataLoader.
         class_counts: (K,) *training* examples of each class, or a `ClassFrequencies` with its thresholds.
         rho: ρ > 0, the radius of both sharpness measures; the plot covers −2ρ to 2ρ.

@@ -1,12 +1,12 @@
-"""Class shares that moved: estimated from unlabelled data, tested, and folded into the head.
+"""Label shift: class shares are estimated from unlabelled data, tested for a change, and folded into the head.
 
     p(c | x)  = softmax(s z + b)_c               calibrated on labelled examples (bias-corrected temperature scaling)
     q_c      ← q_c · mean_x  [ p(c | x) / π_c ] / Σ_k q_k p(k | x) / π_k    until the likelihood stops growing (EM)
     z'_c      = s z_c + b_c + log(q_c / π_c)     the head for the new shares
 
-z are the logits, s = 1 / T > 0 the inverse temperature, b the bias, π the shares among the labelled examples, as the
-calibrated probabilities have them, and q the shares in the new data. Only the shares may have changed: if the examples
-of a class look different now, q is not what it says, and the check by BBSE often disagrees with it.
+z are the logits, s = 1 / T > 0 the inverse temperature, b the bias, π the class shares that the calibrated
+probabilities give for the labelled examples, and q the shares in the new data. The method assumes that only the shares
+have changed. If the examples of a class look different now, q is wrong, and the check by BBSE often disagrees with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hf_sharp.data.labels import class_indices
 from hf_sharp.model.bias_corrected import Calibration, fit_calibration
 from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
 
-_GAP = 1e-3  # of the log likelihood, at which EM stops
+_GAP = 1e-3  # EM stops when the log likelihood is within this distance of its maximum
 _ITERATIONS = 5000
 _LEVEL = 0.95
 
@@ -34,13 +34,13 @@ def maximum_likelihood(
 ) -> np.ndarray:
     """Estimate class shares by EM: maximise Σ_i w_i log Σ_c q_c r_ic.
 
-    The objective is concave, and at every q its distance from the maximum is at most Σ w (max_c g_c − 1), with the
-    factor g_c by which EM multiplies q_c. EM stops when that is below 0.001.
+    The objective is concave. With g_c the factor by which EM multiplies q_c, its distance from the maximum is at most
+    Σ w (max_c g_c − 1) at every q. EM stops when this bound is below 0.001.
 
     Args:
         ratios: (N, K), r_ic = p(c | x_i) / π_c.
-        weights: (N,) >= 0, how often each example counts; default 1.
-        start: (K,) positive shares to start from; default: equal ones.
+        weights: (N,) >= 0, how often each example counts; None for 1.
+        start: (K,) positive initial shares; None for equal shares.
 
     Returns:
         (K,) shares, which sum to 1.
@@ -66,16 +66,16 @@ def maximum_likelihood(
 
 
 def black_box_shares(labels: np.ndarray, predicted: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Estimate class shares from predicted labels alone (BBSE): solve C q = predicted shares, q >= 0.
+    """Estimate class shares from predicted labels only (BBSE): solve C q = predicted shares, q >= 0.
 
     Args:
-        labels: (N,) true classes of labelled examples, with every class 0 … K − 1.
-        predicted: (N,) their predicted classes; C_jc is the share of j among the predictions for class c.
+        labels: (N,) true classes of labelled examples; every class from 0 to K − 1 must occur.
+        predicted: (N,) their predicted classes; C_jc is the share of predictions j among the examples of class c.
         new: (K,) how often each class is predicted for the new examples.
 
     Returns:
-        (K,) shares, which sum to 1; equal ones where the new examples are predicted only as classes that no labelled
-        example is predicted as, which says nothing about the shares.
+        (K,) shares, which sum to 1. They are equal if no labelled example is predicted as any of the classes predicted
+        for the new examples, as the predictions then contain no information about the shares.
 
     Example:
         >>> labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
@@ -95,20 +95,20 @@ def black_box_shares(labels: np.ndarray, predicted: np.ndarray, new: np.ndarray)
 
 @dataclass(frozen=True)
 class ShiftEstimate:
-    """Class shares of new data, compared with those of training.
+    """Class shares of new data, compared with those of the training set.
 
     Attributes:
         shares: (K,) maximum-likelihood shares q of the new data.
         low: (K,) lower ends of the 95 % intervals.
-        high: (K,) upper ends.
-        check: (K,) the shares by BBSE.
+        high: (K,) upper ends of the 95 % intervals.
+        check: (K,) the shares estimated by BBSE.
         agrees: whether the intervals of both estimates overlap for every class.
-        training: (K,) shares of training.
-        estimated: (K,) bool; a class without a labelled example keeps its share of training.
-        p_value: of the test that the shares are those of training.
-        calibration: of the K classes; scale s and bias b.
-        reference: (K,) shares π among the labelled examples, as the calibrated probabilities have them.
-        examples: number of new examples.
+        training: (K,) the shares in the training set.
+        estimated: (K,) bool; False for a class without a labelled example, which keeps its training share.
+        p_value: the p-value of the test that the shares are those of the training set.
+        calibration: the calibration of the K classes: scale s and bias b.
+        reference: (K,) the shares π that the calibrated probabilities give for the labelled examples.
+        examples: the number of new examples.
     """
 
     shares: np.ndarray
@@ -129,14 +129,14 @@ class ShiftEstimate:
         return float(np.abs(self.shares - self.training).sum() / 2)
 
     def moved(self, level: float = 0.05) -> bool:
-        """Tell whether the shares differ from those of training, at a significance level."""
+        """Tell whether the shares differ from the training shares at a significance level."""
         return self.p_value < level
 
     def changes(self) -> list[str | None]:
-        """Say what became of every class; tables, pictures, files and words all follow this.
+        """Describe the change of every class; tables, plots, files and texts all use this.
 
         Returns:
-            (K,) "grew" or "shrank" where the test finds a change and the interval leaves out the share of training;
+            K values: "grew" or "shrank" if the test finds a change and the interval excludes the training share;
             "kept" for a class that was not estimated; otherwise None.
         """
         moved = self.moved()
@@ -145,36 +145,36 @@ class ShiftEstimate:
         return [word or None for word in np.where(self.estimated, words, "kept").tolist()]
 
     def offsets(self) -> np.ndarray:
-        """Return log(q / π), (K,): what the calibrated logits of the new shares gain; 0 for classes not estimated."""
-        floored = np.maximum(self.shares, 0.5 / self.examples)  # a class that was not seen may still come
+        """Return log(q / π), (K,), to be added to the calibrated logits; 0 for classes that were not estimated."""
+        floored = np.maximum(self.shares, 0.5 / self.examples)  # a class that was not seen may still occur
         return np.where(self.estimated, np.log(floored / self.reference), 0.0)
 
 
 def estimate_shares(
     logits: Any, labels: Any, new_logits: Any, class_counts: Any, *, bootstrap: int = 200, seed: int = 0
 ) -> ShiftEstimate:
-    """Estimate the class shares of unlabelled data, and test whether they are those of training.
+    """Estimate the class shares of unlabelled data, and test whether they are those of the training set.
 
-    Intervals: bootstrap percentiles. Every draw resamples the labelled examples within their class, calibrates anew,
-    and resamples the new examples. They reach at least as far as the exact binomial interval of a class that none, or
-    every one, of the M new examples has: up to 1 − 0.025^(1/M), and down to 0.025^(1/M). Test: the likelihood ratio of
-    q against the training shares. Its distribution where nothing moved comes from labelled examples, drawn with the
-    training shares and calibrated by each draw.
+    The intervals are bootstrap percentiles. Every draw resamples the labelled examples within their class, calibrates
+    again, and resamples the new examples. For a class that none, or all, of the M new examples have, the interval
+    includes the exact binomial one: up to 1 − 0.025^(1/M), or down to 0.025^(1/M). The test uses the likelihood ratio
+    of q against the training shares. Its null distribution comes from labelled examples that are drawn with the
+    training shares and calibrated in each draw.
 
     Args:
         logits: (N, K), of labelled examples that the model was not trained on.
         labels: (N,) their classes.
         new_logits: (M, K), of the new examples.
-        class_counts: (K,) of the training set.
-        bootstrap: number of draws B >= 20; the smallest possible p-value is 1 / (B + 1).
-        seed: seed of the draws.
+        class_counts: (K,) the training examples of each class.
+        bootstrap: the number of draws B >= 20; the smallest possible p-value is 1 / (B + 1).
+        seed: the seed of the draws.
 
     Returns:
         The estimate. Classes without a labelled example keep their training shares.
 
     Raises:
-        ValueError: fewer than two classes with labelled examples, no new examples, labels that are no class indices,
-            logits that are not finite, counts that `ClassFrequencies` refuses, or shapes that do not match.
+        ValueError: fewer than two classes have labelled examples, there are no new examples, labels are not class
+            indices, logits are not finite, `ClassFrequencies` refuses the counts, or shapes do not match.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def estimate_shares(
     labels = class_indices(labels, len(counts))
     _check(logits, labels, new_logits, counts, bootstrap)
     estimated = np.bincount(labels, minlength=len(counts)) > 0
-    seen = np.cumsum(estimated) - 1  # class index to its place among the classes with labelled examples
+    seen = np.cumsum(estimated) - 1  # class index to its index among the classes with labelled examples
     z, y, new = logits[:, estimated], seen[labels], new_logits[:, estimated]
     training = counts / counts.sum()
     mass = training[estimated].sum()
@@ -236,7 +236,7 @@ def _fit(
     weights: np.ndarray | None = None,
     start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    # The shares of the labelled examples, those of the new ones, and the likelihood ratio against the expected ones.
+    # Returns the shares of the labelled and of the new examples, and the likelihood ratio against `expected`.
     reference = calibration(logits).mean(0)
     ratios = calibration(new) / reference
     shares = maximum_likelihood(ratios, weights, start)
@@ -253,11 +253,11 @@ def _draws(
     bootstrap: int,
     seed: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    # Shares by both estimates of a resample, and the likelihood ratio where nothing moved.
+    # Yields, for each resample, the shares by both estimates, and a likelihood ratio under the null hypothesis.
     (start, shares), rng = found, np.random.default_rng(seed)
     num_classes, count = z.shape[1], len(new)
     rows_of = [np.flatnonzero(y == c) for c in range(num_classes)]
-    unmoved = expected[y] / np.bincount(y)[y]  # chance of each labelled example where the shares are those of training
+    unmoved = expected[y] / np.bincount(y)[y]  # the probabilities of labelled examples under training shares
     predicted, new_predicted = z.argmax(1), new.argmax(1)
     likely = 0.9 * shares + 0.1 / num_classes  # EM cannot leave 0
     for _ in range(bootstrap):
@@ -283,7 +283,7 @@ def _check(logits: np.ndarray, labels: np.ndarray, new: np.ndarray, counts: np.n
     if len(new) == 0:
         raise ValueError("there are no new examples to estimate class shares from.")
     if (found := len(np.unique(labels))) < 2:
-        raise ValueError(f"the labelled examples are of {found} class; to estimate shares takes at least two classes.")
+        raise ValueError(f"the labelled examples have {found} class; estimating shares takes at least two classes.")
     if bootstrap < 20:
         raise ValueError(f"bootstrap must be at least 20 draws, got {bootstrap}.")
 
@@ -291,20 +291,20 @@ def _check(logits: np.ndarray, labels: np.ndarray, new: np.ndarray, counts: np.n
 def fold_shares(model: Model, estimate: ShiftEstimate, *, head: str | None = None) -> Model:
     """Fold the new class shares into the head of a model: z' = s z + b + log(q / π).
 
-    The new model aims at accuracy on data with the new shares, whatever loss the old one was trained with. Its
-    probabilities are calibrated for them.
+    The new model maximizes accuracy on data with the new shares, whatever loss the old one was trained with, and its
+    probabilities are calibrated for such data.
 
     Args:
         model: an image or sequence classification model with a linear head. It is not changed.
-        estimate: from the logits of this model.
+        estimate: the shares estimated from the logits of this model.
         head: the name of the layer that computes the logits, if several linear layers have K outputs.
 
     Returns:
-        A copy with the new head; its config records the shares (`hf_sharp_adjustment`). Where the shares have not
-        moved, its head is the old one, with strength 0 on record.
+        A copy with the new head; its config records the shares (`hf_sharp_adjustment`). If the shares have not moved,
+        the head is unchanged, and the recorded strength is 0.
 
     Raises:
-        ValueError: a head that was adjusted before or has no bias, or a model with adapters.
+        ValueError: the head was adjusted before or has no bias, or the model has adapters.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification

@@ -283,7 +283,7 @@ class LossSurface:
         return {group: sums[group] / self.examples[group] for group in groups}
 
     def _drawn(self, draw: Callable[..., Tensor], seed: int) -> Iterator[list[Tensor]]:
-        generator = torch.Generator().manual_seed(seed)  # on the CPU, whatever the device
+        generator = torch.Generator().manual_seed(seed)  # on the CPU, for the same numbers on every device
         while True:
             yield [draw(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
 

@@ -1,4 +1,4 @@
-"""Image and text classifiers of transformers whose head computes cosines. This file works without hf_sharp.
+"""Image and text classifiers of transformers whose head computes cosines. This file does not need hf_sharp.
 
     logits = w_c · f / ‖f‖ + b_c,   rows w_c of one length s: s times the cosine between features and class vector
 

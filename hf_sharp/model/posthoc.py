@@ -151,7 +151,7 @@ def change_head(
     Args:
         model: as for `adjust_head`.
         change: takes the head and returns the new one; a bias cannot be added.
-        record: what the config shall say (`hf_sharp_adjustment`), with `method` and `strength`.
+        record: the record to store in the config (`hf_sharp_adjustment`), with `method` and `strength`.
         num_classes: K.
         head: as for `adjust_head`.
 
@@ -183,7 +183,7 @@ def choose_strength(
         model: as for `adjust_head`.
         validation: batches of model inputs with `labels`. Never use test data here: a model chosen on it has no valid
             test result.
-        class_counts: (K,) of the training set.
+        class_counts: (K,) the training examples of each class.
         method: as for `adjust_head`.
         metric: the metric to maximise: balanced_accuracy or accuracy.
         strengths: the candidates.
@@ -194,7 +194,7 @@ def choose_strength(
         The best strength, the smallest one in case of a tie, and the metric of every candidate.
 
     Raises:
-        ValueError: as `adjust_head`; also an unknown metric, or no examples.
+        ValueError: as for `adjust_head`; also if the metric is unknown or there are no examples.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 2))
@@ -236,11 +236,11 @@ def _checked(
 
 
 def check_unadjusted(model: nn.Module) -> None:
-    """Raise a ValueError for a model whose head was adjusted before, or that has adapters."""
+    """Raise a ValueError if the model's head was adjusted before, or the model has adapters."""
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters. Merge them first: model = model.merge_and_unload().")
     record = getattr(getattr(model, "config", None), RECORD, None)
-    if record is not None and record["strength"] != 0:  # of strength 0: nothing was changed
+    if record is not None and record["strength"] != 0:  # a strength of 0 means that nothing was changed
         raise ValueError(
             f"the head was adjusted before ({record['method']}, strength {record['strength']:g}), and corrections must "
             "not be combined. Start from the model as it was trained."
@@ -248,7 +248,7 @@ def check_unadjusted(model: nn.Module) -> None:
 
 
 def find_head(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear:
-    """Find the one linear layer with K outputs; a ValueError where there are several."""
+    """Find the linear layer with K outputs; raise a ValueError if there are several."""
     with ClassifierHead(model, num_classes, name) as head:
         if len(head.candidates) > 1:
             raise ValueError(
@@ -259,7 +259,7 @@ def find_head(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear
 
 
 def read_head(layer: nn.Linear) -> Head:
-    """Read the weight and bias of a head in float64; a ValueError if they are not finite, or the logits not linear."""
+    """Read the weight and bias of a head in float64; ValueError unless finite and with linear logits."""
     if type(layer) is not CosineLinear:  # W f / ‖f‖ + b
         check_is_linear(layer)
     if not all(parameter.isfinite().all() for parameter in layer.parameters()):
@@ -270,7 +270,7 @@ def read_head(layer: nn.Linear) -> Head:
 
 @torch.no_grad()
 def write_head(layer: nn.Linear, head: Head) -> None:
-    """Put weight and bias into a layer, in its own dtype."""
+    """Write weight and bias into a layer, in the layer's dtype."""
     layer.weight.copy_(head.weight)
     if head.bias is not None:
         layer.bias.copy_(head.bias)

@@ -1,9 +1,9 @@
-"""The recipes' shared parts: a recipe turns its data and model into a trainer, and this does the rest."""
+"""The parts that all recipes share: a recipe makes a trainer from data and model, and this package does the rest."""
 
 import importlib
 from typing import Any
 
-# Where each name lives. Imported when it is used, so that light commands do not import torch.
+# The module that defines each name. It is imported on first use, so that light commands do not import torch.
 _HOME = {
     "AdapterArguments": "adapters",
     "DataArguments": "arguments",

@@ -1,4 +1,4 @@
-"""Train as a config says, on images or on texts as its model does: what `hf-sharp train` launches."""
+"""The program that `hf-sharp train` launches: trains on images or texts, depending on the model."""
 
 import sys
 
@@ -8,7 +8,7 @@ from hf_sharp.recipe.training import train_classifier
 
 
 def main() -> None:
-    """Look at the model that the config and the flags name, and train."""
+    """Train the model that the config and the flags name."""
     train_classifier(None, recipe_for(None))
 
 

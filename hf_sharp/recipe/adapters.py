@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning in the recipes: PEFT adapters in the encoder, and a head that is trained whole."""
+"""Parameter-efficient fine-tuning in the recipes: PEFT adapters in the encoder, and a fully trained head."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ _RANK = 8
 
 @dataclass
 class AdapterArguments:
-    """Whether to train adapters in place of the encoder's weights."""
+    """Options of adapters that are trained instead of the encoder's weights."""
 
     peft: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Train PEFT adapters and the head only: lora, or a mapping with the type and the options of its "
-            "PEFT config, in YAML or JSON."
+            "help": "Train only PEFT adapters and the head: lora, or a YAML or JSON mapping with the type of adapter "
+            "and the options of its PEFT config."
         },
     )
     peft_rank: int | None = field(default=None, metadata={"help": f"LoRA: the rank of the adapters; {_RANK}."})
     peft_alpha: float | None = field(
-        default=None, metadata={"help": "LoRA: the adapters are multiplied by alpha / rank; twice the rank."}
+        default=None, metadata={"help": "LoRA: alpha; adapters are scaled by alpha / rank. Default: twice the rank."}
     )
     peft_targets: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "The layers that get adapters, by the ends of their names; all linear layers of the encoder."
-        },
+        metadata={"help": "Ends of the names of the layers to adapt. Default: all linear layers of the encoder."},
     )
     peft_merge: bool = field(
         default=True, metadata={"help": "Merge the adapters into the weights of the saved model, for pipeline()."}
@@ -79,15 +77,15 @@ class AdapterArguments:
 def add_adapters(
     model: PreTrainedModel, num_classes: int, adapters: AdapterArguments, args: SharpTrainingArguments
 ) -> Any:
-    """Freeze a classifier and add adapters to its encoder; the head and a pooler below it stay trainable.
+    """Freeze a classifier and add adapters to its encoder; the head and a pooler, if any, stay trainable.
 
-    A cosine head is made first, as it changes the model that the adapters are added to.
+    If a cosine head is asked for, it is made first, because it changes the model that gets the adapters.
 
     Args:
         model: the classifier, changed in place.
         num_classes: K.
-        adapters: which adapters.
-        args: `cosine_head` and its options, and the launcher's FSDP.
+        adapters: the options of the adapters.
+        args: `cosine_head` and its options, and whether FSDP is used.
 
     Returns:
         The PEFT model, or `model` if no adapters were asked for.
@@ -105,8 +103,8 @@ def add_adapters(
     config_class = _config_class(peft, kind)
     if args.cosine_head and not adapters.peft_merge:
         raise ValueError(
-            "peft_merge=false would save an adapter without the LayerNorm that cosine_head changes, and the adapter "
-            "would predict something else. Leave peft_merge on, or cosine_head off."
+            "peft_merge=false would save an adapter without the LayerNorm that cosine_head changes, so that the saved "
+            "adapter would give other predictions. Leave peft_merge on, or cosine_head off."
         )
     make_cosine_head(model, num_classes, args)
     heads = head_modules(model)
@@ -117,11 +115,11 @@ def add_adapters(
             f"peft: {unknown[0]!r} is not an option of {kind!r}; its options are {', '.join(sorted(known))}."
         )
     options.setdefault("modules_to_save", heads)
-    if kind.upper() != "LN_TUNING":  # which adapts norms, and knows where they are
+    if kind.upper() != "LN_TUNING":  # this type adapts norms, which it finds itself
         options.setdefault("target_modules", _linear_layers(model, heads))
     try:
         return peft.get_peft_model(model, config_class(**options))
-    except ValueError as error:  # of PEFT's
+    except ValueError as error:  # raised by PEFT
         raise ValueError(
             f"adapters of type {kind!r} cannot be added to {type(model).__name__}: {error} See --peft_targets."
         ) from error
@@ -131,8 +129,8 @@ def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
     """Merge the adapters of a trained model into its weights, if it has any.
 
     Args:
-        trainer: after training; its model is replaced by the merged one.
-        merge: False keeps the adapters apart; they are then saved alone.
+        trainer: a trainer after training; its model is replaced by the merged model.
+        merge: False keeps the adapters separate, so that only they are saved.
 
     Returns:
         The `adapter` record of the results: type, options and number of trained parameters, and whether it is merged.
@@ -156,20 +154,20 @@ def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
 
 
 def check_merging(trainer: SharpTrainer, merge: bool) -> None:
-    """Raise a ValueError before training where the adapters could not be merged after it."""
+    """Raise a ValueError before training if the adapters could not be merged after training."""
     if merge and trainer.is_fsdp_enabled and hasattr(trainer.model, "peft_config"):
         raise ValueError("adapters cannot be merged into a model that FSDP2 has sharded. Add --peft_merge false.")
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """List the layers to train whole: those outside the encoder, and those of a pooler inside it.
+    """List the layers to train fully: those outside the encoder, and those of a pooler inside it.
 
     Args:
         model: an image or sequence classifier.
 
     Returns:
-        Names of single layers, as most types of adapters cannot merge beside larger modules that are trained whole.
-        Layers without trainable parameters are left out.
+        The names of single layers, because most types of adapters cannot be merged if larger modules are trained
+        fully. Layers without trainable parameters are left out.
     """
     encoder = getattr(model, model.base_model_prefix, None)
     outside = [name for name, child in model.named_children() if child is not encoder and not _encodes(child)]
@@ -183,7 +181,7 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 
 def _encodes(module: nn.Module) -> bool:
-    # An encoder that is not where base_model_prefix says, such as CLIP's vision_model.
+    # Also recognizes an encoder that is not where base_model_prefix says, such as CLIP's vision_model.
     return isinstance(module, PreTrainedModel) or any(isinstance(part, nn.ModuleList) for part in module.modules())
 
 

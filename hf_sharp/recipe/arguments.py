@@ -1,4 +1,4 @@
-"""The options of every recipe: which data, which model, which runs."""
+"""The options that every recipe has: data, model and runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.registry.nearest import did_you_mean
 
-TRUST = "Run the code that a model brings along, which may do anything. Cosine heads of hf_sharp do not need it."
+TRUST = "Run code that comes with a model, which may do anything. Cosine heads of hf_sharp do not need this option."
 
 
 @dataclass
 class DataArguments:
-    """Which data, and how long-tailed to make it."""
+    """Options of the data, and how long-tailed to make it."""
 
     dataset: str = field(
         default="digits",
@@ -39,52 +39,52 @@ class DataArguments:
     split_lists: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Text files that name the images of each split, one `path label` a line, as split=file; dataset is "
-            "the folder that the paths start from."
+            "help": "Text files that list the images of each split, as split=file, with one `path label` per line; "
+            "dataset is the folder that the paths are relative to."
         },
     )
-    train_split: str = field(default="train", metadata={"help": "The split to train on; train+validation joins two."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on; train+validation joins both."})
     test_split: str = field(default="test", metadata={"help": "The split for the final report."})
     test_fraction: float | None = field(
-        default=None, metadata={"help": "Hold out this share of every class as the test split, if there is none."}
+        default=None, metadata={"help": "Hold out this share of every class as the test split, if the data has none."}
     )
     validation_split: str | None = field(
         default=None, metadata={"help": "The split to evaluate on while training. Never the test split."}
     )
     validation_fraction: float | None = field(
-        default=None, metadata={"help": "Hold out this share of every training class to evaluate on while training."}
+        default=None, metadata={"help": "Hold out this share of every training class, to evaluate on while training."}
     )
     group_column: str | None = field(
         default=None,
-        metadata={"help": "Rows with the same value there, such as a patient, are never in two parts of a split."},
+        metadata={"help": "Column, such as a patient's ID, whose equal values are kept on one side when holding out."},
     )
     unique_column: str | None = field(
         default=None,
-        metadata={"help": "Only the first row with the same value there is used, such as a picture's name."},
+        metadata={"help": "Column, such as an image's name, of whose equal values only the first row is used."},
     )
     separator: str | None = field(
-        default=None, metadata={"help": "What separates the columns of CSV files; a comma if not given."}
+        default=None, metadata={"help": "The column separator of CSV files. Default: a comma."}
     )
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Names of the classes, in the order of their indices."}
     )
     imbalance_factor: float | None = field(
         default=None,
-        metadata={"help": "Make the training split long-tailed: largest over smallest class count"},
+        metadata={"help": "Make the training split long-tailed, with this ratio of largest to smallest class."},
     )
     imbalance_profile: str = field(default="exponential", metadata={"help": "Shape of the tail: exponential or step."})
-    imbalance_seed: int = field(default=0, metadata={"help": "Seed for choosing the examples of the tail."})
+    imbalance_seed: int = field(default=0, metadata={"help": "Seed for choosing the examples to keep."})
 
     check_data: str = field(
         default="fast",
         metadata={
-            "help": "Check every row of every split before training. full: decode all pictures; fast: decode small "
-            "pictures, and check header and end of the others; off: labels only."
+            "help": "Check every row of every split before training. full: decode all images; fast: decode small "
+            "images, and check header and end of the others; off: check labels only."
         },
     )
     skip_broken: bool = field(
         default=False,
-        metadata={"help": "Leave out rows with a broken picture, an empty text or no label, instead of stopping."},
+        metadata={"help": "Leave out rows with a broken image, an empty text or no label, instead of stopping."},
     )
     left_out: dict[str, int] = field(default_factory=dict, init=False)  # rows by split, once the data is loaded
 
@@ -115,15 +115,15 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Which model: a pretrained one by name or folder, or one from scratch by its config."""
+    """Options of the model: a pretrained one by name or folder, or a new one by its config."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A model on the Hub, or a folder."})
     model_config: dict | str | None = field(
         default=None,
-        metadata={"help": "From scratch: its config with the model_type, as a YAML mapping, JSON or a JSON file."},
+        metadata={"help": "Train from scratch: the config with the model_type, as YAML mapping, JSON or JSON file."},
     )
     new_head: bool = field(
-        default=False, metadata={"help": "Start from a new head, although the pretrained one is for other classes."}
+        default=False, metadata={"help": "Start from a new head even if the pretrained head is for other classes."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": TRUST})
 
@@ -149,14 +149,14 @@ class ModelArguments:
             The config.
 
         Raises:
-            ValueError: an unknown model type, or an option that its config does not know.
+            ValueError: the model type is unknown, or its config does not have one of the options.
         """
         options = dict(self.model_config) if isinstance(self.model_config, dict) else {}
         model_type = options.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
             raise ValueError(f"unknown model_type {model_type!r}.{did_you_mean(model_type, CONFIG_MAPPING)}")
         known = CONFIG_MAPPING[model_type]()
-        # Convolutional networks have no such option; the image processor is made to this size.
+        # Convolutional networks have no such option: there, it only sets the size of the image processor.
         resized = {"image_size"} if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES else set()
         for name, value in options.items():
             if not hasattr(known, name) and name not in resized:
@@ -169,25 +169,25 @@ class ModelArguments:
 
 @dataclass
 class RunArguments:
-    """Which runs to compare, and whether to overwrite results."""
+    """Options of the runs: which to compare, and whether to overwrite results."""
 
     compare_with: list[str] | None = field(
         default=None,
         metadata={
             "help": "Other runs to compare with, on the same data, model and seed: 'baseline' (no sharpness, "
-            "cross-entropy), options such as loss=vs,loss_gamma=0.2, or a YAML file of those that differ; 'none': "
-            "no other run."
+            "cross-entropy), options such as loss=vs,loss_gamma=0.2, or a YAML file of the options that differ. "
+            "'none': no other run."
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Overwrite existing results."})
     check_only: bool = field(
         default=False,
-        metadata={"help": "Load the data and make every run's model, loss and method, but train nothing."},
+        metadata={"help": "Load the data and create every run's model, loss and method, but do not train."},
     )
 
 
 def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
-    """Load and check the splits `train`, `test` and perhaps `validation`, with named classes."""
+    """Load and check the splits `train`, `test` and, if asked for, `validation`, with named classes."""
     if data.group_column is not None and data.test_fraction is None and data.validation_fraction is None:
         raise ValueError(
             f"--group_column {data.group_column} has no effect, because nothing is held out. Set --test_fraction or "
@@ -225,7 +225,7 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
             seed=data.imbalance_seed,
             label_column=label_column,
         )
-    if data.validation_fraction is not None:  # after the tail is made, so that choices use no more data than training
+    if data.validation_fraction is not None:  # after making the tail, so that validation is long-tailed as well
         if data.validation_split is not None:
             raise ValueError("set --validation_split or --validation_fraction, not both.")
         splits["train"], splits["validation"] = split_validation(

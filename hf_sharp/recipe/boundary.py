@@ -1,7 +1,8 @@
-"""Where mistakes become one line: exceptions of libraries, Ctrl-C, missing packages. Works without torch.
+"""Reports mistakes in one line: exceptions of libraries, Ctrl-C, missing packages. Works without torch.
 
-`stage` wraps a part of a command outside the training step: options, data, model, output. What a library raises there
-is more often the user's mistake than a bug, and is shown as one. Exceptions inside a training step keep a traceback.
+`stage` wraps a part of a command outside the training step: options, data, model, output. An exception of a library
+there is more often the user's mistake than a bug, and is shown as a mistake. Exceptions in a training step keep their
+traceback.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 TRACEBACK_FLAG = "--traceback"
-_TRACEBACK = "HF_SHARP_TRACEBACK"  # how the flag reaches the processes that a command starts
-_LONGEST = 400  # characters of a library's message
+_TRACEBACK = "HF_SHARP_TRACEBACK"  # the environment variable that passes the flag to started processes
+_LONGEST = 400  # characters that are shown of a library's message
 _RESUME = "--resume_from_checkpoint"
-_new_folders: dict[Path, bool] = {}  # which the command fills, and whether they were there before
+_new_folders: dict[Path, bool] = {}  # folders that the command writes, and whether they existed before
 
 
 class UserError(ValueError):
@@ -33,13 +34,14 @@ def stage(failed: str, hint: str = "") -> Iterator[None]:
 
     Args:
         failed: what cannot be done if the block raises, as in "the dataset 'x' cannot be loaded".
-        hint: what to do about it.
+        hint: what the user can do about it.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: `failed`, the first lines of the library's message, and `hint`. This package's own ValueErrors pass.
+        UserError: with `failed`, the first lines of the library's message, and `hint`. ValueErrors of this package are
+            raised unchanged.
     """
     try:
         yield
@@ -54,34 +56,34 @@ def check_writable(folder: Path) -> None:
     above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(
-            f"the output folder {str(folder)!r} cannot be created: {str(above)!r} is not a folder to write to."
+            f"the output folder {str(folder)!r} cannot be created: {str(above)!r} is not a writable folder."
         )
 
 
 def discard_if_interrupted(folder: Path) -> None:
-    """Let Ctrl-C remove what the running command has written into a new folder, so that it saves nothing half."""
+    """Make Ctrl-C remove what the command has written into a new folder, so that no incomplete results are left."""
     _new_folders[folder] = folder.exists()
 
 
 def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int | str | None:
-    """Run a command; a mistake comes back as one line instead of a traceback.
+    """Run a command; a user's mistake is returned as one line instead of a traceback.
 
     Args:
-        main: takes no arguments.
-        interrupted: what is true after Ctrl-C, and how to go on; None: what is true of a training.
+        main: the command, a function without arguments.
+        interrupted: the message after Ctrl-C, with how to go on; None for the message of a training.
 
     Returns:
-        The exit status: None, or a message, or 130 after Ctrl-C. With `--traceback` exceptions are raised.
+        The exit status: None, an error message, or 130 after Ctrl-C.
 
     Raises:
-        Exception: a bug, ours or that of the user's model; or anything with `--traceback`.
+        Exception: for a bug in this package or the user's model; with `--traceback`, for every error.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     _silence_datasets()
     take_traceback_flag(sys.argv)
     _new_folders.clear()
     try:
-        with _said_once():
+        with _each_message_once():
             main()
         _leave_process_group()
     except KeyboardInterrupt:
@@ -99,23 +101,23 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
 
 
 def _silence_datasets() -> None:
-    # What fails there is reported here. A script may have imported it already.
+    # Failures in datasets are reported by this module. A script may already have imported datasets.
     if os.environ.setdefault("DATASETS_VERBOSITY", "critical") == "critical" and "datasets" in sys.modules:
         sys.modules["datasets"].logging.set_verbosity(logging.CRITICAL)
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
-    """Show every message of this package once: options are checked again for each run that is compared."""
-    said: set[str] = set()
+def _each_message_once() -> Iterator[None]:
+    """Show each log message of this package only once: options are checked again for each run to compare."""
+    seen: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
         if not record.name.startswith("hf_sharp"):
             return True
         kept = vars(record)
-        if "is_new" not in kept:  # several handlers see the same record
-            kept["is_new"] = record.getMessage() not in said
-            said.add(record.getMessage())
+        if "is_new" not in kept:  # several handlers get the same record
+            kept["is_new"] = record.getMessage() not in seen
+            seen.add(record.getMessage())
         return bool(kept["is_new"])
 
     handlers = list(logging.root.handlers)
@@ -136,13 +138,13 @@ def _discard_new_folders() -> None:
 
 
 def _after_training() -> str:
-    # Commands that start trainings let them resume.
+    # Commands that start trainings already make them resume.
     how = "the same command" if any(word.startswith(_RESUME) for word in sys.argv) else f"{_RESUME} true"
     return f"{how} continues from the last checkpoint, if one was saved"
 
 
 def take_traceback_flag(words: list[str]) -> None:
-    """Remove `--traceback` from a command line and remember it, also for the processes started from here."""
+    """Remove `--traceback` from a command line, and remember it for this process and those that it starts."""
     if TRACEBACK_FLAG in words:
         words.remove(TRACEBACK_FLAG)
         os.environ[_TRACEBACK] = "1"
@@ -153,7 +155,7 @@ def _shows_traceback() -> bool:
 
 
 def _message(error: Exception) -> str | None:
-    # None for what is no mistake of the user's.
+    # Returns None for an exception that is not the user's mistake.
     if isinstance(error, UserError):
         return f"{error} ({TRACEBACK_FLAG} shows where)" if error.__cause__ else str(error)
     if isinstance(error, ValueError) and _is_ours(error):
@@ -171,13 +173,13 @@ def _is_ours(error: BaseException) -> bool:
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
     if not raised_in.is_file():  # frames of compiled libraries have relative names
         return False
-    # The script's folder may contain a virtual environment.
+    # Not the script's folder itself, which may contain a virtual environment.
     in_script = raised_in.is_relative_to(Path(sys.argv[0]).resolve().parent) and "site-packages" not in raised_in.parts
     return in_script or raised_in.is_relative_to(Path(__file__).resolve().parents[1])
 
 
 def _in_short(error: BaseException) -> str:
-    # A wrapper such as datasets.DatasetGenerationError says less than what it wraps.
+    # A wrapper such as datasets.DatasetGenerationError is less informative than the exception that it wraps.
     while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

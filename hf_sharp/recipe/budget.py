@@ -1,4 +1,4 @@
-"""How long a search may take: a number of runs, or a time."""
+"""The budget of a search: a number of runs, or a time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Budget:
     seconds: float | None = None
 
     def allows(self, durations: list[float]) -> bool:
-        """Tell whether another run fits.
+        """Tell whether the budget allows another run.
 
         Args:
-            durations: seconds of the runs so far; another one is expected to take their mean.
+            durations: the seconds of the runs so far; another run is expected to take their mean.
 
         Returns:
-            Whether it fits; the first run always does.
+            True if the next run fits; the first run always does.
 
         Example:
             >>> Budget(seconds=100).allows([40.0, 20.0]), Budget(seconds=100).allows([40.0, 30.0])
@@ -45,13 +45,13 @@ def read_budget(text: str) -> Budget:
     """Read a budget.
 
     Args:
-        text: as in 20runs, 90s, 30m, 2h or 1d.
+        text: such as 20runs, 90s, 30m, 2h or 1d.
 
     Returns:
         The budget.
 
     Raises:
-        ValueError: it is none of these, or 0.
+        ValueError: the text has none of these forms, or is 0.
 
     Example:
         >>> read_budget("20runs"), read_budget("1.5h")
@@ -61,5 +61,5 @@ def read_budget(text: str) -> Budget:
     number, unit = (float(found[1]), found[2]) if found else (0.0, "")
     whole = unit.startswith("run") and number == int(number)
     if number <= 0 or (unit.startswith("run") and not whole):
-        raise ValueError(f"budget {text!r} is not what is expected: a number of runs or a time, such as 20runs or 2h.")
+        raise ValueError(f"budget must be a number of runs or a time above 0, such as 20runs or 2h; got {text!r}.")
     return Budget(runs=int(number)) if whole else Budget(seconds=number * _SECONDS[unit])

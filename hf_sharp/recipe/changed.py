@@ -1,4 +1,4 @@
-"""Saving a model that was changed after training: weights, processor, card, and what the training recorded."""
+"""Saves a model that was changed after training: weights, processor, card, and the records of the training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_sharp.reports.results import write_results
 logger = logging.getLogger(__name__)
 
 _PICTURES = (PICTURE, RELIABILITY, SHARES, *PICTURES, *(f"validation/{name}" for name in PICTURES))
-_AUTHORS = ("license", "license_name", "license_link", "language")  # what only the authors of a card can know
+_AUTHORS = ("license", "license_name", "license_link", "language")  # metadata that only the card's authors know
 
 
 def save_changed(
@@ -38,17 +38,17 @@ def save_changed(
     decisions: Decisions | None = None,
     measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save a changed model into a new folder, with a card that has no figure of another model.
+    """Save a changed model into a new folder, with a card that contains no figures of the model before the change.
 
     Args:
         name: the folder or Hub name of the model before the change.
         model: the changed model.
         processor: its image processor or tokenizer.
-        output: the folder.
-        change: what was done, as `hf_sharp.reports.card_changes` describes it, without `model`.
-        record: what the training recorded, as from `recorded`.
-        decisions: what is decided after the model's probabilities. Default: as before, unless predictions changed; then
-            a warning says what is lost.
+        output: the new folder.
+        change: the change, as `hf_sharp.reports.card_changes` describes it, without `model`.
+        record: what the training recorded, as `recorded` returns it.
+        decisions: the decision rules to save with the model. Default: those saved before; if the predictions changed,
+            they are dropped with a warning.
         measured: the long-tail report of the changed model on validation data, or None.
 
     Raises:
@@ -78,8 +78,8 @@ def _still_decided(name: str, model: Any, change: Mapping[str, Any]) -> Decision
         return decisions
     if decisions.holds_something:
         logger.warning(
-            "the thresholds, limits or costs saved with the model are for its old head, and are left out: calibrate "
-            "the new one"
+            "the thresholds, limits or costs saved with the model belong to its old head, and are left out: calibrate "
+            "the new model"
         )
     return Decisions(decisions.classes)
 
@@ -100,17 +100,17 @@ def _copy_pictures(source: Path, output: Path, names: Any) -> None:
 
 
 def rewrite_card(folder: Path, before: ModelCard | None = None) -> Path:
-    """Write the card of a model's folder from its results, with what only its authors know, such as the licence.
+    """Rewrite the card in a model's folder from its results, keeping the authors' metadata, such as the licence.
 
     Args:
-        folder: the model's.
-        before: the card that has the authors' words. Default: the one in the folder, if there is one.
+        folder: the model's folder.
+        before: the card to take the metadata from. Default: the card in the folder, if there is one.
 
     Returns:
-        The card's path.
+        The path of the card.
 
     Raises:
-        ValueError: as `write_card`.
+        ValueError: as for `write_card`.
     """
     before = _card_of(str(folder)) if before is None else before
     file = write_card(folder)

@@ -1,4 +1,4 @@
-"""From logits to the columns of a prediction: label, probability, top k, abstention, set and expected cost."""
+"""Turns logits into the columns of a prediction: label, probability, top k, abstention, set and expected cost."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _CALIBRATE = "Run hf-sharp calibrate first, and name the model that it saves."
 
 
 class Chooser:
-    """Decides for each row, and makes its cells.
+    """Decides the label of each row, and makes the cells to write.
 
     Args:
-        decisions: those saved with the model.
+        decisions: the decision rules saved with the model.
         top_k: how many of the most likely classes to list.
-        abstain: the probability below which there is no label, as text; `saved`: the saved thresholds; None: always a
-            label.
-        coverage: of the prediction sets; None: no sets.
+        abstain: the probability below which no label is given, as text; `saved` for the saved thresholds; None to
+            always give a label.
+        coverage: the coverage of the prediction sets; None for no sets.
         pool_rare: whether classes with too few calibration examples share one limit.
 
     Raises:
-        ValueError: an option out of range, or one that needs what was not saved.
+        ValueError: an option is out of range, or needs something that was not saved with the model.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Chooser:
                 raise ValueError(f"--abstain {SAVED} needs thresholds, which the model does not have. {_CALIBRATE}")
             if self.decisions.by_cost:
                 raise ValueError(
-                    f"--abstain {SAVED}: the thresholds are for the most likely class, and labels are those of least "
-                    "expected cost. Give --abstain a number."
+                    f"--abstain {SAVED}: the saved thresholds are for the most likely class, but labels are those of "
+                    "least expected cost. Give --abstain a number."
                 )
             return np.array([np.inf if limit is None else limit for limit in self.decisions.thresholds])
         try:
@@ -72,14 +72,14 @@ class Chooser:
 
     @property
     def rare(self) -> list[str]:
-        """The classes with too few calibration examples for a set that covers each of them and leaves it out of any."""
+        """The classes that have too few calibration examples, and so are in every set unless they are pooled."""
         if self.coverage is None:
             return []
         return [self.decisions.classes[c] for c in rare_classes(self.decisions.scores or [], self.coverage)]
 
     @property
     def columns(self) -> dict[str, str]:
-        """Name of each column to its kind: text, number, flag or texts."""
+        """The columns to write: name to kind (text, number, flag or texts)."""
         columns = {"label": "text", "probability": "number"}
         if self._thresholds is not None:
             columns["abstained"] = "flag"
@@ -92,7 +92,7 @@ class Chooser:
         return columns
 
     def choose(self, logits: Tensor) -> list[dict[str, Any]]:
-        """Decide for rows.
+        """Decide the labels of rows.
 
         Args:
             logits: (N, K).

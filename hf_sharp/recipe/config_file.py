@@ -14,10 +14,10 @@ def read_config(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a YAML file of options.
 
     Args:
-        file: its path.
+        file: the path of the file.
 
     Returns:
-        The options as YAML understands them, and as they are written.
+        The options as parsed by YAML, and as the strings written in the file.
 
     Raises:
         ValueError: the file is missing, not YAML, or not a mapping.
@@ -32,5 +32,5 @@ def read_config(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"the config file {file!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"the config file {file!r} must be a mapping of options; it is {type(values).__name__}.")
+        raise ValueError(f"the config file {file!r} must be a mapping of options; got {type(values).__name__}.")
     return values, written

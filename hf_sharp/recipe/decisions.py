@@ -1,6 +1,6 @@
-"""What is decided after the model's probabilities, saved beside it: `decisions.json`.
+"""Decision rules applied to a model's probabilities, saved beside the model in `decisions.json`.
 
-A temperature or costs that the head holds are not here: every `pipeline()` applies those.
+A temperature or costs that are folded into the head are not saved here, because every `pipeline()` applies them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ DECISIONS = "decisions.json"
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do with a model's probabilities; None or 1 where nothing was chosen.
+    """The decision rules of a model; None or 1 where nothing was chosen.
 
     Args:
-        classes: K class names, in the order of the model's.
-        temperature: T, that divides the logits; 1 where the head holds it.
-        cost_matrix: (K, K), for the prediction of least expected cost.
-        precision: what the thresholds were chosen for.
-        thresholds: (K,) the lowest confidence to accept; None: no prediction of this class is accepted.
-        scores: (K,) lists of calibration scores, for prediction sets.
-        class_costs: (K,) the costs that the head holds, of mistakes on each class; not saved, as the config has them.
+        classes: K class names, in the order of the model's classes.
+        temperature: T, which divides the logits; 1 if it is folded into the head.
+        cost_matrix: (K, K) costs, for predictions of least expected cost.
+        precision: the precision that the thresholds were chosen for.
+        thresholds: K confidences from which to accept a prediction; None to accept no prediction of this class.
+        scores: K lists of calibration scores, for prediction sets.
+        class_costs: (K,) the costs of mistakes that are folded into the head; not saved here, but in the config.
     """
 
     classes: list[str]
@@ -48,23 +48,23 @@ class Decisions:
 
     @property
     def by_cost(self) -> bool:
-        """Whether the decided class is the one of least expected cost, not the most likely one."""
+        """Whether labels are the classes of least expected cost instead of the most likely classes."""
         return self.cost_matrix is not None or self.class_costs is not None
 
     @property
     def costs(self) -> Any:
-        """What mistakes cost, in a form that `read_costs` takes; None where they all cost the same."""
+        """The costs of mistakes, in a form that `read_costs` takes; None if all mistakes cost the same."""
         return self.cost_matrix or self.class_costs
 
     @property
     def holds_something(self) -> bool:
-        """Whether anything differs from taking the most likely class."""
+        """Whether there is any decision rule besides taking the most likely class."""
         return self.temperature != 1 or any((self.cost_matrix, self.thresholds, self.scores))
 
     def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Compute probabilities (N, K) in float64 and the decided classes (N,) from logits (N, K).
 
-        Costs that the head holds are taken out of the probabilities again, so that these stay probabilities.
+        Costs that are folded into the head are divided out, so that the results are probabilities again.
         """
         logits = logits.double()
         if self.class_costs is not None:
@@ -76,7 +76,7 @@ class Decisions:
         return probabilities, expected_costs(probabilities, self.cost_matrix).argmin(1)
 
     def save(self, folder: Path) -> None:
-        """Write decisions.json into a model's folder; nothing if there is nothing to decide."""
+        """Write decisions.json into a model's folder, unless there is no decision rule."""
         if self.holds_something:
             chosen = {
                 name: value for name, value in asdict(replace(self, class_costs=None)).items() if value is not None
@@ -85,7 +85,7 @@ class Decisions:
 
 
 def class_labels_of(config: Any) -> list[str]:
-    """List the class names of a model's config, which `pipeline()` shows; LABEL_0, ... where it has none."""
+    """List the class names in a model's config, as `pipeline()` shows them; LABEL_0, ... if it has none."""
     return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
@@ -94,13 +94,13 @@ def read_decisions(model: str, config: Any) -> Decisions:
 
     Args:
         model: a folder, or a name on the Hub.
-        config: the model's config: its classes, and costs that its head holds.
+        config: the model's config, with its classes and the costs folded into its head.
 
     Returns:
-        The decisions; those of a plain model where none were saved.
+        The decision rules; those of a plain model if none were saved.
 
     Raises:
-        ValueError: the file is damaged, or for other classes.
+        ValueError: the file is damaged, or belongs to other classes.
     """
     file, classes = file_beside(model, DECISIONS), class_labels_of(config)
     in_head = (getattr(config, RECORD, None) or {}).get("class_costs")
@@ -113,7 +113,7 @@ def read_decisions(model: str, config: Any) -> Decisions:
         raise ValueError(f"{DECISIONS} of the model {model!r} is damaged: {error}. {advice}") from error
     if values.classes != classes:
         raise ValueError(
-            f"{DECISIONS} is for the classes {shown(values.classes)}, and the model {model!r} has {shown(classes)}. "
+            f"{DECISIONS} is for the classes {shown(values.classes)}, but the model {model!r} has {shown(classes)}. "
             f"{advice}"
         )
     wrong = [name for name in ("thresholds", "scores") if len(getattr(values, name) or classes) != len(classes)]

@@ -1,4 +1,4 @@
-"""Command lines: unknown flags, stray words and wrong types are errors of one line. Works without torch."""
+"""Command lines whose mistakes (unknown flags, extra arguments, wrong types) give one-line errors. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_sharp.registry.nearest import did_you_mean
 
 
 def raise_errors(parser: argparse.ArgumentParser) -> None:
-    """Let a parser raise a ValueError where argparse prints its whole usage."""
+    """Make a parser raise a ValueError instead of printing its whole usage."""
 
     def error(message: str) -> Never:
         raise ValueError(f"{message}. --help lists the options.")
@@ -19,14 +19,14 @@ def raise_errors(parser: argparse.ArgumentParser) -> None:
 
 
 class Flags(argparse.ArgumentParser):
-    """An `ArgumentParser` that takes no abbreviations and raises ValueErrors.
+    """An `ArgumentParser` that allows no abbreviated flags and raises ValueErrors.
 
     Args:
         **options: as for `ArgumentParser`.
 
     Raises:
-        ValueError: an unknown flag (the nearest valid one is named), a stray word, a wrong type or choice, or a
-            missing argument.
+        ValueError: a flag is unknown (the nearest valid one is named), there is an extra argument, a value has a wrong
+            type or is not a choice, or an argument is missing.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -34,7 +34,7 @@ class Flags(argparse.ArgumentParser):
         raise_errors(self)
 
     def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse a command line and refuse what the parser does not know."""
+        """Parse a command line; raise a ValueError for anything that the parser does not know."""
         parsed, unknown = self.parse_known_args(argv)
         refuse_words(unknown, flag_names(self))
         return parsed
@@ -46,14 +46,14 @@ def flag_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def refuse_words(words: Sequence[str], known: Iterable[str]) -> None:
-    """Raise a ValueError for unknown flags and stray words."""
+    """Raise a ValueError for unknown flags and extra arguments."""
     check_names([word.lstrip("-").split("=")[0] for word in words if word.startswith("--")], known, "flag")
     if words:
-        raise ValueError(f"unexpected words on the command line: {' '.join(words)}")
+        raise ValueError(f"unexpected arguments on the command line: {' '.join(words)}")
 
 
 def check_names(names: Iterable[Any], known: Iterable[str], what: str) -> None:
-    """Raise a ValueError for the first name that is not known, with the nearest known one."""
+    """Raise a ValueError for the first unknown name, and suggest the nearest known one."""
     known = list(known)
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Images: the options, the processor, and the transform from pictures to pixel values."""
+"""Images in the recipes: the options, the processor, and the transform from images to pixel values."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 100  # pictures that `augment: auto` is chosen by
+_LOOKED_AT = 100  # the number of images that `augment: auto` looks at
 
 
 @dataclass
 class ImageArguments(DataArguments):
-    """Which images."""
+    """Options of image data."""
 
     image_column: str = field(default="image", metadata={"help": "The column with the images."})
     picture_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Grey values of more than 8 bits: the two values to show as black and white; found in the training "
-            "split if not given."
+            "help": "Images of more than 8 bits per pixel: the grey values to map to black and white. Default: the "
+            "range of the training split."
         },
     )
 
@@ -45,17 +45,17 @@ class ImageArguments(DataArguments):
         if self.picture_range is not None and (
             len(self.picture_range) != 2 or not self.picture_range[0] < self.picture_range[1]
         ):
-            raise ValueError(f"picture_range is a lower and a higher value, got {self.picture_range}.")
+            raise ValueError(f"picture_range must be a lower and a higher value, got {self.picture_range}.")
 
 
 @dataclass
 class TrainImageArguments(ImageArguments):
-    """Which images, and how training and the final report see them."""
+    """Options of image data, with augmentation for training and views for the final report."""
 
     augment: str = field(
         default="auto",
         metadata={
-            "help": f"Change the training images at random: {', '.join(AUGMENTATIONS)}, or auto: crop_flip for colour "
+            "help": f"Augmentation of training images: {', '.join(AUGMENTATIONS)}; or auto: crop_flip for colour "
             "images of at least 32 pixels, none for others."
         },
     )
@@ -73,7 +73,7 @@ class TrainImageArguments(ImageArguments):
 
 
 def load_image_processor(model: ModelArguments, data: ImageArguments | None = None) -> Any:
-    """Load the pretrained model's image processor, or make one that fits the config; `data` is not used."""
+    """Load the image processor of a pretrained model, or make one that fits the config; `data` is not used."""
     if name := model.model_name_or_path:
         with loading(name):
             class_for(AutoModelForImageClassification, name, model.trust_remote_code)
@@ -95,13 +95,13 @@ def load_image_processor(model: ModelArguments, data: ImageArguments | None = No
 def prepare_images(
     splits: datasets.DatasetDict, processor: Any, data: ImageArguments, label_column: str
 ) -> datasets.DatasetDict:
-    """Make the splits return pixel values; pictures are decoded when a batch needs them.
+    """Make the splits return pixel values; images are decoded only when a batch needs them.
 
     Args:
         splits: the data.
         processor: the image processor.
-        data: the column with the images; its `picture_range` is set where pictures have more than 8 bits.
-        label_column: the column with the labels, which stays.
+        data: the column with the images; its `picture_range` is set if images have more than 8 bits per pixel.
+        label_column: the column with the labels, which is kept.
 
     Returns:
         The splits with a transform.
@@ -133,13 +133,13 @@ def _range_of(train: datasets.Dataset, image_column: str) -> tuple[float, float]
 
 
 class ToPixels:
-    """The transform from pictures to pixel values.
+    """The transform from images to pixel values.
 
     Args:
         processor: the image processor.
-        data: the column with the images, and their range.
-        label_column: the column with the labels, which stays.
-        change: changes the pictures of a batch to the size that the model takes; None: the processor resizes them.
+        data: the column with the images, and the range of their grey values.
+        label_column: the column with the labels, which is kept.
+        change: transforms the images of a batch to the size that the model takes; None to let the processor resize.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class ToPixels:
             self.set_epoch = change.set_epoch
 
     def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
-        """Turn the pictures of a batch into `pixel_values`."""
+        """Convert the images of a batch to `pixel_values`."""
         images = [to_rgb(image, self.limits) for image in batch[self.image_column]]
         if self.change is None:
             inputs = self.processor(images, return_tensors="pt")
@@ -166,7 +166,7 @@ class ToPixels:
 
 
 class _Cut:
-    # One view of each picture of a batch.
+    # Cuts the same view out of each image of a batch.
     def __init__(self, view: View, size: tuple[int, int], resample: int) -> None:
         self.view, self.size, self.resample = view, size, resample
 
@@ -175,7 +175,7 @@ class _Cut:
 
 
 def input_size(processor: Any) -> tuple[int, int]:
-    """Find the size of the images that a model takes, by its processor.
+    """Find the size of the images that a processor makes.
 
     Args:
         processor: the image processor.
@@ -184,7 +184,7 @@ def input_size(processor: Any) -> tuple[int, int]:
         Height and width in pixels.
 
     Raises:
-        ValueError: the size depends on the picture, or the processor resizes even where it is told not to.
+        ValueError: the size depends on the image, or the processor resizes even if told not to.
     """
     sizes = set()
     try:
@@ -195,13 +195,13 @@ def input_size(processor: Any) -> tuple[int, int]:
         sizes.add(tuple(processor(picture, do_resize=False, return_tensors="pt")["pixel_values"].shape[-2:]))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{type(processor).__name__} cannot take images that are cut already: {error}. Leave augment and tta at "
-            "none."
+            f"{type(processor).__name__} cannot take images that are already cropped: {error}. Leave augment and tta "
+            "at none."
         ) from error
     if len(sizes) > 1:
         raise ValueError(
-            f"{type(processor).__name__} makes images of several sizes, {sorted(sizes)}, and crops need one. Leave "
-            "augment and tta at none."
+            f"{type(processor).__name__} makes images of several sizes, {sorted(sizes)}, but crops need one size. "
+            "Leave augment and tta at none."
         )
     return height, width
 
@@ -216,10 +216,10 @@ def views_of(
         processor: the image processor.
         data: the column with the images.
         label_column: the column with the labels.
-        tta: which views, one of `hf_sharp.data.views.TTA`.
+        tta: the name of the views, one of `hf_sharp.data.views.TTA`.
 
     Returns:
-        The split with another transform for each view.
+        The split once per view, each with the transform of that view.
     """
     if not TTA[tta]:
         return ()
@@ -236,7 +236,7 @@ def _resample(processor: Any) -> int:
 def image_extras(
     splits: datasets.DatasetDict, processor: Any, data: TrainImageArguments, args: SharpTrainingArguments
 ) -> Extras:
-    """Make what images have besides their splits: the augmentation and the views of the test images.
+    """Make the extras of image data: the augmentation, and the views of the test images.
 
     Args:
         splits: from `prepare_images`.
@@ -248,7 +248,7 @@ def image_extras(
         The extras.
 
     Raises:
-        ValueError: an augmentation without its library, or a processor whose images have no fixed size.
+        ValueError: the library of the augmentation is missing, or the processor makes images of no fixed size.
     """
     name, why = _chosen_augmentation(splits["train"], processor, data)
     if args.process_index == 0:
@@ -290,7 +290,7 @@ IMAGES = Recipe(
     prepare_images,
     "images",
     image_extras,
-    {"remove_unused_columns": False},  # the transform needs the image column, which the model's forward does not name
+    {"remove_unused_columns": False},  # else the image column would be removed before the transform
 )
 
 
@@ -298,7 +298,7 @@ def train_images(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]
     """Train on images with `train_classifier`.
 
     Args:
-        argv: the command line without the program's name; None: that of this process.
+        argv: the command line without the program's name; None for that of this process.
 
     Returns:
         Run name to its results, which are also saved.

@@ -1,4 +1,4 @@
-"""What a model is asked to predict: rows of texts or pictures, one at a time, in order, each with its faults."""
+"""The inputs of predictions: rows with a text or an image, read one at a time and in order, each with its error."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from hf_sharp.reports.figures import quantity
 
 STDIN = "-"
 _LINES = (".txt", ".text")
-_CHUNK = 64  # rows of a dataset that are read at a time
+_CHUNK = 64  # the number of dataset rows to read at a time
 
 
 class Row(NamedTuple):
-    """One thing to predict.
+    """One example to predict.
 
     Attributes:
-        name: the file of a picture, or the number of a row from 1, without the header.
-        value: a text, or a picture as a mapping with `bytes` or `path`; None where there is a fault.
-        kept: the cells of the columns to keep, as text.
+        name: the file of an image, or the row number, counted from 1 without the header.
+        value: a text, or an image as a mapping with `bytes` or `path`; None if there is a fault.
+        kept: the cells of the columns to keep, as strings.
         fault: what is wrong with the row, or None.
     """
 
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The rows of a source, and how many they are, if that is known before they are read."""
+    """The rows of a source, and their number, if it is known before they are read."""
 
     rows: Iterable[Row]
     total: int | None = None
@@ -53,18 +53,18 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from, and which columns of tables matter.
+    """The source of rows, and the columns to read if it is a table.
 
     Args:
-        name: a folder of pictures, a picture, a table (CSV, TSV, JSON, JSON Lines, Parquet), a text file with a text or
-            the path of a picture in each line, `-` for such lines from the standard input, or anything that
+        name: a folder of images, an image, a table (CSV, TSV, JSON, JSON Lines, Parquet), a text file with a text or an
+            image path on each line, `-` for such lines from standard input, or anything that
             `hf_sharp.data.loading.load` takes.
-        images: whether the rows are pictures, else texts.
-        column: the column with the pictures or texts.
-        keep: columns whose cells are kept.
-        split: of a dataset with several splits.
-        config: configuration of a dataset on the Hub.
-        separator: of CSV files.
+        images: whether the rows are images; otherwise they are texts.
+        column: the column with the images or texts.
+        keep: the columns whose cells are kept.
+        split: the split to read, if the dataset has several.
+        config: the configuration of a dataset on the Hub.
+        separator: the column separator of CSV files.
     """
 
     name: str
@@ -76,10 +76,10 @@ class Source:
     separator: str | None = None
 
     def open(self) -> Inputs:
-        """Find the rows.
+        """Open the source.
 
         Returns:
-            The rows; faults of single rows are in them.
+            The rows; a row that cannot be read has a fault.
 
         Raises:
             ValueError: there is no such source, split or column, or there are no rows.
@@ -112,7 +112,7 @@ class Source:
                 raise ValueError(f"{self.name!r} has no column {column!r}; {other_columns(column, columns, option)}")
 
     def _row(self, number: int, cells: Mapping[str, Any], folder: Path) -> Row:
-        """Make a row of a table's cells."""
+        """Make a row from the cells of a table."""
         name, kept, value = str(number), [_as_text(cells[column]) for column in self.keep], cells[self.column]
         if self.images:
             if isinstance(value, str) and value.strip():
@@ -145,7 +145,7 @@ class Source:
             if isinstance(cells, csv.Error):
                 raise cells
             if len(cells) != len(columns):
-                raise ValueError(f"{quantity(len(cells), 'cell', 'cells')}, and the header has {len(columns)}")
+                raise ValueError(f"{quantity(len(cells), 'cell', 'cells')}, but the header has {len(columns)}")
             return self._row(number, dict(zip(columns, cells, strict=True)), path.parent)
 
         def read() -> Iterator[list[str] | csv.Error]:
@@ -153,7 +153,7 @@ class Source:
                 reader = csv.reader(file, delimiter=separator, strict=True)
                 next(reader)
                 for cells in _each(reader):
-                    if cells or len(columns) == 1:  # else an empty line, which is no row
+                    if cells or len(columns) == 1:  # otherwise an empty line is not a row
                         yield cells or [""]
 
         csv.field_size_limit(2**31 - 1)
@@ -176,12 +176,12 @@ class Source:
         try:
             columns = list(json.loads(first))
         except ValueError:
-            columns = [self.column, *self.keep]  # the fault of this row is reported with the others
+            columns = [self.column, *self.keep]  # this row's fault is reported when it is read
         self._check_columns(columns)
         return Inputs(self._sound(read(), make), sum(1 for _ in read()))
 
     def _sound(self, rows: Iterable[Any], make: Callable[[int, Any], Row]) -> Iterator[Row]:
-        """Make rows; what raises an error becomes a row with a fault."""
+        """Make rows; one that raises an error becomes a row with a fault."""
         for number, cells in enumerate(rows, 1):
             try:
                 yield make(number, cells)
@@ -205,7 +205,7 @@ class Source:
             data = data.cast_column(self.column, datasets.Image(decode=False))
         if isinstance(kind, datasets.Image) != self.images and not holds_text(data.data.schema.field(self.column).type):
             wanted = "pictures" if self.images else "texts"
-            raise ValueError(f"column {self.column!r} of {self.name!r} does not hold {wanted}, which the model takes.")
+            raise ValueError(f"the model takes {wanted}, but column {self.column!r} of {self.name!r} has none.")
         path = Path(self.name).expanduser()
         folder = path.parent if path.is_file() else path if path.is_dir() else Path()
 
@@ -219,7 +219,7 @@ class Source:
 
 
 def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
-    """Give the rows of a CSV file, and the error in place of one that cannot be parsed."""
+    """Yield the rows of a CSV file; for a row that cannot be parsed, yield the error."""
     while True:
         try:
             yield next(reader)
@@ -230,7 +230,7 @@ def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
 
 
 def _pictures(path: Path) -> list[tuple[str, Path]]:
-    """List a picture, or the pictures in a folder and below it, by name."""
+    """List a single image, or all images in a folder and its subfolders, sorted by name."""
     if path.is_file():
         return [(path.name, path)] if path.suffix.lower() in Image.registered_extensions() else []
     return [(file.relative_to(path).as_posix(), file) for file in picture_files(path)] if path.is_dir() else []

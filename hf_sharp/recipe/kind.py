@@ -1,4 +1,4 @@
-"""Whether a config trains on images or on texts: as its model does."""
+"""Tells from the model whether a config trains on images or on texts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hf_sharp.recipe.training import Recipe
 
 
 def recipe_for(argv: Sequence[str] | None) -> Recipe:
-    """Look at the model that a command line names.
+    """Find the recipe for the model that a command line names.
 
     Args:
-        argv: the words, with `--config` or flags; None: those of this process.
+        argv: the arguments, with `--config` or flags; None for those of this process.
 
     Returns:
         The recipe for images or for texts.
 
     Raises:
-        ValueError: no model is named, it cannot be loaded, or options that do not exist.
+        ValueError: no model is named, the model cannot be loaded, or an option does not exist.
     """
     parser = RecipeParser(OPTIONS, argv)
     known = ("model_name_or_path", "model_config", "trust_remote_code")

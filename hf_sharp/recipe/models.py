@@ -1,4 +1,4 @@
-"""Which model a recipe trains: from scratch, or pretrained with its head brought into line with the data's classes."""
+"""The model of a recipe: from scratch, or pretrained with its head aligned to the classes of the data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hf_sharp.recipe.boundary import stage
 
 logger = logging.getLogger(__name__)
 
-_LOADED: set[str] = set()  # models that this process has told about
+_LOADED: set[str] = set()  # models whose loading this process has already logged
 _REMEDY = "For a new head on the data's classes add --new_head true; to rename the data's classes use --class_names."
 
 
@@ -37,7 +37,7 @@ _RECIPES = {"pictures": "image_classification.py", "texts": "text_classification
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turn exceptions while a model is loaded into one line that says what a model's name may be."""
+    """Turn exceptions of loading a model into one line that says what a model's name can be."""
     expected = f"Expected a folder with its files, or a name on the Hub.{near_here(name)}"
     with stage(f"the model {name!r} cannot be loaded", expected):
         yield
@@ -46,19 +46,18 @@ def loading(name: str) -> Iterator[None]:
 def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedConfig]:
     """Find the class that opens a checkpoint, and its config, without running code from its folder unless trusted.
 
-    A cosine head of hf_sharp is saved with its code. The same class is in this package, and is taken from here.
+    A cosine head of hf_sharp is saved with its code, but its class is taken from this package.
 
     Args:
         auto: the transformers class, such as `AutoModelForImageClassification`.
         name: the model's folder or Hub name.
-        trust_remote_code: run the code that lies beside the weights.
+        trust_remote_code: whether to run code that comes with the weights.
 
     Returns:
-        The class with `from_pretrained`, and the config.
+        The class, which has `from_pretrained`, and the config.
 
     Raises:
-        ValueError: there is no such model here, it is for another task, or it needs code of its own that is not
-            trusted.
+        ValueError: the model does not exist, is for another task, or needs its own code, which is not trusted.
     """
     refuse_no_model(name)
     values, _ = PreTrainedConfig.get_config_dict(name)
@@ -79,7 +78,7 @@ def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[An
         return kind, kind.config_class.from_pretrained(name)
     if not trust_remote_code:
         raise ValueError(
-            f"the model {name!r} needs code of its own ({', '.join(map(str, values['auto_map'].values()))}), which "
+            f"the model {name!r} needs its own code ({', '.join(map(str, values['auto_map'].values()))}), which "
             "could do anything on this machine. If you trust its authors, add --trust_remote_code true."
         )
     return auto, AutoConfig.from_pretrained(name, trust_remote_code=True)
@@ -88,13 +87,13 @@ def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[An
 def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
     """Load a pretrained model for named classes, or make one from its config.
 
-    The rows of a pretrained head are aligned with the classes by name. The head is new where the checkpoint has none,
-    where its classes have no names and another number, where it is for regression or multi-label classification, and
-    with `new_head`.
+    The rows of a pretrained head are aligned with the classes by name. The head is newly initialized if the checkpoint
+    has none, if its classes have no names and a different number, if it is for regression or multi-label
+    classification, or with `new_head`.
 
     Args:
         auto: the transformers class, such as `AutoModelForImageClassification`.
-        model: which model.
+        model: the options of the model.
         class_names: K names, in the order of the class indices.
 
     Returns:
@@ -106,7 +105,7 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
     head = head_options(class_names)
     if not model.model_name_or_path:
         config = model.make_config(**head)
-        with stage("no model can be made of model_config"):
+        with stage("no model can be made from model_config"):
             return auto.from_config(config)
     name = model.model_name_or_path
     with loading(name):
@@ -118,7 +117,7 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
             if order is None and names is not None and len(names) == len(class_names):
                 head = head_options(names)  # the data's classes are numbers
         trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
-        with _told_once(name) as tell:
+        with _log_level_once(name) as tell:
             loaded = kind.from_pretrained(
                 name, **trusted, ignore_mismatched_sizes=True, problem_type="single_label_classification", **head
             )
@@ -132,8 +131,8 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
 
 
 @contextmanager
-def _told_once(name: str) -> Iterator[int]:
-    """Give the level of messages on a model: a warning the first time, then hidden, as those of transformers are."""
+def _log_level_once(name: str) -> Iterator[int]:
+    """Yield the log level for messages on a model: a warning the first time; later, all messages are hidden."""
     level = transformers_logging.get_verbosity()
     try:
         if name in _LOADED:
@@ -159,5 +158,5 @@ def _another_task(config: PreTrainedConfig) -> bool:
 
 def _names(config: PreTrainedConfig) -> list[str] | None:
     if _another_task(config) or not any("Classification" in word for word in config.architectures or ()):
-        return None  # the head is new anyway
+        return None  # the head will be new anyway
     return real_names(config.id2label, int(config.num_labels or 0))

@@ -1,7 +1,7 @@
-"""A search whose runs are trained at once on the machines of a Ray cluster.
+"""A search whose runs are trained in parallel on the machines of a Ray cluster.
 
-Ray Tune gives each run a machine, and starts it again if that is lost. What to run and what to end early is decided
-here, by the same study as on one machine. Proposals depend on which runs have finished, and so on the machines' speed.
+Ray Tune assigns each run to a machine, and restarts it if the machine is lost. The same study as on one machine decides
+what to run and what to end early. Proposals depend on which runs have finished, and so on the speed of the machines.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from hf_sharp.recipe.training import prepare_training
 from hf_sharp.recipe.tuning_run import Runner, read_options
 from hf_sharp.reports.tuning import ENDED_EARLY
 
-_LOST = 3  # how often a run starts again after its machine was lost
+_LOST = 3  # how often a run is restarted after its machine was lost
 _ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study has everything
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command as it does elsewhere
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study records everything
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends this command as it ends the others
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
 def go_on_with_ray(search: Search, budget: Budget, argv: Sequence[str], cpus_per_run: int | None) -> None:
-    """Run until the budget is used up; runs of before count.
+    """Run until the budget is used up; earlier runs count.
 
     Args:
         search: the search.
-        budget: its budget; a time is the sum of the runs' times.
-        argv: the words of a training, which every machine reads anew.
-        cpus_per_run: cores of a run; None: one if it has a GPU, else all of a machine.
+        budget: the budget; a time budget counts the sum of the runs' times.
+        argv: the arguments of a training, which every machine parses itself.
+        cpus_per_run: the CPU cores per run; None for one if the run has a GPU, else all of a machine.
 
     Raises:
-        ValueError: no machine has as many cores, or a run failed.
+        ValueError: no machine has that many cores, or a run failed.
     """
     os.environ |= _ENVIRONMENT
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -77,7 +77,7 @@ def go_on_with_ray(search: Search, budget: Budget, argv: Sequence[str], cpus_per
 
 
 class _Runs(Searcher):
-    """What Ray Tune asks: which run is next, whether one goes on, and what came of it."""
+    """The interface to Ray Tune: proposes runs, ends them early and takes their results."""
 
     def __init__(self, search: Search, budget: Budget, progress: Progress) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Runs(Searcher):
         self.failed = ""
 
     def suggest(self, trial_id: str) -> Any:
-        """Choose the options of the next run, if the budget allows one; the first run must end before the others."""
+        """Choose the options of the next run, if the budget allows it; the first run must end before the others."""
         seconds = [run["seconds"] for run in self.search.runs]
         if self.open and not seconds:
             return None
@@ -99,13 +99,13 @@ class _Runs(Searcher):
         return {"change": change, "correct": not seconds}
 
     def stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Tell whether a run ends early."""
+        """Tell whether a run should end early."""
         return "value" in result and not self.search.goes_on(
             self.open[trial_id][0], result["value"], result["evaluation"]
         )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep what came of a run; one that failed, or was lost, stays open in the study."""
+        """Record the result of a run; one that failed or was lost stays open in the study."""
         trial, change = self.open.pop(trial_id)
         result = result or {}
         if error or "failed" in result:
@@ -118,18 +118,18 @@ class _Runs(Searcher):
         self.progress.show(self.search.runs)
 
     def __deepcopy__(self, _: Any) -> _Runs:
-        """Ray Tune copies its settings; the search is one."""
+        """Return this object itself: Ray Tune copies its settings, but the search must not be copied."""
         return self
 
     def __reduce__(self) -> Any:
-        """Ray Tune saves its state; that of the search is the study."""
+        """Pickle nothing: Ray Tune saves its state, but the state of the search is in the study."""
         return (object, ())
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing."""
+        """Save nothing, because the state is in the study."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
+        """Restore nothing, because the state is in the study."""
 
 
 def _resources(cpus_per_run: int | None) -> dict[str, float]:
@@ -149,12 +149,12 @@ def _runner(argv: tuple[str, ...], folder: str) -> Runner:
 
 
 def _train(config: dict[str, Any]) -> None:
-    # On any machine of the cluster, in a process of its own.
+    # Runs on any machine of the cluster, in its own process.
     machine = f"{platform.node()}-{ray.get_runtime_context().get_node_id()[:6]}"
 
     def goes_on(value: float, evaluation: int, passes: float) -> bool:
         so_far = {"seconds": time.perf_counter() - began, "passes": passes}
-        # Where the run is to end, this call does not return.
+        # If the run is to end, this call does not return.
         tune.report({"value": value, "evaluation": evaluation, "machine": machine, **so_far})
         return True
 
@@ -164,6 +164,6 @@ def _train(config: dict[str, Any]) -> None:
         began = time.perf_counter()
         outcome = runner.train(config["change"], goes_on, config["correct"])
         tune.report({"outcome": json.dumps(outcome), "machine": machine})
-    except Exception as error:  # of the code or the data: no reason to start again
+    except Exception as error:  # a restart would fail again in the same way
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         tune.report({"failed": f"a run failed on {machine}: {kind}{error}"})

@@ -1,4 +1,4 @@
-"""All options of the recipes, whatever the data: what a config may hold."""
+"""All options of the recipes for any data: the keys that a config may contain."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 @dataclass
 class AnyDataArguments(TrainImageArguments, TextArguments):
-    """Which data: images or texts."""
+    """Options of the data, images or texts."""
 
 
-# For `RecipeParser`, where a config may be of either recipe.
+# For `RecipeParser`, if a config may be for either recipe.
 OPTIONS: tuple[Any, ...] = (AnyDataArguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments)

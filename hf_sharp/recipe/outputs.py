@@ -1,4 +1,4 @@
-"""Where predictions are written: CSV, JSON Lines or Parquet, row by row."""
+"""Writes predictions row by row, as CSV, JSON Lines or Parquet."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ class _Writer(Protocol):
 
 
 class PredictionFile:
-    """A file of predictions that appears under its name when it is complete.
+    """A file of predictions, which gets its final name only when it is complete.
 
     Args:
-        folder: where `predictions.FORMAT` goes; None: the standard output.
+        folder: the folder of `predictions.FORMAT`; None for standard output.
         file_format: csv, jsonl or parquet.
-        columns: column to kind: text, number, flag or texts.
+        columns: column name to kind: text, number, flag or texts.
 
     Raises:
-        ValueError: an unknown format, or Parquet for the standard output.
+        ValueError: the format is unknown, or Parquet is to be written to standard output.
     """
 
     def __init__(self, folder: Path | None, file_format: str, columns: Mapping[str, str]) -> None:
         check_name("format", file_format, FORMATS)
         if folder is None and file_format == "parquet":
-            raise ValueError("Parquet cannot be written to the standard output: add --output_dir.")
+            raise ValueError("Parquet cannot be written to standard output: add --output_dir.")
         self.path = None if folder is None else folder / f"predictions.{file_format}"
         self._part = None if self.path is None else self.path.with_name(f"{self.path.name}.part")
         self._format, self._columns = file_format, dict(columns)
 
     def __enter__(self) -> Self:
-        """Open the file, under another name."""
+        """Open the file under a temporary name."""
         self._writer: _Writer
         if self._format == "parquet":
             self._writer = _Parquet(self._part, self._columns)
@@ -56,11 +56,11 @@ class PredictionFile:
         return self
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows: column to value, None where there is none."""
+        """Write rows, mappings from column to value; None for a missing value."""
         self._writer.write(rows)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the file, and give it its name if nothing was raised."""
+        """Close the file, and rename it to its final name if no exception was raised."""
         self._writer.close()
         if error is None and self.path is not None and self._part is not None:
             self._part.replace(self.path)

@@ -1,4 +1,4 @@
-"""How a recipe reads its options: a YAML file of defaults, and flags that override it."""
+"""Reads the options of a recipe: a YAML file of defaults, and flags that override it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RecipeParser:
 
     Args:
         argument_classes: dataclasses of arguments; one of them is `SharpTrainingArguments`.
-        argv: the command line without the program's name; None: that of this process.
+        argv: the command line without the program's name; None for that of this process.
 
     Raises:
-        ValueError: a config file that is missing, not YAML, or not a mapping; an unknown key or flag (the nearest
+        ValueError: the config file is missing, not YAML or not a mapping; or a key or flag is unknown (the nearest
             valid name is suggested).
     """
 
@@ -34,7 +34,7 @@ class RecipeParser:
         raise_errors(self._parser)
         self._parser.add_argument("--config", help="A YAML file of defaults; flags override it.")
         for action in self._parser._actions:
-            action.default = argparse.SUPPRESS  # to tell the flags that were set from those that were not
+            action.default = argparse.SUPPRESS  # to know which flags were set
         self._actions = {action.dest: action for action in reversed(self._parser._actions) if action.dest != "help"}
         parsed, unknown = self._parser.parse_known_args(argv)
         refuse_words(unknown, self._actions)
@@ -42,7 +42,7 @@ class RecipeParser:
         config = flags.pop("config", None)
         defaults = self.read(config) if config else {}
         for name, alternative in (("model_name_or_path", "model_config"), ("model_config", "model_name_or_path")):
-            if name in flags:  # a flag that names the model overrides both ways to name it
+            if name in flags:  # a flag that names the model overrides both options that can name it
                 defaults.pop(alternative, None)
         self.values: dict[str, Any] = defaults | flags
 
@@ -65,14 +65,14 @@ class RecipeParser:
         self.values = defaults | self.values
 
     def build(self, **overrides: Any) -> tuple[Any, ...]:
-        """Make the argument dataclasses from the options, with some values replaced (None: the default)."""
+        """Make the argument dataclasses from the options, with `overrides` (None restores the default)."""
         values = {key: value for key, value in (self.values | overrides).items() if value is not None}
         check_bounds(values, _AT_LEAST)
         with stage("the options do not fit together"):
             return tuple(self._parser.parse_dict(values))
 
     def _typed(self, key: str, value: Any, written: Any) -> Any:
-        # As on the command line: YAML reads 1e-3 as text, `no` as false and 001 as 1.
+        # Converted as on the command line: YAML reads 1e-3 as a string, `no` as false and 001 as 1.
         action = self._actions[key]
         convert = action.type
         if value is None:
@@ -102,10 +102,10 @@ def _named_as_written(value: Any, written: Any) -> Any:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, keeps the lines of description and example, and spells every flag one way."""
+    """A help formatter that shows defaults, keeps line breaks, and shows only one spelling of every flag."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # A command looks at the data of the training, where none are named.
+        # By default, a command uses the data of the training, so the dataclass default is not shown.
         return action.help if action.default is None or action.dest == "dataset" else super()._get_help_string(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -117,7 +117,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
     @staticmethod
     def _others(action: argparse.Action, flag: str) -> set[str]:
-        # The other flags of an option, all dashes written as underscores, if this one has dashes inside.
+        # The other flags of an option, with underscores for dashes, if this flag has dashes inside.
         inside = "-" in flag.lstrip("-")
         return {other.replace("-", "_") for other in action.option_strings if other != flag} if inside else set()
 
@@ -125,18 +125,18 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 def command_parser(
     name: str, classes: Sequence[Any], description: str, example: str, statuses: str = "", data: str | None = None
 ) -> HfArgumentParser:
-    """Make the parser of a command that takes a model, and data to look at.
+    """Make the parser of a command that takes a model and data.
 
     Args:
-        name: the command's.
-        classes: dataclasses of its options.
-        description: what it does.
-        example: a command line or several, of at most 80 characters each.
-        statuses: what exit statuses mean, besides 0 and 1.
-        data: help on its argument DATA, which is required. Default: an optional DATASET, the same as --dataset.
+        name: the name of the command.
+        classes: the dataclasses of its options.
+        description: what the command does.
+        example: one or more command lines, of at most 80 characters each.
+        statuses: the meaning of exit statuses other than 0 and 1.
+        data: the help text of a required argument DATA. Default: an optional argument DATASET, the same as --dataset.
 
     Returns:
-        The parser; its further arguments are `model` and `data`.
+        The parser; its positional arguments are `model` and `data`.
     """
     ends = f"exit status: 0, or 1 after a mistake, which is named in one line{statuses and '; '}{statuses}"
     parser = HfArgumentParser(
@@ -149,7 +149,7 @@ def command_parser(
     )
     parser.add_argument("model", metavar="MODEL", help="The model: a folder, or a name on the Hub.")
     if data is None:
-        same = "The data; the same as --dataset. Default: those of the training, with its options."
+        same = "The data; the same as --dataset. Default: the data of the training, with its options."
         parser.add_argument("data", metavar="DATASET", nargs="?", help=same)
     else:
         parser.add_argument("data", metavar="DATA", help=data)
@@ -161,17 +161,18 @@ def command_parser(
 
 
 def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parse a command line into dataclasses and refuse what the parser does not know.
+    """Parse a command line into dataclasses.
 
     Args:
-        parser: a parser of dataclasses, perhaps with further arguments.
-        argv: the words; None: those of this process.
+        parser: a parser of dataclasses, which may have further arguments.
+        argv: the arguments; None for those of this process.
 
     Returns:
         An instance of each dataclass, and a namespace of the further arguments, if there are any.
 
     Raises:
-        ValueError: an unknown flag (the nearest valid one is suggested), a stray word, or a wrong type or choice.
+        ValueError: a flag is unknown (the nearest valid one is suggested), there is an extra argument, or a value has
+            a wrong type or is not a choice.
     """
     raise_errors(parser)
     with stage("the options do not fit together"):

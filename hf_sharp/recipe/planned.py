@@ -1,4 +1,4 @@
-"""Which runs a command asks for, and whether their folders are free or finished."""
+"""Lists the runs that a command asks for, and checks whether their folders are free or finished."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its name, its training arguments, and all options that were set, for the record.
+    """One training run: its name, its training arguments, and all options that were set, to be recorded.
 
-    `overwrites`: whether its folder may hold an earlier run, which goes when this one begins to train.
+    `overwrites` tells whether the folder may contain an earlier run, which is removed when this run begins to train.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it writes."""
+        """The output folder."""
         return Path(str(self.args.output_dir))
 
     def clear(self) -> None:
-        """Remove the results and checkpoints that it overwrites, so that no later run takes them for its own."""
+        """Remove the results and checkpoints that this run overwrites, so that they cannot be taken for its own."""
         state = PartialState()
         if self.overwrites and state.is_main_process:
             (self.folder / RESULTS).unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         The runs. If there are several, each has its own folder in `output_dir`.
 
     Raises:
-        ValueError: two runs with the same name, or results that would be overwritten.
+        ValueError: two runs have the same name, or results would be overwritten.
     """
     main = next(arguments for arguments in parser.build() if isinstance(arguments, SharpTrainingArguments))
     overwrite = bool(parser.values.get("overwrite_output_dir"))
@@ -93,10 +93,10 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         folder = os.path.join(str(main.output_dir), run) if changes else str(main.output_dir)
         built = parser.build(**change, output_dir=folder)
         args = next(arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
-        # Without a name, trackers would show the test after training as a separate run.
+        # Without a name, trackers would show the test results after training as a separate run.
         name_of_all = main.run_name or str(main.output_dir)
         args.run_name = os.path.join(name_of_all, run) if changes else name_of_all
-        if run != name:  # a repository has one model: the main run's
+        if run != name:  # a repository holds one model, that of the main run
             args.push_to_hub, args.hub_model_id = False, None
         elif args.push_to_hub and args.hub_model_id is None:
             args.hub_model_id = Path(str(main.output_dir)).name
@@ -104,7 +104,7 @@ def plan_runs(parser: RecipeParser) -> list[Run]:
         runs.append(Run(run, args, options, overwrite))
     if len(runs) > 1 and resumes(main) not in (False, True):
         raise ValueError(
-            f"resume_from_checkpoint={main.resume_from_checkpoint!r} is the checkpoint of one run, and there "
+            f"resume_from_checkpoint={main.resume_from_checkpoint!r} is the checkpoint of one run, but there "
             f"are {len(runs)} runs. Set it to true: each run continues from the last checkpoint in its own folder."
         )
     _check_output(runs, str(main.output_dir), overwrite)
@@ -116,17 +116,17 @@ def without_effect(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict
 
     Args:
         values: the options of the config.
-        change: those that differ.
+        change: the options that change, with their new values.
 
     Returns:
-        Option to None, which `RecipeParser.build` takes for the default.
+        These options, mapped to None, which `RecipeParser.build` replaces by the default.
     """
     if not change:
         return {}
     asked = {name: value for name, value in {**values, **change}.items() if value is not None}
     chosen = {item.name: asked.get(item.name, item.default) for item in fields(SharpTrainingArguments)}
     if chosen["sharpness"] not in METHODS or chosen["loss"] not in LOSSES:
-        return {}  # refused elsewhere
+        return {}  # an unknown value is reported elsewhere
     return dict.fromkeys((unused_options(chosen).keys() & values.keys()) - change.keys())
 
 
@@ -135,7 +135,7 @@ def _differences(options: dict[str, Any], where: str) -> dict[str, Any]:
     others = sorted(set(options) - trained)
     if others:
         raise ValueError(
-            f"{where} may only hold the training options that differ; it also has {', '.join(others)}. Data, model and "
+            f"{where} may only contain training options that differ; it also has {', '.join(others)}. Data, model and "
             "output folder are the same for all compared runs."
         )
     return options
@@ -158,17 +158,17 @@ def _check_output(runs: Sequence[Run], output_dir: str, overwrite: bool) -> None
             raise ValueError(_not_empty(folder))
         if (folder / RESULTS).exists():
             check_finished(folder, run.options)
-    PartialState().wait_for_everyone()  # before a faster process creates the folders that a slower one checks
+    PartialState().wait_for_everyone()  # a faster process must not create folders that a slower one still checks
 
 
 def _holds_files(path: Path) -> bool:
-    # Empty folders hold nothing that could be lost.
+    # Folders without files contain nothing that could be lost.
     return path.is_file() or any(files for _, _, files in os.walk(path))
 
 
 @contextmanager
 def no_folder_left(runs: Sequence[Run]) -> Iterator[None]:
-    """Remove the empty folders that trainers make in the block.
+    """Remove the empty folders that trainers create in the block.
 
     Args:
         runs: the runs.
@@ -181,16 +181,16 @@ def no_folder_left(runs: Sequence[Run]) -> Iterator[None]:
         yield
     finally:
         for folder in sorted(above, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):  # not there, or not empty
+            with suppress(OSError):  # missing, or not empty
                 folder.rmdir()
 
 
 def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True) -> None:
-    """Raise a ValueError if the finished run in a folder had other options than the ones now.
+    """Raise a ValueError if the finished run in a folder had different options.
 
     Args:
         folder: the run's folder.
-        options: options by name; those that cannot change the result are ignored.
+        options: the current options by name; those that cannot change the result are ignored.
         whole: whether these are all options, including those that the recipe adds itself.
     """
     done = options_of(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))
@@ -213,13 +213,13 @@ def _not_empty(folder: Path) -> str:
 
 
 def resumes(args: SharpTrainingArguments) -> bool | str:
-    """Read `resume_from_checkpoint`: a truth value, its name, or a folder.
+    """Read `resume_from_checkpoint`: a boolean, the name of a boolean, or a folder.
 
     Args:
         args: the training arguments.
 
     Returns:
-        Whether to continue from the last checkpoint, or the checkpoint to continue from.
+        True or False, whether to continue from the last checkpoint; or the checkpoint to continue from.
     """
     asked = args.resume_from_checkpoint
     return {"none": False, "false": False, "": False, "true": True}.get(str(asked).lower(), str(asked))

@@ -1,4 +1,4 @@
-"""Rows in, decisions out: batches through a saved model, in order, with the preprocessing of its training."""
+"""Runs a saved model over rows, in batches and in order, with the preprocessing of its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_sharp.data.pictures import WIDE_MODES, to_rgb
 from hf_sharp.recipe.boundary import UserError, stage
 from hf_sharp.recipe.inputs import Row
 
-_DECODER = datasets.Image()  # turns pictures as their EXIF data says, as in training
+_DECODER = datasets.Image()  # rotates images according to their EXIF data, as in training
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Predictor:
     """A saved model with the preprocessing of its training.
 
     Args:
-        model: in evaluation mode, on its device.
+        model: the model, in evaluation mode and on its device.
         processor: its image processor or tokenizer.
-        images: whether it takes pictures, else texts.
+        images: whether it takes images; otherwise it takes texts.
         max_length: texts are truncated to this many tokens.
-        picture_range: the two values shown as black and white of pictures with more than 8 bits, or None.
+        picture_range: the grey values to map to black and white in images of more than 8 bits per pixel, or None.
     """
 
     model: PreTrainedModel
@@ -42,17 +42,17 @@ class Predictor:
     picture_range: tuple[float, float] | None = None
 
     def batches(self, rows: Iterable[Row], batch_size: int) -> Iterator[tuple[list[Row], Tensor]]:
-        """Run the model over rows; several processes share them, and every process gets all results.
+        """Run the model over rows; processes share the work, and every process gets all results.
 
         Args:
-            rows: the rows; those with a fault are not given to the model.
-            batch_size: rows per batch and process.
+            rows: the rows; those with a fault are not passed to the model.
+            batch_size: the number of rows per batch and process.
 
         Yields:
-            The rows of a batch, with the faults found on the way, and the logits (n, K) of those without, in order.
+            The rows of a batch, with any new faults, and the logits (n, K) of the rows without a fault, in order.
 
         Raises:
-            ValueError: the device has not enough memory for a batch.
+            ValueError: the device does not have enough memory for a batch.
         """
         processes = PartialState()
         begin = processes.process_index * batch_size
@@ -66,7 +66,7 @@ class Predictor:
                 yield [row for checked, _ in parts for row in checked], torch.cat([logits for _, logits in parts])
 
     def _judged(self, rows: list[Row], prepared: list[tuple[Any, str | None]]) -> tuple[list[Row], Tensor]:
-        """Run the model over the sound rows of a batch; rows whose output is not finite are not sound."""
+        """Run the model over the rows without a fault; a row whose output is not finite gets a fault."""
         checked = [row._replace(value=None, fault=fault) for row, (_, fault) in zip(rows, prepared, strict=True)]
         inputs = [value for value, fault in prepared if fault is None]
         logits = self._logits(inputs) if inputs else torch.empty(0, int(self.model.config.num_labels or 0))
@@ -77,7 +77,7 @@ class Predictor:
         return checked, logits[logits.isfinite().all(1)]
 
     def _prepared(self, row: Row) -> tuple[Any, str | None]:
-        """Turn a row into what a batch is made of; or say what is wrong with it."""
+        """Preprocess a row for a batch; return the model input, or None and the fault."""
         if row.fault is not None or not self.images:
             return row.value, row.fault
         try:
@@ -85,7 +85,7 @@ class Predictor:
             picture = _DECODER.decode_example(value)
             if picture.mode in WIDE_MODES and self.picture_range is None:
                 return None, (
-                    f"a picture of mode {picture.mode} has more than 8 bits, and the training recorded no range. Give "
+                    f"an image of mode {picture.mode} has more than 8 bits, and the training recorded no range. Set "
                     "--picture_range LOW HIGH"
                 )
             pixels = self.processor(to_rgb(picture, self.picture_range), return_tensors="pt")["pixel_values"]
@@ -107,26 +107,26 @@ class Predictor:
                 return self.model(**on_device).logits.float().cpu()
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{self.model.device} has not enough memory for a batch of {len(inputs)}. Make it smaller with "
+                f"{self.model.device} does not have enough memory for a batch of {len(inputs)}. Make it smaller with "
                 "--batch_size."
             ) from error
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Find the device to run on, and join the other processes of a launcher, if there are any.
+    """Find the device to run on; if a launcher started several processes, connect to the others.
 
     Args:
-        name: such as cpu, cuda, cuda:1 or mps; None: the accelerator that PyTorch sees, or the CPU.
+        name: cpu, cuda, cuda:1, mps, ...; None for the accelerator that PyTorch finds, else the CPU.
 
     Returns:
-        The device; with several processes, that of this one.
+        The device of this process.
 
     Raises:
-        ValueError: there is no such device here, or several processes would share it.
+        ValueError: this machine has no such device, or several processes would share it.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if name not in (None, "cpu"):
-            raise ValueError(f"every process takes an accelerator of its own: --device {name} has no place. Remove it.")
+            raise ValueError(f"every process uses its own accelerator, so --device {name} is not allowed. Remove it.")
         return PartialState(cpu=name == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

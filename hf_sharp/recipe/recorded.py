@@ -1,4 +1,4 @@
-"""What a training recorded beside its model, taken over by the commands that look at the model later."""
+"""The records of a training beside its model, whose options later commands use as defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_sharp.reports.results import RESULTS, options_of, write_results
 
 logger = logging.getLogger(__name__)
 
-# Options of the model, whatever the data; all others are taken over for the same data only.
+# Options of the model that hold for any data; all others are taken over for the same data only.
 _OF_MODEL = {"max_length", "tokenizer_name", "picture_range", "cost_matrix"}
 _NOT_TAKEN = {
     "output_dir",
@@ -33,7 +33,7 @@ _NOT_TAKEN = {
     "trust_remote_code",
     *("threshold", "bootstrap", "new_split", "new_config"),
 }
-# A held-out share that differs from the training's puts training examples into it.
+# With different values than in the training, a held-out split contains training examples.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
 _OF_SPLITS |= {"group_column", "unique_column"}
 
@@ -45,10 +45,10 @@ def recorded(model: str) -> dict[str, Any]:
         model: a folder, or a name on the Hub.
 
     Returns:
-        The content of `all_results.json`; empty where there is none, or another program wrote it.
+        The content of `all_results.json`; empty if there is none, or if another program wrote it.
 
     Raises:
-        ValueError: the file is damaged, or there is no such model here.
+        ValueError: the file is damaged, or the model does not exist.
     """
     refuse_no_model(model)
     file = file_beside(model, RESULTS)
@@ -72,7 +72,8 @@ def file_beside(model: str, name: str) -> Path | None:
         name: the file's name.
 
     Returns:
-        The file, downloaded if need be; None where there is none. A warning says so where the Hub cannot be asked.
+        The path, after a download if needed; None if there is no such file, or, with a warning, if the Hub cannot be
+        reached.
     """
     if Path(model).exists():
         return file if (file := Path(model) / name).is_file() else None
@@ -82,16 +83,16 @@ def file_beside(model: str, name: str) -> Path | None:
         return None
     except OSError as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        logger.warning("%s of the model %r cannot be looked up, and is taken for absent: %s", name, model, reason)
+        logger.warning("%s of the model %r cannot be looked up, and is assumed not to exist: %s", name, model, reason)
         return None
 
 
 def keep_record(record: Mapping[str, Any], folder: Path) -> None:
-    """Write what the training recorded of inputs and data beside a changed model, without the report of the old one.
+    """Save the training's records of inputs and data with a changed model, without the report of the old model.
 
     Args:
         record: what `recorded` returned; nothing is written if it is empty.
-        folder: the changed model's.
+        folder: the folder of the changed model.
     """
     if record:
         write_results(folder, {name: record[name] for name in ("options", "data") if name in record})
@@ -103,9 +104,9 @@ def set_flags(argv: Sequence[str]) -> set[str]:
 
 
 def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[str], dataset: str) -> None:
-    """Set the options of a command that its command line does not set to those of the training.
+    """Set the options that a command line does not set to those of the training.
 
-    What is taken over is logged; a flag that contradicts the training is a warning.
+    Options that are taken over are logged; a flag that contradicts the training gives a warning.
 
     Args:
         record: what `recorded` returned.
@@ -132,7 +133,7 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
             if trained == value:
                 continue
             if flags & {name, *(alias.lstrip("-") for alias in item.metadata.get("aliases", ()))}:
-                if name != "cost_matrix":  # which changes no training
+                if name != "cost_matrix":  # it does not change the training
                     contradicted[name] = f"{name} {value} (trained with {trained})"
             else:
                 setattr(group, name, trained)
@@ -147,7 +148,7 @@ def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[s
 
 
 def _options_of_trainings() -> set[str]:
-    """List what a training can be told; a command has further options of its own."""
+    """List the options that a training has; other commands have further options."""
     from hf_sharp.recipe.images import TrainImageArguments
     from hf_sharp.recipe.texts import TextArguments
     from hf_sharp.training_args import SharpTrainingArguments

@@ -1,4 +1,4 @@
-"""Runs to compare: each is trained, evaluated and saved, and all are shown in one table and one picture."""
+"""Runs to compare: each is trained, evaluated and saved, and all are shown in one table and one plot."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ def run_side_by_side(
     data: Mapping[str, Any] | None = None,
     merge: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Train, evaluate and save every run; show all of them in one table and one picture.
+    """Train, evaluate and save every run; show all of them in one table and one plot.
 
-    Every trainer is made once before the first training, so that a mistake in a later run is found at once. When
+    Every trainer is created once before the first training, so that a mistake in a later run is found at once. When
     resuming, finished runs are not trained again.
 
     Args:
         runs: the runs.
-        make_trainer: takes training arguments and makes a trainer with a fresh model.
-        test: the data of the reports; read after training, once and once more for each view.
-        title: title of table and picture.
-        output_dir: the folder for the picture.
+        make_trainer: takes training arguments and returns a trainer with a new model.
+        test: the data of the reports; read after training, once, and once more for each view.
+        title: the title of table and plot.
+        output_dir: the folder for the plot.
         data: what was found out about the data, recorded with the results.
         merge: whether adapters are merged into the saved model.
 
@@ -94,7 +94,7 @@ def run_side_by_side(
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
         file = run.folder / RESULTS
-        # The main process tells the others, which may not see the file on another machine.
+        # The main process tells the other processes, which may be on machines that do not have the file.
         finished = (
             json.loads(file.read_text()) if state.is_main_process and resumes(run.args) and file.exists() else None
         )
@@ -103,7 +103,7 @@ def run_side_by_side(
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"
             logger.warning("%s %s", run.name, what)
         results[run.name] = finished or _train_and_evaluate(run, make_trainer, test, data or {}, merge)
-        gc.collect()  # trainers hold their models in cycles
+        gc.collect()  # trainers are in reference cycles with their models
     if state.is_main_process:
         picture = Path(output_dir) / "recall_by_count.png"
         reports = {name: result["report"] for name, result in results.items()}
@@ -124,7 +124,7 @@ def run_side_by_side(
 def check_runs(
     runs: Sequence[Run], make_trainer: Callable[[SharpTrainingArguments], SharpTrainer], merge: bool = True
 ) -> None:
-    """Make the trainer of every run that is not finished, with model, loss, method and head, and train none.
+    """Create the trainer of every unfinished run, with model, loss, method and head, without training.
 
     Args:
         runs: the runs.
@@ -132,7 +132,7 @@ def check_runs(
         merge: whether adapters are to be merged into the saved model.
 
     Raises:
-        ValueError: what does not fit in any run, or a checkpoint of another method to continue from.
+        ValueError: the options of a run do not fit, or its checkpoint to continue from has a different method.
     """
     for run in runs:
         if run.overwrites or not (run.folder / RESULTS).exists():
@@ -157,15 +157,15 @@ def _train_and_evaluate(
     check_merging(trainer, merge)
     run.clear()
     training = trainer.train(resume_from_checkpoint=_checkpoint(args)).metrics
-    adapter = merge_adapters(trainer, merge)  # before the report, which is about the saved model
-    # Before the test data is read: what fails there must not lose the model. It is pushed once the card is written.
+    adapter = merge_adapters(trainer, merge)  # before the report, which describes the saved model
+    # Saved before the test data is read, so that an error there does not lose the model. Pushed with the card.
     trainer.save_model(_internal_call=True)
     if trainer.is_world_process_zero():
         trainer.save_state()
     with stage(f"the model is saved in {str(args.output_dir)!r}, but the test split cannot be evaluated"):
         report, prediction, tta = _tested(trainer, test)
     records = records_of(trainer)
-    if trainer.cost_matrix is not None:  # as numbers: the file may not be there later
+    if trainer.cost_matrix is not None:  # recorded as numbers, because the file may not exist later
         data = {**data, "cost_matrix": trainer.cost_matrix.tolist()}
     result = {
         "report": report,
@@ -190,13 +190,13 @@ def _train_and_evaluate(
         write_results(str(args.output_dir), result)
         write_card(str(args.output_dir), repo_id=trainer.hub_model_id or args.hub_model_id)
     if args.push_to_hub:
-        trainer.push_to_hub(results=shared_results(result))  # for the card, which is written again
+        trainer.push_to_hub(results=shared_results(result))  # for the card, which is rewritten
     _track(trainer, run.name, result)
     return shared_results(result)
 
 
 def _tested(trainer: SharpTrainer, test: TestData) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    # The report, what it is made of, and with views the record of what one view gives, which is what pipeline() does.
+    # Returns the report, the predictions, and, with views, the figures of a single view, which pipeline() gives.
     prediction: Any = trainer.predict(test.split)
     check_finite(prediction.predictions, "the test split")
     report = report_of_prediction(prediction, trainer.class_frequencies, trainer.cost_matrix)
@@ -219,12 +219,12 @@ def _track(trainer: SharpTrainer, name: str, result: Mapping[str, Any]) -> None:
         if result.get("radius") and any(map(takes_pictures, callbacks)):
             plot_radius({name: result["radius"]}, picture := Path(str(folder), "radius.png"))
             send_picture(callbacks, "train/radius", picture, step)
-    finish_runs(callbacks)  # so that the next run's figures are not added to this one's
+    finish_runs(callbacks)  # so that trackers do not add the next run's figures to this run
 
 
 def _command() -> str:
     script = os.path.relpath(sys.argv[0])
-    if script.startswith(os.pardir):  # outside: leave out where the checkout lies
+    if script.startswith(os.pardir):  # outside the working directory: do not reveal the path of the checkout
         script = os.path.join(*Path(script).parts[-2:])
     words = ["python", *(["-m", "hf_sharp.recipe"] if script.endswith("__main__.py") else [script]), *sys.argv[1:]]
     secret = [i + 1 for i, word in enumerate(words) if word == "--hub_token"]

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LookArguments(ImageArguments, TextArguments):
-    """Which data, images or texts, to open a saved model for; and whether the model's own code is trusted."""
+    """Options of the data, images or texts, that a saved model is run on, and whether the model's code is trusted."""
 
     label_column: str = field(default="label", metadata={"help": "The column with the labels."})
     batch_size: int = field(default=64, metadata={"help": "Examples per batch; memory grows with it."})
@@ -50,25 +50,25 @@ class LookArguments(ImageArguments, TextArguments):
 
 @dataclass
 class HeadArguments(LookArguments):
-    """Which data to open a saved model for; and where the head is that is changed."""
+    """Options of the data, and the name of the head, for commands that change the head."""
 
     head: str | None = field(
-        default=None, metadata={"help": "Name of the layer that makes the logits, if it is not found automatically."}
+        default=None, metadata={"help": "Name of the layer that computes the logits, if it is not found automatically."}
     )
 
 
 def choose_data(what: Any, data: LookArguments, model: str, word: str | None, argv: Sequence[str]) -> dict[str, Any]:
-    """Set the dataset that a command looks at, and take over what the training of the model recorded.
+    """Set the dataset of a command, and take over the options that the model's training recorded.
 
     Args:
         what: the command's own options, changed in place.
         data: the options of the data, changed in place.
         model: the model's folder or Hub name.
-        word: the dataset named on the command line without a flag, or None.
+        word: the dataset given as a positional argument, or None.
         argv: the command line.
 
     Returns:
-        What the training recorded; empty where it recorded nothing.
+        What the training recorded; empty if it recorded nothing.
 
     Raises:
         ValueError: no dataset is named and none was recorded, or two are named.
@@ -77,7 +77,7 @@ def choose_data(what: Any, data: LookArguments, model: str, word: str | None, ar
     if word is None and "dataset" not in set_flags(argv):
         word = record.get("options", {}).get("dataset")
         if word is None:
-            raise ValueError("name the dataset after the model: its training split has the class counts.")
+            raise ValueError("name the dataset after the model: the class counts are read from its training split.")
         logger.warning("dataset %s, from the training", word)
     elif word is not None and "dataset" in set_flags(argv) and data.dataset != word:
         raise ValueError(f"two datasets are named: {word!r} and --dataset {data.dataset!r}. Keep one.")
@@ -97,7 +97,7 @@ def new_folder(path: str) -> Path:
         The folder, not created yet. Ctrl-C removes it.
 
     Raises:
-        ValueError: it is a file or not empty, or it cannot be created.
+        ValueError: the path is a file or a folder that is not empty, or the folder cannot be created.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -115,10 +115,10 @@ class SavedModel:
 
     Attributes:
         name: the folder or Hub name.
-        model: in evaluation mode, on the GPU where there is one.
+        model: the model, in evaluation mode, on the GPU if there is one.
         processor: its image processor or tokenizer.
-        splits: `train`, `test` and perhaps `validation`.
-        frequencies: class frequencies of the training split.
+        splits: `train`, `test` and possibly `validation`.
+        frequencies: the class frequencies of the training split.
         data: the options of the data.
     """
 
@@ -130,7 +130,7 @@ class SavedModel:
     data: LookArguments
 
     def batches(self, split: str) -> DataLoader:
-        """Make the batches of a split as the model takes them, with `labels`.
+        """Make a DataLoader of a split: batches of model inputs with `labels`.
 
         Args:
             split: one of `splits`.
@@ -154,17 +154,17 @@ class SavedModel:
 
         Args:
             split: one of `splits`.
-            tta: for images: run it over several views, one of `hf_sharp.data.views.TTA`, and average the logits.
+            tta: for images, the views to average the logits over, one of `hf_sharp.data.views.TTA`.
 
         Returns:
-            Logits (N, K) in float32 and labels (N,), on the CPU; no labels (0,) of unlabelled data.
+            Logits (N, K) in float32 and labels (N,), on the CPU; the labels are empty, (0,), for unlabelled data.
 
         Raises:
-            ValueError: `tta` for texts.
+            ValueError: `tta` is not "none", but the data are texts.
         """
         rows = self.splits[split]
         if tta != "none" and "input_ids" in rows.column_names:
-            raise ValueError(f"tta={tta!r} is for images, and the data are texts. Leave it at none.")
+            raise ValueError(f"tta={tta!r} is for images, but the data are texts. Leave it at none.")
         views = views_of(rows, self.processor, self.data, self.data.label_column, tta) if tta != "none" else (rows,)
         predicted = [self._run(view, split) for view in views]
         return torch.stack([logits for logits, _ in predicted]).mean(0), predicted[0][1]
@@ -184,14 +184,14 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
 
     Args:
         name: the model's folder or Hub name. An adapter in a folder is merged into its base model.
-        images: whether it classifies images, else texts.
+        images: whether it classifies images; otherwise it classifies texts.
         data: the tokenizer's name; its `max_length` is reduced if the model has fewer positions.
 
     Returns:
         The model, on the CPU, and its image processor or tokenizer.
 
     Raises:
-        ValueError: one of them cannot be loaded, or the tokenizer is not the model's.
+        ValueError: model or processor cannot be loaded, or the tokenizer does not belong to the model.
     """
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     with loading(name):
@@ -210,35 +210,35 @@ def load_saved(name: str, images: bool, data: LookArguments) -> tuple[Any, Any]:
 
 
 def takes_images(name: str, trust_remote_code: bool = False) -> bool:
-    """Tell from a saved model's config whether it classifies images, else texts; a ValueError if it does neither."""
+    """Tell from its config whether a saved model classifies images; raise a ValueError if neither images nor texts."""
     with loading(name):
         base = base_of_adapter(name)
         config = class_for(None, base or name, trust_remote_code)[1]
     tasks = {task_of(architecture) for architecture in config.architectures or ()}
-    if base is not None:  # which may have been trained for another task
+    if base is not None:  # the base model itself may be for another task
         tasks = {recorded(name).get("model", {}).get("task")} - {None} or tasks
     if not tasks & {"image-classification", "text-classification"}:
         raise ValueError(
-            f"the model {name!r} is a {', '.join(config.architectures or ['model'])}, which has no classifier of "
-            "images or texts. Name one that was trained to classify."
+            f"the model {name!r} is a {', '.join(config.architectures or ['model'])}, which does not classify images "
+            "or texts. Name one that was trained to classify."
         )
     return "image-classification" in tasks
 
 
 def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, *, subset: bool = True) -> SavedModel:
-    """Open a saved model for a dataset: with images if the data has an image column, else with texts.
+    """Open a saved model, and prepare a dataset for it: images if it has an image column, else texts.
 
     Args:
         name: the model's folder or Hub name.
         splits: the data, as returned by `load_splits`; its classes are aligned with the model's, by name.
         data: the columns.
-        subset: allow the data to lack classes of the model.
+        subset: whether the data may lack classes of the model.
 
     Returns:
-        The model and its data.
+        The model, with its processor and the prepared splits.
 
     Raises:
-        ValueError: the model cannot be loaded, or its classes are not the data's.
+        ValueError: the model cannot be loaded, or its classes are not those of the data.
     """
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
     model, processor = load_saved(name, images, data)
@@ -259,7 +259,7 @@ def _aligned(
     remedy = "To rename the data's classes use --class_names, with the names in the order of the data's classes."
     order = match_names(names, known, "the data", f"the model {name!r}", subset=subset, remedy=remedy)
     if order is None and config.num_labels != len(names):
-        raise ValueError(f"{name!r} has {config.num_labels} classes, and the data has {len(names)}: {shown(names)}.")
+        raise ValueError(f"{name!r} has {config.num_labels} classes, but the data has {len(names)}: {shown(names)}.")
     return datasets.DatasetDict(
         {
             split: align_dataset(rows, label_column, known, f"the {split} split", f"the model {name!r}", subset=subset)

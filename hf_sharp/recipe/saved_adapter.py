@@ -1,4 +1,4 @@
-"""A PEFT adapter that was saved alone, opened as a whole model: its base model, with the adapter merged into it."""
+"""Opens a PEFT adapter that was saved alone, and merges it into its base model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ADAPTER = "adapter_config.json"
 
 
 def base_of_adapter(name: str) -> str | None:
-    """Tell the base model of an adapter.
+    """Return the name of an adapter's base model.
 
     Args:
         name: the folder of a model.
 
     Returns:
-        The base model's folder or Hub name; None where the folder holds a whole model, or is none.
+        The base model's folder or Hub name; None if the folder contains a complete model, or is not a folder.
 
     Raises:
-        ValueError: the adapter names no base model.
+        ValueError: the adapter does not name its base model.
     """
     file = Path(name, _ADAPTER)
     if not file.is_file() or Path(name, "config.json").is_file():
@@ -34,20 +34,20 @@ def base_of_adapter(name: str) -> str | None:
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(
-            f"the model {name!r} is an adapter that names no base model, as that of a model trained from scratch. "
-            "Train it again with --peft_merge true, or merge it where its base model is: model.merge_and_unload()."
+            f"the model {name!r} is an adapter that names no base model, such as that of a model trained from scratch. "
+            "Train again with --peft_merge true, or merge it where its base model is: model.merge_and_unload()."
         )
     return str(base)
 
 
 def open_merged(auto: Any, name: str, base: str, trust_remote_code: bool = False) -> Any:
-    """Open the base model of an adapter, with the classes of the training, and merge the adapter into it.
+    """Open the base model of an adapter with the classes of the training, and merge the adapter into it.
 
     Args:
         auto: the transformers class, such as `AutoModelForImageClassification`.
         name: the adapter's folder.
-        base: from `base_of_adapter`.
-        trust_remote_code: run the code that lies beside the base model.
+        base: the base model, as `base_of_adapter` returns it.
+        trust_remote_code: whether to run code that comes with the base model.
 
     Returns:
         The merged model, on the CPU.
@@ -66,7 +66,7 @@ def open_merged(auto: Any, name: str, base: str, trust_remote_code: bool = False
     options: dict[str, Any] = head_options(names) if names else {}
     options |= {"trust_remote_code": True} if trust_remote_code else {}
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its warning of a new head is wrong: the adapter brings one
+    transformers_logging.set_verbosity_error()  # hide its warning of a new head, because the adapter contains the head
     try:
         model = kind.from_pretrained(
             base, ignore_mismatched_sizes=True, problem_type="single_label_classification", **options
@@ -77,13 +77,13 @@ def open_merged(auto: Any, name: str, base: str, trust_remote_code: bool = False
 
 
 def merged_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy what a training recorded, for a model that is saved with its adapters merged.
+    """Copy the record of a training, changed for a model whose adapters were merged.
 
     Args:
-        record: as from `recorded`.
+        record: the record, as `recorded` returns it.
 
     Returns:
-        The same, but for the library of the model and the state of its adapters.
+        A copy in which the model's library and the state of its adapters are changed.
     """
     merged = dict(record)
     if "model" in merged:

@@ -1,4 +1,4 @@
-"""A search in progress: what is run next, what came of it, and what is written at the end."""
+"""A search in progress: proposes runs, records their results, and writes the outcome at the end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _HEADER = " run  method           radius    tau  balanced    few   cost     time
 
 
 class Search:
-    """A search in progress. Every proposal depends on the seed and the finished runs alone.
+    """A search in progress. Every proposal depends only on the seed and the finished runs.
 
     Args:
         study: the Optuna study.
-        space: what is searched.
+        space: the options to search.
         runner: trains the runs.
-        seed: seed of the search.
+        seed: the seed of the search.
 
     Raises:
-        ValueError: options of a method that do not fit the config.
+        ValueError: the options of a method do not fit the config.
     """
 
     def __init__(self, study: Any, space: SearchSpace, runner: Runner, seed: int) -> None:
@@ -41,14 +41,14 @@ class Search:
 
         self.study, self.space, self.runner, self.seed = study, space, runner, seed
         self.study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=3, reduction_factor=3)
-        for run in (space.first(), *space.ladder(1.0)):  # mistakes of every method, before the first run
+        for run in (space.first(), *space.ladder(1.0)):  # find mistakes of all methods before the first run
             runner.arguments(space.options(_Fixed(run)))
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """The runs so far, in the order in which they began, as in `tuning.json`; interrupted ones are left out.
+        """The runs so far, as in `tuning.json`, in the order in which they began and without interrupted runs.
 
-        `passes` is None for a run of a version that did not count them.
+        `passes` is None for a run of an older version that did not count passes.
         """
         from optuna.trial import TrialState
 
@@ -66,7 +66,7 @@ class Search:
         ]
 
     def go_on(self, budget: Budget) -> None:
-        """Run until the budget is used up; runs of before count."""
+        """Run until the budget is used up; earlier runs count."""
         with Progress(budget, self.runs) as progress:
             while budget.allows([run["seconds"] for run in self.runs]):
                 trial = self.ask()
@@ -77,13 +77,13 @@ class Search:
 
                 self.tell(trial, change, self.runner.train(change, goes_on, correct=not self.runs))
                 progress.show(self.runs)
-                gc.collect()  # trainers hold their models in cycles
+                gc.collect()  # trainers are in reference cycles with their models
 
     def ask(self) -> Any:
         """Begin the next run.
 
         Returns:
-            Its trial. The first one is the plain run, and must have ended before the second can begin.
+            The trial of the run. The first run is the plain one, and must end before the second can begin.
         """
         import optuna
 
@@ -102,21 +102,21 @@ class Search:
         return self.study.ask()
 
     def goes_on(self, trial: Any, value: float, evaluation: int) -> bool:
-        """Take the balanced accuracy of an evaluation, and tell whether the run goes on."""
-        with warnings.catch_warnings():  # a run that was interrupted reports the same figure again
+        """Record the balanced accuracy of an evaluation, and tell whether the run should go on."""
+        with warnings.catch_warnings():  # Optuna warns if a run that was interrupted reports a figure again
             warnings.simplefilter("ignore", UserWarning)
             trial.report(value, evaluation)
-        if trial.number < self.study.user_attrs.get("ladder", 1):  # every method has one whole run
+        if trial.number < self.study.user_attrs.get("ladder", 1):  # one complete run for every method
             return True
         return not trial.should_prune()
 
     def tell(self, trial: Any, change: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
-        """Keep what came of a run.
+        """Record the result of a run.
 
         Args:
             trial: the trial.
             change: the options that differ from the config.
-            outcome: what `Runner.train` returned.
+            outcome: the result of `Runner.train`.
         """
         import optuna
 
@@ -129,7 +129,7 @@ class Search:
             "few": report and report["few_accuracy"],
         }
         for name, note in notes.items():
-            if note is not None or name != "free":  # which only the first run has
+            if note is not None or name != "free":  # only the first run has the note `free`
                 trial.set_user_attr(name, note)
         if outcome["state"] == FINISHED:
             self.study.tell(trial, report["balanced_accuracy"])
@@ -137,13 +137,13 @@ class Search:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def finish(self) -> dict[str, Any]:
-        """Write the chosen config, the pictures and `tuning.json`, and return its content."""
+        """Write the chosen config, the plots and `tuning.json`, and return the content of `tuning.json`."""
         runs, folder, values = self.runs, self.runner.folder, self.runner.parser.values
         best, free = best_of(runs), runs[0].get("free")
         examples = len(self.runner.ready.splits["validation"])
         said = paragraph(runs, examples, free)
         chosen = best["options"]
-        options = {**values, **chosen, **without_effect(values, chosen), "hub_token": None}  # files are passed on
+        options = {**values, **chosen, **without_effect(values, chosen), "hub_token": None}  # files may be shared
         write_config(folder / "best.yaml", options, chosen, runs, said)
         lines = {TAU: {float(tau): score for tau, score in free["scores"].items()}} if free else None
         title = f"{values.get('dataset', 'digits')}, {examples:,} validation examples"
@@ -157,11 +157,11 @@ class Search:
 
 
 class Progress:
-    """The table of runs and a bar with the time left, while a search runs.
+    """Shows the table of runs, and a progress bar, while a search runs.
 
     Args:
-        budget: of the search.
-        runs: those of before.
+        budget: the budget of the search.
+        runs: the earlier runs.
     """
 
     def __init__(self, budget: Budget, runs: list[dict[str, Any]]) -> None:
@@ -170,7 +170,7 @@ class Progress:
         self.shown: set[int] = set()
 
     def __enter__(self) -> Progress:
-        """Show the runs of before."""
+        """Show the earlier runs."""
         tqdm.write(_HEADER)
         unit = "s" if self.budget.runs is None else "run"
         self.bar = tqdm(total=self.total, initial=self._done(self.before), unit=unit, desc="tuning", leave=False)
@@ -182,7 +182,7 @@ class Progress:
         self.bar.close()
 
     def show(self, runs: list[dict[str, Any]]) -> None:
-        """Add the runs that the table does not have yet, and move the bar."""
+        """Add new runs to the table, and move the progress bar."""
         for run in runs:
             if run["number"] not in self.shown:
                 self.shown.add(run["number"])
@@ -196,7 +196,7 @@ class Progress:
 
 
 class _Fixed:
-    # Has the methods of a trial that choose, and chooses what is given.
+    # Stands in for a trial: its suggest_ methods return given values.
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 

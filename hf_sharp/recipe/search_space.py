@@ -1,4 +1,4 @@
-"""What `hf-sharp tune` searches: the options, their ranges, and the runs that it begins with."""
+"""The search space of `hf-sharp tune`: the options, their ranges, and the first runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 METHOD, RADIUS, TAU = "method", "rho", "loss_tau"
 SEARCHED = (METHOD, RADIUS, TAU)
-_CORRECTS = "logit_adjusted"  # the loss whose strength is searched where the config's loss has none
-# Of the default one. Along a gradient the default is its paper's, and smaller ones did better (docs/evidence.md).
+_CORRECTS = "logit_adjusted"  # the loss whose strength is searched if the config's loss has none
+# Multiples of the default radius. Along a gradient, the default is the paper's, and smaller radii did better
+# (docs/evidence.md).
 _FIRST_RADIUS = {"gradient": 0.4, "momentum": 1.0}
-_RADII = (0.1, 4.0)  # times the default one
+_RADII = (0.1, 4.0)  # multiples of the default radius
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Range:
     """The values of an option: from low to high, or one of some choices.
 
     Attributes:
-        low: the least value.
-        high: the greatest one.
-        log: whether it is searched, and drawn, on a log scale.
+        low: the lowest value.
+        high: the highest value.
+        log: whether the option is searched, and plotted, on a log scale.
         choices: the values of an option that is not a number.
-        of_loss: whether only losses that take it use it.
+        of_loss: whether the option belongs to the losses that take it.
     """
 
     low: float = 0.0
@@ -39,7 +40,8 @@ class Range:
     of_loss: bool = False
 
 
-# What can be searched beside method, radius and strength. The learning rate's are multiples of the config's.
+# The options that can be searched in addition to method, radius and strength. The range of the learning rate is given
+# in multiples of the config's value.
 EXTRA = {
     "learning_rate": Range(0.2, 5.0, log=True),
     "focal_gamma": Range(0.25, 4.0, log=True),
@@ -54,10 +56,10 @@ class SearchSpace:
 
     Args:
         values: the config's options.
-        search: names of the options to search: method, rho, loss_tau, or one of `EXTRA`.
+        search: the names of the options to search: method, rho, loss_tau, and those in `EXTRA`.
 
     Raises:
-        ValueError: an unknown name, one that is named twice, or an option that the config's loss does not take.
+        ValueError: a name is unknown or named twice, or the config's loss does not take an option.
     """
 
     def __init__(self, values: Mapping[str, Any], search: Sequence[str] = SEARCHED) -> None:
@@ -94,7 +96,7 @@ class SearchSpace:
         """Choose the training options of a trial.
 
         Args:
-            trial: an Optuna trial, or whatever has its `suggest_float` and `suggest_categorical`.
+            trial: an Optuna trial, or another object with `suggest_float` and `suggest_categorical`.
 
         Returns:
             The options that differ from the config; None stands for the default.
@@ -119,7 +121,7 @@ class SearchSpace:
         return change
 
     def radii(self, candidate: str) -> tuple[float, float]:
-        """Return the least and the greatest radius of a candidate."""
+        """Return the lowest and the highest radius of a candidate."""
         options = self.candidates[candidate]
         default = default_radius(
             options["sharpness"],
@@ -130,22 +132,22 @@ class SearchSpace:
         return _RADII[0] * default, _RADII[1] * default
 
     def limits(self, option: str) -> tuple[float, float]:
-        """Return the least and the greatest value of an option of `EXTRA`."""
+        """Return the lowest and the highest value of an option in `EXTRA`."""
         factor = float(self.values["learning_rate"]) if option == "learning_rate" else 1.0
         return EXTRA[option].low * factor, EXTRA[option].high * factor
 
     def first(self) -> dict[str, Any]:
-        """Return the parameters of the first run: the cheapest method, without correction."""
+        """Return the parameters of the first run: the cheapest method, without a correction for class counts."""
         return self._run(next(iter(self.candidates)), 0.0)
 
     def ladder(self, tau: float) -> list[dict[str, Any]]:
-        """List the parameters of the runs after the first one: every method once, the cheap ones first.
+        """List the parameters of the runs after the first one: every method once, the cheapest first.
 
         Args:
-            tau: the strength that needed no training to find.
+            tau: the strength to use, chosen without training.
 
         Returns:
-            The parameters of every run.
+            The parameters of each run.
         """
         runs = [self._run(name, tau) for name in self.candidates]
         return runs if TAU in self.search and tau > 0 else runs[1:]
@@ -167,12 +169,12 @@ class SearchSpace:
 
 
 def radius_of(candidate: str) -> str:
-    """Name the parameter that is the radius of a candidate: each has a scale of its own."""
+    """Return the parameter name of a candidate's radius: each candidate has its own scale."""
     return f"{RADIUS} ({candidate})"
 
 
 def is_log(parameter: str) -> bool:
-    """Tell whether a parameter is searched, and drawn, on a log scale."""
+    """Tell whether a parameter is searched, and plotted, on a log scale."""
     return parameter.startswith(RADIUS) or (parameter in EXTRA and EXTRA[parameter].log)
 
 

@@ -1,4 +1,4 @@
-"""A report in the terminal and in a folder, the same for every command that evaluates."""
+"""Shows a report in the terminal and writes it into a folder, for all commands that evaluate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _RAREST = "10"
 
 
 def per_class_field() -> Any:
-    """Make the dataclass field of `--per_class`: nothing, a number of classes, or all."""
+    """Make the dataclass field of `--per_class`: no value, a number of classes, or 'all'."""
     return field(
         default=None,
         metadata={
-            "help": f"Also show a table of the rarest classes: how many, or 'all'; without a number, {_RAREST}.",
+            "help": f"Also show a table of this many of the rarest classes, or 'all'; without a value, {_RAREST}.",
             "nargs": "?",
             "const": _RAREST,
         },
@@ -42,7 +42,7 @@ def rows_shown(per_class: str | None) -> int | None:
         return 0 if per_class is None else None
     if not (per_class.isdecimal() and int(per_class) > 0):
         raise ValueError(
-            f"per_class is {per_class!r}; expected a number of classes, or 'all'. Put MODEL and DATASET before it."
+            f"--per_class takes a number of classes, or 'all'; got {per_class!r}. Put MODEL and DATASET before it."
         )
     return int(per_class)
 
@@ -51,11 +51,11 @@ def show_report(console: Console, name: str, report: Mapping[str, Any], title: s
     """Print the long-tail report.
 
     Args:
-        console: where to.
-        name: the model's.
-        report: the `long_tail_report`.
-        title: of the table.
-        rows: how many of the rarest classes to show; None: all; 0: none.
+        console: the console to print to.
+        name: the name of the model.
+        report: the result of `long_tail_report`.
+        title: the title of the table.
+        rows: how many of the rarest classes to show; None for all, 0 for none.
     """
     console.print(comparison_table({name: report}, title))
     if rows != 0:
@@ -71,16 +71,16 @@ def write_report(
     probabilities: np.ndarray,
     title: str,
 ) -> None:
-    """Write the long-tail report and its pictures into a folder: report.json, and four PNG files.
+    """Write the long-tail report and its plots into a folder: report.json, and four PNG files.
 
     Args:
-        folder: made if need be.
-        name: the model's.
-        report: the `long_tail_report`.
+        folder: the folder; created if it does not exist.
+        name: the name of the model.
+        report: the result of `long_tail_report`.
         predictions: (N,) predicted class indices.
         references: (N,) true class indices.
         probabilities: (N, K).
-        title: of the pictures.
+        title: the title of the plots.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, report)

@@ -1,4 +1,4 @@
-"""`hf-sharp evaluate --card`: figures of the test data, in the results and in the card of a saved model."""
+"""`hf-sharp evaluate --card`: write test figures into the results and the card of a saved model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hf_sharp.reports.evaluation_pictures import draw_evaluation
 from hf_sharp.reports.model_card import config_of
 from hf_sharp.reports.results import options_of, read_results, write_results
 
-_OF_THE_TEST = ("dataset", "dataset_config", "test_split")  # the metadata of a card name them
+_OF_THE_TEST = ("dataset", "dataset_config", "test_split")  # options that the metadata of a card contain
 
 
 def check_card(model: str, split: str, tta: str, data: Any) -> dict[str, Any]:
-    """Check, before a model is evaluated, that the figures can go into its card.
+    """Check, before a model is evaluated, that the figures may be written into its card.
 
     Args:
         model: the model's folder.
@@ -29,11 +29,11 @@ def check_card(model: str, split: str, tta: str, data: Any) -> dict[str, Any]:
         data: the options of the data.
 
     Returns:
-        The results beside the model.
+        The results saved with the model.
 
     Raises:
-        ValueError: there are none, or those of another model; or the figures would not be those of `pipeline()` on the
-            test data of the training.
+        ValueError: there are no results, or they belong to another model; or the figures would not be those of
+            `pipeline()` on the test data of the training.
     """
     if not Path(model).is_dir():
         raise ValueError(
@@ -50,18 +50,18 @@ def check_card(model: str, split: str, tta: str, data: Any) -> dict[str, Any]:
         trained, given = results["options"].get(name, getattr(type(data), name)), getattr(data, name)
         if trained != given and not (name == "dataset" and Path(trained).resolve() == Path(given).resolve()):
             raise ValueError(
-                f"the card would say that the figures are of {name} {trained!r}, and they are of {given!r}. Remove "
+                f"the card would say that the figures are of {name} {trained!r}, but they are of {given!r}. Remove "
                 "--card, or evaluate on the data of the training."
             )
     return results
 
 
 def check_decisions(decisions: Decisions) -> None:
-    """Raise a ValueError for costs beside a model, which `pipeline()` does not use."""
+    """Raise a ValueError if costs are saved beside a model, because `pipeline()` does not use them."""
     if decisions.cost_matrix is not None:
         raise ValueError(
-            "the costs lie beside the model, and a card has the figures of pipeline(), which does not use them. "
-            "Evaluate the model without the costs with --card, and add them afterwards: hf-sharp adjust --cost."
+            "a card has the figures of pipeline(), which does not use the costs saved beside the model. Use --card "
+            "with the model without the costs, and add them afterwards: hf-sharp adjust --cost."
         )
 
 
@@ -73,25 +73,25 @@ def write_tested(
     references: np.ndarray,
     probabilities: np.ndarray | None,
 ) -> Path:
-    """Write figures of the test data into a model's results, and its card and pictures again.
+    """Write test figures into a model's results, and rewrite its card and plots.
 
     Args:
-        folder: the model's.
-        results: from `check_card`.
+        folder: the model's folder.
+        results: the results, as `check_card` returns them.
         report: the long-tail report of the model on the test data.
         predictions: (N,) predicted class indices.
         references: (N,) true class indices.
-        probabilities: (N, K); None where `pipeline()` gives others, whose calibration was not measured.
+        probabilities: (N, K); None if those of `pipeline()` differ, so that their calibration was not measured.
 
     Returns:
-        The card.
+        The path of the card.
 
     Raises:
-        ValueError: the class counts are not those of the training, or the folder cannot be written.
+        ValueError: the class counts are not those of the training, or the folder is not writable.
     """
     if report["class_counts"] != results["report"]["class_counts"]:
         raise ValueError(
-            "the class counts of these data are not those of the training, so no card was written. Give the options "
+            "the class counts of this data are not those of the training, so no card was written. Set the options "
             "of the data as in the training, or remove --card."
         )
     with stage(f"the figures cannot be saved in {str(folder)!r}"):

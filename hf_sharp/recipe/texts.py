@@ -1,4 +1,4 @@
-"""Texts: the options, the tokenizer, and whether its tokens fit the model."""
+"""Texts in the recipes: the options, the tokenizer, and checks that its tokens fit the model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hf_sharp.recipe.training import Recipe, train_classifier
 
 logger = logging.getLogger(__name__)
 
-# Positions of the embedding that are not for tokens: RoBERTa and its kin count from padding_idx + 1.
+# Position embeddings that are not for tokens: RoBERTa and related models count from padding_idx + 1.
 _OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet", "data2vec-text")
 
 
 @dataclass
 class TextArguments(DataArguments):
-    """Which texts."""
+    """Options of text data."""
 
     text_column: str = field(default="text", metadata={"help": "The column with the texts."})
     max_length: int = field(default=128, metadata={"help": "Texts are truncated to this many tokens."})
@@ -38,14 +38,14 @@ def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
     """Load the tokenizer, by default the model's, and check that its tokens fit the model.
 
     Args:
-        model: which model.
+        model: the options of the model.
         data: the tokenizer's name; its `max_length` is reduced if the model has fewer positions.
 
     Returns:
         The tokenizer, with a padding token.
 
     Raises:
-        ValueError: no tokenizer is named, it cannot be loaded, or it is not the model's.
+        ValueError: no tokenizer is named, it cannot be loaded, or it does not belong to the model.
     """
     name = data.tokenizer_name or model.model_name_or_path
     if name is None:
@@ -63,33 +63,33 @@ def load_tokenizer(model: ModelArguments, data: TextArguments) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str, data: TextArguments) -> None:
-    """Make a tokenizer and a model fit each other: a padding token, and texts no longer than the model's positions.
+    """Make a tokenizer fit a model: set a padding token, and limit texts to the model's number of positions.
 
     Args:
         tokenizer: the tokenizer; it gets a padding token if it has none.
         config: the model's config.
-        name: the tokenizer's name, for the error.
+        name: the tokenizer's name, for error messages.
         data: its `max_length` is reduced if the model has fewer positions.
 
     Raises:
-        ValueError: more tokens than the model has embeddings, or none but special ones.
+        ValueError: the tokenizer has more tokens than the model has embeddings, or only special tokens.
     """
     words, embeddings = len(tokenizer), getattr(config, "vocab_size", None)
     if words <= len(tokenizer.all_special_tokens):
         raise ValueError(
-            f"the tokenizer {name!r} knows no words, only {words} special tokens: its files are missing. Name the "
+            f"the tokenizer {name!r} has only {words} special tokens: its vocabulary file is missing. Name the "
             "tokenizer that the model was trained with: --tokenizer_name."
         )
     if embeddings is not None and words > embeddings:
         raise ValueError(
-            f"the tokenizer {name!r} has {words:,} tokens, and the model has embeddings for {embeddings:,}: it is not "
+            f"the tokenizer {name!r} has {words:,} tokens, but the model has embeddings for {embeddings:,}: it is not "
             "this model's. Name the right one with --tokenizer_name."
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and config.model_type in _OFFSET_POSITIONS:
         positions -= (config.pad_token_id or 0) + 1
     if positions is not None and 0 < positions < data.max_length:
-        logger.warning("Texts are truncated to %d tokens, the positions of the model.", positions)
+        logger.warning("Texts are truncated to %d tokens, the model's number of positions.", positions)
         data.max_length = positions
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -101,13 +101,13 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str, data: TextArguments) -
 def prepare_texts(
     splits: datasets.DatasetDict, tokenizer: Any, data: TextArguments, label_column: str
 ) -> datasets.DatasetDict:
-    """Replace the texts by their tokens; batches are padded later.
+    """Replace texts by their tokens; padding is left to the batches.
 
     Args:
         splits: the data.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
         data: the text column, and the maximum length.
-        label_column: the column with the labels, which stays; all other columns are removed.
+        label_column: the column with the labels, which is kept; all other columns are removed.
 
     Returns:
         The splits of tokens.
@@ -117,7 +117,7 @@ def prepare_texts(
     """
     first = next(iter(splits.values()))
     if data.text_column == label_column:
-        raise ValueError(f"text_column and label_column are both {label_column!r}. Name the other one's column.")
+        raise ValueError(f"text_column and label_column are both {label_column!r}. Change one of them.")
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"column {data.text_column!r} is not a text column; "
@@ -142,7 +142,7 @@ def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Train on texts with `train_classifier`.
 
     Args:
-        argv: the command line without the program's name; None: that of this process.
+        argv: the command line without the program's name; None for that of this process.
 
     Returns:
         Run name to its results, which are also saved.

@@ -1,4 +1,4 @@
-"""From a command line to trained, compared and published models, for images and texts alike."""
+"""Trains, compares and publishes models as a command line says, for both images and texts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 
 class Extras(NamedTuple):
-    """What a recipe's data has besides its splits.
+    """The parts of a recipe's data other than its splits.
 
     Attributes:
-        make_transform: takes training arguments, and makes the transform that only training sees; None: there is none.
+        make_transform: takes training arguments, and returns the transform of training batches; None for no transform.
         tta: the name of the test-time augmentation.
         views: the test split in each of its views.
-        record: what to record with the results.
+        record: the facts about the data to record with the results.
     """
 
     make_transform: Callable[[SharpTrainingArguments], Any] | None = None
@@ -44,17 +44,17 @@ class Extras(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between images and texts.
+    """The parts of a recipe that differ between images and texts.
 
     Attributes:
         arguments: the dataclass of the data's options.
         auto: the transformers class, such as `AutoModelForImageClassification`.
         load_processor: takes the options of model and data, and loads the processor of the model's inputs.
         prepare: takes the splits, the processor, the data's options and the label column; returns splits of inputs.
-        examples: what the data consists of, for the title.
-        extras_of: takes the prepared splits, the processor, the data's options and the training arguments; returns
-            what the data has besides its splits.
-        defaults: training arguments, used where neither config nor flags set them.
+        examples: what the examples are called in titles, such as "images".
+        extras_of: takes the prepared splits, the processor, the data's options and the training arguments; returns the
+            `Extras`.
+        defaults: training arguments to use if neither config nor flags set them.
     """
 
     arguments: type[DataArguments]
@@ -66,10 +66,10 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def parser(self, argv: Sequence[str] | None) -> RecipeParser:
-        """Read a command line; None: that of this process."""
+        """Parse a command line; None for that of this process."""
         classes = (self.arguments, ModelArguments, RunArguments, AdapterArguments, SharpTrainingArguments)
         parser = RecipeParser(classes, argv)
-        # Logs every twentieth of a run: long ones not too much, short ones enough to see where they go.
+        # Log 20 times per run, which is not too much for long runs, and enough to follow short ones.
         common = {"dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 0.05}
         parser.set_defaults(**common, **self.defaults)
         return parser
@@ -77,15 +77,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that are ready to train on, and how to make a trainer for them.
+    """Data that is ready for training, and a function that creates a trainer for it.
 
     Attributes:
         splits: the prepared splits.
         data: the data's options.
         class_names: K names.
-        extras: what the data has besides the splits.
+        extras: the parts of the data other than the splits.
         merge: whether adapters are merged into the saved model.
-        make_trainer: takes training arguments and makes a trainer with a fresh model.
+        make_trainer: takes training arguments and returns a trainer with a new model.
     """
 
     splits: datasets.DatasetDict
@@ -101,14 +101,14 @@ def prepare_training(parser: RecipeParser, recipe: Recipe, without: Sequence[str
 
     Args:
         parser: the options.
-        recipe: images or texts.
+        recipe: the recipe for images or texts.
         without: splits to leave out.
 
     Returns:
-        The data, and how to make a trainer.
+        The data, with a function that creates a trainer.
 
     Raises:
-        ValueError: options, data and model that do not fit each other.
+        ValueError: options, data and model do not fit each other.
     """
     data, model, _, adapters, args = parser.build()
     processor = recipe.load_processor(model, data)
@@ -123,10 +123,10 @@ def prepare_training(parser: RecipeParser, recipe: Recipe, without: Sequence[str
 
     def make_trainer(args: SharpTrainingArguments) -> SharpTrainer:
         classifier = load_model(recipe.auto, model, class_names)
-        if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and its kin
+        if getattr(classifier.config, "pad_token_id", None) is None:  # GPT-2 and similar models
             classifier.config.pad_token_id = getattr(processor, "pad_token_id", None)
         classifier = add_adapters(classifier, len(class_names), adapters, args)
-        with stage("the trainer cannot be made"):
+        with stage("the trainer cannot be created"):
             trainer = SharpTrainer(
                 model=classifier,
                 args=args,
@@ -147,14 +147,14 @@ def train_classifier(argv: Sequence[str] | None, recipe: Recipe) -> dict[str, di
     """Train as a config and flags say, together with every run to compare with.
 
     Args:
-        argv: the command line without the program's name; None: that of this process.
-        recipe: images or texts.
+        argv: the command line without the program's name; None for that of this process.
+        recipe: the recipe for images or texts.
 
     Returns:
-        Run name to its results, which are also saved; nothing with `--check_only`.
+        Run name to its results, which are also saved; empty with `--check_only`.
 
     Raises:
-        ValueError: options, data and model that do not fit each other.
+        ValueError: options, data and model do not fit each other.
     """
     parser = recipe.parser(argv)
     data, _, which, _, args = parser.build()
@@ -193,24 +193,24 @@ def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:
         )
     if args.max_steps <= 0 and args.num_train_epochs == 0:
         raise ValueError(
-            "num_train_epochs is 0: nothing would be trained. hf-sharp evaluate reports on a model as it is."
+            "num_train_epochs is 0, so nothing would be trained. To evaluate a model as it is, use hf-sharp evaluate."
         )
 
 
 def check_optimizer(trainer: SharpTrainer) -> None:
-    """Make optimizer and scheduler of a single number: their options must fit, and their packages be installed.
+    """Create optimizer and scheduler for a single number, to check that their options fit and packages are installed.
 
     Args:
-        trainer: the trainer, which keeps none of them.
+        trainer: the trainer, which does not keep them.
 
     Raises:
         ValueError: the ascent follows the optimizer's first moment, and the optimizer keeps none.
-        Exception: whatever transformers, torch or another package raises.
+        Exception: any exception that transformers, torch or another package raises.
     """
     args = trainer.args
     kind, options = trainer.get_optimizer_cls_and_kwargs(args, cast(Any, trainer.model))
     if trainer.engine.ascent.needs_first_moment:
-        of_layers = ("params", "model", "optimizer_dict")  # which Trainer takes out itself
+        of_layers = ("params", "model", "optimizer_dict")  # Trainer removes these itself
         options = {name: value for name, value in options.items() if name not in of_layers}
         check_first_moment(kind([torch.zeros(1, requires_grad=True)], **options))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
@@ -225,13 +225,13 @@ def check_optimizer(trainer: SharpTrainer) -> None:
 
 
 def try_model(trainer: SharpTrainer) -> None:
-    """Run the first training example through the model, in evaluation mode; random states stay.
+    """Run the first training example through the model, in evaluation mode and without changing random states.
 
     Args:
-        trainer: the trainer. A model that is sharded later is not tried.
+        trainer: the trainer. A model that will be sharded is not tried.
 
     Raises:
-        Exception: whatever the model raises for such inputs.
+        Exception: any exception that the model raises for such inputs.
     """
     model = cast(torch.nn.Module, trainer.model)
     if trainer.is_fsdp_enabled:

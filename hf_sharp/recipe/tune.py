@@ -1,10 +1,10 @@
-"""A search for loss strength, method and radius on validation data, which the test split never enters.
+"""A search for loss strength, method and radius on validation data; the test split is never used.
 
 Optuna's TPE proposes a run, `SharpTrainer` trains it, and successive halving ends it early if it falls behind. The
-study is an SQLite file: the same command goes on after an interruption.
+study is an SQLite file, so that the same command continues the search after an interruption.
 
-`Trainer.hyperparameter_search` is not used: its trials change one set of training arguments in place, without the
-checks of the options, and options of an earlier trial stay in force.
+`Trainer.hyperparameter_search` is not used: its trials change one set of training arguments in place, without checking
+the options, and options of an earlier trial stay set.
 """
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ def tune(
         output_dir: the folder of the search; a search in it is continued. Default: outputs/tune/CONFIG.
         search: the options to search: method, rho, loss_tau, learning_rate, focal_gamma, loss_gamma, loss_margin,
             head_init.
-        seed: seed of the search; the training's is the config's.
+        seed: the seed of the search; the trainings use the config's seed.
         retrain: train the chosen config on all training examples, and report the test split.
-        backend: local, one run after the other on this machine; or ray, several at once on the machines of a Ray
-            cluster.
-        cpus_per_run: with ray, the cores of a run. Default: one if it has a GPU, else all of a machine.
+        backend: "local" for one run after the other on this machine; "ray" for several at once on a Ray cluster.
+        cpus_per_run: with ray, the CPU cores per run. Default: one if the run has a GPU, else all of a machine.
         flags: options that override the config, as on the command line.
 
     Returns:
-        The content of `tuning.json`: `runs`, `best` (the number of a run), `options` (the chosen ones), `said`.
+        The content of `tuning.json`: `runs`, `best` (the number of a run), `options` (the chosen options), `said` (the
+        result in words).
 
     Raises:
-        ValueError: options that do not fit each other, the model or the data; or a folder with another search.
-        ModuleNotFoundError: Optuna, or Ray with that backend, is not installed.
+        ValueError: the options do not fit each other, the model or the data; or the folder has another search.
+        ModuleNotFoundError: Optuna, or Ray for that backend, is not installed.
     """
-    import optuna  # noqa: F401 (missing: say so before the data is loaded)
+    import optuna  # noqa: F401 (if it is missing, fail before the data is loaded)
 
     check_names([backend], BACKENDS, "backend")
     if cpus_per_run is not None and (backend == "local" or cpus_per_run < 1):
         raise ValueError(
-            f"cpus_per_run is the number of cores of a run with backend ray, at least 1; got {cpus_per_run}."
+            f"cpus_per_run must be the number of cores per run, at least 1, with backend ray; got {cpus_per_run}."
         )
     if backend == "ray":
         import ray.tune  # noqa: F401
@@ -78,7 +78,7 @@ def tune(
     folder = Path(output_dir or f"outputs/tune/{Path(config).stem}")
     parser, recipe = read_options(argv)
     space = SearchSpace(parser.values, search)
-    ready = prepare_training(parser, recipe, without=["test"])  # before a mistake in the data could leave a folder
+    ready = prepare_training(parser, recipe, without=["test"])  # first, so that a mistake in the data leaves no folder
     going = Search(open_study(folder, parser, space, seed), space, Runner(parser, ready, folder), seed)
     if backend == "ray":
         from hf_sharp.recipe.on_ray import go_on_with_ray
@@ -90,33 +90,33 @@ def tune(
     if retrain:
         words = ["--config", str(folder / "best.yaml"), "--output_dir", str(folder / "model")]
         words += ["--resume_from_checkpoint", "true"]
-        if token := parser.values.get("hub_token"):  # which no file holds
+        if token := parser.values.get("hub_token"):  # no file contains it
             words += ["--hub_token", token]
         train_classifier(words, recipe)
     return result
 
 
 def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int) -> Any:
-    """Open the study of a folder, or make one.
+    """Open the study in a folder, or create it.
 
     Args:
         folder: the folder of the search.
         parser: the options.
-        space: what is searched.
-        seed: seed of the search.
+        space: the options to search.
+        seed: the seed of the search.
 
     Returns:
-        The study. A run that was interrupted waits to be run again, with the options that it had.
+        The study. A run that was interrupted is queued again with the same options.
 
     Raises:
-        ValueError: the folder holds something else, or a search with other options.
+        ValueError: the folder contains something else, or a search with other options.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     file = folder / STUDY
     if folder.exists() and not file.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"the output folder {str(folder)!r} holds no search, and is not empty. Choose another one.")
+        raise ValueError(f"the output folder {str(folder)!r} is not empty and has no search. Choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
     study = optuna.create_study(study_name="tune", direction="maximize", storage=storage, load_if_exists=True)

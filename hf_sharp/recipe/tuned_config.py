@@ -1,4 +1,4 @@
-"""The config that a search chose, with a comment on each choice."""
+"""Writes the config that a search chose, with a comment on each choice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_sharp.recipe.search_space import METHOD, RADIUS, TAU
 from hf_sharp.reports.results import write_whole
 from hf_sharp.reports.tuning import FINISHED, best_of, costs_of
 
-# What the search set for itself, or what needs the validation examples that the chosen config trains on.
+# Options that the search set for its own runs, or that need the held-out examples, which the chosen config trains on.
 _LEFT_OUT = {
     *("validation_fraction", "eval_strategy", "eval_steps", "load_best_model_at_end", "compare_with", "output_dir"),
     *("resume_from_checkpoint", "overwrite_output_dir", "metric_for_best_model", "dataloader_pin_memory"),
@@ -32,9 +32,9 @@ def write_config(
     Args:
         file: the YAML file.
         options: all options; None stands for the default.
-        chosen: those that the search chose.
-        runs: all runs.
-        said: the search in words, for the head of the file.
+        chosen: the options that the search chose.
+        runs: all runs of the search.
+        said: the result of the search in words, for the first lines of the file.
     """
     lines = [f"# {line}" for line in textwrap.wrap(f"Chosen by hf-sharp tune. {said}", 110)]
     for name, value in chosen.items():

@@ -1,4 +1,4 @@
-"""One run of a search: a training on this machine, which may be ended early."""
+"""One run of a search: a training on this machine that may be ended early."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from hf_sharp.training_args import SharpTrainingArguments
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.2
-_EVALUATIONS = 9  # of a run: successive halving looks at the 3rd; before, the learning rate may still rise
-# How every run of the search trains, whatever the config says.
+_EVALUATIONS = 9  # per run; successive halving first looks at the 3rd, as the learning rate may rise until then
+# The options that every run of the search has, whatever the config says.
 _QUIET = {
     "save_strategy": "no",
     "load_best_model_at_end": False,
@@ -44,22 +44,22 @@ _KEPT = ("accuracy", "balanced_accuracy", "few_accuracy", "per_class_recall", "p
 
 
 def read_options(argv: Sequence[str]) -> tuple[RecipeParser, Recipe]:
-    """Read the options of the config to tune; without validation data, a fifth of every training class is held out.
+    """Read the options of the config to tune; if it names no validation data, hold out a fifth of every training class.
 
     Args:
-        argv: the words of a training.
+        argv: the arguments of a training.
 
     Returns:
         The options, and the recipe for images or for texts.
 
     Raises:
-        ValueError: options that do not exist, or a model that cannot be loaded.
+        ValueError: an option does not exist, or the model cannot be loaded.
     """
     recipe = recipe_for(argv)
     parser = recipe.parser(argv)
     if parser.values.get("validation_split") is None and parser.values.get("validation_fraction") is None:
         parser.values["validation_fraction"] = _HELD_OUT
-        logger.warning("%g of every training class is held out to choose on.", _HELD_OUT)
+        logger.warning("A share of %g of every training class is held out as validation data.", _HELD_OUT)
     return parser, recipe
 
 
@@ -69,7 +69,7 @@ class Runner:
 
     Args:
         parser: the options of the config.
-        ready: the data, and how to make a trainer.
+        ready: the prepared data, with a function that creates a trainer.
         folder: the folder of the search.
     """
 
@@ -78,9 +78,9 @@ class Runner:
     folder: Path
 
     def arguments(self, change: Mapping[str, Any]) -> SharpTrainingArguments:
-        """Make the training arguments of a run from the options that differ from the config."""
+        """Make the training arguments of a run, given the options that differ from the config."""
         change = {**change, **without_effect(self.parser.values, change)}
-        folder = str(self.folder / "runs")  # nothing is saved there
+        folder = str(self.folder / "runs")  # nothing is saved in it
         built = self.parser.build(**{**change, **_QUIET, "eval_steps": 1, "output_dir": folder})
         (args,) = (arguments for arguments in built if isinstance(arguments, SharpTrainingArguments))
         per_step = args.train_batch_size * args.gradient_accumulation_steps
@@ -92,17 +92,17 @@ class Runner:
     def train(
         self, change: Mapping[str, Any], goes_on: Callable[[float, int, float], bool], correct: bool = False
     ) -> dict[str, Any]:
-        """Train once.
+        """Train one run.
 
         Args:
             change: the options that differ from the config.
-            goes_on: takes the balanced accuracy of an evaluation, the evaluation's number, from 1, and the cost of a
-                step so far; whether the run goes on. After the last step nobody is asked.
-            correct: also find the strength that a correction after training chooses.
+            goes_on: takes the balanced accuracy of an evaluation, the evaluation's number, counted from 1, and the cost
+                of a step so far; returns whether the run goes on. It is not called after the last step.
+            correct: whether to also choose the strength of a correction after training.
 
         Returns:
-            `state`, `seconds`, `passes` (what a step cost, in plain steps), `report` (None if the run has not finished)
-            and `free`: strength, value and scores of the correction, or None.
+            `state`, `seconds`, `passes` (the cost of a step, in plain steps), `report` (None if the run did not finish)
+            and `free`: strength, value and scores of the correction after training, or None.
         """
         args = self.arguments(change)
         began = time.perf_counter()
@@ -116,7 +116,7 @@ class Runner:
             trainer.train()
             state = ENDED_EARLY if asks.ended else FINISHED
         except NotFiniteError as error:
-            if correct:  # as the config has it
+            if correct:  # chosen with the config's own options
                 raise
             logger.warning("%s", error)
         cost = {"state": state, "seconds": time.perf_counter() - began, "passes": _passes(trainer)}
@@ -133,19 +133,19 @@ def _passes(trainer: SharpTrainer) -> float:
 
 
 def _correction(trainer: SharpTrainer) -> dict[str, Any] | None:
-    # The strength that a correction after training chooses, which needs no run.
+    # Chooses the strength of a correction after training, which needs no further run.
     counts = trainer.class_frequencies.counts
     try:
         strength, scores = choose_strength(cast(nn.Module, trainer.model), trainer.get_eval_dataloader(), counts)
     except ValueError as error:
-        logger.warning("no correction without training: %s", error)
+        logger.warning("The correction after training cannot be chosen: %s", error)
         return None
     line = {str(tau): score for tau, score in scores.items()}
     return {"strength": strength, "value": scores[strength], "scores": line}
 
 
 class _Asks(TrainerCallback):
-    # Asks after every evaluation but the last whether the run goes on.
+    # Asks after every evaluation except the last whether the run should go on.
     def __init__(self, goes_on: Callable[[float, int, float], bool], trainer: SharpTrainer) -> None:
         self.goes_on, self.trainer, self.count, self.ended = goes_on, trainer, 0, False
 

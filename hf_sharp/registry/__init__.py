@@ -1,4 +1,4 @@
-"""Records by name: what a method or a loss says about itself, and what to cite for it."""
+"""Registries: records that describe methods and losses, by name, and the papers to cite for them."""
 
 from hf_sharp.registry.citations import Citation
 from hf_sharp.registry.records import Choice, Registry, option_names

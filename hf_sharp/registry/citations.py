@@ -1,4 +1,4 @@
-"""A paper to cite."""
+"""Papers to cite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Citation:
     """A paper.
 
     Args:
-        authors: full names, separated by " and ", as BibTeX has them.
+        authors: full names, separated by " and ", as in BibTeX.
         title: the title.
         year: the year of the first version.
         arxiv: the arXiv number, or None.

@@ -1,11 +1,11 @@
-"""The name that someone meant who wrote another one. Works without torch."""
+"""Finds the known name that a user probably meant. Works without torch."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# What other programs and libraries call these options.
+# The names of these options in other programs and libraries.
 _ELSEWHERE = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -24,14 +24,15 @@ _ELSEWHERE = {
 
 
 def nearest(name: object, known: Iterable[object]) -> str | None:
-    """Find the known name that is most like a name; None where none is.
+    """Find the known name that is most similar to a name.
 
     Args:
-        name: what was written.
+        name: the name that the user wrote.
         known: the names that exist.
 
     Returns:
-        The same name in other capitals, what other libraries call so, or one with few other letters.
+        The same name in other capitalization, else the name for which it is an alias in other libraries, else the one
+        that is spelled most similarly; None if there is no such name.
 
     Example:
         >>> nearest("lr", ["learning_rate", "loss"]), nearest("Label", ["text", "label"]), nearest("x", ["loss"])
@@ -47,7 +48,7 @@ def nearest(name: object, known: Iterable[object]) -> str | None:
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """Ask for the nearest known name, as the end of a message: empty where none is near.
+    """Return a question that suggests the nearest known name, to end a message with; empty if there is none.
 
     Example:
         >>> did_you_mean("crossentropy", ["cross_entropy", "focal"])
@@ -58,7 +59,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
-    """Raise a ValueError for a name that is not known, with the known ones and the nearest of them."""
+    """Raise a ValueError for an unknown name, which lists the known names and suggests the nearest."""
     known = list(known)
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}; expected one of {', '.join(known)}.{did_you_mean(name, known)}")

@@ -1,4 +1,4 @@
-"""A registry: records by name, complete or refused."""
+"""A registry of records by name, which rejects incomplete built-in records."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Record = TypeVar("Record")
 
 
 class Registry(Mapping[str, Record], Generic[Record]):
-    """Records by name. A built-in record must describe itself in full; a user's record only has to work.
+    """A mapping of names to records. Built-in records must be fully described; a user's record only needs a name.
 
     Args:
         kind: what the records are, for messages: "loss", "sharpness method".
-        described: the attributes that every built-in record must define itself.
-        defined_by: returns the class or function that defines a record. Two records of one name are the same
-            definition, run again, if these have the same module and name.
+        described: the attributes that every built-in record must define.
+        defined_by: returns the class or function that defines a record. A second record of the same name counts as a
+            rerun of the same definition if both have the same module and qualified name.
 
     Example:
         >>> from types import SimpleNamespace as Record
@@ -45,7 +45,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
         """Add a record of this package. Usable as a class decorator.
 
         Args:
-            record: it defines every attribute of `described` itself; a class does not inherit them.
+            record: the record. It must define every attribute in `described` itself; inherited ones do not count.
 
         Returns:
             The record.
@@ -65,16 +65,16 @@ class Registry(Mapping[str, Record], Generic[Record]):
         return record
 
     def register(self, record: Record) -> Record:
-        """Add a record of a user. Registering the same definition again, as a notebook does, replaces it.
+        """Add a user's record. Registering the same definition again, as in a notebook, replaces it.
 
         Args:
-            record: it has a `name` that no other record has.
+            record: the record, with a `name` that no other record has.
 
         Returns:
             The record.
 
         Raises:
-            ValueError: there is no name, or another record has it.
+            ValueError: the record has no name, or another record has the same name.
         """
         name = getattr(record, "name", None)
         if not isinstance(name, str) or not name:
@@ -86,13 +86,13 @@ class Registry(Mapping[str, Record], Generic[Record]):
         return record
 
     def unregister(self, name: str) -> None:
-        """Forget a record of the user's own.
+        """Remove a user's record.
 
         Args:
-            name: the record's.
+            name: the name of the record.
 
         Raises:
-            ValueError: the record is built in, or there is none of that name.
+            ValueError: the record is built in, or there is no record of that name.
         """
         self.check(name)
         if name in self.builtin:
@@ -107,7 +107,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
         return self._records[name]
 
     def check(self, name: Any) -> None:
-        """Raise a ValueError that lists the registered names, if a name is not one of them."""
+        """Raise a ValueError that lists the registered names, if `name` is not one of them."""
         check_name(self.kind, name, self._records)
 
     def __iter__(self) -> Iterator[str]:
@@ -123,10 +123,10 @@ class Choice:
 
     Args:
         field: the field of `SharpTrainingArguments`.
-        applies: whether it is chosen, from the values of all options by name; some may be missing.
-        options: the fields that have an effect with these values only.
-        citations: what to cite for them.
-        summary: a sentence on what they do, for the model card.
+        applies: tells from the values of all options by name, some of which may be missing, whether it is chosen.
+        options: the fields that have an effect only with these values.
+        citations: the papers to cite for these values.
+        summary: a sentence on what these values do, for the model card.
     """
 
     field: str
@@ -141,7 +141,7 @@ def option_names(function: Callable, without: Iterable[str] = ()) -> tuple[str, 
 
     Args:
         function: a function or a class.
-        without: parameters that are no options.
+        without: the names of parameters that are not options.
 
     Returns:
         The names, in order.

@@ -1,1 +1,1 @@
-"""Reports of a run: figures by class, tables, pictures and the model card."""
+"""Reports on a run: figures by class, tables, plots and the model card."""

@@ -1,4 +1,4 @@
-"""Confidence of predictions, and calibration: the gap between it and their accuracy."""
+"""Confidence of predictions, and calibration: the gap between confidence and accuracy."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 15
-_AT_ONCE = 2**18  # numbers, 2 MiB in float64
+_AT_ONCE = 2**18  # the number of values per chunk, 2 MiB in float64
 
 
 class CalibrationBins(NamedTuple):
-    """Predictions in bins of equal width by confidence: (0, 1/15], (1/15, 2/15], ...; 0 belongs to the first bin.
+    """Predictions in 15 bins of equal width by confidence: (0, 1/15], (1/15, 2/15], ...; the first includes 0.
 
     Attributes:
-        counts: (15,) predictions.
+        counts: (15,) number of predictions.
         confidence: (15,) mean confidence; NaN in an empty bin.
-        accuracy: (15,) share of right predictions; NaN in an empty bin.
+        accuracy: (15,) share of correct predictions; NaN in an empty bin.
         error: the expected calibration error, Σ_b n_b |accuracy_b − confidence_b| / N.
     """
 
@@ -55,13 +55,13 @@ def calibration_bins(predictions: np.ndarray, references: np.ndarray, probabilit
 
 
 def most_likely(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Choose the class with the highest logit, in memory that does not grow with N K.
+    """Choose the class with the highest logit, in chunks, so that memory does not grow with N K.
 
     Args:
         logits: (N, K), of any precision.
 
     Returns:
-        (N,) classes; and (N,) their probabilities softmax(z), float64, or None if a logit is infinite or NaN.
+        (N,) classes; and their probabilities softmax(z), (N,) float64, or None if a logit is infinite or NaN.
 
     Example:
         >>> most_likely(np.array([[0.0, 0.0, np.log(2.0)]]))

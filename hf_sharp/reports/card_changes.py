@@ -1,7 +1,7 @@
-"""What a model card says of changes after training: which figures still hold, a notice at the top, and sections.
+"""The parts of a model card on changes after training: the figures that still hold, a notice, and sections.
 
-A change is a dict: the `command` that made it, the `model` before it, its `effect` on what the model says, and what the
-command found. `all_results.json` of the changed model lists them under `changes`.
+A change is a dict with the `command` that made it, the `model` before it, its `effect` on predictions, and the results
+of the command. `all_results.json` of the changed model lists the changes under `changes`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hf_sharp.reports.figures import half_width, percent, quantity
 from hf_sharp.reports.markdown import code, escaped
 from hf_sharp.reports.results import RESULTS
 
-# What a change has an effect on. `decisions` is what hf-sharp predict makes of unchanged probabilities.
+# The effects of a change. `decisions` means that only hf-sharp predict decides differently, from equal probabilities.
 NOTHING, DECIDED, PROBABILITIES, PREDICTIONS = "nothing", "decisions", "probabilities", "predictions"
 RELIABILITY, SHARES = "calibrated_reliability.png", "shares.png"
-# What results say of predictions.
+# The entries of results that depend on predictions.
 OF_OTHER_PREDICTIONS = ("report", "split", "pictures", "tta", "over_seeds")
 _OF_TRAINING_SET = ("class_counts", "rare_threshold", "common_threshold", "class_names")
 
@@ -29,16 +29,16 @@ _OF_TRAINING_SET = ("class_counts", "rare_threshold", "common_threshold", "class
 def changed_results(
     results: Mapping[str, Any], change: Mapping[str, Any], measured: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Carry the results of a model over to the changed one: what does not hold for it is left out.
+    """Copy the results of a model for its changed version, without those that no longer hold.
 
     Args:
-        results: of the model before.
-        change: what was done to it.
-        measured: the long-tail report of the changed model on validation data, or None. It is left out if it is about
-            another training set.
+        results: the results of the model before the change.
+        change: the change.
+        measured: the long-tail report of the changed model on validation data, or None. It is left out if it has the
+            class counts of another training set.
 
     Returns:
-        Results, for `build_card`; with `split` if their report is not about the test split.
+        The results, for `build_card`; with `split` if their report is not on the test split.
     """
     kept, report = dict(results), results["report"]
     if change["effect"] == PREDICTIONS:
@@ -55,32 +55,32 @@ def changed_results(
 
 
 def check_same_model(config: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Check that a model is the one that its results are about.
+    """Check that the results beside a model belong to it.
 
     Args:
-        config: the model's.
-        results: beside it.
+        config: the model's config.
+        results: the results beside the model.
 
     Raises:
-        ValueError: its head was changed, and the results do not say so; or the other way round.
+        ValueError: only one of config and results records a change of the head.
     """
     changes = results.get("changes", ())
     for key, commands in _RECORDS.items():
         if config and (key in config) != any(c["command"] in commands and c.get("folded", True) for c in changes):
             says, says_not = ("config.json", RESULTS) if key in config else (RESULTS, "config.json")
             raise ValueError(
-                f"{says} says that the model was changed after training ({key}), and {says_not} does not: its figures "
+                f"{says} says that the model was changed after training ({key}), but {says_not} does not: its figures "
                 "may be those of another model. hf-sharp adjust, calibrate and shift write both, and the card."
             )
 
 
 def notice(changes: Sequence[Mapping[str, Any]], report: Mapping[str, Any], split: str) -> str | None:
-    """Say what was done to a model after training, and what its card's figures are about.
+    """Describe how a model was changed after training, and which model and data its card's figures are for.
 
     Args:
-        changes: in their order.
+        changes: the changes, in their order.
         report: the long-tail report in the card.
-        split: what the report is about.
+        split: the name of the split that the report is on.
 
     Returns:
         Markdown in one line; None for a model as it was trained.
@@ -105,15 +105,15 @@ def notice(changes: Sequence[Mapping[str, Any]], report: Mapping[str, Any], spli
 
 
 def sections(changes: Sequence[Mapping[str, Any]], opened: str) -> list[tuple[str, str]]:
-    """Describe the changes that a user of the model has to know more about.
+    """Write the sections on changes that a user of the model needs details about.
 
     Args:
-        changes: in their order.
-        opened: what opens the model: its name on the Hub, or its folder.
+        changes: the changes, in their order.
+        opened: the name to open the model with: its name on the Hub, or its folder.
 
     Returns:
-        Headings and Markdown. Thresholds and costs beside a model are left out where a later change gave it a new head
-        or took their place.
+        Headings and Markdown. Thresholds and costs saved beside the model are left out if a later change replaced them
+        or the head.
     """
     shown: dict[str, Mapping[str, Any]] = {}
     for change in changes:
@@ -127,10 +127,10 @@ def sections(changes: Sequence[Mapping[str, Any]], opened: str) -> list[tuple[st
 
 
 def limits_of(changes: Sequence[Mapping[str, Any]], trained_alike: bool) -> str | None:
-    """Say why a model's probabilities are not those of data like its training set; None where they are.
+    """Say why a model's probabilities do not fit data like its training set; None if they do.
 
     Args:
-        changes: in their order.
+        changes: the changes, in their order.
         trained_alike: whether the training treated all classes alike.
 
     Returns:
@@ -144,7 +144,7 @@ def limits_of(changes: Sequence[Mapping[str, Any]], trained_alike: bool) -> str 
 
 
 def threshold_cells(threshold: Mapping[str, Any]) -> list[str]:
-    """Write a threshold, rounded down, the predictions that it answers, and how many of them are right.
+    """Format a threshold, rounded down, with the number of predictions above it and the share that are correct.
 
     Args:
         threshold: the fields of a `Threshold`.
@@ -202,7 +202,7 @@ def _confidence(change: Mapping[str, Any], opened: str, by_cost: bool) -> str:
         f"cases, for each class alone; a class with fewer than {change['needed']} validation examples is in every "
         "such set.",
     ]
-    if not by_cost:  # of the most likely class, not of the one of least expected cost
+    if not by_cost:  # the thresholds are for the most likely class, not for that of least expected cost
         rows = [["class", "validation examples", "threshold", "answered", "right in %"]]
         rows += [[escaped(row["class"]), f"{row['examples']:,}", *threshold_cells(row)] for row in change["thresholds"]]
         rest = f" The {len(rows) - 1} rarest classes:" if len(rows) - 1 < change["classes"] else ""
@@ -246,7 +246,7 @@ def _class_shares(change: Mapping[str, Any], opened: str, by_cost: bool) -> str:
     )
 
 
-# A key of the config, and the commands that set it.
+# Key in the config to the commands that set it.
 _RECORDS = {RECORD: ("adjust", "adjust --cost", "shift"), TEMPERATURE: ("calibrate",)}
 _NOTICES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "adjust": _adjusted,

@@ -1,4 +1,4 @@
-"""What a model card says about the figures: the tables of results, classes and confusions, and the limitations."""
+"""The parts of a model card on evaluation: tables of results, classes and confusions, and the limitations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from hf_sharp.reports.figures import (
 from hf_sharp.reports.markdown import code, escaped
 from hf_sharp.reports.pairs import paired
 
-_FOLDED_ABOVE = 20  # classes
+_FOLDED_ABOVE = 20  # the table of classes is folded if there are more classes
 _FEW_TEST_EXAMPLES = 20
-_NAMED_CLASSES = 10  # in a limitation; the table of classes has them all
-_OVERPREDICTED = 1.1  # predicted at least this many times as often as they occur
+_NAMED_CLASSES = 10  # classes named in a limitation; the table of classes has all of them
+_OVERPREDICTED = 1.1  # the ratio of predictions to occurrences from which over-prediction is mentioned
 
 
 def evaluation_section(
@@ -39,19 +39,19 @@ def evaluation_section(
     over_seeds: Mapping[str, Any] | None = None,
     split: str = "test",
 ) -> dict[str, Any]:
-    """Collect what the template shows of the figures.
+    """Collect the template's values for the evaluation.
 
     Args:
         report: the long-tail report.
         plain: the report of plain training, or None.
-        frequencies: of the training set.
-        picture: file name of the picture of recall against count, or None.
-        pictures: file names of further pictures, those of `PICTURES`.
-        over_seeds: the same figures of runs with several seeds, or None (see `build_card`).
-        split: what the report is about.
+        frequencies: the class frequencies of the training set.
+        picture: the file name of the plot of recall against class count, or None.
+        pictures: the file names of further plots, from `PICTURES`.
+        over_seeds: the same figures for several seeds, or None (see `build_card`).
+        split: the name of the split that the report is on.
 
     Returns:
-        Name in the template to content.
+        Variable in the template to value.
     """
     width = half_widths(report, frequencies).get("accuracy")
     return {
@@ -73,7 +73,7 @@ def evaluation_section(
 
 
 def test_time_augmentation(record: Mapping[str, Any] | None) -> str | None:
-    """Say how many views of each image the figures are for, and what one view gives.
+    """Say how many views of each image the figures use, and give the figures for one view.
 
     Args:
         record: `tta` of the results, or None.
@@ -97,16 +97,16 @@ def results_table(
     frequencies: ClassFrequencies,
     over_seeds: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
-    """Make the table of results, this model beside plain training, in percent with 95 % intervals.
+    """Make the table of results of this model and of plain training, in percent with 95 % intervals.
 
     Args:
         report: the long-tail report.
         plain: the report of plain training, or None.
-        frequencies: of the training set.
-        over_seeds: the same figures of runs with several seeds, or None.
+        frequencies: the class frequencies of the training set.
+        over_seeds: the same figures for several seeds, or None.
 
     Returns:
-        The heading and the rows; empty for weights that were not evaluated.
+        The heading and the rows; empty if the weights were not evaluated.
     """
     labels = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
     labels |= {f"{group}_accuracy": label for group, label in group_labels(frequencies, report).items()}
@@ -143,7 +143,7 @@ def _over_seeds(over_seeds: Mapping[str, Any], metric: str) -> list[str]:
 def _result(report: Mapping[str, Any], metric: str, widths: Mapping[str, float]) -> str:
     if metric == "worst_class_recall":
         return _worst_class(report) or "–"
-    if metric == "macro_f1":  # no interval of its own; as uncertain as the recalls that it is made of
+    if metric == "macro_f1":  # it has no interval, so it is rounded like the recalls that it depends on
         return percent(report.get(metric), widths.get("balanced_accuracy")) or "–"
     return percent(report.get(metric), widths.get(metric), interval=True) or "–"
 
@@ -161,8 +161,8 @@ def class_table(report: Mapping[str, Any], frequencies: ClassFrequencies, split:
 
     Args:
         report: the long-tail report.
-        frequencies: of the training set.
-        split: what the report is about.
+        frequencies: the class frequencies of the training set.
+        split: the name of the split that the report is on.
 
     Returns:
         The heading and a row per class.
@@ -186,7 +186,7 @@ def _class_figure(report: Mapping[str, Any], column: str, index: int) -> str:
 
 
 def confusions_table(report: Mapping[str, Any]) -> list[list[str]]:
-    """Make the table of the five most frequent confusions; empty where there are none."""
+    """Make the table of the five most frequent confusions; empty if there are none."""
     rows = [[escaped(c["true"]), escaped(c["predicted"]), f"{c['count']:,}"] for c in report.get("confusions", ())[:5]]
     return [["true class", "predicted class", "times"], *rows] if rows else []
 
@@ -200,16 +200,16 @@ def limitations(
     seeds: int = 0,
     split: str = "test",
 ) -> list[str]:
-    """Say what a user of the model should know, as far as the figures support it.
+    """Describe the limitations of the model, as far as the figures support them.
 
     Args:
         report: the long-tail report.
-        frequencies: of the training set.
-        balanced: why its probabilities are not those of data like the training set, as in "It was trained to treat all
-            classes alike"; None where they are.
-        seed: the run's.
-        seeds: the number of seeds that the results are shown for beside this one's, if any.
-        split: what the report is about.
+        frequencies: the class frequencies of the training set.
+        balanced: why the probabilities do not fit data like the training set, such as "It was trained to treat all
+            classes alike"; None if they do.
+        seed: the seed of the run.
+        seeds: the number of seeds whose results are shown in addition to this run's, if any.
+        split: the name of the split that the report is on.
 
     Returns:
         Sentences in Markdown.

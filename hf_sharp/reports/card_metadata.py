@@ -1,4 +1,4 @@
-"""The YAML block at the top of a model card: what the Hub reads to file, filter and compare models."""
+"""The YAML block at the top of a model card, which the Hub uses to list, filter and compare models."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ LICENCES = frozenset((
 ))
 # fmt: on
 
-_DIGITS = 4  # of a share: the Hub shows the value as it is
+_DIGITS = 4  # the decimals of a share, because the Hub shows the value without rounding
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that a card is about.
+    """The model that a card describes.
 
     Attributes:
-        name: the model's.
-        task: the pipeline's name; None: unknown.
+        name: the model's name.
+        task: the pipeline's name; None if unknown.
         library: the library that loads the model.
         base_model: the pretrained model, a name on the Hub or a folder.
         dataset: a name on the Hub or a folder.
         options: the run's options.
-        method: the options of sharpness, loss and sampler in effect.
-        frequencies: of the training set.
+        method: the options of sharpness, loss and sampler that are in effect.
+        frequencies: the class frequencies of the training set.
     """
 
     name: str
@@ -69,20 +69,20 @@ def card_metadata(
     language: str | Sequence[str] | None = None,
     tags: Iterable[str] = (),
 ) -> ModelCardData:
-    """Collect the metadata of a card. Every text is one printable line, which huggingface_hub writes as YAML.
+    """Collect the metadata of a card. Every string is one printable line, so that huggingface_hub can write it as YAML.
 
     Args:
         subject: the model.
         report: the long-tail report.
-        licence: an identifier of the Hub, or any other name.
+        licence: a licence identifier of the Hub, or any other name.
         language: ISO 639 codes.
         tags: the user's tags.
 
     Returns:
-        The metadata, without empty entries, which the Hub refuses.
+        The metadata, without empty entries, which the Hub rejects.
 
     Raises:
-        ValueError: a language that the Hub does not accept.
+        ValueError: the Hub does not accept the language.
     """
     hub_licence, licence_name = _licence(licence)
     dataset_id = hub_id(subject.dataset)
@@ -106,7 +106,7 @@ def card_metadata(
 
 
 def hub_id(name: str | None) -> str | None:
-    """Return a name that can be a repository of the Hub, or None for a folder of this machine and anything else."""
+    """Return a name that can be a repository on the Hub; None for a local folder and anything else."""
     if name is None or name == "digits" or os.path.exists(name):  # digits: scikit-learn's data set
         return None
     try:
@@ -117,7 +117,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def local_name(name: str) -> str:
-    """Return the last part of a folder's or file's path: the rest is not published."""
+    """Return the last component of a path, because the rest should not be published."""
     return Path(without_paths(name)).name or name
 
 

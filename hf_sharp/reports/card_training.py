@@ -1,4 +1,4 @@
-"""What a model card says about the training: the method with its options, the run, and the papers to cite."""
+"""The parts of a model card on training: the method with its options, the run, and the papers to cite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_sharp.sharpness.choices import CHOICES as SHARPNESS_CHOICES
 from hf_sharp.sharpness.methods import METHODS
 from hf_sharp.training_args import PLAIN_METHOD, SharpTrainingArguments
 
-# The parts of a method that a record describes: how the card calls them, and their registries.
+# The parts of a method that a record describes: their names in the card, and their registries.
 DESCRIBED: dict[str, Registry] = {"sharpness": METHODS, "loss": LOSSES}
 _CHOICES = {"sharpness": SHARPNESS_CHOICES, "loss": (*LOSS_CHOICES, *SAMPLER_CHOICES, *HEAD_CHOICES)}
 
@@ -48,7 +48,7 @@ def method_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     args = object.__new__(SharpTrainingArguments)  # without __init__: TrainingArguments would set up devices
     vars(args).update({name: options.get(name, value) for name, value in DEFAULTS.items()})
-    if args.sharpness not in METHODS or args.loss not in LOSSES:  # a user's, registered in the process that trained
+    if args.sharpness not in METHODS or args.loss not in LOSSES:  # registered by a user in the process that trained
         return PLAIN_METHOD | {name: value for name, value in options.items() if name in _OWN_FIELDS}
     method = {part: getattr(args, part) for part in DESCRIBED} | args.method
     if args.needs_head and args.head is not None:
@@ -59,7 +59,7 @@ def method_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def treats_classes_alike(method: Mapping[str, Any]) -> bool:
-    """Tell whether a method counters the class frequencies, by its loss, by late weights or by its sampler."""
+    """Tell whether a method compensates for the class frequencies: by its loss, deferred weights or sampler."""
     if method.get("sampler", "instance") != "instance" or method.get("reweight_after") is not None:
         return True
     if method["loss"] not in LOSSES.builtin:  # unknown, for a user's own loss
@@ -75,15 +75,15 @@ def _built_loss(method: Mapping[str, Any]) -> Any:
 def training_section(
     results: Mapping[str, Any], plain: Mapping[str, Any] | None, method: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Collect what the template shows of method and training.
+    """Collect the template's values for method and training.
 
     Args:
-        results: of the run.
+        results: the results of the run.
         plain: the results of plain training, or None.
         method: the options in effect.
 
     Returns:
-        Name in the template to content.
+        Variable in the template to value.
     """
     recorded = results.get("described", {})
     papers = citations(method)
@@ -105,15 +105,15 @@ def _value(value: Any) -> str:
 
 
 def description(part: str, method: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
-    """Describe the sharpness method or the loss by its record, summary and formula, and by what else was chosen.
+    """Describe the sharpness method or the loss: the summary and formula of its record, and other choices in effect.
 
     Args:
-        part: sharpness or loss.
+        part: "sharpness" or "loss".
         method: the options in effect.
-        recorded: `summary` and `formula` of a user's own record, as the run's results hold them.
+        recorded: `summary` and `formula` of a user's own record, from the run's results.
 
     Returns:
-        Markdown; of a user's record without a summary, its name.
+        Markdown; for a user's record without a summary, its name.
     """
     record = own_record(part, method[part]) or recorded
     summary, formula = record.get("summary"), record.get("formula")
@@ -123,20 +123,20 @@ def description(part: str, method: Mapping[str, Any], recorded: Mapping[str, Any
 
 
 def own_record(part: str, name: str) -> Mapping[str, Any]:
-    """Look up the attributes that a record defines itself; a user's loss inherits, but does not mean, the others."""
+    """Return the attributes that a record defines itself; those that a user's loss inherits do not describe it."""
     record = DESCRIBED[part].get(name)
     return {} if record is None else vars(record)
 
 
 def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Make the rows of the table of the run: seed, time, speed, cost, loss, radius, data, hardware and versions.
+    """Make the rows of the training table: seed, time, speed, cost, loss, radius, data, hardware and versions.
 
     Args:
-        results: of the run.
+        results: the results of the run.
         plain: the results of plain training, or None.
 
     Returns:
-        Label and Markdown, for what the results hold.
+        Label and Markdown of each entry that the results contain.
     """
     training, radius = results.get("training", {}), results.get("radius")
     rows = [("seed", code(results["options"].get("seed", DEFAULTS["seed"])))]
@@ -173,10 +173,10 @@ def training_rows(results: Mapping[str, Any], plain: Mapping[str, Any] | None) -
 
 
 def data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Make the rows on what was done to the data: rows that were left out, and the range of grey values.
+    """Make the rows on preprocessing of the data: the rows left out, and the range of grey values.
 
     Args:
-        data: `left_out` (rows by split) and `picture_range`, where there are any.
+        data: `left_out` (number of rows by split) and `picture_range`, if there are any.
 
     Returns:
         Label and Markdown.
@@ -199,12 +199,12 @@ def _steps_per_second(results: Mapping[str, Any]) -> float | None:
 
 
 def shown_command(command: str) -> str:
-    """Show a command as code, without access tokens and absolute paths."""
+    """Format a command as code, without access tokens and absolute paths."""
     return code(shortened_command(one_line(command, 2000)), 2000)
 
 
 def citations(method: Mapping[str, Any]) -> list[Citation]:
-    """List the papers of the methods in effect, as their records cite them."""
+    """List the papers that the records of the methods in effect cite."""
     papers = [*(own_record("sharpness", method["sharpness"]).get("citations") or ())]
     for choice in (choice for part in _CHOICES.values() for choice in part):
         if choice.applies(method):

@@ -1,4 +1,4 @@
-"""The card of a changed model whose training left no results: what was done to it, and the card of the one before."""
+"""The card of a changed model whose training recorded no results, built from the card of the model before."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def build_changed_card(
     measured: Mapping[str, Any] | None = None,
     base_model: str | None = None,
 ) -> ModelCard:
-    """Build the card of a changed model from its config and from the card of the model before.
+    """Build the card of a changed model from its config and the card of the model before.
 
     Args:
-        folder: the changed model's, with its `config.json`.
-        change: what was done, as `hf_sharp.reports.card_changes` has it.
-        before: the card of the model before, if it has one. Its metadata is kept, but not the results in it.
+        folder: the folder of the changed model, with its `config.json`.
+        change: the change, as `hf_sharp.reports.card_changes` describes it.
+        before: the card of the model before, if it has one. Its metadata is kept, except for results.
         measured: the long-tail report of the changed model on validation data, or None.
         base_model: the model before, if it is on the Hub.
 

@@ -1,4 +1,4 @@
-"""The pictures of one evaluation: what is confused, precision and recall per class, and whether confidence is right."""
+"""The plots of one evaluation: confusions, precision and recall per class, and calibration."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def draw_evaluation(
     probabilities: np.ndarray | None = None,
     title: str = "",
 ) -> list[str]:
-    """Draw the pictures of an evaluation into a folder.
+    """Save the plots of an evaluation in a folder.
 
     Args:
-        folder: where they go.
-        report: the `long_tail_report`.
+        folder: the folder.
+        report: the result of `long_tail_report`.
         predictions: (N,) predicted class indices.
         references: (N,) true class indices.
-        probabilities: (N, K), or (N,) of the predicted classes; None: there is no reliability diagram.
-        title: of the pictures.
+        probabilities: (N, K), or (N,) those of the predicted classes; None for no reliability diagram.
+        title: the title of the plots.
 
     Returns:
         The names of the files.
@@ -50,12 +50,12 @@ def draw_evaluation(
 
 
 def draw_prediction(folder: Path, report: Mapping[str, Any], prediction: Any) -> list[str]:
-    """Draw the pictures of the output of `Trainer.predict` into a folder.
+    """Save the plots for the output of `Trainer.predict` in a folder.
 
     Args:
-        folder: where they go.
-        report: the `report_of_prediction` of it.
-        prediction: the output.
+        folder: the folder.
+        report: the result of `report_of_prediction` for this output.
+        prediction: the output of `Trainer.predict`.
 
     Returns:
         The names of the files.

@@ -1,4 +1,4 @@
-"""Figures as text: rounded to what the number of test examples supports."""
+"""Formats figures, rounded to the precision that the number of test examples supports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Z_95 = 1.96
 
 
 def is_finite_number(value: Any) -> bool:
-    """Tell a figure from None, NaN and infinity."""
+    """Tell whether a value is a finite number, not None, NaN or infinity."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -23,14 +23,14 @@ def half_width(recall: Iterable[float | None], support: Iterable[int]) -> float 
 
         h = 1.96 √(Σ_c p_c (1 − p_c) / (n_c + 4)) / C        p_c = (correct_c + 2) / (n_c + 4)
 
-    Two successes and two failures are added to every class, so that a recall of 0 or 1 has an interval too.
+    Two successes and two failures are added to every class, so that a recall of 0 or 1 has an interval, too.
 
     Args:
         recall: (C,) recalls in [0, 1]; None for a class without test examples, which is skipped.
         support: (C,) the test examples of each class.
 
     Returns:
-        h, or None where no class has test examples.
+        h, or None if no class has test examples.
 
     Example:
         >>> round(half_width([0.5], [96]), 3)
@@ -48,7 +48,7 @@ def half_width(recall: Iterable[float | None], support: Iterable[int]) -> float 
 
 
 def half_widths(report: Mapping[str, Any], frequencies: ClassFrequencies) -> dict[str, float]:
-    """Compute the half widths of a report's accuracies, by metric; empty for a report without figures per class."""
+    """Compute the half widths of a report's accuracies, by metric; empty if the report has no figures per class."""
     if "per_class_recall" not in report:
         return {}
     recall, support = report["per_class_recall"], report["per_class_support"]
@@ -64,15 +64,15 @@ def half_widths(report: Mapping[str, Any], frequencies: ClassFrequencies) -> dic
 def cost_half_width(costs: np.ndarray, cost_matrix: np.ndarray) -> float:
     """Compute half the width of the 95 % confidence interval of a mean cost per example.
 
-        h = 1.96 s / √(N + 4)        s: standard deviation of the costs and of two more of the lowest and two of the
-                                        highest cost that there is
+        h = 1.96 s / √(N + 4)        s: standard deviation of the N costs and four more: twice the lowest and twice the
+                                        highest cost in the matrix
 
-    The four added examples are those of `half_width`, whose value this is for costs of 0 and 1. They keep the interval
-    from vanishing where no costly mistake was seen.
+    The four added values keep the interval from vanishing if no costly mistake was observed. For costs of 0 and 1, the
+    result is that of `half_width`.
 
     Args:
         costs: (N,) the cost of each example's prediction.
-        cost_matrix: (K, K) all costs.
+        cost_matrix: (K, K) the costs of all predictions.
 
     Returns:
         h, in the unit of the costs.
@@ -86,7 +86,7 @@ def cost_half_width(costs: np.ndarray, cost_matrix: np.ndarray) -> float:
 
 
 def cost_per_example(report: Mapping[str, Any]) -> str | None:
-    """Write a report's expected cost with its 95 % interval, or None where there is none.
+    """Format a report's expected cost with its 95 % interval; None if it has no expected cost.
 
     Example:
         >>> cost_per_example({"expected_cost": 0.31234, "expected_cost_interval": 0.0456})
@@ -100,15 +100,15 @@ def cost_per_example(report: Mapping[str, Any]) -> str | None:
 
 
 def percent(value: Any, width: float | None = None, *, interval: bool = False) -> str | None:
-    """Write a share in percent: one decimal, or none where the interval is wider than ±1 %.
+    """Format a share in percent, with one decimal, or without decimals if the interval is wider than ±1 %.
 
     Args:
         value: a share in [0, 1]. Anything but a finite number gives None.
-        width: half the width of its 95 % interval, also a share; None: unknown.
+        width: half the width of its 95 % interval, also a share; None if unknown.
         interval: whether to append the interval.
 
     Returns:
-        The text.
+        The formatted share, or None.
 
     Example:
         >>> percent(0.7518), percent(0.7518, 0.036), percent(0.7518, 0.036, interval=True)
@@ -122,7 +122,7 @@ def percent(value: Any, width: float | None = None, *, interval: bool = False) -
 
 
 def duration(seconds: float) -> str:
-    """Write a duration in its usual unit.
+    """Format a duration in seconds, minutes or hours.
 
     Example:
         >>> duration(88.5), duration(1287.4), duration(9000)
@@ -134,7 +134,7 @@ def duration(seconds: float) -> str:
 
 
 def quantity(number: int, singular: str, plural: str) -> str:
-    """Write a number with its noun.
+    """Format a number with its noun.
 
     Example:
         >>> quantity(1, "class", "classes"), quantity(2000, "class", "classes")
@@ -151,7 +151,7 @@ def group_limits(rare: int, common: int) -> dict[str, str]:
         common: the `common_threshold`.
 
     Returns:
-        many, medium and few, each to its limits.
+        Group (many, medium, few) to its limits.
 
     Example:
         >>> group_limits(20, 100)
@@ -161,11 +161,11 @@ def group_limits(rare: int, common: int) -> dict[str, str]:
 
 
 def group_labels(frequencies: ClassFrequencies, report: Mapping[str, Any]) -> dict[str, str]:
-    """Describe the groups of classes by their limits, and by how many of their classes a mean recall includes.
+    """Describe the groups of classes by their limits, and by how many of their classes the mean recall includes.
 
     Args:
-        frequencies: of the training set.
-        report: a long-tail report. One without figures per class includes every class.
+        frequencies: the class frequencies of the training set.
+        report: a long-tail report. Without figures per class, it is assumed to include every class.
 
     Returns:
         Group to label.
@@ -187,7 +187,7 @@ def group_labels(frequencies: ClassFrequencies, report: Mapping[str, Any]) -> di
 
 
 def without_examples(report: Mapping[str, Any]) -> list[int]:
-    """List the classes of a report that no evaluated example has; no mean recall includes them.
+    """List the classes without evaluated examples, which the mean recalls of a report do not include.
 
     Example:
         >>> without_examples({"per_class_support": [10, 0, 3]})

@@ -11,7 +11,7 @@ from hf_sharp.reports.long_tail_report import long_tail_report
 METRIC_FILE = str(Path(__file__))
 
 _DESCRIPTION = """\
-How a classifier does on the classes that are frequent in training, and how on rare ones: accuracy, balanced accuracy,
+How well a classifier recognizes classes that are frequent in training, and rare ones: accuracy, balanced accuracy,
 mean recall of the many, medium and few classes, worst class, macro F1, means of the recalls, calibration error, and
 recall and precision of every class.
 """

@@ -1,4 +1,4 @@
-"""The long-tail report: how a classifier does on frequent classes, and how on rare ones."""
+"""The long-tail report: how well a classifier recognizes frequent and rare classes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def long_tail_report(
         class_counts: (K,) *training* examples of each class; or a `ClassFrequencies`, whose names and thresholds take
             precedence.
         probabilities: for the calibration error: (N, K), rows that sum to 1; or (N,), those of the predicted classes.
-        cost_matrix: (K, K), the cost of predicting the column's class for an example of the row's class; or in another
-            form of `hf_sharp.data.costs.read_costs`, such as class name to number.
+        cost_matrix: (K, K), the cost of predicting the column's class for an example of the row's class; or another
+            form that `hf_sharp.data.costs.read_costs` takes, such as class name to number.
         class_names: K names.
-        rare_threshold: "few" are the classes with fewer training examples.
-        common_threshold: "many" are the classes with more training examples.
+        rare_threshold: classes with fewer training examples are "few".
+        common_threshold: classes with more training examples are "many".
 
     Returns:
         `accuracy`; `balanced_accuracy`; `many_accuracy`, `medium_accuracy`, `few_accuracy`: the mean recall of the
@@ -58,8 +58,8 @@ def long_tail_report(
         is predicted), `class_counts`; `class_names` if there are names; `confusions`, the ten most frequent.
 
     Raises:
-        ValueError: no examples, different lengths, a class index outside [0, K), probabilities that do not sum to 1,
-            or costs that `read_costs` refuses.
+        ValueError: there are no examples, the lengths differ, a class index is outside [0, K), probabilities do not sum
+            to 1, or `read_costs` rejects the costs.
 
     Example:
         >>> report = long_tail_report([0, 0, 0, 1], [0, 0, 1, 1], class_counts=[150, 10])
@@ -128,12 +128,12 @@ def compute_metrics_for(frequencies: ClassFrequencies, cost_matrix: Any = None) 
     """Make a `compute_metrics` that returns the report's numbers, which a tracker can log.
 
     Args:
-        frequencies: of the training set.
+        frequencies: the class frequencies of the training set.
         cost_matrix: as for `long_tail_report`.
 
     Returns:
-        A function of an `EvalPrediction`, for any Trainer. It has no entry for a group without examples. It raises what
-        `long_tail_report` raises.
+        A function of an `EvalPrediction`, for any Trainer. Its result has no entry for a group without examples. It
+        raises the errors of `long_tail_report`.
 
     Example:
         >>> from transformers import EvalPrediction
@@ -154,10 +154,10 @@ def numbers_of(report: Mapping[str, Any]) -> dict[str, float]:
     """Select a report's numbers, which a tracker can log.
 
     Args:
-        report: a `long_tail_report`.
+        report: the result of `long_tail_report`.
 
     Returns:
-        Its entries that are numbers, without lists, texts and None.
+        The entries that are numbers, without lists, strings and None.
     """
     return {name: value for name, value in report.items() if isinstance(value, (int, float))}
 
@@ -166,16 +166,16 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_ma
     """Make the report of the output of `Trainer.predict`, or of an `EvalPrediction`.
 
     Args:
-        prediction: its `predictions` are logits (N, K), a tuple whose first item they are, or class indices (N,); its
+        prediction: its `predictions` are logits (N, K), a tuple with the logits first, or class indices (N,); its
             `label_ids` are (N,). Both may be lists of batches. Examples labelled -100 are left out.
-        frequencies: of the training set.
+        frequencies: the class frequencies of the training set.
         cost_matrix: as for `long_tail_report`.
 
     Returns:
-        The `long_tail_report`; with the calibration error if there are logits, and all are finite.
+        The long-tail report; with the calibration error if there are logits and all are finite.
 
     Raises:
-        ValueError: logits of another shape; or what `long_tail_report` raises, such as labels outside the classes.
+        ValueError: the logits have another shape; or as for `long_tail_report`.
     """
     outputs, labels = outputs_and_labels(prediction)
     if outputs.ndim == 1:  # preprocess_logits_for_metrics chose the classes
@@ -189,7 +189,7 @@ def report_of_prediction(prediction: Any, frequencies: ClassFrequencies, cost_ma
 
 
 def outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Give the outputs (N, K) or (N,) of a prediction and its labels (N,), without the examples labelled -100."""
+    """Return the outputs (N, K) or (N,) of a prediction and its labels (N,), without examples labelled -100."""
     outputs, labels = prediction.predictions, prediction.label_ids
     if isinstance(labels, list):  # eval_do_concat_batches=False
         labels = np.concatenate(labels)
@@ -216,7 +216,7 @@ def mean_prediction(predictions: Iterable[Any]) -> MeanPrediction:
         The mean logits (N, K) in float64, and the labels.
 
     Raises:
-        ValueError: the labels differ, so the examples are not the same; or there is no prediction.
+        ValueError: there is no prediction, or the labels differ, so that the examples are not the same.
     """
     total, labels, number = np.zeros(()), np.zeros(0), 0
     for number, prediction in enumerate(predictions, 1):
@@ -230,11 +230,11 @@ def mean_prediction(predictions: Iterable[Any]) -> MeanPrediction:
 
 
 def check_finite(outputs: Any, what: str) -> None:
-    """Raise a ValueError for outputs that are infinite or NaN, of which a report would be meaningless.
+    """Raise a ValueError if outputs are infinite or NaN, because a report on them would be meaningless.
 
     Args:
-        outputs: logits (N, K), a tuple whose first item they are, or class indices (N,).
-        what: what they were computed for, as in "the test split".
+        outputs: logits (N, K), a tuple with the logits first, or class indices (N,).
+        what: the data that they were computed for, such as "the test split".
     """
     logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
     finite = np.isfinite(logits.reshape(len(logits), -1)).all(1)
@@ -268,7 +268,7 @@ def _without_nan(values: np.ndarray) -> list[float | None]:
 
 
 def _confusions(predictions: np.ndarray, references: np.ndarray, frequencies: ClassFrequencies) -> list[dict[str, Any]]:
-    # Without the matrix, which takes gigabytes for thousands of classes.
+    # Does not build the confusion matrix, which takes gigabytes for thousands of classes.
     num_classes = frequencies.num_classes
     pairs, numbers = np.unique(references * num_classes + predictions, return_counts=True)
     order = np.argsort(-numbers, kind="stable")[:10]

@@ -1,4 +1,4 @@
-"""Text from outside, such as class names and paths, made safe to publish and to put into Markdown."""
+"""Makes untrusted text, such as class names and paths, safe to publish and to insert into Markdown."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token=)\S+|(?<=token )\S{16,}")
 
 
 def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:
-    r"""Make one printable line of a text: collapse white space, and drop control, hidden and unpaired characters.
+    r"""Convert a value to one printable line: collapse white space; drop control, hidden and unpaired characters.
 
     Args:
-        value: anything; its `str` is used. Whatever looks like an access token is left out.
-        longest: the maximal number of characters.
+        value: anything; its `str` is used. Anything that looks like an access token is removed.
+        longest: the maximum number of characters.
 
     Returns:
         At most `longest` characters.
@@ -43,7 +43,7 @@ def published(value: Any, name: str = "") -> Any:
         name: the option's name.
 
     Returns:
-        The copy; every text is one printable line.
+        The copy; every string in it is one printable line.
 
     Example:
         >>> published({"dataset": "/srv/ann/photos", "hub_token": "secret", "seed": 1})
@@ -62,7 +62,7 @@ def escaped(value: Any, longest: int = _LONGEST_NAME) -> str:
 
     Args:
         value: anything; its `str` is used.
-        longest: the maximal number of characters.
+        longest: the maximum number of characters.
 
     Returns:
         Markdown; `(no name)` for an empty text.
@@ -77,14 +77,14 @@ def escaped(value: Any, longest: int = _LONGEST_NAME) -> str:
 
 
 def code(value: Any, longest: int = _LONGEST_NAME) -> str:
-    """Show a value from outside as code, in a line or in the cell of a table.
+    """Format an untrusted value as code, for a line or a table cell.
 
     Args:
         value: anything; its `str` is used.
-        longest: the maximal number of characters.
+        longest: the maximum number of characters.
 
     Returns:
-        A code span, or `<code>` around escaped text where a span would end early or split the table.
+        A code span; or `<code>` around escaped text if a span would end early or split the table.
 
     Example:
         >>> code("focal_sam"), code("a|b")

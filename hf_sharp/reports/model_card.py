@@ -1,6 +1,6 @@
-"""The model card: the results of a run for a visitor of the Hub, from the template model_cards/template.md.
+"""The model card: the results of a run for visitors of the Hub, from the template model_cards/template.md.
 
-Names of classes, datasets and models come from outside. They are escaped before they reach the template, which Jinja
+Names of classes, datasets and models are untrusted. They are escaped before they reach the template, which Jinja
 renders once.
 """
 
@@ -27,9 +27,9 @@ from hf_sharp.reports.results import RESULTS, TASKS, read_results, results_of, t
 from hf_sharp.training_args import PLAIN_METHOD
 
 PICTURE = "recall_by_count.png"
-_DATA = ("class_counts", "per_class_support")  # of training, and of the report
-_NAMED = 50  # classes, in the lines of Python that open an adapter
-_SPLITS = ("test", "validation", "evaluation")  # what a report is about; evaluation: what a Trainer evaluated on
+_DATA = ("class_counts", "per_class_support")  # the entries that describe the training and the evaluated data
+_NAMED = 50  # the most classes to name in the Python code that opens an adapter
+_SPLITS = ("test", "validation", "evaluation")  # possible splits of a report; evaluation: a Trainer's eval_dataset
 
 
 def build_card(
@@ -51,39 +51,39 @@ def build_card(
     custom_code: bool = False,
     library_name: str | None = None,
 ) -> ModelCard:
-    """Build the card of a trained model from its results, which every figure comes from.
+    """Build the card of a trained model; all its figures come from the results.
 
     Args:
         results: the content of `all_results.json`: `report`, `options`, `training`, `machine` and `versions`, and
             optionally `method`, `described`, `model`, `radius`, `tta`, `command` and `local`. A report may lack
-            figures; `split` says what it is about, if not the test split. `changes` says what was done to the model
-            after training, as `hf_sharp.reports.card_changes` has it. Also optionally `over_seeds`: `seeds` (two or
-            more), `metrics` (metric to one value per seed) and perhaps `plain` (the same of plain training). They
+            figures; `split` names its split, if it is not the test split. `changes` lists changes of the model after
+            training, as `hf_sharp.reports.card_changes` describes them. Also optional is `over_seeds`: `seeds` (two or
+            more), `metrics` (metric to one value per seed) and possibly `plain` (the same for plain training). These
             become further columns: mean ± standard deviation, and the paired gain over plain training with its 95 %
             interval.
         model_name: the model's name.
-        pipeline_tag: the task, such as image-classification. Default: the results' model's; without one, the card does
-            not say how to use the model.
-        base_model: the pretrained model, a name on the Hub or a folder. Default: the results' model's, or the option
+        pipeline_tag: the task, such as image-classification. Default: the task in the results; without one, the card
+            does not say how to use the model.
+        base_model: the pretrained model, a name on the Hub or a folder. Default: the base in the results, or the option
             `model_name_or_path`.
-        dataset: a name on the Hub, or a folder, of which only the last part is shown. Default: the option `dataset`.
-        licence: an identifier of the Hub; any other name becomes `other` with this name.
+        dataset: a name on the Hub, or a folder, of which the last component is shown. Default: the option `dataset`.
+        licence: a licence identifier of the Hub; any other name becomes `other` with this name.
         language: ISO 639 codes of two or three letters, or code, multilingual.
         tags: additional tags.
-        class_names: K names. Default: the results' model's; without them, classes are numbers.
-        picture: file name of the picture of recall against count, beside the card; None: there is none.
-        pictures: file names of further pictures of the evaluation, beside the card.
+        class_names: K names. Default: the names in the results; without names, classes are numbers.
+        picture: the file name of the plot of recall against class count, beside the card; None for no plot.
+        pictures: the file names of further plots of the evaluation, beside the card.
         plain: the results of plain training on the same data, for comparison.
         repo_id: the name on the Hub that `pipeline` opens.
-        opened: what `pipeline` opens without `repo_id`. Default: `model_name`.
-        custom_code: whether the model brings code of its own, which a user has to trust.
+        opened: the name that `pipeline` opens if there is no `repo_id`. Default: `model_name`.
+        custom_code: whether the model comes with its own code, which a user has to trust.
         library_name: the library that loads the model. Default: transformers, or peft for an adapter.
 
     Returns:
         The card; `card.save(folder / "README.md")` writes it.
 
     Raises:
-        ValueError: a language that the Hub does not accept, or class names that are not one per class.
+        ValueError: the Hub does not accept the language, or there is not one name per class.
     """
     report, options, model = results["report"], results["options"], results.get("model", {})
     changes = results.get("changes", ())
@@ -114,7 +114,7 @@ def build_card(
         **_figures(results, subject, split, plain, picture, pictures),
         **training.training_section(results, plain, subject.method),
     )
-    return ModelCard(str(card))  # as a reader of the file will see it
+    return ModelCard(str(card))  # parsed again, as a reader of the file will do
 
 
 def _figures(
@@ -125,7 +125,7 @@ def _figures(
     picture: str | None,
     pictures: Sequence[str],
 ) -> dict[str, Any]:
-    # What the template shows of the report, and what follows from it.
+    # The template's values that depend on the report.
     report, over_seeds = results["report"], results.get("over_seeds")
     return {
         "limitations": evaluation.limitations(
@@ -144,7 +144,7 @@ def _figures(
 
 
 def template_file() -> Path:
-    """Find the template: in the package when installed from a wheel, in model_cards/ in the repository."""
+    """Return the template's path: in the package if it was installed from a wheel, else in the repository."""
     packaged = Path(__file__).parents[1] / "model_card_template.md"
     return packaged if packaged.is_file() else Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
 
@@ -152,20 +152,20 @@ def template_file() -> Path:
 def write_card(
     folder: str | os.PathLike[str], results: Mapping[str, Any] | None = None, *, draw: bool = True, **options: Any
 ) -> Path:
-    """Write the card of a model's folder, with the picture of recall against count.
+    """Write the card of the model in a folder, with the plot of recall against class count.
 
     Args:
-        folder: holds the model's `config.json`, and `all_results.json` unless `results` are given. The model is
-            compared with the run in the folder `baseline` beside it, if they differ in the method only.
+        folder: the folder with the model's `config.json` and, unless `results` are passed, `all_results.json`. The
+            model is compared with the run in the folder `baseline` beside it, if they differ only in the method.
         results: as for `build_card`.
-        draw: whether to draw the picture; if not, an existing one is shown.
+        draw: whether to draw the plot; if not, the card shows an existing one.
         **options: as for `build_card`.
 
     Returns:
-        The card's path.
+        The path of the card.
 
     Raises:
-        ValueError: the folder has no results of hf_sharp; or as `build_card`.
+        ValueError: the folder has no results of hf_sharp; or as for `build_card`.
     """
     folder = Path(folder)
     results = read_results(folder) if results is None else results
@@ -196,11 +196,11 @@ def write_trainer_card(trainer: Any, results: Mapping[str, Any] | None = None, *
 
     Args:
         trainer: a `SharpTrainer`.
-        results: as for `build_card`. Default: those of the trainer, with the report of its last evaluation.
-        **given: as for `build_card`; None where they are not given. Of a list of tasks or datasets, the first counts.
+        results: as for `build_card`. Default: the results of the trainer, with the report of its last evaluation.
+        **given: as for `build_card`; None for the default. Of a list of tasks or datasets, the first is used.
 
     Returns:
-        The card's path.
+        The path of the card.
     """
     for name in ("pipeline_tag", "dataset"):
         if isinstance(given[name], list):
@@ -215,7 +215,7 @@ def _model_name(folder: Path, results: Mapping[str, Any], repo_id: str | None) -
     if repo_id:
         return repo_id.rpartition("/")[2]
     options = {part: results["options"].get(part, training.DEFAULTS[part]) for part in ("sharpness", "loss", "seed")}
-    # One of several runs in a folder, a run of hf-sharp compare, or what hf-sharp tune trained.
+    # The folder may be one of several runs in a folder, a run of hf-sharp compare, or a model of hf-sharp tune.
     of_runs = {options["loss"], f"{options['sharpness']}+{options['loss']}", f"seed_{options['seed']}"}
     of_runs |= {"model"} if (folder.parent / "tuning.json").is_file() else set()
     is_run = folder.name in of_runs and not results.get("changes")
@@ -223,13 +223,13 @@ def _model_name(folder: Path, results: Mapping[str, Any], repo_id: str | None) -
 
 
 def shown_folder(folder: Path) -> str:
-    """Name a folder as it is opened from the working folder; of one elsewhere, which no card names, only the end."""
+    """Return a folder's path relative to the working folder; outside it, only the last component."""
     here = Path.cwd()
     return folder.relative_to(here).as_posix() if folder.is_relative_to(here) and folder != here else folder.name
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read what a card takes from a model's `config.json`: names of options of `build_card` to values."""
+    """Read the options of `build_card` that follow from a model's `config.json`: name to value."""
     config = config_of(folder)
     options: dict[str, Any] = {"custom_code": "auto_map" in config}
     if id2label := config.get("id2label"):
@@ -240,7 +240,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Read a model's `config.json`; empty where there is none, as beside adapters."""
+    """Read a model's `config.json`; empty if there is none, as for adapters."""
     file = folder / "config.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -262,7 +262,7 @@ def _same_but_method(plain: Mapping[str, Any], results: Mapping[str, Any]) -> bo
 
 
 def _local_as_path(name: str | None, results: Mapping[str, Any]) -> str | None:
-    # A folder of the machine that trained may look like a name on the Hub; "./" tells them apart on any machine.
+    # A folder on the training machine may look like a name on the Hub; "./" marks it as a path on any machine.
     return os.path.join(os.curdir, name) if name and name in results.get("local", ()) else name
 
 
@@ -277,14 +277,14 @@ def _frequencies(report: Mapping[str, Any], class_names: Sequence[str] | None) -
 
 
 def _labels(frequencies: ClassFrequencies) -> str:
-    # What tells the base model of an adapter its classes; of many, only the number.
+    # The argument that gives the base model of an adapter its classes; if there are many, only their number.
     if frequencies.names is None or frequencies.num_classes > _NAMED:
         return f"num_labels={frequencies.num_classes}"
     return f"id2label=dict(enumerate({json.dumps([*map(one_line, frequencies.names)], ensure_ascii=False)}))"
 
 
 def usage(task: str | None, opened: str, repo_id: str | None = None, custom_code: bool = False) -> dict[str, Any]:
-    """Collect what the template shows of a model's use: name in the template to content."""
+    """Collect the template's values on how to use a model: variable in the template to value."""
     return {
         "usage": TASKS.get(task or ""),
         "task": json.dumps(task),
@@ -295,7 +295,7 @@ def usage(task: str | None, opened: str, repo_id: str | None = None, custom_code
 
 
 def _from_scratch(config: Any) -> str:
-    # A mapping, its JSON, or the name of a file that may not be here; None where a script made the model.
+    # `config` is a mapping, JSON, or the path of a file that may not exist here; None if a script made the model.
     if isinstance(config, str):
         with suppress(ValueError):
             config = json.loads(config)

@@ -1,4 +1,4 @@
-"""Figures of two methods over the same seeds."""
+"""Comparison of two methods over the same seeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scipy.stats import t as student
 
 
 class Paired(TypedDict):
-    """A comparison of paired values; `deviation` and `interval` are None with one seed.
+    """A comparison of paired values; `deviation` and `interval` are None if there is only one seed.
 
     Args:
-        first: mean of the first method.
-        second: mean of the second.
-        difference: mean of second − first.
-        deviation: standard deviation of the differences.
+        first: the mean of the first method.
+        second: the mean of the second method.
+        difference: the mean of second − first.
+        deviation: the standard deviation of the differences.
         interval: half the width of the 95 % interval of `difference`.
     """
 

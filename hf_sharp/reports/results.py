@@ -1,4 +1,4 @@
-"""The results of a run: `all_results.json`, which its model card is made from."""
+"""The results of a run: `all_results.json`, from which its model card is made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hf_sharp.reports.long_tail_report import numbers_of, outputs_and_labels, re
 from hf_sharp.sharpness.methods import METHODS
 
 RESULTS = "all_results.json"
-# What a push leaves out, as its name begins with "_": the options with the paths of this machine.
+# The options with local paths. Pushes leave this file out, because its name begins with "_".
 _LOCAL = "_local.json"
 _WITHOUT_PATHS = ("options", "local", "model", "data", "adapter", "method")
 _FIGURES = ("train_runtime", "train_steps_per_second", "train_loss")
@@ -33,7 +33,7 @@ _TRAINING_OPTIONS = (
 
 
 class Task(NamedTuple):
-    """A classification task of transformers: how a card speaks of it, and how a model of it is opened."""
+    """A classification task of transformers: its wording in a card, and the code that opens a model for it."""
 
     article: str
     kind: str
@@ -62,13 +62,13 @@ TASKS = {
 
 
 def task_of(architecture: str) -> str | None:
-    """Tell the pipeline's name for a model's class.
+    """Return the name of the pipeline for a model class.
 
     Args:
-        architecture: the class's name.
+        architecture: the name of the model class.
 
     Returns:
-        The name; None for a class of no known task.
+        The pipeline's name; None if the task of the class is not known.
 
     Example:
         >>> task_of("BertForSequenceClassification")
@@ -82,13 +82,13 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the `all_results.json` of a run.
 
     Args:
-        folder: the run's.
+        folder: the folder of the run.
 
     Returns:
         The results.
 
     Raises:
-        ValueError: there is no such file, or it holds no report: the Trainer's own `save_metrics` uses that name too.
+        ValueError: there is no such file, or it has no report (`Trainer.save_metrics` writes a file of that name, too).
     """
     file = Path(folder) / RESULTS
     results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -101,20 +101,20 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def shared_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy results as they are published: of an absolute path in options and command only the last part.
+    """Copy results for publication, with absolute paths in options and command shortened to their last component.
 
     Args:
-        results: of a run.
+        results: the results of a run.
     """
     shared = {name: shortened(item) if name in _WITHOUT_PATHS else item for name, item in results.items()}
     return shared | ({"command": shortened_command(shared["command"])} if "command" in shared else {})
 
 
 def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Write the `all_results.json` of a run, which is published.
+    """Write the `all_results.json` of a run, in the form that is published.
 
     Args:
-        folder: the run's. The options as they were set are kept beside it, in a file that is not published.
+        folder: the folder of the run. The options as they were set are saved in a second file, which is not published.
         results: the results.
     """
     write_json(Path(folder, _LOCAL), {"options": results["options"]})
@@ -122,7 +122,7 @@ def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) ->
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that appears complete or not at all.
+    """Write a JSON file atomically.
 
     Args:
         file: the file; its folder exists.
@@ -132,7 +132,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all.
+    """Write a text file atomically.
 
     Args:
         file: the file; its folder exists.
@@ -144,11 +144,11 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def options_of(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run as they were set, where it was trained on this machine; else as published.
+    """Return the options of a run as they were set, if it was trained on this machine; else as published.
 
     Args:
-        folder: the run's.
-        results: its `all_results.json`.
+        folder: the folder of the run.
+        results: the content of its `all_results.json`.
     """
     file = Path(folder) / _LOCAL
     local = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else results
@@ -159,31 +159,31 @@ class ReportKeeper(TrainerCallback):
     """Computes the metrics of an evaluation, and keeps the full report until the weights change.
 
     Args:
-        frequencies: of the training set.
+        frequencies: the class frequencies of the training set.
         cost_matrix: as for `long_tail_report`.
     """
 
     def __init__(self, frequencies: ClassFrequencies, cost_matrix: Any = None) -> None:
         self.frequencies, self.cost_matrix = frequencies, cost_matrix
         self.report: dict[str, Any] | None = None
-        self._computed: dict[str, Any] | None = None  # by an evaluation or a prediction
+        self._computed: dict[str, Any] | None = None  # the report of the latest evaluation or prediction
         self._of_step: dict[int, dict[str, Any]] = {}
 
     def compute_metrics(self, prediction: Any) -> dict[str, float]:
-        """Compute the numbers of the report, and hold all of it; nothing where every label is -100."""
+        """Compute the numbers of the report, and keep all of it; return nothing if every label is -100."""
         if not len(outputs_and_labels(prediction)[1]):
             return {}
         self._computed = report_of_prediction(prediction, self.frequencies, self.cost_matrix)
         return numbers_of(self._computed)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the report and its step; a set without labels has none."""
+        """Keep the report and its step; a dataset without labels has no report."""
         self.report, self._computed = self._computed, None
         if self.report is not None:
             self._of_step[state.global_step] = self.report
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        """Drop what a prediction computed: its examples are not the evaluation set."""
+        """Drop the report of a prediction, because its examples are not the evaluation set."""
         self._computed = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -198,14 +198,14 @@ class ReportKeeper(TrainerCallback):
 
 
 def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Collect from a trainer what `all_results.json` holds.
+    """Collect the content of `all_results.json` from a trainer.
 
     Args:
         trainer: a `SharpTrainer`.
-        report: the long-tail report of its current weights; None: they were not evaluated.
+        report: the long-tail report of its current weights; None if they were not evaluated.
 
     Returns:
-        Results, for `build_card`.
+        The results, for `build_card`.
     """
     args, frequencies = trainer.args, trainer.class_frequencies
     log: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), {})
@@ -229,13 +229,13 @@ def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[st
 
 
 def cost_of(trainer: Any) -> dict[str, float]:
-    """Record what a training cost, in a unit that does not depend on the machine.
+    """Return the cost of a training, in units that do not depend on the machine.
 
     Args:
         trainer: a `SharpTrainer`.
 
     Returns:
-        `passes`, the forward and backward passes of a step in those of a plain step, and `epochs`; nothing before
+        `passes`, the forward and backward passes of a step relative to a plain step, and `epochs`; empty before
         training.
     """
     passes = round(trainer.record.passes, 2)
@@ -243,13 +243,13 @@ def cost_of(trainer: Any) -> dict[str, float]:
 
 
 def records_of(trainer: Any) -> dict[str, dict[str, Any]]:
-    """Describe method and model for a card that may be made where neither is at hand.
+    """Describe method and model, for a card that may be made where neither is available.
 
     Args:
         trainer: a `SharpTrainer`.
 
     Returns:
-        `method`, the options in effect; `described`, a user's own method and loss; and `model`.
+        `method` (the options in effect), `described` (a user's own method and loss) and `model`.
     """
     return {
         "method": method_record(trainer.args, trainer.class_loss),
@@ -259,20 +259,20 @@ def records_of(trainer: Any) -> dict[str, dict[str, Any]]:
 
 
 def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
-    """Collect the options of sharpness, loss and sampler in effect, with the values that the loss chose by default.
+    """Collect the options of sharpness, loss and sampler in effect, with the default values that the loss chose.
 
     Args:
         args: `SharpTrainingArguments`.
-        class_loss: the loss; it may be the user's own.
+        class_loss: the loss, possibly the user's own.
 
     Returns:
         Option to value.
     """
     head = {"head": args.head} if args.needs_head and args.head is not None else {}
     loss = type(class_loss)
-    name = vars(loss).get("name") or loss.__name__  # a user's class without a name inherits another one's
+    name = vars(loss).get("name") or loss.__name__  # a user's class without a name inherits its base's
     chosen = dict(args.method)
-    if LOSSES.get(args.loss) is not loss:  # one of the user's own takes its place
+    if LOSSES.get(args.loss) is not loss:  # replaced by a loss of the user's own
         for option in args.loss_arguments:
             del chosen[option]
     record = {"sharpness": args.sharpness, "loss": name} | chosen | head | class_loss.options | {"loss": name}
@@ -287,7 +287,7 @@ def descriptions(args: Any, class_loss: Any) -> dict[str, dict[str, str]]:
         class_loss: the loss.
 
     Returns:
-        sharpness and loss to `summary` and `formula`, as far as they define them; empty for built-in ones.
+        "sharpness" and "loss" to their `summary` and `formula`, as far as defined; empty if built in.
     """
     records: dict[str, tuple[Registry, Any]] = {
         "sharpness": (METHODS, METHODS[args.sharpness]),
@@ -304,8 +304,8 @@ def model_record(model: Any, class_names: Sequence[str] | None = None) -> dict[s
     """Describe a model for its card.
 
     Args:
-        model: of transformers, a PEFT model around one, or any other module.
-        class_names: (K,) of the training set, for a model whose own labels are LABEL_0, LABEL_1, ...
+        model: a transformers model, a PEFT model around one, or any other module.
+        class_names: K names from the training set, for a model whose own labels are LABEL_0, LABEL_1, ...
 
     Returns:
         `library` (transformers or peft), and `task`, `base` and `class_names`, as far as they are known.
@@ -325,11 +325,11 @@ def model_record(model: Any, class_names: Sequence[str] | None = None) -> dict[s
 
 
 def local_names(options: Mapping[str, Any], base: str | None = None) -> list[str]:
-    """Find which of a run's names are files of this machine, for a card made on another one.
+    """Find which of a run's names are local files or folders, for a card that is made on another machine.
 
     Args:
-        options: the run's, by name.
-        base: the pretrained model, as the trained one names it.
+        options: the options of the run, by name.
+        base: the pretrained model, as the trained model names it.
 
     Returns:
         The dataset, the model and its base, as written in the options, if they are files or folders.
@@ -339,7 +339,7 @@ def local_names(options: Mapping[str, Any], base: str | None = None) -> list[str
 
 
 def machine_class() -> str:
-    """Name the hardware that a figure was measured on: "2 CPU cores, x86_64", or the GPUs."""
+    """Describe the hardware that figures are measured on, such as "2 CPU cores, x86_64", or the GPUs."""
     if torch.cuda.is_available():
         return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"

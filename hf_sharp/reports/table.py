@@ -11,7 +11,7 @@ from rich.table import Table
 from hf_sharp.reports.figures import cost_per_example, group_labels, half_width, percent
 from hf_sharp.reports.long_tail_report import frequencies_of
 
-_ROWS_PER_RUN_ABOVE = 3  # a terminal is longer than wide
+_ROWS_PER_RUN_ABOVE = 3  # with more runs, each run is a row, because columns would not fit the terminal
 
 
 def comparison_table(
@@ -22,12 +22,12 @@ def comparison_table(
     """Put the long-tail reports of several runs side by side.
 
     Args:
-        reports: run to `long_tail_report`; group sizes and thresholds are those of the first.
+        reports: run name to `long_tail_report`; group sizes and thresholds are those of the first report.
         title: the table's title.
-        passes: run to the cost of a training step, in plain steps; not shown where some are missing.
+        passes: run name to the cost of a training step, in plain steps; not shown if some are missing.
 
     Returns:
-        A `rich` table with a column per run, or for more than three runs a row per run; the best is bold.
+        A `rich` table with a column per run, or, with more than three runs, a row per run; the best figures are bold.
     """
     first = next(iter(reports.values()), {})
     groups = group_labels(frequencies_of(first), first)
@@ -71,12 +71,12 @@ def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str
     """Show the classes of a report, the rarest in training first.
 
     Args:
-        report: the `long_tail_report`.
-        rows: how many classes to show; None: all.
+        report: the result of `long_tail_report`.
+        rows: how many classes to show; None for all.
         title: the table's title.
 
     Returns:
-        A `rich` table. Recall and precision are rounded to what the number of evaluated examples supports.
+        A `rich` table. Recall and precision are rounded to the precision that the number of examples supports.
 
     Raises:
         ValueError: `rows` is not positive.

@@ -1,4 +1,4 @@
-"""Pictures for the trackers in `report_to`, which are reached through the Trainer's callbacks and never imported."""
+"""Sends plots to the trackers in `report_to`, through the Trainer's callbacks and without importing the trackers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hf_sharp.reports.plots import plot_recall_by_count
 
 
 def takes_pictures(callback: Any) -> bool:
-    """Tell whether a callback belongs to a tracker that shows pictures and has an active run."""
+    """Tell whether a callback belongs to a tracker that can show images and has an active run."""
     if getattr(callback, "tb_writer", None) is not None:
         return True
     return _tracker(callback) is not None and bool(getattr(callback, "_initialized", False))
 
 
 def send_picture(callbacks: Iterable[Any], name: str, file: str | Path, step: int) -> None:
-    """Log a picture to those of tensorboard, wandb and trackio that are among the callbacks.
+    """Log an image to tensorboard, wandb and trackio, as far as they are among the callbacks.
 
     Args:
-        callbacks: the Trainer's, `trainer.callback_handler.callbacks`.
-        name: its name in the tracker, such as `eval/recall_by_count`.
-        file: the picture.
+        callbacks: the Trainer's callbacks, `trainer.callback_handler.callbacks`.
+        name: the name of the image in the tracker, such as `eval/recall_by_count`.
+        file: the image file.
         step: the training step.
     """
     with Image.open(file) as image:
@@ -40,12 +40,12 @@ def send_picture(callbacks: Iterable[Any], name: str, file: str | Path, step: in
 
 
 def send_recall(callbacks: Sequence[Any], report: Mapping[str, Any], prefix: str, step: int) -> None:
-    """Draw recall against class count, and log it to the trackers that take pictures.
+    """Draw recall against class count, and log the plot to the trackers that can show images.
 
     Args:
         callbacks: the Trainer's callbacks.
         report: a long-tail report.
-        prefix: of the picture's name there, such as `eval`.
+        prefix: the prefix of the image's name in the tracker, such as `eval`.
         step: the training step.
     """
     if any(map(takes_pictures, callbacks)):

@@ -1,4 +1,4 @@
-"""What a search found: noise, the effect of every option, and one paragraph in words."""
+"""The result of a search: noise, the effect of every option, and a summary in words."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# How a run ended: at its last step, because it fell behind, or because losses or weights were not finite.
+# The states of an ended run: at its last step; because it fell behind; because losses or weights were not finite.
 FINISHED, ENDED_EARLY, NOT_FINITE = "finished", "ended early", "not finite"
-_FEWEST = 4  # finished runs that tell something about an option
-_CHEAPER = 0.95  # a run that costs at most this share of the best one is worth a word
+_FEWEST = 4  # the fewest finished runs from which the effect of an option is estimated
+_CHEAPER = 0.95  # a run that costs at most this share of the best run is mentioned
 
 
 class Effect(NamedTuple):
-    """How far the balanced accuracy depends on an option.
+    """The effect of an option on the balanced accuracy.
 
     Attributes:
-        size: the mean of the best group of runs minus that of the worst.
-        noise: the standard error of such a difference between two groups.
+        size: the mean of the best group of runs minus the mean of the worst group.
+        noise: the standard error of this difference.
         best: the group with the highest mean, in words.
     """
 
@@ -34,12 +34,12 @@ class Effect(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What runs cost, so that they can be compared.
+    """The costs of runs, in one unit for all runs.
 
     Attributes:
-        of: number of a run to its cost.
-        what: what that is, with its unit.
-        share: how to say that a run costs a share of another.
+        of: run number to cost.
+        what: the description of the cost, with its unit.
+        share: the format string that says that a run costs a share of another.
     """
 
     of: dict[int, float]
@@ -48,14 +48,14 @@ class Costs(NamedTuple):
 
 
 def costs_of(runs: Sequence[Mapping[str, Any]]) -> Costs:
-    """Look up what the finished runs cost: a training step, in passes, which the speed of a machine does not change.
+    """Return the costs of the finished runs: the passes of a training step, which do not depend on the machine.
 
     Args:
-        runs: with `state`, `number`, `passes` and `seconds`.
+        runs: the runs, with `state`, `number`, `passes` and `seconds`.
 
     Returns:
-        The costs. In a search that an older version began, some runs have no `passes`; then the time of each, in that
-        of the first.
+        The costs. If some runs have no `passes`, because an older version began the search: the time of each run,
+        relative to the first.
     """
     finished = [run for run in runs if run["state"] == FINISHED]
     if all(run["passes"] for run in finished):
@@ -67,7 +67,7 @@ def costs_of(runs: Sequence[Mapping[str, Any]]) -> Costs:
 
 
 def standard_error(report: Mapping[str, Any]) -> float:
-    """Estimate how far a balanced accuracy may be off, because there are only so many examples.
+    """Estimate the standard error of a balanced accuracy that is due to the limited number of examples.
 
         √( Σ_c r_c (1 − r_c) / n_c ) / K     with r_c = (right_c + 1) / (n_c + 2)
 
@@ -91,21 +91,21 @@ def standard_error(report: Mapping[str, Any]) -> float:
 
 
 def best_of(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Choose the finished run with the highest balanced accuracy; of equal ones, the first."""
+    """Choose the finished run with the highest balanced accuracy; the first of them in case of a tie."""
     return max((run for run in runs if run["state"] == FINISHED), key=lambda run: (run["value"], -run["number"]))
 
 
 def effects(runs: Sequence[Mapping[str, Any]]) -> dict[str, Effect]:
     """Compare groups of finished runs that differ in an option.
 
-    The values of an option are its choices; those of a number are divided into a lower, a middle and a higher third.
-    Groups may differ in other options too, so these are hints.
+    Runs are grouped by the choices of an option, or by the lower, middle and higher third of its numbers. Groups may
+    differ in other options, too, so the effects are only hints.
 
     Args:
-        runs: with `state`, `value` and `params`.
+        runs: the runs, with `state`, `value` and `params`.
 
     Returns:
-        Option to effect, the largest first; options with fewer than 4 runs, or one group, are left out.
+        Option to effect, the largest first; options with fewer than 4 runs or a single group are left out.
     """
     finished = [run for run in runs if run["state"] == FINISHED]
     found = {}
@@ -139,12 +139,12 @@ def _groups(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
 
 
 def paragraph(runs: Sequence[Mapping[str, Any]], examples: int, free: Mapping[str, Any] | None) -> str:
-    """Say in words what mattered, what did not, and within which noise.
+    """Summarize in words which options mattered, which did not, and how large the noise is.
 
     Args:
         runs: all runs.
-        examples: number of validation examples.
-        free: what a correction after training of the first run gave: `strength` and `value`; or None.
+        examples: the number of validation examples.
+        free: `strength` and `value` of a correction of the first run after training; or None.
 
     Returns:
         One paragraph.

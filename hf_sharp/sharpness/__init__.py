@@ -1,4 +1,4 @@
-"""The sharpness engine: coefficients, radius, ascent and the passes of a step. It knows torch, and no Trainer."""
+"""The sharpness engine: coefficients, radius, ascent and the passes of a step. It depends on torch, not on Trainer."""
 
 from hf_sharp.sharpness.ascent import average_over_processes
 from hf_sharp.sharpness.class_conditional import class_conditional_losses

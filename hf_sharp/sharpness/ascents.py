@@ -1,7 +1,7 @@
 """The kinds of ascent: each turns one micro-batch into a gradient in `.grad`.
 
-gradient   ε follows the gradient of the perturbed examples (SAM and its kin)
-momentum   ε follows the optimizer's first moment, which costs no pass (Momentum-SAM)
+gradient   ε follows the gradient of the perturbed examples (SAM and its variants)
+momentum   ε follows the optimizer's first moment, which needs no extra pass (Momentum-SAM)
 reused     every k-th step is sharpness-aware; the steps in between reuse what it added (LookSAM)
 """
 
@@ -30,14 +30,14 @@ from hf_sharp.sharpness.step import AscentObserver, Examples, MicroBatch, sharpn
 
 
 class StepInputs(NamedTuple):
-    """What the step of one micro-batch is given.
+    """The inputs of one micro-batch's step.
 
     Attributes:
         model: the model, as wrapped for training.
         inputs: the micro-batch, with `labels`.
         host_labels: (N,) its labels on the host, or None.
-        rho: ρ > 0, the radius; a learned one is on the device.
-        num_examples: the examples of the whole accumulation window, on all processes, or None.
+        rho: ρ > 0, the radius; a learned radius is a tensor on the device.
+        num_examples: the number of examples in the accumulation window, over all processes, or None.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class StepInputs(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A micro-batch that waits for its passes: its division, and coefficients that were drawn for its examples."""
+    """A micro-batch that waits for its passes, with its division and the coefficients drawn for its examples."""
 
     inputs: dict[str, Any]
     division: Division
@@ -56,22 +56,22 @@ class Waiting(NamedTuple):
 
 
 class Ascent(Protocol):
-    """A kind of ascent."""
+    """The interface of a kind of ascent."""
 
     needs_first_moment: bool
 
     def restart(self) -> None:
-        """Forget what is left over from a window that an error cut short."""
+        """Discard the state of an accumulation window that an error interrupted."""
 
     def step(self, given: StepInputs) -> Tensor:
         """Add the gradient of one micro-batch to `.grad`, as `SharpnessEngine.step` describes."""
 
 
 class GradientAscent:
-    """ε follows a gradient: that of the micro-batch's perturbed examples, or of its whole accumulation window's.
+    """ε follows the gradient of the perturbed examples of a micro-batch, or of a whole accumulation window.
 
     Args:
-        engine: the `SharpnessEngine`: it divides micro-batches, and provides radius and loop.
+        engine: the `SharpnessEngine`, which divides micro-batches and provides the radius and the training loop.
     """
 
     needs_first_moment = False
@@ -83,7 +83,7 @@ class GradientAscent:
         self.window: list[Waiting] = []  # micro-batches that wait for the rest of their accumulation window
 
     def restart(self) -> None:
-        """Forget micro-batches left over from a window that an error cut short."""
+        """Discard the waiting micro-batches of an accumulation window that an error interrupted."""
         self.window = []
 
     def step(self, given: StepInputs) -> Tensor:
@@ -96,7 +96,7 @@ class GradientAscent:
         window = [*self.window, waiting]
         if self.one_window and not loop.window_ends:
             self.window = window
-            return torch.zeros((), device=loop.device)  # the loss comes with the window's last micro-batch
+            return torch.zeros((), device=loop.device)  # the window's last micro-batch returns the loss of all
         self.window = []
         if not any(waiting.division.is_perturbed for waiting in window):
             return self._plain_steps(model, [waiting.inputs for waiting in window], num_examples)
@@ -145,10 +145,10 @@ class GradientAscent:
         return step.loss
 
     def _measure_effect(self, model: nn.Module, micro_batches: list[MicroBatch], change: Tensor) -> None:
-        """Measure the effect of ε, given the sum of c_y (ℓ(w + ε) − ℓ(w)) over the ascent's examples."""
+        """Measure the effect of ε; `change` is the sum of c_y (ℓ(w + ε) − ℓ(w)) over the ascent's examples."""
         parts = [(batch.losses, *batch.ascent) for batch in micro_batches if batch.perturbed is not None]
         examples = sum(len(weights) for _, _, weights in parts)
-        if examples < 2:  # no noise to compare with; the next step may have more
+        if examples < 2:  # the noise between examples is unknown; the next step may have more examples
             return
         self.engine.effect.measure(
             model, lambda: torch.cat([weights * losses(rows) for losses, rows, weights in parts]), change / examples
@@ -171,14 +171,14 @@ class GradientAscent:
             on_device = engine.sent(torch.from_numpy(rows))
             return Examples(on_device, weights[on_device]) if len(rows) else None
 
-        frozen: list[Any] = []  # the loss as the first pass found it, for the passes after it
+        frozen: list[Any] = []  # the loss in its state at the first pass, for the later passes
 
         def losses(rows: Tensor | None) -> Tensor:
             chosen = rows_of(inputs, rows, len(labels))
             if frozen:
                 return loop.losses(model, chosen, frozen[0])
             frozen.append(loop.frozen_loss())
-            return loop.losses(model, chosen)  # moves the state of a loss that has one
+            return loop.losses(model, chosen)  # updates the state of the loss, if it has one
 
         perturbed_examples = examples(perturbed_rows, coefficients)
         return MicroBatch(losses, perturbed_examples, examples(clean_rows, 1 - coefficients), ascent_size)
@@ -188,7 +188,7 @@ class MomentumAscent:
     """ε follows the optimizer's first moment m: ε = −ρ m / ‖m‖, the direction in which training moves. One pass.
 
     Args:
-        engine: the `SharpnessEngine`, which provides the loop.
+        engine: the `SharpnessEngine`, which provides the training loop.
 
     Reference:
         Momentum-SAM arXiv 2401.12033, algorithm 1.
@@ -200,7 +200,7 @@ class MomentumAscent:
         self.engine, self.loop = engine, engine.loop
 
     def restart(self) -> None:
-        """Do nothing: a window leaves nothing over."""
+        """Do nothing: this ascent has no state that lasts over micro-batches."""
 
     def step(self, given: StepInputs) -> Tensor:
         """Run one plain step at the moved weights."""
@@ -208,7 +208,7 @@ class MomentumAscent:
         with shards_only(model.modules()):
             parameters = trainable_parameters(model)
             moved, momentum = with_gradients(parameters, first_moments(self.loop.optimizer, parameters))
-            if momentum:  # there is none before the first step
+            if momentum:  # empty before the first optimizer step
                 gradient_to_perturbation(moved, momentum, -rho, **self.engine.metric)
             if momentum and self.engine.effect.is_due(self.loop.step):
                 prepared, frozen = self.loop.prepare(inputs), self.loop.frozen_loss()
@@ -222,11 +222,11 @@ class MomentumAscent:
 
 
 class ReusedAscent:
-    """Every k-th step ascends; the steps in between add what it kept to the plain gradient.
+    """Every k-th step ascends; the steps in between add the direction that it kept to the plain gradient (LookSAM).
 
     Args:
-        ascent: of the k-th steps.
-        reused: what is kept.
+        ascent: the ascent of every k-th step.
+        reused: the direction that is kept for the steps in between.
     """
 
     needs_first_moment = False
@@ -235,12 +235,12 @@ class ReusedAscent:
         self.ascent, self.reused, self.every = ascent, reused, ascent.engine.options.sharpness_every
 
     def restart(self) -> None:
-        """Forget what is left over from a window that an error cut short."""
+        """Discard the state of an accumulation window that an error interrupted."""
         self.ascent.restart()
         self.reused.restart()
 
     def step(self, given: StepInputs) -> Tensor:
-        """Ascend, or reuse."""
+        """Ascend, or reuse the kept direction."""
         loop = self.ascent.loop
         ascends = loop.step % self.every == 0
         loss = self.ascent.step(given) if ascends else loop.plain_step(given.model, given.inputs, given.num_examples)

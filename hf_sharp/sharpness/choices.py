@@ -1,4 +1,4 @@
-"""What can be chosen about the ascent of a method: which options it brings into effect, and what to cite."""
+"""The choices about a method's ascent: the options that each brings into effect, and what to cite."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LATE_SAM = Citation(
     arxiv="2410.10373",
 )
 
-# What else can be chosen about an ascent. A choice comes after the one that brings its field into effect.
+# The other choices about an ascent. A choice comes after the one that brings its field into effect.
 CHOICES = (
     Choice(
         "ascent",
@@ -46,7 +46,7 @@ CHOICES = (
         "ascent",
         lambda values: values.get("ascent") == "momentum",
         citations=(MOMENTUM_SAM,),
-        summary="The ascent follows the optimizer's first moment, which costs no pass.",
+        summary="The ascent follows the optimizer's first moment, which needs no extra pass.",
     ),
     Choice(
         "adaptive",
@@ -76,7 +76,7 @@ CHOICES = (
         ),
         summary="The radius is learned on held-out examples.",
     ),
-    # The published algorithm; the other objectives and updates are ours.
+    # Cited for the published algorithm only; the other objectives and updates are our own.
     Choice(
         "rho_schedule",
         lambda values: (
@@ -97,6 +97,6 @@ CHOICES = (
         "sharpness_after",
         lambda values: values.get("sharpness_after", 0) > 0,
         citations=(LATE_SAM,),
-        summary="The first part of training is plain.",
+        summary="The first part of training takes plain steps.",
     ),
 )

@@ -3,14 +3,14 @@
     θ    the head's tensors θ_l, weight and bias; k their number of entries
     g_cl = ∇_{θ_l} mean of ℓ over the examples of class c
     δ_cl = r √‖θ‖ k^¼ / (√2 max(n_c − 1, 1)^¼ √‖g_cl‖) · g_cl / ‖g_cl‖
-    loss = (1 − φ) ℓ(θ) + φ ℓ(θ + δ_y)                             of every example, y its class
+    loss = (1 − φ) ℓ(θ) + φ ℓ(θ + δ_y)                             for every example, y its class
 
-No δ is ever built. For a linear head z = W f + b and p_j = ∂ℓ_j/∂z_j, class c's gradients are means of p_i f_iᵀ and of
-p_i over its examples i, so that an example's logits move by
+No δ is materialized. For a linear head z = W f + b and p_j = ∂ℓ_j/∂z_j, class c's gradients are means of p_i f_iᵀ and
+of p_i over its examples i, so that the logits of example j change by
 
     δW_y f_j + δb_y = Σ_i a_ji (s_W f_i·f_j + s_b) p_i        a_ji = 1/(examples of class y_j) if y_i = y_j, else 0
 
-which two (N, N) products give, for any number of classes, from features that were computed once.
+This takes two (N, N) products, for any number of classes, and features that were computed once.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def class_conditional_losses(
         loss: (N, K) logits and (N,) labels to (N,) losses.
         logits: (N, K), W f + b, with their graph.
         labels: (N,) class indices, or `ignored_label`.
-        features: (N, d), what the head turned into the logits, with their graph.
+        features: (N, d), the head's input that gave the logits, with their graph.
         head: W (K, d), and b (K,) if the head has one.
         class_counts: (K,) n_c, the training examples of each class.
         cc_radius: r >= 0; the authors' code has 1e-6.
-        cc_phi: φ from 0 to 1, the share of the perturbed loss; the authors' is 0.5.
+        cc_phi: φ from 0 to 1, the share of the perturbed loss; the authors' code has 0.5.
         ignored_label: labels that belong to no class.
 
     Returns:
-        (N,) losses with their graph, and the sharpness: the mean of ℓ(θ + δ_y) − ℓ(θ), without.
+        (N,) losses, with their graph; and the sharpness, the mean of ℓ(θ + δ_y) − ℓ(θ), without a graph.
 
     Example:
         >>> weight, bias = torch.eye(2), torch.zeros(2)
@@ -63,7 +63,7 @@ def class_conditional_losses(
 
     Reference:
         CC-SAM, *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition* (CVPR 2023), stage 1;
-        its second stage, retraining the head, is a training of its own.
+        its second stage, which retrains the head, is a separate training and not included.
     """
     with torch.autocast(logits.device.type, enabled=False):  # half precision is too coarse for a Gram matrix
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -98,7 +98,7 @@ def class_conditional_losses(
 
 
 class ClassConditionalLoss:
-    """CC-SAM as a wrapper of a loss: each call mixes the loss at the head with the loss at the perturbed head.
+    """CC-SAM as a wrapper of a loss: each call mixes the losses at the unperturbed and at the perturbed head.
 
     Args:
         loss: (N, K) logits and (N,) labels to (N,) losses.
@@ -117,7 +117,7 @@ class ClassConditionalLoss:
         self.loss, self.class_counts, self.observe, self.options = loss, class_counts, observe, options
 
     def __call__(self, logits: Tensor, labels: Tensor, features: Tensor, head: Sequence[Tensor]) -> Tensor:
-        """Compute the mixed loss of each example: the arguments of `class_conditional_losses` to (N,)."""
+        """Compute the mixed loss of each example, (N,); the arguments are those of `class_conditional_losses`."""
         losses, sharpness = class_conditional_losses(
             self.loss, logits, labels, features, head, self.class_counts, **self.options
         )

@@ -1,4 +1,4 @@
-"""The coefficients c of a sharpness method, from the class counts."""
+"""Computes the coefficients c of a sharpness method from the class counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_sharp.sharpness.methods import METHODS
 
 
 def method_options(name: str) -> set[str]:
-    """List the options that a method's coefficients take beside the class counts."""
+    """List the options that a method's coefficients take in addition to the class counts."""
     return set(METHODS[name].coefficient_options)
 
 
@@ -25,17 +25,17 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
     Args:
         name: one of `METHODS`.
         class_counts: (K,) integers >= 0, the training examples of each class.
-        **options: `rare_threshold` (ImbSAM: rare is n_c < rare_threshold; 20), `focal_gamma` and `focal_lambda`
-            (Focal-SAM: γ >= 0 and λ >= 0; 1.0 and 0.8; for fine-tuning on CIFAR-100-LT the paper has 5.5 and 0.8),
-            `focal_sampling` ("stochastic" needs c <= 1; the coefficients are the same), `cc_radius` and `cc_phi`
-            (CC-SAM, which has no coefficient; 1e-6 and 0.5).
+        **options: `rare_threshold` (ImbSAM, default 20: classes with n_c < rare_threshold are rare); `focal_gamma` and
+            `focal_lambda` (Focal-SAM: γ >= 0 and λ >= 0, default 1.0 and 0.8; for fine-tuning on CIFAR-100-LT the
+            paper has 5.5 and 0.8); `focal_sampling` (Focal-SAM: "stochastic" requires c <= 1, and gives the same
+            coefficients); `cc_radius` and `cc_phi` (CC-SAM, which has no coefficients: only checked).
 
     Returns:
         (K,) float64 on the CPU.
 
     Raises:
-        ValueError: an unknown name, an option that the method does not take or that is out of range, ImbSAM without
-            a rare class, or a method of the user's that does not return K finite numbers >= 0.
+        ValueError: the name is unknown, the method does not take an option, an option is out of range, ImbSAM has no
+            rare class, or a registered method does not return K finite numbers >= 0.
 
     Example:
         >>> class_coefficients("focal_sam", [6, 3, 1], focal_gamma=1.0, focal_lambda=1.0)
@@ -44,8 +44,8 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
         tensor([0., 0., 1.], dtype=torch.float64)
 
     Reference:
-        SAM arXiv 2010.01412; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8. The
-        authors' ImbSAM code adds the tail loss twice; this follows the paper's objective.
+        SAM arXiv 2010.01412; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8. ImbSAM
+        follows the objective in the paper; the authors' code adds the tail loss twice.
     """
     METHODS.check(name)
     unknown = sorted(set(options) - method_options(name))

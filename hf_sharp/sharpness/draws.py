@@ -1,4 +1,4 @@
-"""The rows of validation batches: without replacement, in an order that only the seed decides."""
+"""Draws the rows of validation batches: without replacement, in an order that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.ndarray:
     """Draw the rows of the n-th batch without replacement; once all rows are drawn, a new order begins.
 
-    Whichever batches were drawn before, the n-th is the same. Drawn in order, a row costs O(1) in the mean.
+    The n-th batch does not depend on which batches were drawn before. If batches are drawn in order, the amortized
+    cost per row is O(1).
 
     Args:
         number: n >= 0.
-        batch_size: rows in a batch.
+        batch_size: the number of rows in a batch.
         examples: the number of examples to draw from.
         seed: the seed of the orders.
 
     Returns:
-        (batch_size,) int64.
+        (batch_size,) int64 row numbers.
 
     Example:
         >>> first, second = drawn_rows(0, 3, 6, seed=0), drawn_rows(1, 3, 6, seed=0)
@@ -30,6 +31,6 @@ def drawn_rows(number: int, batch_size: int, examples: int, seed: int) -> np.nda
     return np.concatenate([_order(seed, r, examples)[rows[rounds == r]] for r in np.unique(rounds).tolist()])
 
 
-@lru_cache(maxsize=2)  # batches that follow one another share an order
+@lru_cache(maxsize=2)  # consecutive batches share an order
 def _order(seed: int, number: int, examples: int) -> np.ndarray:
     return np.random.default_rng((seed, number)).permutation(examples)

@@ -1,4 +1,4 @@
-"""Whether the ascent does anything: measured once in a training, and reported if it does not."""
+"""Measures once per training whether the ascent has an effect, and reports if it has none."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hf_sharp.sharpness.replay import random_state_kept, running_statistics_kept
 
-_STEP = 10  # by then the momentum has a direction
-# Both losses are of the same examples, so that a change well below the noise between batches still has an effect.
+_STEP = 10  # the step to measure in; by then the momentum has a stable direction
+# Both losses come from the same examples, so that even a change well below the noise between batches is an effect.
 _NOTHING = 0.1
 
 
@@ -41,13 +41,13 @@ class AscentEffect:
         change: Tensor | None = None,
         moved: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        """Measure, without a gradient, and leave random state and running statistics as they were.
+        """Measure the effect without gradients, and without changing random state or running statistics.
 
         Args:
             model: the model, at w.
-            losses: runs a forward pass; the losses of its examples, (N,). Of a single one nothing is measured.
-            change: mean ℓ(w + ε) − mean ℓ(w) of these examples, 0-dimensional, where it is known; else None.
-            moved: a context in which the weights are w + ε, where `change` is None.
+            losses: runs a forward pass and returns the losses of its examples, (N,). With N = 1, nothing is measured.
+            change: mean ℓ(w + ε) − mean ℓ(w) over these examples, 0-dimensional, if it is known; else None.
+            moved: if `change` is None, a context in which the weights are w + ε.
         """
         self.measured = True
         devices = {parameter.device for parameter in model.parameters()}
@@ -61,15 +61,15 @@ class AscentEffect:
             self._value = change.abs() / (at_w.std() / len(at_w) ** 0.5)
 
     def pop_hint(self, rho: float) -> str | None:
-        """Return a hint, once, if ε changes the loss by less than a tenth of the noise. It reads from the device.
+        """Return a hint, once, if ε changes the loss by less than a tenth of the noise; synchronizes with the device.
 
         Args:
-            rho: the radius.
+            rho: the radius, for the hint.
         """
         value, self._value = self._value, None
         if value is None or not value.item() < _NOTHING:
             return None
         return (
-            f"With rho={rho:g} the ascent does nothing measurable: it changes the loss of a batch by only "
+            f"With rho={rho:g} the ascent has no measurable effect: it changes the loss of a batch by only "
             f"{value.item():.2g} times the noise between batches. Try a larger rho."
         )

@@ -1,8 +1,8 @@
 """The engine: what happens between a micro-batch and its gradient in `.grad`.
 
-It divides micro-batches into passes, keeps them until their accumulation window is complete where one ε serves all of
-them, provides the radius, and runs the ascent that the options name. It knows torch, and no Trainer: who trains gives
-it a `TrainingLoop`.
+It divides micro-batches into passes, provides the radius, and runs the ascent that the options name. If one ε serves a
+whole accumulation window, it keeps the micro-batches until the window is complete. It does not depend on Trainer: the
+caller passes a `TrainingLoop`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingLoop(Protocol):
-    """What the engine asks of whoever trains."""
+    """The interface that the engine needs from the code that trains."""
 
     device: torch.device
     num_processes: int
@@ -47,11 +47,11 @@ class TrainingLoop(Protocol):
 
     @property
     def step(self) -> int:
-        """The optimizer steps taken."""
+        """The number of optimizer steps taken so far."""
 
     @property
     def progress(self) -> float:
-        """The fraction of training that is done."""
+        """The fraction of the training that is done, from 0 to 1."""
 
     @property
     def window_ends(self) -> bool:
@@ -63,41 +63,41 @@ class TrainingLoop(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the coming step."""
+        """The learning rate of the next optimizer step."""
 
     @property
     def grad_scale(self) -> Tensor | float:
-        """The factor of float16 loss scaling in gradients."""
+        """The factor by which float16 loss scaling scales gradients."""
 
     def plain_step(self, model: nn.Module, inputs: dict[str, Any], num_examples: Any) -> Tensor:
         """Add the plain gradient of a micro-batch to `.grad`, and return its loss."""
 
     def begin_step(self, model: nn.Module) -> None:
-        """Do what precedes the passes of a step: training mode, emptying caches."""
+        """Prepare the passes of a step: set training mode, empty caches."""
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a micro-batch to the device."""
 
     def labels(self, inputs: Any) -> Tensor:
-        """Take the labels out of a micro-batch."""
+        """Return the labels of a micro-batch."""
 
     def losses(self, model: nn.Module, inputs: Any, frozen: Any = None) -> Tensor:
-        """Run a forward pass, and return the loss of each example, of the loss as it is or of a frozen one."""
+        """Run a forward pass, and return the loss of each example, computed by the current or by a frozen loss."""
 
     def frozen_loss(self) -> Any:
-        """Return the loss as it is now, whose state does not move."""
+        """Return a copy of the loss whose state stays as it is now."""
 
     def reduce(self, losses: Tensor, num_examples: Any) -> Tensor:
-        """Reduce losses as plain training does."""
+        """Reduce losses to a scalar as plain training does."""
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """Run a backward pass, with loss scaling."""
 
     def without_sync(self, model: nn.Module) -> AbstractContextManager:
-        """Keep gradients of passes in the block from being averaged over processes."""
+        """Do not average the gradients of passes in the block over processes."""
 
     def over_processes(self, value: Tensor, how: str) -> Tensor:
-        """Reduce a tensor over processes: "mean" or "sum"."""
+        """Reduce a tensor over processes; `how` is "mean" or "sum"."""
 
     def validation_inputs(self, draws: int) -> dict[str, Any]:
         """Draw a micro-batch of the examples that a learned radius is validated on, and move it to the device."""
@@ -107,15 +107,15 @@ class SharpnessEngine:
     """Adds sharpness-aware gradients to `.grad`, micro-batch by micro-batch.
 
     Args:
-        options: the fields of `SharpTrainingArguments` that concern sharpness, as attributes.
+        options: an object with the fields of `SharpTrainingArguments` that concern sharpness.
         class_counts: (K,) the training examples of each class.
-        model: its parameters with `requires_grad` are perturbed.
-        loop: who trains.
-        means: collects what is logged.
+        model: the model; its parameters with `requires_grad` are perturbed.
+        loop: the training loop that calls the engine.
+        means: collects the figures to log.
         separable: whether an example's loss is independent of the other examples of its micro-batch.
 
     Raises:
-        ValueError: options of the method that are out of range.
+        ValueError: an option of the method is out of range.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class SharpnessEngine:
                 coefficients.max(),
             )
         several = loop.num_processes > 1
-        # FSDP2 averages every gradient on its way to the shards, and every process must make the same passes.
+        # FSDP2 averages every gradient when it reduces it to shards, so that all processes must run the same passes.
         self.shares_epsilon = loop.is_sharded or (options.ascent_sync == "global" and several)
         self.average = average_over_processes if self.shares_epsilon and not loop.is_sharded else None
         self.planner = PassPlanner(
@@ -146,7 +146,7 @@ class SharpnessEngine:
             fraction=options.ascent_fraction,
             stochastic=options.focal_sampling == "stochastic",
             separable=separable,
-            # A learned or reused quantity needs an ascent on every process, or on none.
+            # A learned radius or a reused direction needs an ascent on every process, or on none.
             same_passes=self.shares_epsilon or (options.learns_rho and several) or options.sharpness_every > 1,
             seed=options.seed_of_data,
         )
@@ -158,12 +158,12 @@ class SharpnessEngine:
         ascent = ASCENTS[options.ascent](self)
         self.ascent: Ascent = ascent if self.reused is None else ReusedAscent(ascent, self.reused)
         self.last_rho: Tensor | float = options.radius
-        self.position = 0  # of the micro-batch in its window
-        # The share of ε that rounding takes in low-precision weights: measured in the first step, reported in the log.
+        self.position = 0  # the index of the micro-batch in its window
+        # The share of ε that low-precision weights lose to rounding: measured in the first step, reported in the log.
         self.measures_vanishing = any(p.dtype.itemsize < 4 for p in trainable_parameters(model))
         self._vanishing: Tensor | None = None
         self.effect = AscentEffect()
-        # Processes may ascend in different steps, and an extra pass of one alone would break DDP's order of broadcasts.
+        # Processes may ascend in different steps; an extra pass in only one of them would break DDP's broadcast order.
         self.effect.measured = loop.num_processes > 1
         self.dtype_name = str(widest_dtype(model)).removeprefix("torch.")
         if options.learns_rho or not self.planner.uniform:
@@ -192,7 +192,7 @@ class SharpnessEngine:
 
     @property
     def rho(self) -> Tensor | float:
-        """The radius of the current step; a learned one is on the device."""
+        """The radius of the current step; a learned radius is a tensor on the device."""
         if self.learned_radius is not None:
             return self.learned_radius.rho
         options = self.options
@@ -201,11 +201,11 @@ class SharpnessEngine:
 
     @property
     def stateful(self) -> dict[str, Any]:
-        """The parts whose state belongs into a checkpoint, by name; None where there is no such part."""
+        """The parts whose state belongs in a checkpoint, by name; None for a part that is not in use."""
         return {"radius": self.learned_radius, "reused": self.reused}
 
     def begin_window(self) -> None:
-        """Forget what is left over from a window that an error cut short, and check that the ascent has its moment."""
+        """Discard the state of an interrupted accumulation window, and check the optimizer's first moment."""
         if self.ascent.needs_first_moment:
             check_first_moment(self.loop.optimizer)
         self.position = 0
@@ -217,11 +217,11 @@ class SharpnessEngine:
         Args:
             model: the model, as wrapped for training.
             inputs: the micro-batch, with `labels`.
-            num_examples: the examples of the whole accumulation window, on all processes.
+            num_examples: the number of examples in the accumulation window, over all processes.
 
         Returns:
-            The micro-batch's loss at the unperturbed weights, 0-dimensional. (0 for a micro-batch that waits for its
-            window; the window's last one returns the loss of all.)
+            The micro-batch's loss at the unperturbed weights, 0-dimensional; 0 if it has to wait for its window, whose
+            last micro-batch returns the loss of all.
         """
         inputs = dict(inputs)
         host_labels = inputs.pop(HOST_LABELS, None)
@@ -233,7 +233,7 @@ class SharpnessEngine:
         return self.ascent.step(StepInputs(model, inputs, host_labels, rho, num_examples))
 
     def divide(self, inputs: dict[str, Any], host_labels: np.ndarray | None) -> Waiting:
-        """Decide which examples of a micro-batch its passes take.
+        """Decide which examples of a micro-batch each pass takes.
 
         Args:
             inputs: the micro-batch.
@@ -242,19 +242,19 @@ class SharpnessEngine:
         Returns:
             The micro-batch with its division.
         """
-        if host_labels is None and self.planner.stochastic:  # the labels of a stream; this waits for the device
+        if host_labels is None and self.planner.stochastic:  # a stream's labels are only on the device
             host_labels = inputs["labels"].cpu().numpy()
         draw = (self.loop.step, self.position, self.loop.process_index)
         return Waiting(inputs, *self.planner.divide(host_labels, len(self.loop.labels(inputs)), draw))
 
     def sent(self, tensor: Tensor) -> Tensor:
-        """Copy a host tensor to the device, without waiting for it."""
+        """Copy a host tensor to the device without waiting."""
         if self.loop.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.loop.device, non_blocking=True)
 
     def prepare_radius(self, model: nn.Module) -> None:
-        """Give a learned radius its validation half, and let it watch the ascent that follows when an update is due."""
+        """Give a learned radius its validation half; if an update is due, let it watch the next ascent."""
         radius, step = self.learned_radius, self.loop.step
         if radius is None:
             return
@@ -279,12 +279,12 @@ class SharpnessEngine:
         return loss.detach(), [torch.zeros_like(p) if g is None else g / scale for g, p in pairs]
 
     def report_vanishing(self, share: Tensor | None) -> None:
-        """Keep the share of ε that rounding took in the first step, for the first log."""
+        """Keep the share of ε that was lost to rounding in the first step, for the first log."""
         if self.measures_vanishing:
             self._vanishing, self.measures_vanishing = share, False
 
     def pop_log(self) -> dict[str, float]:
-        """Return what is logged beside the loss since the last call: the radius, and means over the steps."""
+        """Return the figures to log with the loss: the radius, and means over the steps since the last call."""
         if not (self.method.needs_radius or self.method.needs_features):
             return {}
         means = self.means.pop(lambda sums: self.loop.over_processes(sums, "sum"))
@@ -302,8 +302,8 @@ class SharpnessEngine:
         vanishing, self._vanishing = self._vanishing, None
         if vanishing is not None and vanishing > 0.5:
             logger.warning(
-                "%.0f %% of the perturbation's entries were lost to rounding in %s weights in the first step. Load the "
-                "model with dtype=torch.float32 and train with bf16=True, or choose a larger rho than %g.",
+                "In the first step, %.0f %% of the perturbation's entries were lost to rounding in %s weights. Load "
+                "the model with dtype=torch.float32 and train with bf16=True, or choose a larger rho than %g.",
                 100 * vanishing.item(),
                 self.dtype_name,
                 self.options.radius,
@@ -314,7 +314,7 @@ class StepMeans:
     """Means of `ascent_grad_norm` and `sharpness` over the steps since the last log, kept on the device.
 
     Args:
-        device: where the figures are.
+        device: the device of the figures.
 
     Example:
         >>> means = StepMeans("cpu")
@@ -330,16 +330,16 @@ class StepMeans:
         self._sums = torch.zeros(3, device=device)
 
     def add(self, ascent_grad_norm: Tensor, sharpness: Tensor) -> None:
-        """Add a step; one that overflowed in float16 is skipped, as the optimizer skips it."""
+        """Add the figures of a step; like the optimizer, it skips a step that overflowed in float16."""
         sums = torch.stack([ascent_grad_norm, sharpness, torch.ones_like(sharpness)])
         self._sums += torch.where(sums.isfinite().all(), sums, 0).to(self._sums)
 
     def add_sharpness(self, sharpness: Tensor) -> None:
-        """Add a step that has no ascent of all weights."""
+        """Add the sharpness of a step whose ascent does not perturb all weights."""
         self.add(torch.zeros_like(sharpness), sharpness)
 
     def pop(self, over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the means, and begin anew. It reads from the device.
+        """Return the means and start over; synchronizes with the device.
 
         Args:
             over_processes: sums a tensor over the processes.

@@ -37,13 +37,13 @@ class Method:
         summary: what it does, in one sentence.
         formula: its coefficients.
         when: when to choose it.
-        passes: the cost of a step, in forward and backward passes of a plain step.
+        passes: the cost of a step, as a multiple of a plain step's forward and backward pass.
         citations: the papers to cite.
         needs_radius: whether it perturbs all weights, within a radius.
         radius: the default radius, for an ascent along a gradient.
         uniform: whether c is 1 for every class.
-        wrap_loss: for a method that works on the loss instead: it takes the training loss and the method's options,
-            and returns the loss to train with. That loss sees the head's input.
+        wrap_loss: for a method that changes the loss instead: takes the training loss and the method's options, and
+            returns the loss to train with, which also gets the head's input.
 
     Example:
         >>> method = Method(name="rare_half", coefficients=lambda priors: (priors < 0.1) * 0.5)
@@ -65,7 +65,7 @@ class Method:
 
     @property
     def coefficient_options(self) -> tuple[str, ...]:
-        """The options that `coefficients` takes."""
+        """The names of the options that `coefficients` takes."""
         return option_names(self.coefficients, without=("class_counts", "priors"))
 
     @property
@@ -76,7 +76,7 @@ class Method:
 
     @property
     def needs_features(self) -> bool:
-        """Whether it looks at the head's input."""
+        """Whether the method uses the head's input."""
         return self.wrap_loss is not None
 
 
@@ -88,10 +88,10 @@ METHODS: Registry[Method] = Registry(
 
 
 def register_method(method: Method) -> Method:
-    """Make a method of your own available as `sharpness="its name"`, in arguments and YAML.
+    """Register a method, so that arguments and YAML files can select it as `sharpness="its name"`.
 
     Args:
-        method: its name must be new; `coefficients` is all it needs otherwise.
+        method: the method; only a new `name` and `coefficients` are required.
 
     Returns:
         The method.
@@ -126,8 +126,8 @@ def _imbsam(class_counts: Tensor, rare_threshold: int = 20) -> Tensor:
     rare = class_counts < rare_threshold
     if not (rare & (class_counts > 0)).any():
         raise ValueError(
-            f"sharpness='imbsam' perturbs the classes with fewer than rare_threshold={rare_threshold} examples, and "
-            f"there are none: the smallest class has {int(class_counts.min())}. Raise rare_threshold, or choose 'sam'."
+            f"sharpness='imbsam' perturbs the classes with fewer than rare_threshold={rare_threshold} examples, but "
+            f"the smallest class has {int(class_counts.min())}. Raise rare_threshold, or choose sharpness='sam'."
         )
     return rare.double()
 
@@ -189,7 +189,7 @@ METHODS.add_builtin(
         coefficients=_imbsam,
         summary="ImbSAM: the gradient of the rare classes' loss is taken where it is worst within the radius ρ.",
         formula="c = 1 if n < rare_threshold, else 0",
-        when="when frequent classes must not lose anything",
+        when="when frequent classes must not lose accuracy",
         passes="1 + the share of rare examples",
         citations=(
             SAM,
@@ -243,9 +243,9 @@ METHODS.add_builtin(
     )
 )
 
-# The default radius of the other ascents and metrics. Momentum-SAM's authors take about 15 times SAM's (arXiv
-# 2401.12033: 3 against 0.2), and so it is here, which is best on average over five tasks (docs/sharpness/ascents.md).
-# ASAM's raise the loss as much as SAM does at 0.05 (benchmarks/asam_scope.py).
+# The default radii of the other ascents and metrics. Momentum-SAM's is 15 times SAM's, the ratio that its authors use
+# (arXiv 2401.12033: 3 and 0.2) and the best one on average over five tasks (docs/sharpness/ascents.md). ASAM's radii
+# raise the loss as much as SAM does at 0.05 (benchmarks/asam_scope.py).
 MOMENTUM_RADIUS = 0.75
 ADAPTIVE_RADIUS = {"all": 1.0, "matrices": 0.15}
 
@@ -257,7 +257,7 @@ def default_radius(sharpness: str, ascent: str, adaptive: bool, adaptive_scope: 
         sharpness: one of `METHODS`.
         ascent: the kind of ascent.
         adaptive: whether the radius is relative to the size of each weight.
-        adaptive_scope: on which tensors it is.
+        adaptive_scope: the tensors with a relative radius.
 
     Returns:
         The radius.

@@ -1,4 +1,4 @@
-"""Which examples of a micro-batch each pass takes.
+"""Decides which examples of a micro-batch each pass takes.
 
 The perturbed pass takes the examples whose c is not 0, the clean pass those whose c is not 1. The ascent takes the
 examples of the perturbed pass, or a share of them.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_sharp.data.labels import IGNORED_LABEL
 
-# Any value strictly between 0 and 1 puts an example into both the clean and the perturbed pass.
+# Any value strictly between 0 and 1: it puts an example into both the clean and the perturbed pass.
 _BOTH_PASSES = 0.5
 
 
@@ -32,7 +32,7 @@ class Division(NamedTuple):
 
     @classmethod
     def whole(cls, coefficients: np.ndarray) -> Division:
-        """Let a pass take all examples or none, for examples whose losses depend on one another.
+        """Make a division in which a pass takes all examples or none, because their losses depend on one another.
 
         Args:
             coefficients: (N,) the coefficients of the micro-batch's examples.
@@ -54,13 +54,13 @@ def divide(
 
     Args:
         coefficients: (N,) the coefficients of the examples' classes.
-        fraction: in (0, 1], the share of the perturbed examples that the ascent takes, rounded, at least one.
-        rng: draws that share; needed below 1.
-        every_pass: give a pass without examples one example, which its coefficient multiplies by 0. Processes that
-            must all make the same passes need this. (Not a clean pass where c is 1 for every class.)
+        fraction: in (0, 1], the share of the perturbed examples that the ascent takes, rounded, at least one example.
+        rng: draws the examples of the ascent; needed if `fraction` is below 1.
+        every_pass: give a pass that has no examples one example with weight 0, so that all processes run the same
+            passes. (There is no clean pass, though, if c is 1 for every class.)
 
     Returns:
-        The rows.
+        The rows of each pass.
 
     Example:
         >>> divide(np.array([0.0, 1.0, 0.0, 1.0]))
@@ -86,7 +86,7 @@ def rows_of(inputs: Mapping[str, Any], rows: Tensor | None, size: int) -> Mappin
     Args:
         inputs: the micro-batch; tensors whose first dimension is N have one row per example.
         rows: (n,) int64, or None for all examples.
-        size: N.
+        size: N, the number of examples in the micro-batch.
 
     Returns:
         The micro-batch of these examples.
@@ -107,14 +107,14 @@ class PassPlanner:
     """Divides micro-batches into passes, and weights their examples.
 
     Args:
-        coefficients: c (K,) float64.
-        device: where the weights are needed.
-        dtype: of the weights.
+        coefficients: c (K,) float64, the coefficient of each class.
+        device: the device of the weights.
+        dtype: the dtype of the weights.
         fraction: the share of the perturbed examples that the ascent takes.
-        stochastic: draw each example into one of the two passes, into the perturbed one with probability c.
-        separable: whether an example's loss is independent of the other examples, so that passes may take a part.
-        same_passes: whether every process must make the same passes.
-        seed: of the draws.
+        stochastic: put each example into only one of the two passes, into the perturbed one with probability c.
+        separable: whether an example's loss is independent of the other examples, so that a pass may leave some out.
+        same_passes: whether every process must run the same passes.
+        seed: the seed of the draws.
 
     Example:
         >>> planner = PassPlanner(torch.tensor([0.0, 1.0]))
@@ -143,19 +143,19 @@ class PassPlanner:
 
     @property
     def needs_host_labels(self) -> bool:
-        """Whether the division depends on the labels; asking the device for them would wait for it."""
+        """Whether the division depends on the labels, which are slow to read from the device."""
         return self.stochastic or (self.perturbs and 0 in self.host_coefficients)
 
     def divide(self, labels: np.ndarray | None, size: int, draw: Sequence[int]) -> tuple[Division, Tensor | None]:
         """Divide a micro-batch.
 
         Args:
-            labels: (N,) on the host, or None where they are not known there.
-            size: N.
-            draw: integers that tell this draw from all others.
+            labels: (N,) labels on the host, or None if they are only on the device.
+            size: N, the number of examples.
+            draw: integers that identify this draw, so that no two draws share random numbers.
 
         Returns:
-            The division; and coefficients (N,) that were drawn for the examples, or None.
+            The division; and the coefficients (N,) that were drawn for the examples, or None if none were drawn.
         """
         rng, drawn = None, None
         if self.stochastic or self.fraction < 1:
@@ -174,5 +174,5 @@ class PassPlanner:
         return divide(coefficients, self.fraction, rng, every_pass=self.same_passes and not self.uniform), drawn
 
     def weights(self, labels: Tensor) -> Tensor:
-        """Look up the coefficients of examples: labels (N,) to (N,), on the device."""
+        """Look up the coefficients of the examples with these labels, (N,) to (N,), on the device."""
         return self.coefficients[labels.clamp(min=0)]

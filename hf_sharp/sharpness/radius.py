@@ -1,13 +1,13 @@
 """The radius ρ of the ascent, over the course of training: constant, scheduled, or learned (LETS).
 
-LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê) are best on validation data; ê is the unit ascent:
+LETS chooses the ρ whose next weights θ'(ρ) = θ − η ∇L_train(θ + ρ ê) do best on validation data; ê is the unit ascent:
 
     alignment   U = −cos(∇L_val(θ'), g)             dU/dρ = −(v − (vᵀu) u)ᵀ H ê / ‖g‖,   v and u of ∇L_val and g, unit
     gap         U = ½ (L_val(θ') − L_train(θ'))²    dU/dρ = −η (L_val − L_train) (∇L_val − ∇L_train)ᵀ H ê
     validation  U = L_val(θ')                       dU/dρ = −η ∇L_valᵀ H ê
     g = ∇L_train(θ + ρ ê)     H = ∇²L_train(θ + ρ ê)     ρ = ρ_0 exp(s)
 
-Of the alignment this is the change of g alone: that of ∇L_val, through θ', is of the order of η and left out.
+For the alignment, only g is differentiated: ∇L_val depends on ρ through θ', but that term is of order η and left out.
 
     adam  s ← s − Adam(ρ dU/dρ)          with the gap: the algorithm as published
     sign  s ← s − Adam(sign(dU/dρ))
@@ -25,13 +25,13 @@ from torch import Tensor
 from hf_sharp.registry.nearest import check_name
 from hf_sharp.sharpness.ascent import gradient_to_perturbation, inner_product
 
-# The weight of rho against rho_end at a point of training.
+# The weight of rho, with rho_end having the rest, as a function of the fraction of training done.
 RHO_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
     "step": lambda progress: 1.0,
-    "learned": lambda progress: 1.0,  # where LearnedRadius starts
+    "learned": lambda progress: 1.0,  # the value that LearnedRadius starts from
 }
 RHO_UPDATES = ("sign", "adam")
 RHO_HESSIANS = ("exact", "secant", "fisher")
@@ -45,20 +45,20 @@ def scheduled_rho(
     """Compute the radius at a point of training.
 
         constant: ρ        linear: ρ + (ρ_end − ρ) t        cosine: ρ_end + (ρ − ρ_end) (1 + cos πt) / 2
-        step: the value of the last step that has begun, and ρ before the first
+        step: the value of the latest step that has begun; ρ before the first step
 
     Args:
         rho: ρ >= 0, the radius at the start, an L2 norm over all trainable parameters.
         schedule: one of `RHO_SCHEDULES`.
         progress: t, the fraction of training done; a value outside [0, 1] counts as the nearer end.
-        rho_end: ρ_end >= 0, the radius at the end; Focal-SAM's own runs let it grow.
-        rho_steps: fraction of training to radius, for `step`.
+        rho_end: ρ_end >= 0, the radius at the end; it may be larger than ρ, as in Focal-SAM's experiments.
+        rho_steps: fraction of training to radius, for the schedule `step`.
 
     Returns:
-        The radius, a number on the host.
+        The radius.
 
     Raises:
-        ValueError: an unknown schedule.
+        ValueError: the schedule is unknown.
 
     Example:
         >>> scheduled_rho(0.1, "linear", 0.25), scheduled_rho(0.1, "linear", 0.5, rho_end=0.3)
@@ -85,7 +85,7 @@ def hessian_direction(
     unit: Sequence[Tensor] = (),
     grad_scale: Tensor | float = 1.0,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Compute H ê, the change of the gradient at θ + ρ ê with ρ, and that gradient.
+    """Compute H ê, the derivative with respect to ρ of the gradient at θ + ρ ê, and that gradient.
 
         exact: ∇(∇L · ê)        secant: (∇L(θ + ρ ê) − ∇L(θ)) / ρ        fisher: ∇L ⊙ ∇L ⊙ ê
 
@@ -95,11 +95,11 @@ def hessian_direction(
         parameters: θ + ρ ê.
         rho: ρ > 0, 0-dimensional; used by the secant.
         gradients: ∇L(θ), one tensor per parameter; used by the secant.
-        unit: ê = T² g / ‖T g‖, one tensor per parameter; used by the other two.
-        grad_scale: the factor of float16 loss scaling in the backward pass; it cancels.
+        unit: ê = T² g / ‖T g‖, one tensor per parameter; used by `exact` and `fisher`.
+        grad_scale: the factor of float16 loss scaling in the backward pass; the results do not contain it.
 
     Returns:
-        H ê, and ∇L(θ + ρ ê): one tensor per parameter each; zeros for one that the loss does not reach.
+        H ê and ∇L(θ + ρ ê), each with one tensor per parameter; zeros for a parameter that the loss does not depend on.
 
     Example:
         >>> w = torch.tensor([3.0], requires_grad=True)  # L = w³, H = 6 w, at w = 3
@@ -135,24 +135,24 @@ def radius_derivative(
 ) -> Tensor:
     """Compute dU/dρ after a step of size η along −∇L_train(θ + ρ ê).
 
-    `validation` rewards a longer step, and a larger ρ makes the gradient longer, although Adam ignores its length.
-    `gap` is a product of two noisy differences. `alignment` depends on the direction of the step alone: how well it
-    agrees with the validation gradient after the step, which is held fixed.
+    `validation` rewards a longer step: a larger ρ makes the gradient longer, although Adam ignores its length. `gap` is
+    a product of two noisy differences. `alignment` depends only on how well the direction of the step agrees with the
+    validation gradient after the step, which is held fixed.
 
     Args:
         objective: one of `RHO_OBJECTIVES`.
         learning_rate: η of that step.
         losses: L_val(θ') and L_train(θ'), scalars.
-        gradients: of both at θ', one tensor per parameter each.
-        direction: H ê of that step, as `hessian_direction` gives it.
-        step: g = ∇L_train(θ + ρ ê), which `alignment` reads.
+        gradients: the gradients of both losses at θ', each with one tensor per parameter.
+        direction: H ê of that step, as `hessian_direction` returns it.
+        step: g = ∇L_train(θ + ρ ê), one tensor per parameter; only used by `alignment`.
 
     Returns:
-        A 0-dimensional tensor.
+        dU/dρ, a 0-dimensional tensor.
 
     Reference:
-        LETS arXiv 2408.08222, equations 6 to 8; `validation` and `alignment` are ours: a gap can also be closed by
-        underfitting both sides.
+        LETS arXiv 2408.08222, equations 6 to 8; `validation` and `alignment` are our own, because underfitting both
+        sets also closes the gap.
     """
     validation, training = (inner_product(side, direction) for side in gradients)
     if objective == "alignment":
@@ -165,23 +165,23 @@ def radius_derivative(
 
 
 class LearnedRadius:
-    """A learned radius: watches the ascents of a training, and updates ρ from some of them.
+    """A learned radius: observes the ascents of a training, and updates ρ from some of them.
 
-    An update takes two steps. In the first, `watch` makes it keep H ê of the ascent that follows. Before the ascent of
-    the second, at θ', `validate` gives it the validation half; that ascent's own gradient is the training half. Losses
-    and gradients are those of the examples' losses times their coefficients, as the ascent sees them.
+    An update takes two optimizer steps. In the first step, `watch` makes it keep H ê of the next ascent. Before the
+    ascent of the second step, at θ', `validate` provides the validation half; that ascent's gradient is the training
+    half. As in the ascent, all losses and gradients are weighted by the examples' coefficients.
 
     Args:
         rho: ρ_0 > 0, the radius at the start.
-        learning_rate: Adam's, on log ρ; 0 keeps ρ, to the last bit.
+        learning_rate: the learning rate of Adam on log ρ; 0 keeps ρ exactly constant.
         hessian: one of `RHO_HESSIANS`.
         objective: one of `RHO_OBJECTIVES`.
         update: one of `RHO_UPDATES`: Adam sees the derivative, or its sign.
         adaptive_eta: as in the ascent.
         adaptive_scope: as in the ascent.
-        device: where the parameters are.
-        mean: averages a 0-dimensional tensor over processes, so that all have the same ρ.
-        average: averages gradients over processes, in place, if the ascent's are averaged as well.
+        device: the device of the parameters.
+        mean: averages a 0-dimensional tensor over processes, so that all processes have the same ρ.
+        average: averages gradients over processes, in place; None if the ascent's gradients are not averaged.
 
     Example:
         >>> radius = LearnedRadius(0.05, learning_rate=0.1)
@@ -217,31 +217,31 @@ class LearnedRadius:
         self.watched = -1
         self._learning_rate = 0.0
         self._watch: float | None = None
-        self._rho_now = self.rho  # of the current ascent
+        self._rho_now = self.rho  # the radius of the current ascent
         self._kept: list[Tensor] = []
         self._validation: tuple[Tensor, list[Tensor]] | None = None
 
     @property
     def rho(self) -> Tensor:
-        """ρ, 0-dimensional, on the device."""
+        """The radius ρ, a 0-dimensional tensor on the device."""
         return self.initial * self.log_scale.exp()
 
     def watch(self, step: int, learning_rate: float) -> None:
-        """Prepare an update from the next ascent, in this step, which the optimizer takes with this learning rate."""
+        """Prepare an update from the next ascent, given the current step and the optimizer's learning rate in it."""
         self.watched, self._watch = step, learning_rate
 
     def validate(self, loss: Tensor, gradients: list[Tensor]) -> None:
-        """Receive the validation half at θ': L_val, and its gradient, one tensor per parameter of the ascent."""
+        """Receive the validation half at θ': L_val and its gradient, one tensor per parameter of the ascent."""
         self._validation = loss, gradients
         self.draws += 1
 
     def at_w(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
-        """Receive the gradient, times `grad_scale`, and the loss of an ascent, before the gradient becomes ε."""
+        """Receive an ascent's loss, and its gradient times `grad_scale` before the gradient is turned into ε."""
         self._rho_now = self.rho
         if [half.shape for half in self.direction or ()] != [gradient.shape for gradient in gradients]:
-            self.drop_half()  # a callback has unfrozen layers
+            self.drop_half()  # the parameters changed: a callback has unfrozen layers
         if self.direction is not None and self._validation is not None:
             if self.average is not None:
                 self.average([*self.direction, *self.step])
@@ -260,7 +260,7 @@ class LearnedRadius:
                 gradient_to_perturbation(parameters, self._kept, 1.0, **self.metric)
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
-        """Receive the loss of a micro-batch at w + ε; its graph is kept."""
+        """Receive the loss of a micro-batch at w + ε, whose graph must be kept."""
         if not self._kept:
             return
         more, here = hessian_direction(
@@ -281,25 +281,25 @@ class LearnedRadius:
             torch._foreach_zero_(self._kept)
 
     def drop_half(self) -> None:
-        """Drop an update that cannot be completed."""
+        """Drop the first half of an update that cannot be completed."""
         self.direction, self.step, self._validation = None, [], None
 
     def update(self, derivative: Tensor) -> None:
         """Take a step of Adam on s = log ρ, down dU/ds = ρ dU/dρ or its sign.
 
         Args:
-            derivative: dU/dρ; a value that is not finite (overflow, no examples in the ascent) counts as 0.
+            derivative: dU/dρ, 0-dimensional; 0 is used if it is not finite (overflow, no examples in the ascent).
         """
         derivative = derivative.to(self.log_scale)
         self.derivative = self.mean(torch.where(derivative.isfinite(), derivative, 0))
-        # The derivative's size is noise on our tasks: a few batches in a hundred drown the rest. Hence "sign".
+        # On our tasks the derivative's magnitude is noise: a few batches in a hundred dominate it. Hence "sign".
         self.log_scale.grad = self.derivative.sign() if self.rule == "sign" else self.rho * self.derivative
         self.adam.step()
         low, high = (math.log(bound / self.initial) for bound in RHO_RANGE)
         self.log_scale.clamp_(min(low, 0.0), max(high, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ρ, Adam's moments, the place in the validation order and a half-finished update, for a checkpoint."""
+        """Return the state for a checkpoint: ρ, Adam's moments, the validation draws, and a half-finished update."""
         return {
             "log_scale": self.log_scale,
             "adam": self.adam.state_dict(),
@@ -314,7 +314,7 @@ class LearnedRadius:
         """Restore what `state_dict` returned.
 
         Args:
-            state: from a radius with the same options.
+            state: the state of a `LearnedRadius` with the same options.
         """
         self.log_scale.copy_(state["log_scale"])
         self.adam.load_state_dict(state["adam"])

@@ -1,6 +1,6 @@
-"""What both passes of a step must share: random numbers; and what the second must not change: running statistics.
+"""Lets both passes of a step share random numbers, and keeps the second pass from changing running statistics.
 
-Dropout draws with torch. Models and collators may draw with NumPy or Python's `random` as well (SpecAugment does).
+Dropout draws with torch; models and collators may also draw with NumPy or Python's `random` (SpecAugment does).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo the block's updates of running statistics (BatchNorm and similar): only the pass at w updates them.
+    """Undo the block's updates of running statistics (BatchNorm and similar), which only the pass at w should make.
 
     Args:
         modules: the modules of a model.
@@ -48,10 +48,10 @@ def random_state(devices: Iterable[torch.device]) -> RandomState:
     """Read the random state, so that a second pass can draw the same numbers.
 
     Args:
-        devices: where the model is; the CPU is always read.
+        devices: the devices of the model; the CPU's state is always read.
 
     Returns:
-        The state.
+        The random state.
 
     Example:
         >>> state = random_state([])
@@ -68,7 +68,7 @@ def random_state(devices: Iterable[torch.device]) -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
-    """Set what `random_state` read."""
+    """Set the random state that `random_state` returned."""
     for device, value in state.torch.items():
         if device.type == "cpu":
             torch.set_rng_state(value)
@@ -80,7 +80,7 @@ def set_random_state(state: RandomState) -> None:
 
 @contextmanager
 def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Restore the random state after the block."""
+    """Restore the random state of the CPU and of these devices after the block."""
     state = random_state(devices)
     try:
         yield
@@ -89,4 +89,4 @@ def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 def _named(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is one mps device, and torch.mps takes no name for it
+    return () if device.type == "mps" else (device,)  # torch.mps takes no device: there is only one

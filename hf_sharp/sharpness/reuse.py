@@ -1,7 +1,9 @@
 """LookSAM: sharpness is computed every k-th step, and reused in the steps in between.
 
-    v = g_s − (⟨g, g_s⟩ / ‖g‖²) g        g at w, g_s the sharpness-aware gradient, of the same examples; every k-th step
-    gradient = g + α ‖g‖ v / ‖v‖         the steps in between
+    every k-th step:        v = g_s − (⟨g, g_s⟩ / ‖g‖²) g
+    the steps in between:   gradient = g + α ‖g‖ v / ‖v‖
+
+Here g is the gradient at w, and g_s the sharpness-aware gradient of the same examples.
 
 The part of g_s along g is already in g. The part orthogonal to g changes slowly; it is kept as a unit vector.
 """
@@ -18,11 +20,11 @@ from hf_sharp.sharpness.ascent import global_norm, inner_product
 
 
 class ReusedSharpness:
-    """The direction that LookSAM keeps from one sharpness-aware step for the next ones. It observes the ascents.
+    """The direction that LookSAM keeps from one sharpness-aware step for the next steps; it observes the ascents.
 
     Args:
-        alpha: α >= 0, the weight of the reused direction; the paper's 0.7.
-        device: where the parameters are.
+        alpha: α >= 0, the weight of the reused direction; 0.7 in the paper.
+        device: the device of the parameters.
         average: averages gradients over processes, in place, so that v is the same on all of them.
 
     Example:
@@ -49,7 +51,7 @@ class ReusedSharpness:
     ) -> None:
         self.alpha, self.device, self.average = alpha, device, average
         self.direction: list[Tensor] | None = None  # v / ‖v‖
-        self._plain: list[Tensor] | None = None  # g of the step under way
+        self._plain: list[Tensor] | None = None  # g of the current step
         self._scale: Tensor | float = 1.0
 
     @torch.no_grad()
@@ -58,7 +60,7 @@ class ReusedSharpness:
 
         Args:
             parameters: the trainable parameters; `.grad` holds the gradients of earlier micro-batches of the window.
-            scale: the factor of the ascent's gradient, a mean, in the step's gradient, a sum over the window.
+            scale: the factor that turns the ascent's gradient, a mean, into a term of the window's gradient, a sum.
         """
         if self._plain is None:
             self._plain = [torch.zeros_like(parameter) for parameter in parameters]
@@ -69,7 +71,7 @@ class ReusedSharpness:
     def at_w(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
-        """Receive the ascent's gradient. Added to the clean pass's gradient in `.grad`, it is the plain gradient."""
+        """Receive the ascent's gradient; the plain gradient g is this plus the clean pass's gradient in `.grad`."""
         self._add_gradients(parameters, 1.0)
         for total, gradient in zip(cast(list[Tensor], self._plain), gradients, strict=True):
             total.add_(gradient * self._scale)
@@ -79,7 +81,7 @@ class ReusedSharpness:
 
     @torch.no_grad()
     def keep(self, parameters: Sequence[Tensor]) -> None:
-        """Keep v of the step that ends, whose gradient is in `.grad`, unless it overflowed."""
+        """Keep v of the finished step, whose gradient is in `.grad`, unless that gradient overflowed."""
         plain, self._plain = cast(list[Tensor], self._plain), None
         if self.average is not None:
             self.average(plain)
@@ -108,7 +110,7 @@ class ReusedSharpness:
         return self.direction if self.direction and [v.shape for v in self.direction] == shapes else None
 
     def restart(self) -> None:
-        """Forget the gradients of a step that an error cut short."""
+        """Discard the gradients of a step that an error interrupted."""
         self._plain = None
 
     def _add_gradients(self, parameters: Sequence[Tensor], sign: float) -> None:
@@ -124,7 +126,7 @@ class ReusedSharpness:
         """Restore what `state_dict` returned.
 
         Args:
-            state: from a run with the same model.
+            state: the state of a run with the same model.
         """
         direction = state["direction"]
         self.direction = None if direction is None else [v.to(self.device) for v in direction]

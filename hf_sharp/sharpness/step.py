@@ -4,9 +4,9 @@
     ε    = ρ · T² g_c / (‖T g_c‖ + 1e-12)
     grad = ∇ reduce((1 − c_y) · ℓ)(w)  +  ∇ reduce(c_y · ℓ)(w + ε)         the clean pass; the perturbed pass
 
-`reduce` reduces the losses of examples as plain training does. `grad` is added to `.grad`, as by one plain backward
-pass. Every pass uses only the examples whose weight in it is not 0; the ascent may use a part of them. If ascent and
-clean pass use the same examples, they share a forward pass. Several micro-batches share one ε.
+`reduce` reduces the losses of examples to a scalar as plain training does. `grad` is added to `.grad`, as by one plain
+backward pass. Each pass uses only the examples whose weight in it is not 0; the ascent may use only some of them. If
+ascent and clean pass use the same examples, they share a forward pass. Several micro-batches can share one ε.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hf_sharp.sharpness.replay import (
 
 
 class Backward(Protocol):
-    """Runs the backward pass of a scalar: `loss.backward`, or the Trainer's that scales it for float16."""
+    """Runs the backward pass of a scalar: `loss.backward`, or the Trainer's method that scales it for float16."""
 
     def __call__(self, loss: Tensor, retain_graph: bool) -> None:
         """Add the gradient of `loss` to `.grad`."""
@@ -47,7 +47,7 @@ class Examples(NamedTuple):
 
     Args:
         rows: (n,) int64, the rows of the examples; None for all of them.
-        weights: (n,), the factors of their losses.
+        weights: (n,) the factors of their losses.
     """
 
     rows: Tensor | None
@@ -62,7 +62,7 @@ class MicroBatch(NamedTuple):
             their ℓ (n,) with its graph.
         perturbed: the examples of the perturbed pass, weighted by c_y, or None.
         clean: the examples of the clean pass, weighted by 1 − c_y, or None.
-        ascent_size: the ascent uses the first so many of `perturbed`; None for all of them.
+        ascent_size: the ascent uses only this many of `perturbed`, the first ones; None for all of them.
     """
 
     losses: Callable[[Tensor | None], Tensor]
@@ -72,7 +72,7 @@ class MicroBatch(NamedTuple):
 
     @property
     def ascent(self) -> Examples:
-        """The examples of the ascent. If they stand in for others, their weights are larger."""
+        """The examples of the ascent; if they are only some of `perturbed`, with weights scaled up accordingly."""
         rows, weights = cast(Examples, self.perturbed)
         if self.ascent_size is None or rows is None:
             return Examples(rows, weights)
@@ -85,10 +85,10 @@ class AscentObserver(Protocol):
     def at_w(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float
     ) -> None:
-        """Receive g_c times `grad_scale`, and mean(c_y · ℓ), at w, before g_c becomes ε."""
+        """Receive g_c times `grad_scale`, and mean(c_y · ℓ), both at w, before g_c is turned into ε."""
 
     def at_epsilon(self, parameters: Sequence[Tensor], loss: Tensor, grad_scale: Tensor | float) -> None:
-        """Receive mean(c_y · ℓ) of a micro-batch's ascent at w + ε, whose graph must be kept."""
+        """Receive mean(c_y · ℓ) over a micro-batch's ascent examples at w + ε; its graph must be kept."""
 
 
 class SharpnessStep(NamedTuple):
@@ -123,30 +123,29 @@ def sharpness_aware_backward(
 ) -> SharpnessStep:
     """Add the sharpness-aware gradient of micro-batches that share one ε to `.grad` of the trainable parameters.
 
-    The weights are bit-identical afterwards, even if a pass raises. The perturbed pass draws the same dropout masks as
-    the ascent if both use the same examples; only passes at w update running statistics. Nothing here waits for the
-    device. If a gradient overflows in any pass, `.grad` contains an overflow too, so that a float16 GradScaler skips
-    the step.
+    Afterwards the weights have exactly their old values, even if a pass raises. If perturbed pass and ascent use the
+    same examples, both draw the same dropout masks. Only passes at w update running statistics. Nothing here waits for
+    the device. If a gradient overflows in any pass, `.grad` contains an overflow too, so that a float16 GradScaler
+    skips the step.
 
-    A model that FSDP2 shards is perturbed shard by shard, and its ε is always that of all processes, whose passes must
-    be the same.
+    A model that FSDP2 shards is perturbed shard by shard. All processes then share one ε, and must run the same passes.
 
     Args:
         model: its parameters with `requires_grad` are perturbed.
         micro_batches: the examples.
-        rho: ρ > 0, the radius; a 0-dimensional tensor is not read on the host.
+        rho: ρ > 0, the radius; a 0-dimensional tensor is not read back to the host.
         reduce: (N,) to a scalar, as plain training reduces losses (mean, or sum over the accumulation window's count).
         mean: (N,) to a scalar; over the micro-batches, these scalars add up to the mean that the ascent sees.
         backward: runs a backward pass.
-        grad_scale: the factor by which `backward` scales gradients (float16 loss scaling); it cancels in ε and is
-            taken out of `ascent_grad_norm`.
+        grad_scale: the factor by which `backward` scales gradients (float16 loss scaling); it cancels in ε, and
+            `ascent_grad_norm` does not contain it.
         adaptive_eta: None, or η of ASAM's metric T = |w| + η.
         adaptive_scope: the tensors with that metric: "all", or "matrices".
-        without_sync: entered around all passes but the last one, so that only the last averages over processes.
+        without_sync: a context for all passes but the last, so that only the last one averages over processes.
         average: averages g_c over the processes, in place, for one ε on all of them. Every process must then have
             perturbed examples.
         measure_vanishing: also measure how much of ε is lost to rounding (in bfloat16 weights).
-        observer: sees the ascent's gradient and its loss at w, and its loss at w + ε.
+        observer: receives the ascent's gradient and loss at w, and its loss at w + ε.
 
     Returns:
         The loss, the norm of the ascent gradient, the sharpness, and `vanishing` or None.
@@ -163,7 +162,7 @@ def sharpness_aware_backward(
     Reference:
         SAM arXiv 2010.01412, algorithm 1; ImbSAM arXiv 2308.07815, equation 7; Focal-SAM arXiv 2505.01660, equation 8.
     """
-    modules = list(model.modules())  # walking through a model takes time, so once for modules and parameters
+    modules = list(model.modules())  # walking through a model takes time, so only once for modules and parameters
     with shards_only(modules):
         everything = list(dict.fromkeys(w for module in modules for w in module._parameters.values() if w is not None))
         parameters = [parameter for parameter in everything if parameter.requires_grad]
@@ -210,8 +209,8 @@ def _passes_at_w(
     mean: Callable[[Tensor], Tensor],
     backward: Backward,
 ) -> tuple[list[RandomState], list[Tensor], list[Tensor]]:
-    # Adds g_c to `ascent_gradients`, and the clean gradient to `.grad`. Returns, by perturbed micro-batch, the random
-    # state; by pass, its part of the loss at w; and by perturbed micro-batch, mean(c_y · ℓ).
+    # Adds g_c to `ascent_gradients`, and the clean gradient to `.grad`. Returns the random state of each perturbed
+    # micro-batch, each pass's part of the loss at w, and mean(c_y · ℓ) of each perturbed micro-batch.
     random_states, losses_at_w, weighted_at_w = [], [], []
     for batch in micro_batches:
         losses = None
@@ -233,5 +232,5 @@ def _passes_at_w(
             backward(loss, retain_graph=False)
             losses_at_w.append(loss.detach())
             del loss
-        del losses  # and with them the graph of the passes at w
+        del losses  # frees the graph of the passes at w
     return random_states, losses_at_w, weighted_at_w

@@ -1,4 +1,4 @@
-"""`SharpTrainer`, and what it checks, saves and resumes."""
+"""`SharpTrainer`, with its checks, saving and resuming."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["SharpTrainer"]
 
 
 def __getattr__(name: str) -> Any:
-    # Deferred: the checks and the functions on checkpoint files do not need the Trainer.
+    # Imported lazily: the checks and the checkpoint functions do not need the Trainer.
     if name == "SharpTrainer":
         from hf_sharp.trainer.sharp_trainer import SharpTrainer
 

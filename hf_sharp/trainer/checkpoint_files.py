@@ -1,4 +1,4 @@
-"""Checkpoint files: loading weights under any key names, the method that wrote them, and which ones are complete."""
+"""Checkpoint files: load weights under any key names, compare methods, and find complete checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _WEIGHTS = ("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapter_model.*")
 
 
-# Options that are newer than some checkpoints, and the values that those were trained with.
+# Options that older checkpoints do not record, and the values that those checkpoints were trained with.
 NEW_OPTIONS = {
     "adaptive_scope": "matrices",
     "cosine_head": False,
@@ -42,13 +42,13 @@ NEW_OPTIONS = {
 
 
 def is_whole_model(model: Any, folder: str | os.PathLike[str]) -> TypeGuard[PreTrainedModel]:
-    """Tell whether a folder holds all weights of a transformers model, rather than an adapter's or another module's."""
+    """Tell whether a folder holds all weights of a transformers model, not those of an adapter or another module."""
     adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
     return isinstance(model, PreTrainedModel) and not adapter
 
 
 def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Load a saved model's weights into a model, in place, under whatever key names they were saved.
+    """Load saved weights into a model, in place, whichever key names they were saved under.
 
     Args:
         model: the model to load into.
@@ -63,7 +63,7 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     saved = copy.deepcopy(model)
 
     class AsItIs(type(model)):  # type: ignore[misc]
-        """Makes `from_pretrained` load into a copy of this model, which its config may not describe completely."""
+        """Makes `from_pretrained` load into a copy of this model, as the config may not describe it completely."""
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             return saved  # not of this class, so that __init__ is not called
@@ -71,7 +71,7 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
     _, report = AsItIs.from_pretrained(
         folder,
         config=copy.deepcopy(model.config),
-        dtype=widest_dtype(model),  # so that no parameter is rounded on its way
+        dtype=widest_dtype(model),  # so that no parameter is rounded
         output_loading_info=True,
         local_files_only=True,
     )
@@ -80,7 +80,7 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
 
 
 class MethodState(TrainerCallback, ExportableState):
-    """Writes the method into every checkpoint's trainer_state.json, so that no other training resumes from it.
+    """Writes the method into every checkpoint's trainer_state.json, so that a different method cannot resume from it.
 
     Args:
         method: the options in effect and the class counts, in JSON types.
@@ -100,7 +100,7 @@ class MethodState(TrainerCallback, ExportableState):
         self.stateful = list(stateful)
 
     def state(self) -> dict[str, Any]:
-        """Return what is written.
+        """Return what is written into trainer_state.json.
 
         Returns:
             The arguments of `__init__` under `args`, and empty `attributes`.
@@ -109,11 +109,11 @@ class MethodState(TrainerCallback, ExportableState):
 
 
 def check_same_method(folder: str | os.PathLike[str], method: Mapping[str, Any]) -> None:
-    """Raise a ValueError that lists the differences, if a checkpoint has another method or other class counts.
+    """Raise a ValueError that lists the differences, if a checkpoint has a different method or class counts.
 
     Args:
         folder: a complete checkpoint.
-        method: the options in effect now, and the class counts.
+        method: the options that are now in effect, and the class counts.
     """
     written = written_method(Path(folder))
     if written and written["save_only_model"]:
@@ -145,15 +145,15 @@ def _shown(name: str, values: Mapping[str, Any], others: Mapping[str, Any]) -> s
 
 
 def whole_checkpoint(output_dir: str | os.PathLike[str], process_index: int = 0, num_processes: int = 1) -> str | None:
-    """Find the last checkpoint that is complete for every process; incomplete ones after it are renamed.
+    """Find the last checkpoint that is complete for every process, and rename incomplete ones after it.
 
     A training that is killed while it writes a checkpoint leaves an incomplete one. It is renamed to
-    `torn-checkpoint-...`, so that it neither counts in `save_total_limit` nor is mistaken for a checkpoint.
+    `torn-checkpoint-...`, so that it does not count in `save_total_limit` and is not mistaken for a checkpoint.
 
     Args:
         output_dir: the folder with the checkpoints.
-        process_index: of this process.
-        num_processes: of the training that resumes.
+        process_index: the index of this process.
+        num_processes: the number of processes of the training that resumes.
 
     Returns:
         The checkpoint's path, or None.
@@ -170,7 +170,7 @@ def whole_checkpoint(output_dir: str | os.PathLike[str], process_index: int = 0,
             if PartialState().is_local_main_process:
                 while aside.exists():
                     aside = aside.with_name(f"{aside.name}+")
-                with suppress(FileNotFoundError):  # on a shared disk, another machine has renamed it
+                with suppress(FileNotFoundError):  # on a shared disk, another machine may have renamed it
                     Path(folder).rename(aside)
         else:
             last = folder
@@ -180,13 +180,13 @@ def whole_checkpoint(output_dir: str | os.PathLike[str], process_index: int = 0,
 
 
 def best_beside(folder: str | os.PathLike[str]) -> str | None:
-    """Find the best checkpoint that a checkpoint names, in the same folder: that may have been moved, or published.
+    """Find the best checkpoint that a checkpoint names, beside it: the folder of both may have been moved.
 
     Args:
         folder: the checkpoint.
 
     Returns:
-        The best checkpoint's path, or None.
+        The path of the best checkpoint, or None if it is not there.
     """
     best = json.loads(Path(folder, TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("best_model_checkpoint")
     beside = Path(folder).absolute().with_name(Path(best or "nothing").name)
@@ -194,7 +194,7 @@ def best_beside(folder: str | os.PathLike[str]) -> str | None:
 
 
 def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | None:
-    """Say what a checkpoint lacks to be resumed from, because writing or deleting it was interrupted.
+    """Say why a checkpoint cannot be resumed from, if writing or deleting it was interrupted.
 
     Args:
         folder: the checkpoint.
@@ -236,12 +236,12 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
 
 
 def method_file(process_index: int) -> str:
-    """Name the file of a checkpoint that holds the state of a process's method, beside the weights."""
+    """Return the name of the checkpoint file that holds the state of the method in a process."""
     return f"method_{process_index}.pt"
 
 
 def check_whole(folder: str | os.PathLike[str], process_index: int = 0) -> None:
-    """Raise a ValueError that says what a checkpoint lacks, if it is incomplete, and names the last complete one."""
+    """Raise a ValueError if a checkpoint is incomplete; it says what is missing, and names the last complete one."""
     if not os.path.isdir(folder):
         raise ValueError(f"the checkpoint {os.fspath(folder)!r} is not a folder.")
     if reason := why_torn(folder, process_index):
@@ -259,13 +259,13 @@ def _checkpoints(output_dir: str | os.PathLike[str]) -> list[str]:
 
 
 def written_method(folder: Path) -> dict[str, Any] | None:
-    """Read what `MethodState` wrote into a checkpoint; None if a plain Trainer wrote it."""
+    """Read what `MethodState` wrote into a checkpoint; None if a plain Trainer wrote the checkpoint."""
     state = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     found = (state.get("stateful_callbacks") or {}).get(MethodState.__name__)
     return found and found["args"]
 
 
-# What transformers, PEFT and `SavingTrainer` write with torch.save; other files may be of any kind.
+# The files that transformers, PEFT and `SavingTrainer` write with torch.save; other files may have any format.
 _ARCHIVES = (
     *("optimizer*.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "method_*.pt", "training_args.bin"),
     *("pytorch_model*.bin", "adapter_model.bin"),
@@ -292,7 +292,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def check_keys(source: str, missing: Any, unexpected: Any) -> None:
-    """Raise a ValueError that lists the keys which a checkpoint lacks, or which the model does not know."""
+    """Raise a ValueError that lists missing and unexpected keys of a checkpoint, if there are any."""
     if missing or unexpected:
         raise ValueError(
             f"{source} does not fit the model: missing {sorted(missing) or 'nothing'}, unexpected "
@@ -301,7 +301,7 @@ def check_keys(source: str, missing: Any, unexpected: Any) -> None:
 
 
 def check_adapter_keys(model: Any, folder: str | os.PathLike[str]) -> None:
-    """Raise a ValueError that lists the keys which a saved PEFT adapter lacks, or which the model does not know."""
+    """Raise a ValueError that lists missing and unexpected keys of a saved PEFT adapter, if there are any."""
     file = Path(folder, "adapter_model.safetensors")
     if file.is_file() and hasattr(model, "peft_config"):
         peft = importlib.import_module("peft")

@@ -1,4 +1,4 @@
-"""Which checkpoint and which trial of a search is the best: the metrics are known before training."""
+"""The metrics that choose the best checkpoint and the best trial of a search, checked before training."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from hf_sharp.reports.long_tail_report import long_tail_report, numbers_of
 from hf_sharp.sharpness.replay import random_state_kept
 
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
-# Of several evaluation sets, the mean of these is reported too, so that each can be the metric of the best model.
+# With several evaluation sets, the means of these metrics are also reported, so that they can choose the best model.
 _MEANS = ("balanced_accuracy", "loss")
-_TRIED = 64  # made-up predictions
+_TRIED = 64  # the number of made-up predictions
 
 
 def metric_names(eval_dataset: Any, frequencies: ClassFrequencies, label_column: str) -> set[str]:
     """List the metrics that an evaluation with the long-tail report will have, without their prefix.
 
     Args:
-        eval_dataset: one dataset, or several by name. Which groups it has examples of decides which metrics there are.
-        frequencies: of the training set.
+        eval_dataset: one dataset, or several by name. A group's metrics exist only if the dataset has examples of it.
+        frequencies: the class frequencies of the training set.
         label_column: the column with the labels.
 
     Returns:
-        The names; with several sets, those of each with the set's name before them, and the means over the sets.
+        The names. With several datasets, each name is preceded by its dataset's name, and the means are included.
 
     Raises:
-        ValueError: labels that cannot be read.
+        ValueError: the labels cannot be read.
     """
     if isinstance(eval_dataset, dict):
         sets = {name: metric_names(data, frequencies, label_column) for name, data in eval_dataset.items()}
@@ -54,7 +54,7 @@ def check_best_metric(args: Any, eval_dataset: Any, frequencies: ClassFrequencie
     Args:
         args: `SharpTrainingArguments`.
         eval_dataset: one dataset, several by name, or None.
-        frequencies: of the training set.
+        frequencies: the class frequencies of the training set.
     """
     asked = args.metric_for_best_model
     if not _is_needed(args, eval_dataset):
@@ -66,7 +66,7 @@ def check_best_metric(args: Any, eval_dataset: Any, frequencies: ClassFrequencie
         return
     shown = sorted(known - {name for name in known if name.endswith((*_SPEED, "_classes", "_threshold"))})
     raise ValueError(
-        f"metric_for_best_model={asked!r} is not reported: no evaluation would find it. Expected one of "
+        f"metric_for_best_model={asked!r} is not reported by any evaluation. Expected one of "
         f"{', '.join(shown)}; or pass a compute_metrics of your own that returns it."
     )
 
@@ -74,16 +74,16 @@ def check_best_metric(args: Any, eval_dataset: Any, frequencies: ClassFrequencie
 def check_own_metrics(
     args: Any, eval_dataset: Any, compute_metrics: Callable[[Any], Any], frequencies: ClassFrequencies
 ) -> None:
-    """Raise a ValueError if a `compute_metrics` of the user's lacks the metric that the best model is chosen by.
+    """Raise a ValueError if the user's `compute_metrics` does not return the metric that chooses the best model.
 
-    It is called once, with made-up predictions that are all right. If it raises an exception for them, or takes more
-    than predictions, the first evaluation tells.
+    The function is called once, with made-up predictions that are all correct. If it raises an exception for them, or
+    needs more than predictions, the check is left to the first evaluation.
 
     Args:
         args: `SharpTrainingArguments`.
         eval_dataset: one dataset, several by name, or None.
-        compute_metrics: the user's.
-        frequencies: of the training set.
+        compute_metrics: the user's function.
+        frequencies: the class frequencies of the training set.
     """
     if not _is_needed(args, eval_dataset) or args.batch_eval_metrics or args.include_for_metrics:
         return
@@ -92,7 +92,7 @@ def check_own_metrics(
     try:
         with random_state_kept([]):
             own = {str(name).removeprefix("eval_") for name in compute_metrics(EvalPrediction(logits, labels))}
-    except Exception:  # of the user's code, which may refuse what is made up; an evaluation calls it again, and raises
+    except Exception:  # the user's code may reject made-up predictions; a real error is raised in the first evaluation
         return
     names = {*own, "loss", *_SPEED}
     if isinstance(eval_dataset, dict):
@@ -101,11 +101,11 @@ def check_own_metrics(
 
 
 def check_reported(asked: str | None, names: Iterable[str]) -> None:
-    """Raise a ValueError that says what to type, if the metric of the best model is not among those of an evaluation.
+    """Raise a ValueError if the metric that chooses the best model is not among the metrics of an evaluation.
 
     Args:
         asked: `metric_for_best_model`, or None.
-        names: of the metrics that there are.
+        names: the names of the evaluation's metrics.
     """
     there = {name.removeprefix("eval_") for name in names}
     if asked is None or (name := asked.removeprefix("eval_")) in there:
@@ -125,12 +125,12 @@ def means_over_sets(metrics: Mapping[str, float], sets: list[str], prefix: str) 
     """Average balanced accuracy and loss over evaluation sets.
 
     Args:
-        metrics: of all sets.
-        sets: their names.
-        prefix: of the metrics, before the set's name.
+        metrics: the metrics of all evaluation sets.
+        sets: the names of the evaluation sets.
+        prefix: the prefix of the metric names, before the name of the set.
 
     Returns:
-        The means, where every set has the metric.
+        The means of the metrics that every set has.
 
     Example:
         >>> means_over_sets({"eval_a_loss": 1.0, "eval_b_loss": 3.0}, ["a", "b"], "eval")
@@ -145,6 +145,6 @@ def means_over_sets(metrics: Mapping[str, float], sets: list[str], prefix: str) 
 
 
 def mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
-    """Choose the objective of a search: the balanced accuracy; of several evaluation sets, the mean."""
+    """Return the objective of a search: the balanced accuracy, or its mean over several evaluation sets."""
     accuracies = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
     return sum(accuracies) / len(accuracies)

@@ -1,4 +1,4 @@
-"""The head before training: a cosine head in place of the linear one, and starting values from the training set."""
+"""Prepares the head before training: a cosine head instead of the linear one, and its initial values."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-CLIP_SCALE = 25.0  # of cosines with text embeddings: LIFT, arXiv 2309.10019
+CLIP_SCALE = 25.0  # the factor of cosines with text embeddings: LIFT, arXiv 2309.10019
 
 
 def cosine_head_of(model: nn.Module) -> CosineHead | None:
-    """Find the cosine head of a model."""
+    """Find the cosine head of a model; None if it has none."""
     heads = [module for module in model.modules() if isinstance(module, CosineHead)]
-    # PEFT keeps the frozen original beside the copy that is trained.
+    # PEFT keeps the frozen original head beside the copy that is trained.
     return next((head for head in heads if head.weight.requires_grad), heads[0] if heads else None)
 
 
 def make_cosine_head(model: nn.Module, num_classes: int, args: SharpTrainingArguments) -> CosineHead | None:
-    """Give a model a cosine head, if the arguments ask for one.
+    """Replace a model's head by a cosine head, if the arguments ask for one.
 
     Args:
-        model: the model, changed in place. A cosine head that it has already is kept.
+        model: the model, changed in place. An existing cosine head is kept.
         num_classes: K.
         args: `cosine_head` and its options.
 
@@ -58,14 +58,15 @@ def make_cosine_head(model: nn.Module, num_classes: int, args: SharpTrainingArgu
 
 
 def start_head(trainer: Any, model: nn.Module) -> None:
-    """Set the starting values of the head, as `head_init` says. One pass over the training set at most.
+    """Set the initial values of the head as `head_init` says, with at most one pass over the training set.
 
     Args:
         trainer: the `LongTailTrainer`, with arguments, training set and class frequencies.
         model: the model, changed in place.
 
     Raises:
-        ValueError: a stream, a sharded model, or a model that has no text tower to read class names with.
+        ValueError: the training set is a stream, the model is sharded, or class names are asked for and the model has
+            no text tower.
     """
     args = trainer.args
     if args.head_init == "none":
@@ -77,7 +78,7 @@ def start_head(trainer: Any, model: nn.Module) -> None:
         )
     if isinstance(trainer.train_dataset, STREAMS):
         raise ValueError(
-            f"head_init={args.head_init!r} may need a pass over the training set, which is a stream. Load it whole."
+            f"head_init={args.head_init!r} needs a training set that is not a stream. Load it without streaming."
         )
     if args.head_init == "class_names":
         _start_from_names(trainer, model)
@@ -116,15 +117,15 @@ def _batches(trainer: Any) -> DataLoader:
 
 
 def draw_per_class(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Draw examples of every class at random.
+    """Draw at most `limit` examples of every class at random.
 
     Args:
         labels: (N,) one label per example, numbers or names.
-        limit: of a class with more examples, so many are drawn.
-        seed: of the draw.
+        limit: the largest number of examples per class.
+        seed: the seed of the draw.
 
     Returns:
-        Rows, in ascending order.
+        The drawn row numbers, in ascending order.
 
     Example:
         >>> draw_per_class(np.array([0, 0, 0, 1]), 2, seed=0)
@@ -144,7 +145,7 @@ def _start_from_names(trainer: Any, model: nn.Module) -> None:
     if names is None or not source:
         raise ValueError(
             "head_init='class_names' needs class names, and a model loaded from a checkpoint with a text tower, such "
-            f"as openai/clip-vit-base-patch16; the names are {names}, and the checkpoint is {source!r}."
+            f"as openai/clip-vit-base-patch16; got the names {names} and the checkpoint {source!r}."
         )
     try:
         towers, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
@@ -153,7 +154,7 @@ def _start_from_names(trainer: Any, model: nn.Module) -> None:
             f"head_init='class_names': {source!r} could not be opened with both towers: {error}"
         ) from error
     scale = CLIP_SCALE if args.head_scale is None else args.head_scale
-    # Where no exact form exists, the map is fitted to the training images.
+    # If there is no exact form, a map is fitted to the training images.
     init_head_from_class_names(
         model,
         towers.to(args.device),

@@ -1,4 +1,4 @@
-"""The Hub: branches, checkpoints to resume from, and pushes that name no folder of this machine."""
+"""The Hub: branches, checkpoints to resume from, and pushes without local paths."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def fetch_checkpoint(name: str, token: str | None = None) -> str:
 
     Args:
         name: a folder, or a repository and one of its revisions.
-        token: the Hub's token; None uses the login.
+        token: the Hub token; None uses the token of the login.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        ValueError: that revision has no checkpoint.
+        ValueError: the revision has no checkpoint.
     """
     if os.path.isdir(name) or (found := _ON_THE_HUB.fullmatch(name)) is None:
         return name
@@ -46,7 +46,7 @@ def fetch_checkpoint(name: str, token: str | None = None) -> str:
         checkpoints = sorted(filter(_CHECKPOINT.fullmatch, folders), key=_step)
         if not checkpoints:
             raise ValueError(
-                f"{repo!r} has no checkpoint at {revision!r}: push them with hub_strategy='checkpoint' or "
+                f"{repo!r} has no checkpoint at {revision!r}: push checkpoints with hub_strategy='checkpoint' or "
                 "'all_checkpoints'; or start a new training from its weights, with from_pretrained."
             )
         last = checkpoints[-1]
@@ -60,23 +60,23 @@ def _step(folder: str) -> float:
 
 
 def make_branch(repo: str, revision: str | None, token: str | None) -> None:
-    """Create a branch of a repository, unless it is the default one, a reference, or exists."""
+    """Create a branch of a repository, unless it is the default branch or a reference, or already exists."""
     if revision not in (None, constants.DEFAULT_REVISION) and not revision.startswith("refs/"):
         HfApi().create_branch(repo, branch=revision, token=token, exist_ok=True)
 
 
-# File to the key whose value may be a path of this machine.
+# File name to the key whose value may be a local path.
 _PATHS = {ADAPTER: "base_model_name_or_path", TRAINER_STATE_NAME: "best_model_checkpoint"}
 
 
 def hide_paths(folder: str | os.PathLike[str]) -> dict[Path, str]:
-    """Leave only the last part of the paths in a folder that is about to be pushed.
+    """Shorten local paths to their last component in the files of a folder that is about to be pushed.
 
     Args:
         folder: a checkpoint, or the folder of a model.
 
     Returns:
-        The changed files and what they held, which opening them on this machine needs: `show_paths` writes it again.
+        The changed files and their old contents. This machine needs the full paths: `show_paths` restores them.
     """
     held = {}
     for name, key in _PATHS.items():
@@ -94,7 +94,7 @@ def hide_paths(folder: str | os.PathLike[str]) -> dict[Path, str]:
 
 
 def show_paths(held: dict[Path, str]) -> None:
-    """Write again what `hide_paths` changed, where the folder still exists; `held` is empty afterwards."""
+    """Restore the files that `hide_paths` changed, if their folder still exists; `held` is empty afterwards."""
     while held:
         file, text = held.popitem()
         if file.parent.is_dir():
@@ -102,10 +102,10 @@ def show_paths(held: dict[Path, str]) -> None:
 
 
 def name_no_local_base(folder: str | os.PathLike[str]) -> None:
-    """Remove a base model that is a folder of this machine from the card that PEFT writes beside an adapter.
+    """Remove the base model from the card that PEFT writes beside an adapter, if it is a local folder.
 
     Args:
-        folder: the adapter's.
+        folder: the adapter's folder.
     """
     file = Path(folder, "README.md")
     if not Path(folder, ADAPTER).is_file() or not file.is_file():

@@ -1,6 +1,6 @@
-"""The data given to a trainer: the class frequencies, and the classes of every dataset in one order, by name.
+"""The data given to a trainer: its class frequencies, and datasets whose classes are put into one order, by name.
 
-The order is that of the model's classes, where they have names, else that of the training set.
+The order is that of the model's classes if they have names, else that of the training set.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Classes:
     """The names of the classes, in the order of the model's outputs.
 
     Args:
-        names: K names; None where neither model nor data name them, so that classes are indices.
-        owner: what the names belong to, as in "the model", for errors.
+        names: K names; None if neither model nor data name the classes, so that classes are indices.
+        owner: where the names come from, such as "the model", for error messages.
         label_column: the column with the labels.
     """
 
@@ -49,12 +49,12 @@ class Classes:
 
     @classmethod
     def known(cls, config: Any, train_dataset: Any, given: ClassFrequencies | None, label_column: str) -> Classes:
-        """Find out the names: the model's, else the training set's, else those of the given frequencies.
+        """Find the class names: those of the model, else of the training set, else of the given frequencies.
 
         Args:
             config: the model's config, or None.
             train_dataset: the training set, or None.
-            given: the user's frequencies, or None.
+            given: the user's class frequencies, or None.
             label_column: the column with the labels.
 
         Returns:
@@ -69,18 +69,18 @@ class Classes:
         return cls(None if given is None else given.names, "class_frequencies", label_column)
 
     def align(self, data: Any, which: str, *, training: bool = False) -> Any:
-        """Give a dataset, or several by name, the indices of these classes.
+        """Map the labels of a dataset, or of several by name, to the indices of these classes.
 
         Args:
-            data: a dataset of any kind; without declared class names it comes back unchanged.
-            which: what it is, as in "the evaluation set", for errors.
-            training: whether it must have every class; others may lack some, which are reported.
+            data: a dataset of any kind; without declared class names it is returned unchanged.
+            which: what the dataset is, such as "the evaluation set", for error messages.
+            training: whether the dataset must have every class; in others, missing classes are logged.
 
         Returns:
-            The dataset.
+            The dataset, or the datasets by name.
 
         Raises:
-            ValueError: its classes have other names.
+            ValueError: the dataset's classes have other names.
         """
         if isinstance(data, dict):
             return {name: self.align(one, f"{which} {name!r}") for name, one in data.items()}
@@ -103,7 +103,7 @@ class Classes:
         return declared_classes(data, self.label_column)
 
     def name_model(self, config: Any) -> None:
-        """Give a model whose classes are called LABEL_0, LABEL_1, ... the names, so that they are saved with it."""
+        """Set the class names of a model whose classes are called LABEL_0, LABEL_1, ..., so that it saves them."""
         names = self.names
         if self.owner != "the training set" or names is None or len(names) != getattr(config, "num_labels", None):
             return
@@ -121,7 +121,7 @@ def label_column_of(train_dataset: Any, eval_dataset: Any, label_column: str) ->
     Args:
         train_dataset: the training set, or None.
         eval_dataset: one evaluation set, several by name, or None.
-        label_column: the name asked for.
+        label_column: the requested name.
 
     Returns:
         The column's name; see `find_label_column`.
@@ -133,7 +133,7 @@ def label_column_of(train_dataset: Any, eval_dataset: Any, label_column: str) ->
 
 
 def _selected(data: Any) -> Any:
-    """Return the rows of a `datasets.Dataset` that a `Subset` of it has, to read their labels without the rest."""
+    """Replace a `Subset` of a `datasets.Dataset` by the selected rows, so that only their labels are read."""
     if type(data) is Subset and isinstance(inner := _selected(data.dataset), datasets.Dataset):
         return inner.select(list(data.indices))
     return data
@@ -146,7 +146,7 @@ def _innermost(data: Any) -> Any:
 
 
 class Understood(NamedTuple):
-    """What a trainer knows of its data: the classes, the datasets in their order, and the class frequencies."""
+    """A trainer's data: the classes, the datasets with labels in their order, and the class frequencies."""
 
     classes: Classes
     train_dataset: Any
@@ -162,15 +162,15 @@ def understand(
     Args:
         train_dataset: the training set, or None.
         eval_dataset: one evaluation set, several by name, or None.
-        given: the user's frequencies, or None.
+        given: the user's class frequencies, or None.
         args: the label column, and the thresholds of the groups.
-        config: the model's config, which gets the names of the classes if it has none; or None.
+        config: the model's config, which gets the class names if it has none; or None.
 
     Returns:
         The classes, the two datasets and the frequencies.
 
     Raises:
-        ValueError: names, numbers of classes or labels that do not fit one another.
+        ValueError: names, numbers of classes or labels do not fit one another.
     """
     classes = Classes.known(config, train_dataset, given, args.label_column)
     train_dataset = classes.align(train_dataset, "the training set", training=True)
@@ -184,19 +184,19 @@ def understand(
 def hold_out(
     train_dataset: Any, rho_dataset: Any, args: SharpTrainingArguments, label2id: Mapping[str, int] | None = None
 ) -> tuple[Any, Any]:
-    """Hold validation examples for the learned radius out of the training set, unless `rho_dataset` is set.
+    """Hold out validation examples for the learned radius from the training set, unless `rho_dataset` is set.
 
     Args:
         train_dataset: the training set, or None.
         rho_dataset: the examples that the radius is learned on, or None.
-        args: whether the radius is learned, and the fraction.
+        args: whether the radius is learned, and the fraction to hold out.
         label2id: class name to index, from the model's config.
 
     Returns:
         The examples to train on, and those that the radius is learned on.
 
     Raises:
-        ValueError: a `rho_dataset` that has no effect, or a training set that cannot be split.
+        ValueError: `rho_dataset` has no effect, or the training set cannot be split.
     """
     if not args.learns_rho:
         if rho_dataset is not None:
@@ -206,7 +206,7 @@ def hold_out(
         return train_dataset, rho_dataset
     if not isinstance(train_dataset, datasets.Dataset):
         raise ValueError(
-            f"rho_schedule='learned' holds out validation examples of a datasets.Dataset; train_dataset is "
+            f"rho_schedule='learned' can hold out validation examples of a datasets.Dataset only; train_dataset is "
             f"{type(train_dataset).__name__}. Split it yourself, and pass the validation part as rho_dataset=."
         )
     return split_validation(
@@ -225,17 +225,17 @@ def class_frequencies_of(
 
     Args:
         train_dataset: the training set, or None.
-        given: the user's frequencies, or None.
+        given: the user's class frequencies, or None.
         args: the label column, and the thresholds of the groups.
         config: the model's config: the number of classes, their names and `label2id`.
-        classes: the names of the classes; the user's frequencies are brought into their order.
+        classes: the classes; the user's frequencies are put into their order.
 
     Returns:
-        The frequencies, with the arguments' thresholds, and class names if known.
+        The frequencies, with the thresholds of `args`, and with class names if these are known.
 
     Raises:
-        ValueError: there is nothing to read them from, their thresholds differ from the arguments', or they are those
-            of other classes.
+        ValueError: there is no dataset to count, the thresholds of `given` differ from those of `args`, or `given`
+            belongs to other classes.
     """
     if given is None:
         if train_dataset is None:
@@ -279,8 +279,8 @@ def check_labels(
     Args:
         train_dataset: the training set, or None.
         eval_dataset: one evaluation set, several by name, or None.
-        frequencies: of the training set.
-        label_column: where the labels are.
+        frequencies: the class frequencies of the training set.
+        label_column: the column with the labels.
         config: the model's config.
 
     Raises:
@@ -333,13 +333,13 @@ def _head_mismatch(which: str, outputs: int | None, classes: int) -> str:
 
 
 def check_transforms(sets: Mapping[str, Any], kept_columns: Collection[str]) -> None:
-    """Raise a ValueError for a transform that reads a column which the Trainer removes.
+    """Raise a ValueError if a transform reads a column that the Trainer removes.
 
     Args:
-        sets: what a dataset is, as in "the training set", to the dataset, or several by name.
-        kept_columns: the columns that stay.
+        sets: description, such as "the training set", to a dataset or several by name.
+        kept_columns: the columns that the Trainer keeps.
     """
-    with random_state_kept([]):  # transforms draw random numbers, and the training must not see others for that
+    with random_state_kept([]):  # transforms draw random numbers, which must not change those of the training
         for which, data in sets.items():
             for name, one in data.items() if isinstance(data, dict) else [("", data)]:
                 check_transform(one, kept_columns, f"{which} {name!r}" if name else which)

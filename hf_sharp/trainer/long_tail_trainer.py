@@ -30,7 +30,7 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 
 class LongTailTrainer(SavingTrainer):
-    """What `SharpTrainer` does besides sharpness: the loss, the sampler, the long-tail report and the card."""
+    """The part of `SharpTrainer` without sharpness: the loss, the sampler, the long-tail report and the card."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class LongTailTrainer(SavingTrainer):
         self._counted = self.train_dataset if class_frequencies is None else None
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
         self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
-        self._given_loss = copy.deepcopy(class_loss)  # the trainer moves it, and sets its class importance
+        self._given_loss = copy.deepcopy(class_loss)  # a trainer changes its loss
         self._given_importance = None if class_loss is None else class_loss.class_importance
         self._head: ClassifierHead | None = None
         self.step_means = StepMeans(args.device)
@@ -111,12 +111,12 @@ class LongTailTrainer(SavingTrainer):
         set_class_importance(loss, importance)
         if args.device.type == "mps":  # which has no float64
             loss.float()
-        # In evaluation mode it takes logits alone; what features add is computed by the training loss.
+        # In evaluation mode it uses logits only; the part that depends on features is added by the training loss.
         self.class_loss = loss.to(args.device).eval()
         preflight.check_head(model, self.class_loss)
         logit_scale = 1.0
         if cosine is not None and loss.needs_cosine_logits:
-            # The model's logits are what the loss makes of the cosines, without its margin.
+            # The model's logits are the cosines as the loss scales them, without its margin.
             logit_scale = float(loss.options["loss_scale"])
             cosine.set_scale(logit_scale)
         self._late_weight = None
@@ -139,9 +139,9 @@ class LongTailTrainer(SavingTrainer):
         self._remember(options, loss=self.class_loss if self.class_loss.state_dict() else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a new model as `Trainer` does, and rebuild the method, whose options a trial may have changed."""
+        """Make a new model as `Trainer` does, and rebuild the method, because a trial may have changed its options."""
         model = super().call_model_init(trial)
-        if hasattr(self, "class_frequencies"):  # not while the trainer itself is being made
+        if hasattr(self, "class_frequencies"):  # not while the trainer itself is initialized
             self.classes.name_model(getattr(model, "config", None))
             self._build_method(model)
             if self._starts_fresh:
@@ -166,14 +166,14 @@ class LongTailTrainer(SavingTrainer):
             self._build_method(cast(nn.Module, self.model))
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Search as `Trainer` does. Without your own objective or metrics, it maximizes the balanced accuracy.
+        """Search as `Trainer` does; without your own objective or metrics, maximize the balanced accuracy.
 
         Args:
             *args: as for `Trainer`.
             **kwargs: as for `Trainer`.
 
         Returns:
-            The best run. With several evaluation sets, the mean of their balanced accuracies counts.
+            The best run. With several evaluation sets, the objective is the mean of their balanced accuracies.
 
         Raises:
             ValueError: `direction` is not "maximize", and `compute_objective` is not set; or a trial has options that
@@ -182,15 +182,15 @@ class LongTailTrainer(SavingTrainer):
         if len(args) < 2 and kwargs.get("compute_objective") is None and hasattr(self, "report_keeper"):
             if kwargs.setdefault("direction", "maximize") != "maximize":
                 raise ValueError(
-                    f"direction={kwargs['direction']!r} would look for the lowest balanced accuracy. Leave it out, or "
-                    "pass compute_objective as well."
+                    f"direction={kwargs['direction']!r} would look for the lowest balanced accuracy. Omit it, or pass "
+                    "compute_objective as well."
                 )
             kwargs["compute_objective"] = choosing.mean_balanced_accuracy
         return super().hyperparameter_search(*args, **kwargs)
 
     @property
     def progress(self) -> float:
-        """The fraction of the training steps that is done."""
+        """The fraction of the training steps that is done, from 0 to 1."""
         return self.state.global_step / max(self.state.max_steps, 1)
 
     def compute_loss(
@@ -200,7 +200,7 @@ class LongTailTrainer(SavingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the class-frequency-aware loss, reduced as the Trainer reduces.
+        """Compute the class-frequency-aware loss, reduced to a scalar as `Trainer` does.
 
         Args:
             model: the model.
@@ -216,9 +216,9 @@ class LongTailTrainer(SavingTrainer):
             num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
         loss = self._reduce(losses, num_items_in_batch)
         if isinstance(outputs, tuple):
-            outputs = (loss, *outputs)  # where the Trainer expects the loss of a model that got labels
+            outputs = (loss, *outputs)  # the Trainer expects the loss first, as in the output of a model with labels
         elif return_outputs:
-            outputs = {"logits": outputs["logits"], **outputs}  # first, as reports take the first for the logits
+            outputs = {"logits": outputs["logits"], **outputs}  # reports use the first output as logits
         return (loss, outputs) if return_outputs else loss
 
     def _losses(
@@ -229,7 +229,7 @@ class LongTailTrainer(SavingTrainer):
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs) if type(outputs) is list else outputs
         logits = preflight.logits_of(outputs, cast(nn.Module, self.model))
         self.record.count(logits)
-        if not model.training:  # evaluations use the same loss throughout training, and logits alone
+        if not model.training:  # evaluations use the same loss throughout training, without features
             return self.class_loss(self.training_loss.unscaled(logits), labels), outputs
         return self.training_loss(logits, labels, frozen), outputs
 
@@ -246,12 +246,12 @@ class LongTailTrainer(SavingTrainer):
         return inputs["labels"]
 
     def _reduce(self, losses: Tensor, num_items_in_batch: Any) -> Tensor:
-        # In this order, the plain step and Trainer with a compute_loss_func agree to the last bit.
+        # With this order of operations, the plain step agrees exactly with Trainer and a compute_loss_func.
         loss = losses.sum() / num_items_in_batch
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as `Trainer` does, all examples, and send a picture of recall against class count to trackers.
+        """Evaluate as `Trainer` does, but on all examples; trackers get a plot of recall against class count.
 
         Args:
             eval_dataset: as for `Trainer`; classes in another order are aligned by name, and some may be absent.
@@ -259,10 +259,10 @@ class LongTailTrainer(SavingTrainer):
             **kwargs: as for `Trainer`.
 
         Returns:
-            The metrics; of several evaluation sets, also the means of balanced accuracy and loss.
+            The metrics; with several evaluation sets, also the means of balanced accuracy and loss.
 
         Raises:
-            ValueError: other classes; or in training, no metric of the name `metric_for_best_model`.
+            ValueError: the dataset has other classes; or, in training, `metric_for_best_model` is not reported.
         """
         if eval_dataset is None:
             self.eval_dataset = self.classes.align(self.eval_dataset, "the evaluation set")
@@ -281,7 +281,7 @@ class LongTailTrainer(SavingTrainer):
         return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict as `Trainer` does, all examples.
+        """Predict as `Trainer` does, but on all examples.
 
         Args:
             test_dataset: as for `Trainer`; classes in another order are aligned by name, and some may be absent.
@@ -289,7 +289,7 @@ class LongTailTrainer(SavingTrainer):
             **kwargs: as for `Trainer`.
 
         Returns:
-            As `Trainer`: logits and labels in the order of the model's classes, and the metrics.
+            As for `Trainer`: logits and labels in the order of the model's classes, and the metrics.
 
         Raises:
             ValueError: the dataset has other classes.
@@ -315,7 +315,7 @@ class LongTailTrainer(SavingTrainer):
         dataset_args: str | list[str] | None = None,
         results: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the model card: method, class counts, the last evaluation's report on every class, and how to use it.
+        """Write the model card: method, class counts, the last evaluation's report, and how to use the model.
 
         Args:
             language: as for `Trainer`.
@@ -323,11 +323,11 @@ class LongTailTrainer(SavingTrainer):
             tags: as for `Trainer`.
             model_name: as for `Trainer`.
             finetuned_from: as for `Trainer`.
-            tasks: the pipeline's name, where it does not follow from the model's class.
+            tasks: the pipeline's name, if it does not follow from the model's class.
             dataset_tags: the dataset's name on the Hub.
             dataset: the dataset's name.
             dataset_args: not used.
-            results: those of a finished run, as for `build_card`, in place of the last evaluation.
+            results: the results of a finished run, as for `build_card`, to use instead of the last evaluation.
         """
         if self.is_world_process_zero():
             write_trainer_card(

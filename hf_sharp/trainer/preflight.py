@@ -1,4 +1,4 @@
-"""What must fit together before training starts: arguments, model, loss and mode of training."""
+"""Checks before training that arguments, model, loss and training mode fit together."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ STREAMS = (IterableDataset, datasets.IterableDataset)
 
 
 def check_arguments(args: Any, train_dataset: Any) -> None:
-    """Raise a ValueError for arguments of another class, and for modes that do not work with the data at hand."""
+    """Raise a ValueError if `args` has the wrong class, or asks for a mode that the training set does not support."""
     if not isinstance(args, SharpTrainingArguments):
         raise ValueError(
             f"args is {type(args).__name__}; SharpTrainer needs hf_sharp.SharpTrainingArguments, which takes the same "
-            "options and those of sharpness and loss."
+            "options, and those of sharpness and loss."
         )
-    args.check()  # again: options may have been changed since they were made
+    args.check()  # again: options may have been changed after the arguments were created
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs, and Trainer would use nn.DataParallel, which is not supported. Start "
@@ -40,7 +40,7 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
         )
     if args.sampler != "instance" and isinstance(train_dataset, STREAMS):
         raise ValueError(
-            f"sampler={args.sampler!r} has to choose among all examples, and the train_dataset is a stream. Load it "
+            f"sampler={args.sampler!r} has to choose among all examples, but the train_dataset is a stream. Load it "
             "without streaming, or leave sampler at 'instance'."
         )
     if getattr(args, "parallelism_config", None) is not None:
@@ -48,7 +48,7 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
 
 
 def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLoss) -> None:
-    """Raise a ValueError for FSDP1 and what FSDP2 does not support; log that all processes share one perturbation."""
+    """Raise a ValueError for FSDP1, and for options that do not work with FSDP2."""
     if plugin.fsdp_version != 2:
         raise ValueError(
             "FSDP1 is not supported: it flattens weights, and their shapes, which the ascent needs, are gone. Set "
@@ -79,12 +79,12 @@ def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLo
 
 
 def check_model(model: nn.Module, args: SharpTrainingArguments, calls_with_labels: bool = False) -> None:
-    """Raise a ValueError for a head of another task, and for a model that cannot be trained as the arguments ask.
+    """Raise a ValueError if the head is for another task, or the model cannot be trained as the arguments ask.
 
     Args:
         model: the model.
         args: the arguments.
-        calls_with_labels: whether a `compute_loss` of the user's own calls the model, which may give it labels.
+        calls_with_labels: whether the user's own `compute_loss` calls the model, possibly with labels.
     """
     labels = inspect.signature(model.forward).parameters.get("labels")
     if not calls_with_labels and labels is not None and labels.default is labels.empty:
@@ -107,7 +107,7 @@ def check_model(model: nn.Module, args: SharpTrainingArguments, calls_with_label
 
 
 def check_class_loss(loss: Any, args: SharpTrainingArguments, frequencies: ClassFrequencies) -> None:
-    """Raise a ValueError for a loss of the user's own that cannot take the place of the built-in ones."""
+    """Raise a ValueError if a loss passed by the user cannot replace the built-in losses."""
     if loss is None:
         return
     if not isinstance(loss, ClassFrequencyLoss):
@@ -124,14 +124,14 @@ def check_class_loss(loss: Any, args: SharpTrainingArguments, frequencies: Class
         )
     if loss.class_counts.tolist() != frequencies.counts.tolist():
         raise ValueError(
-            f"class_loss was made for the class counts {loss.class_counts.tolist()}, and the training set has "
+            f"class_loss was made for the class counts {loss.class_counts.tolist()}, but the training set has "
             f"{frequencies.counts.tolist()}, in the order of the model's classes. Make it with ClassFrequencies."
             "from_dataset(train_dataset).counts, and give the data the model's order of classes."
         )
 
 
 def check_same_data(train_dataset: Any, counted: Any) -> None:
-    """Raise a ValueError for a training set other than the one whose classes were counted (None: it may be any)."""
+    """Raise a ValueError if the training set is not the one whose classes were counted (None: any may be used)."""
     if counted is not None and train_dataset is not counted:
         raise ValueError(
             "train_dataset was replaced after the trainer was made, and the loss has the class counts of the old one. "
@@ -140,7 +140,7 @@ def check_same_data(train_dataset: Any, counted: Any) -> None:
 
 
 def logits_of(outputs: Any, model: nn.Module) -> Tensor:
-    """Take the logits (N, K) out of a model's outputs, a mapping or a tuple; a ValueError if there are none."""
+    """Return the logits (N, K) of a model's outputs, a mapping or a tuple; raise a ValueError if there are none."""
     if not isinstance(outputs, Mapping):
         return outputs[0]
     if "logits" not in outputs:
@@ -153,7 +153,7 @@ def logits_of(outputs: Any, model: nn.Module) -> Tensor:
 
 
 def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
-    """Raise a ValueError for a loss that needs cosine logits, if the head does not compute cosines."""
+    """Raise a ValueError if the loss needs cosine logits and the head does not compute cosines."""
     heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if any(isinstance(module, CosineHead) for module in model.modules()):
         return
@@ -166,18 +166,18 @@ def check_head(model: nn.Module, loss: ClassFrequencyLoss) -> None:
 
 
 def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequencyLoss) -> bool:
-    """Tell whether a pass may take a part of a micro-batch, because each example's loss is independent of the others.
+    """Tell whether a pass may use only some examples of a micro-batch, because their losses are independent.
 
     Args:
-        model: with BatchNorm, outputs depend on the other examples.
-        args: options that need passes over a part of the examples.
-        loss: a loss of features depends on the other examples too.
+        model: the model; with BatchNorm, its outputs depend on the other examples.
+        args: the arguments; some options need passes over some of the examples.
+        loss: the loss; one that uses features depends on the other examples, too.
 
     Returns:
-        Whether it may.
+        True if each example's loss is independent of the other examples.
 
     Raises:
-        ValueError: it may not, and options require it.
+        ValueError: the losses are not independent, but an option requires it.
     """
     batch_norm = next(
         (name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None
@@ -188,14 +188,14 @@ def check_parts(model: nn.Module, args: SharpTrainingArguments, loss: ClassFrequ
     for name, default in (("ascent_fraction", 1.0), ("focal_sampling", "exact")):
         if reason is not None and getattr(args, name) != default:
             raise ValueError(
-                f"{name}={getattr(args, name)!r} lets passes take a part of the micro-batch's examples, but with "
+                f"{name}={getattr(args, name)!r} lets passes use only some examples of a micro-batch, but with "
                 f"{reason} an example's loss depends on the others. Leave {name} at {default!r}."
             )
     return reason is None
 
 
 def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArguments, trains: bool) -> None:
-    """Raise a ValueError for data and modes that a learned radius cannot work with."""
+    """Raise a ValueError if the data or the training mode does not support a learned radius."""
     if not args.learns_rho:
         return
     if rho_dataset is None and trains:  # switched on by a trial of a hyperparameter search
@@ -204,7 +204,7 @@ def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArgument
             "it with rho_schedule='learned'."
         )
     if isinstance(rho_dataset, STREAMS):
-        raise ValueError("rho_dataset is a stream; batches are drawn from all of its examples. Load it as a Dataset.")
+        raise ValueError("rho_dataset is a stream, but batches are drawn from all of it. Load it as a Dataset.")
     kwargs = args.gradient_checkpointing_kwargs
     if args.gradient_checkpointing and isinstance(kwargs, Mapping) and kwargs.get("use_reentrant"):
         raise ValueError(
@@ -214,23 +214,23 @@ def check_radius(model: nn.Module, rho_dataset: Any, args: SharpTrainingArgument
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if args.rho_hessian == "exact" and attention not in (None, "eager"):
         raise ValueError(
-            f"rho_hessian='exact' differentiates twice, and {attention} attention cannot. Load the model with "
-            "attn_implementation='eager', or choose rho_hessian='secant'."
+            f"rho_hessian='exact' differentiates twice, which {attention} attention does not support. Load the model "
+            "with attn_implementation='eager', or choose rho_hessian='secant'."
         )
 
 
 def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> Any:
-    """Put the user's class importance into the order of the classes.
+    """Put the user's class importances into the order of the classes.
 
     Args:
         importance: K numbers, a mapping from class name (or index) to number, or None.
-        frequencies: of the training set, with the names of the classes.
+        frequencies: the class frequencies of the training set, with the class names.
 
     Returns:
-        The K values, with 1 for a class that the mapping does not contain; anything but a mapping as it is.
+        K values, with 1 for a class that the mapping does not contain. Anything but a mapping is returned unchanged.
 
     Raises:
-        ValueError: an unknown class.
+        ValueError: the mapping contains an unknown class.
     """
     if not isinstance(importance, Mapping):
         return importance
@@ -241,5 +241,5 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> Any:
 
 
 def cost_matrix_of(costs: Any, frequencies: ClassFrequencies) -> np.ndarray | None:
-    """Read the user's costs as (K, K) before training, or None; see `read_costs`."""
+    """Read the user's costs as a (K, K) array, or None if there are none; see `read_costs`."""
     return None if costs is None else read_costs(costs, frequencies.labels)

@@ -1,6 +1,6 @@
 """The private parts of transformers' Trainer that hf_sharp depends on, in one list.
 
-A new transformers release may change or remove any of them. `tests/trainer/test_private_api.py` says which one.
+A new transformers release may change or remove any of them; `tests/trainer/test_private_api.py` then says which one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class PrivateMethod(NamedTuple):
 
     Args:
         parameters: the names of its parameters, without `self`.
-        purpose: what hf_sharp does there.
+        purpose: what hf_sharp uses it for.
     """
 
     parameters: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The Trainer's saving side: exact resuming, and pushes that report failures and name no folder of this machine."""
+"""The saving part of the trainer: exact resuming, and pushes that report failures and contain no local paths."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 
 class NotFiniteError(ValueError):
-    """Losses or weights of a training became infinite or NaN."""
+    """Raised when losses or weights become infinite or NaN during training."""
 
 
 class SavingTrainer(Trainer):
-    """`Trainer` that resumes from a checkpoint exactly, or says why it cannot, and reports failed pushes.
+    """`Trainer` that resumes exactly from a checkpoint, or says why it cannot, and that reports failed pushes.
 
-    It loads weights under any key names, skips incomplete checkpoints, and refuses those of another method.
+    It loads weights under any key names, skips incomplete checkpoints, and rejects those of a different method.
     """
 
     args: SharpTrainingArguments
@@ -56,12 +56,12 @@ class SavingTrainer(Trainer):
         self.method_state = MethodState({}, self.args.world_size, self.args.save_only_model)
         self.add_callback(self.method_state)
         self._pushes, self._best = False, cast(str | None, None)
-        self._hidden: dict[Path, str] = {}  # files that are being pushed, and what they held
+        self._hidden: dict[Path, str] = {}  # files that are being pushed, and their original contents
         self.record = TrainingRecord(self.args.device)
         self.add_callback(self.record)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `Trainer` does. A checkpoint to resume from must be complete, with the same method and class counts.
+        """Train as `Trainer` does; a checkpoint to resume from must be complete, with the same method and class counts.
 
         Args:
             resume_from_checkpoint: a checkpoint's folder, or True for the last complete one in `output_dir`.
@@ -69,10 +69,10 @@ class SavingTrainer(Trainer):
             **kwargs: as for `Trainer`.
 
         Returns:
-            As `Trainer`.
+            As for `Trainer`.
 
         Raises:
-            ValueError: the checkpoint is incomplete, or has another method or other class counts; or losses or weights
+            ValueError: the checkpoint is incomplete, or has a different method or class counts; or losses or weights
                 became infinite or NaN.
         """
         self._settle_options()
@@ -93,14 +93,14 @@ class SavingTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as `Trainer` does; the time and loss of a training are those of all its parts.
+        """Log as `Trainer` does; time and loss of a resumed training include the parts before it was resumed.
 
         Args:
             logs: the values to log.
             start_time: the start of training.
 
         Raises:
-            ValueError: training losses since the last log are not finite.
+            ValueError: the training losses since the last log are not finite.
         """
         if "train_runtime" in logs:
             self._stop_if_not_finite(weights=False)
@@ -110,7 +110,7 @@ class SavingTrainer(Trainer):
             self._stop_if_not_finite(weights=False)
 
     def _stop_if_not_finite(self, weights: bool = True, ended: bool = False) -> None:
-        # Called where values are read from the device anyway: at logs, at checkpoints and at the end.
+        # Called only where values are read from the device anyway: at logs, at checkpoints and at the end.
         processes = self.args.world_size
 
         def total(sums: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ class SavingTrainer(Trainer):
         if not (bad or weights):
             return
         sound = weights_are_finite(cast(nn.Module, self.model), total)
-        # The scaler of float16 skips steps with infinite losses, which are sound as long as there are others.
+        # The float16 scaler skips steps with infinite losses, which is harmless as long as other losses are finite.
         tolerated = getattr(self.accelerator, "scaler", None) is not None and not (ended and bad == seen)
         if sound and (not bad or tolerated):
             return
@@ -131,13 +131,13 @@ class SavingTrainer(Trainer):
         self.control.should_training_stop = True
 
     def _settle_options(self) -> None:
-        """Check options that were changed after the trainer was made, and let them take effect."""
+        """Check options that were changed after the trainer was created, and apply them."""
 
     def _before_training(self, fresh: bool) -> None:
-        """Do what comes before a training, which is fresh unless it resumes from a checkpoint."""
+        """Prepare a training; `fresh` is False if it resumes from a checkpoint."""
 
     def _check_best_metric(self, metrics: Mapping[str, float]) -> None:
-        # An evaluation comes before the checkpoint of its step, which must not be lost.
+        # An evaluation comes before the checkpoint of its step, so save one: the training so far must not be lost.
         try:
             choosing.check_reported(self.args.metric_for_best_model, metrics)
         except ValueError as error:
@@ -148,11 +148,11 @@ class SavingTrainer(Trainer):
             raise
 
     def _remember(self, method: dict[str, Any] | None = None, **stateful: Any) -> None:
-        """Record the method in checkpoints, and the state of its parts.
+        """Set the method, and its parts with a state, that checkpoints record.
 
         Args:
-            method: a new method, whose parts replace all earlier ones; None adds parts to the present one.
-            **stateful: the parts, by name: objects with a `state_dict`, or None.
+            method: a new method, whose parts replace all earlier parts; None adds parts to the current method.
+            **stateful: the parts by name: objects with a `state_dict`, or None.
         """
         before = {} if method is not None else self._stateful
         self._stateful = before | {name: part for name, part in stateful.items() if part is not None}
@@ -182,7 +182,7 @@ class SavingTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._stop_if_not_finite()
-        # The file is written last and marks a checkpoint as complete, so an older file must not be there.
+        # This file is written last and marks a checkpoint as complete, so an older one must be removed first.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.is_world_process_zero():
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -192,8 +192,8 @@ class SavingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # transformers 5 saves ViT, Swin, BEiT and others under older key names. Trainer loads these without converting
-        # them, and leaves every tensor that does not match unchanged. from_pretrained converts the names.
+        # transformers 5 saves ViT, Swin, BEiT and others under older key names. Trainer does not convert them when it
+        # loads a checkpoint, and silently keeps every tensor that does not match. from_pretrained converts the names.
         target = self.model if model is None else model
         if not self.is_fsdp_enabled and is_whole_model(target, resume_from_checkpoint):
             load_weights(target, resume_from_checkpoint)
@@ -203,7 +203,7 @@ class SavingTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
-        # restore_callback_states_from_checkpoint would restore the state that the checkpoint's training wrote.
+        # restore_callback_states_from_checkpoint would otherwise restore the state written by the earlier training.
         for kept in (self.method_state, self.record):
             self.callback_handler.remove_callback(type(kept))
             self.add_callback(kept)
@@ -223,7 +223,7 @@ class SavingTrainer(Trainer):
         check_keys("the checkpoint", load_result.missing_keys, load_result.unexpected_keys)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Save as `Trainer` does; of an absolute path, `training_args.bin` has the last part only."""
+        """Save as `Trainer` does, with absolute paths in `training_args.bin` shortened to their last component."""
         with self._arguments_without_paths():
             super().save_model(*args, **kwargs)
         if self.is_world_process_zero():
@@ -233,7 +233,7 @@ class SavingTrainer(Trainer):
                 self._hidden |= hide_paths(str(folder))
 
     def save_state(self) -> None:
-        """Save the state as `Trainer` does; of the best checkpoint's path, only the last part."""
+        """Save the state as `Trainer` does, with only the last component of the best checkpoint's path."""
         kept = self.state.best_model_checkpoint
         self.state.best_model_checkpoint = kept and without_paths(kept)
         try:
@@ -248,10 +248,10 @@ class SavingTrainer(Trainer):
         try:
             yield
         finally:
-            values.pop(SAVED_AS, None)  # a save that pushes saves again
+            values.pop(SAVED_AS, None)  # may be gone: a save that pushes calls save_model again
 
     def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Create the repository as `Trainer` does, and also the branch `hub_revision`, before training starts."""
+        """Create the repository as `Trainer` does, and the branch `hub_revision`, before training starts."""
         super().init_hf_repo(token, *args, **kwargs)
         if self.is_world_process_zero():
             self._make_branch(self.args.hub_revision, token)
@@ -265,9 +265,9 @@ class SavingTrainer(Trainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Push as `Trainer` does; a branch `revision` that does not exist is created.
+        """Push as `Trainer` does, and create the branch `revision` if it does not exist.
 
-        An error says where the model is saved, and how to push it again.
+        If the push fails, the error says where the model is saved, and how to push it again.
         """
         self._pushes = True
         try:
@@ -276,7 +276,7 @@ class SavingTrainer(Trainer):
                     self.init_hf_repo(token, *args, **{k: v for k, v in kwargs.items() if k == "private"})
                 self._make_branch(revision, token)
             pushed = super().push_to_hub(commit_message, blocking, token, revision, *args, **kwargs)
-            if hasattr(pushed, "add_done_callback"):  # it goes on in the background
+            if hasattr(pushed, "add_done_callback"):  # the push goes on in the background
                 pushed.add_done_callback(lambda _: show_paths(self._hidden))
             else:
                 show_paths(self._hidden)
@@ -296,7 +296,7 @@ class SavingTrainer(Trainer):
         make_branch(str(self.hub_model_id), revision, self.args.hub_token if token is None else token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self._report_failed_pushes()  # before Trainer forgets them
+        self._report_failed_pushes()  # before Trainer discards them
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             held = hide_paths(checkpoint_folder)
             if adapter := held.get(Path(checkpoint_folder, ADAPTER)):  # Trainer copies it beside the checkpoint

@@ -36,23 +36,23 @@ class SharpTrainer(LongTailTrainer):
         eval_dataset: as for `Trainer`.
         processing_class: as for `Trainer`.
         *trainer_args: further arguments of `Trainer`.
-        class_frequencies: the class frequencies or the counts (K,) of the training set, where they cannot be read from
-            `train_dataset` (a stream), or should differ from its counts (a resampled set).
-        class_loss: a loss of your own, a `hf_sharp.losses.ClassFrequencyLoss`, in place of the one that
+        class_frequencies: the class frequencies or the counts (K,) of the training set, if they cannot be read from
+            `train_dataset` (a stream), or should differ from its counts (a resampled dataset).
+        class_loss: your own loss, a `hf_sharp.losses.ClassFrequencyLoss`, to use instead of the one that
             `SharpTrainingArguments(loss=...)` names.
-        rho_dataset: the examples that a learned radius is validated on. By default, examples are held out of
+        rho_dataset: the examples that a learned radius is validated on. By default, examples are held out from
             `train_dataset`.
-        train_transform: a transform of the batches that training draws, such as augmentation, in place of the one of
-            `train_dataset` (see `datasets.Dataset.with_transform`). The pass for class means, examples held out for a
-            learned radius, and evaluations see the dataset's own. If it has a method `set_epoch`, that is called with
-            the number of each epoch.
+        train_transform: a transform of training batches, such as augmentation, that replaces the transform of
+            `train_dataset` (see `datasets.Dataset.with_transform`) in training only: the pass for class means, the
+            examples held out for a learned radius, and evaluations use the dataset's own transform. If it has a method
+            `set_epoch`, that method is called with the number of each epoch.
         **trainer_kwargs: further arguments of `Trainer`. Without `compute_metrics`, the long-tail report is computed.
 
     Raises:
-        ValueError: labels that are missing or outside the model's classes, a head that does not fit the classes, a
-            multi-label or regression head, a stream without `class_frequencies`, `compute_loss_func`, a
-            `train_transform` of something other than a `datasets.Dataset`, or a mode of training that is not
-            supported. All before training starts.
+        ValueError: before training starts, if labels are missing or outside the model's classes, the head does not fit
+            the classes or is for multi-label or regression, a stream comes without `class_frequencies`,
+            `compute_loss_func` is passed, `train_transform` is passed with a dataset that is not a `datasets.Dataset`,
+            or the training mode is not supported.
 
     Example:
         >>> import tempfile, torch
@@ -89,8 +89,8 @@ class SharpTrainer(LongTailTrainer):
         args = SharpTrainingArguments("tmp_trainer") if args is None else args
         if train_transform is not None and not isinstance(train_dataset, datasets.Dataset):
             raise ValueError(
-                f"train_transform needs a datasets.Dataset as train_dataset, got {type(train_dataset).__name__}. Give "
-                "your dataset the transform itself."
+                f"train_transform needs a datasets.Dataset as train_dataset, got {type(train_dataset).__name__}. Apply "
+                "the transform in your dataset instead."
             )
         preflight.check_arguments(args, train_dataset)
         args.label_column = labelled_data.label_column_of(train_dataset, eval_dataset, args.label_column)
@@ -109,7 +109,7 @@ class SharpTrainer(LongTailTrainer):
             labelled_data.check_labels(None, held_out, self.class_frequencies, args.label_column, config)
         if self.is_fsdp_enabled:
             preflight.check_fsdp(self.accelerator.state.fsdp_plugin, args, self.class_loss)
-            # Between synchronizations FSDP2 keeps gradients where the ascent cannot see them.
+            # Between synchronizations FSDP2 keeps gradients where the ascent has no access to them.
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
 
     def _build_method(self, model: nn.Module) -> None:
@@ -135,7 +135,7 @@ class SharpTrainer(LongTailTrainer):
 
     @property
     def rho(self) -> Tensor | float:
-        """The radius of the current step; a learned one is on the device."""
+        """The radius of the current step; a learned radius is a tensor on the device."""
         return self.engine.rho
 
     def training_step(
@@ -146,7 +146,7 @@ class SharpTrainer(LongTailTrainer):
         Args:
             model: the model, as wrapped for training.
             inputs: the micro-batch, with `labels`.
-            num_items_in_batch: the examples of the whole accumulation window, on all processes.
+            num_items_in_batch: the number of examples in the accumulation window, over all processes.
 
         Returns:
             The micro-batch's loss at the unperturbed weights, as plain training logs it.
@@ -161,7 +161,7 @@ class SharpTrainer(LongTailTrainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and beside the training loss: `rho`, and the means of `ascent_grad_norm` and `sharpness`.
+        """Log as `Trainer` does; with the training loss, also log `rho` and mean `ascent_grad_norm` and `sharpness`.
 
         Args:
             logs: the values to log.
@@ -174,9 +174,9 @@ class SharpTrainer(LongTailTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Make the training dataloader, with `train_transform`.
 
-        Where some classes are not perturbed, batches carry their labels on the host.
+        If some classes are not perturbed, the batches also contain their labels on the host.
         """
-        # A dispatched batch is put together from tensors of several batches, which cannot carry anything else.
+        # Dispatched batches are assembled from the tensors of several batches, which cannot carry extra attributes.
         dispatched = isinstance(self.train_dataset, preflight.STREAMS) or self.accelerator.dispatch_batches
         collator, data = self.data_collator, self.train_dataset
         if self.train_transform is not None:
@@ -189,12 +189,12 @@ class SharpTrainer(LongTailTrainer):
             self.data_collator, self.train_dataset = cast(Callable, collator), data
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Make the evaluation dataloader; `dataloader_drop_last` leaves out training examples only."""
+        """Make the evaluation dataloader, in which `dataloader_drop_last` drops no examples."""
         with self._all_examples():
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Make the dataloader of a prediction; `dataloader_drop_last` leaves out training examples only."""
+        """Make the dataloader for predictions, in which `dataloader_drop_last` drops no examples."""
         with self._all_examples():
             return super().get_test_dataloader(*args, **kwargs)
 
@@ -224,7 +224,7 @@ class SharpTrainer(LongTailTrainer):
         batches = examples / (self._train_batch_size * args.world_size)
         batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
         steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-        return max(self.state.max_steps / steps, 1e-9)  # before training there are no steps yet
+        return max(self.state.max_steps / steps, 1e-9)  # before training, max_steps is 0
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -1,4 +1,4 @@
-"""What the sharpness engine asks of the Trainer: the adapter between the two."""
+"""The adapter between the sharpness engine and the Trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainerLoop:
 
     Args:
         trainer: the `SharpTrainer`.
-        plain_step: its training step without sharpness: model, inputs and number of examples to the loss.
+        plain_step: its training step without sharpness: maps model, inputs and number of examples to the loss.
     """
 
     def __init__(self, trainer: Any, plain_step: Callable[..., Tensor]) -> None:
@@ -33,12 +33,12 @@ class TrainerLoop:
 
     @property
     def step(self) -> int:
-        """The optimizer steps taken."""
+        """The number of optimizer steps taken so far."""
         return self.trainer.state.global_step
 
     @property
     def progress(self) -> float:
-        """The fraction of training that is done."""
+        """The fraction of the training that is done, from 0 to 1."""
         return self.trainer.progress
 
     @property
@@ -53,17 +53,17 @@ class TrainerLoop:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the coming step."""
+        """The learning rate of the next optimizer step."""
         return self.trainer._get_learning_rate()
 
     @property
     def grad_scale(self) -> Tensor | float:
-        """The factor of float16 loss scaling in gradients."""
+        """The factor by which float16 loss scaling scales gradients."""
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
     def begin_step(self, model: nn.Module) -> None:
-        """Put model and optimizer into training mode, and empty the device's cache as often as asked."""
+        """Put model and optimizer into training mode, and empty the device cache as often as configured."""
         model.train()
         if callable(to_training_mode := getattr(self.trainer.optimizer, "train", None)):
             to_training_mode()
@@ -77,7 +77,7 @@ class TrainerLoop:
             return self.trainer._losses(model, inputs, frozen)[0]
 
     def frozen_loss(self) -> Any:
-        """Return the loss as it is now, whose state does not move."""
+        """Return a copy of the loss whose state stays as it is now."""
         return self.trainer.class_loss.frozen()
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
@@ -85,12 +85,12 @@ class TrainerLoop:
         self.trainer.accelerator.backward(loss, retain_graph=retain_graph)
 
     def without_sync(self, model: nn.Module) -> AbstractContextManager:
-        """Keep gradients of passes in the block from being averaged over processes."""
+        """Do not average the gradients of passes in the block over processes."""
         synchronized = self.num_processes == 1 or self.is_sharded
         return nullcontext() if synchronized else self.trainer.accelerator.no_sync(model)
 
     def over_processes(self, value: Tensor, how: str) -> Tensor:
-        """Reduce a tensor over processes: "mean" or "sum"."""
+        """Reduce a tensor over processes; `how` is "mean" or "sum"."""
         return self.trainer.accelerator.reduce(value, how)
 
     def validation_inputs(self, draws: int) -> dict[str, Any]:

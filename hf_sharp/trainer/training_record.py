@@ -1,6 +1,6 @@
-"""What is recorded while training: whether losses and weights stay finite, time, mean loss, and the cost of a step.
+"""Records of a training: whether losses and weights stay finite, the time, the mean loss, and the cost of a step.
 
-A training that was interrupted goes on from a checkpoint. Its time and its mean loss are those of all parts.
+If a training is interrupted and resumed from a checkpoint, its time and mean loss include all parts.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from transformers.trainer_callback import ExportableState
 
 
 class TrainingRecord(TrainerCallback, ExportableState):
-    """Time and losses of a training, written into every checkpoint, and the passes of its steps.
+    """Records time and losses of a training, which every checkpoint contains, and the number of passes.
 
-    Adding a loss, and counting, read nothing from the device.
+    Adding losses and counting passes does not synchronize with the device.
 
     Args:
-        device: where the losses are.
+        device: the device of the losses.
 
     Attributes:
-        forward: examples that passed forward through the model, since training began or was resumed.
-        backward: the same of backward passes.
+        forward: the number of examples in forward passes, since training began or was resumed.
+        backward: the number of examples in backward passes, likewise.
 
     Example:
         >>> record = TrainingRecord("cpu")
@@ -48,8 +48,8 @@ class TrainingRecord(TrainerCallback, ExportableState):
         """Begin a part of a training.
 
         Args:
-            saved: what `state` returned at the end of the part before; empty for the first part.
-            step: the step that it begins with.
+            saved: the result of `state` from the checkpoint of the previous part; empty for the first part.
+            step: the step that the part begins with.
         """
         attributes = saved.get("attributes", {})
         self._seconds, self._loss = float(attributes.get("seconds", 0)), float(attributes.get("loss", 0))
@@ -58,10 +58,10 @@ class TrainingRecord(TrainerCallback, ExportableState):
         self._examples = self.forward = self.backward = 0
 
     def state(self) -> dict[str, Any]:
-        """Return what is written: the seconds and the sum of losses so far.
+        """Return the state for a checkpoint: the seconds and the sum of losses so far.
 
         Returns:
-            No `args`, and `attributes`.
+            Empty `args`, and the state under `attributes`.
         """
         seconds = self._seconds + time.time() - self._started
         return {"args": {}, "attributes": {"seconds": seconds, "loss": self._loss}}
@@ -75,9 +75,9 @@ class TrainingRecord(TrainerCallback, ExportableState):
         self._examples += examples
 
     def count(self, logits: Tensor) -> None:
-        """Count the examples of a forward pass (N, K), and those of every backward pass through it.
+        """Count the examples of a forward pass with logits (N, K), and those of every backward pass through it.
 
-        A pass without a gradient is none of training, and does not count.
+        A pass without gradients is not part of training, and is not counted.
         """
         if logits.requires_grad:
             self.forward += len(logits)
@@ -88,18 +88,20 @@ class TrainingRecord(TrainerCallback, ExportableState):
 
     @property
     def passes(self) -> float:
-        """The cost of a step in plain steps, since training began or was resumed; 0 before the first.
+        """The mean cost of a step relative to a plain step, since training began or was resumed; 0 before the first.
 
-        (forward + 2 backward) / 3, in examples that pass through the model per example that training was given.
+        Computed as (forward + 2 backward) / 3, divided by the number of training examples.
         """
         return (self.forward + 2 * self.backward) / (3 * max(self._examples, 1))
 
     def pop(self, over_processes: Callable[[Tensor], Tensor], processes: int) -> tuple[int, int]:
-        """Return how many losses since the last call were not finite, and how many there were; read from the device.
+        """Return how many losses since the last call were not finite, and how many there were in total.
+
+        This synchronizes with the device.
 
         Args:
             over_processes: sums a tensor over the processes.
-            processes: their number.
+            processes: the number of processes.
         """
         loss, bad = over_processes(self._sums).tolist()
         self._loss += loss / processes
@@ -108,19 +110,19 @@ class TrainingRecord(TrainerCallback, ExportableState):
         return int(bad), seen
 
     def of_all_parts(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Correct the metrics at the end of a training that was interrupted.
+        """Correct the final metrics of a training that was interrupted, so that they cover all parts.
 
         Args:
             metrics: `train_runtime` and others, of the last part.
             step: the last step.
 
         Returns:
-            The metrics that differ for the whole training.
+            The metrics whose values differ for the whole training.
         """
         if not self._first_step or not self._seconds or step <= self._first_step:
             return {}
         part = metrics["train_runtime"]
-        # Older versions of transformers count the steps of the earlier parts too, newer ones do not.
+        # Older versions of transformers include the steps of earlier parts, newer ones do not.
         counted = min(step, step - self._first_step, key=lambda n: abs(n - part * metrics["train_steps_per_second"]))
         share, seconds = step / counted, self._seconds + part
         rates = ("train_samples_per_second", "train_steps_per_second")
@@ -130,11 +132,11 @@ class TrainingRecord(TrainerCallback, ExportableState):
 
 
 def weights_are_finite(model: nn.Module, over_processes: Callable[[Tensor], Tensor]) -> bool:
-    """Tell whether all trained weights are finite. It reads from the device.
+    """Tell whether all trained weights are finite; synchronizes with the device.
 
     Args:
         model: the model.
-        over_processes: sums a tensor over the processes, which may hold other shards.
+        over_processes: sums a tensor over the processes, each of which may hold other shards.
     """
     flags = []
     for parameter in model.parameters():
@@ -151,10 +153,10 @@ def advice(args: Any, step: int, what: str) -> str:
     Args:
         args: `SharpTrainingArguments`.
         step: the step at which it was noticed.
-        what: loss or weights.
+        what: subject and verb, as in "the loss is".
 
     Returns:
-        The error's text.
+        The error message.
     """
     changes = [f"lower learning_rate (it is {args.learning_rate:g})"]
     changes += ["lower rho" if args.sharpness != "none" else "", "use bf16 instead of fp16" if args.fp16 else ""]

@@ -195,13 +195,13 @@ def test_figures_of_the_test_data_go_into_the_card(again, here, tmp_path, capsys
     [
         ("mails_adjusted", ["--split", "validation"], "a card has the figures of the test data, not of 'validation'"),
         ("animals_adjusted", ["--tta", "five_crop"], "figures of one view of each picture, not of 'five_crop'"),
-        ("mails_table", [], "the costs lie beside the model, and a card has the figures of pipeline()"),
+        ("mails_table", [], "a card has the figures of pipeline(), which does not use the costs saved beside"),
         (
             "mails_adjusted",
             ["--validation_fraction", "0.5"],
-            "class counts of these data are not those of the training",
+            "class counts of this data are not those of the training",
         ),
-        ("mails_adjusted", ["--dataset", "other"], "the figures are of dataset 'mails', and they are of 'other'"),
+        ("mails_adjusted", ["--dataset", "other"], "the figures are of dataset 'mails', but they are of 'other'"),
     ],
     indirect=["again"],
 )
@@ -240,7 +240,7 @@ def test_a_model_that_was_changed_in_place_gets_no_card(key, here, tmp_path, cap
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: {"method": "tau_norm", "strength": 1.0}}))
     said = command(capsys, "card", folder)
-    assert f"config.json says that the model was changed after training ({key}), and all_results.json does not" in said
+    assert f"config.json says that the model was changed after training ({key}), but all_results.json does not" in said
     changed = shutil.copytree(here / ("mails_adjusted" if key == RECORD else "mails_sure"), tmp_path / "changed")
     (changed / "config.json").write_text(json.dumps(config))
     assert f"all_results.json says that the model was changed after training ({key})" in command(
@@ -250,7 +250,7 @@ def test_a_model_that_was_changed_in_place_gets_no_card(key, here, tmp_path, cap
 
 def test_what_was_saved_for_the_old_head_is_left_out_with_a_warning(here, tmp_path, caplog):
     assert cli.main(["adjust", "outputs/mails_sure", "--strength", "1", "--output_dir", str(tmp_path / "new")]) == 0
-    assert "saved with the model are for its old head, and are left out" in caplog.text
+    assert "saved with the model belong to its old head, and are left out" in caplog.text
     assert not (tmp_path / "new" / DECISIONS).exists()
     assert "## Confidence" not in card_of(tmp_path / "new").text
     assert cli.main(["adjust", "outputs/mails_sure", "--strength", "0", "--output_dir", str(tmp_path / "old")]) == 0

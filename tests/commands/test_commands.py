@@ -140,14 +140,14 @@ def test_train_evaluate_adjust(config, image_folder, tmp_path, capsys):  # noqa:
     assert report["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(test["label"], guessed))
 
     assert cli.main(["evaluate", str(tmp_path / "out"), "digits"]).startswith(
-        f"error: '{tmp_path / 'out'}' has 3 classes, and the data has 10"
+        f"error: '{tmp_path / 'out'}' has 3 classes, but the data has 10"
     )
 
 
 @pytest.mark.parametrize("rows", ["none", "0", "-3", "outputs/model"])
 def test_a_wrong_number_of_classes_to_show_is_named(rows, tmp_path):
     said = cli.main(["evaluate", str(tmp_path), "digits", "--per_class", rows])
-    assert said.startswith(f"error: per_class is {rows!r}; expected a number of classes, or 'all'.")
+    assert said.startswith(f"error: --per_class takes a number of classes, or 'all'; got {rows!r}.")
 
 
 def test_an_error_of_the_training_is_shown_and_is_the_status(config):

@@ -178,8 +178,8 @@ def test_broken_rows_are_reported_and_do_not_end_the_run(texts_model, tmp_path, 
     assert [row["id"] for row in rows if not row["error"]] == ["a", "f", "h"]
     errors = {row["input"]: row["error"] for row in rows if row["error"]}
     assert errors["2"] == "the text is empty"
-    assert errors["3"] == "1 cell, and the header has 2"
-    assert errors["4"] == "3 cells, and the header has 2"
+    assert errors["3"] == "1 cell, but the header has 2"
+    assert errors["4"] == "3 cells, but the header has 2"
     assert "expected after" in errors["5"]
     assert errors["7"] == "the text is not UTF-8"
     assert all(row["label"] == row["probability"] == "" for row in rows if row["error"])
@@ -285,7 +285,7 @@ def test_a_calibrated_model_abstains_and_gives_sets(calibrated, texts_model, mai
 
 def test_what_calibrates_is_not_the_training_or_the_test_data(texts_model, mails, tmp_path, capsys, no_traceback):  # noqa: F811
     said = command(capsys, "calibrate", texts_model, mails, "--test_fraction", 0.2, "--output_dir", tmp_path / "o")
-    assert "calibrated on validation data: name it with --validation_split" in said
+    assert "calibration needs validation data: name a split with --validation_split" in said
     assert not (tmp_path / "o").exists()
 
 
@@ -342,7 +342,7 @@ def _cost_of_plain(rows, matrix):
         (["DATA", "--coverage", "0.9"], "needs calibration scores, which the model does not have. Run hf-sharp cal"),
         (["DATA", "--top_k", "4"], "--top_k must be from 0 to 3, the number of classes; got 4"),
         (["DATA", "--format", "xlsx"], "invalid choice: 'xlsx'"),
-        (["DATA", "--format", "parquet"], "Parquet cannot be written to the standard output: add --output_dir"),
+        (["DATA", "--format", "parquet"], "Parquet cannot be written to standard output: add --output_dir"),
         (["DATA", "--device", "tpu9"], "the device 'tpu9' cannot be used"),
         (["DATA", "--keep", "ident"], "'text', 'label', 'id'. Name the right one with --keep"),
         (["DATA", "--text_column", "body"], "has no column 'body'"),
@@ -376,7 +376,7 @@ def test_other_mistakes(texts_model, image_folder, tmp_path, capsys, no_tracebac
     shutil.copytree(texts_model, no_classifier)
     config = json.loads((no_classifier / "config.json").read_text())
     (no_classifier / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
-    assert "is a BertModel, which has no classifier" in command(capsys, "predict", no_classifier, tmp_path / "two")
+    assert "is a BertModel, which does not classify" in command(capsys, "predict", no_classifier, tmp_path / "two")
     said = command(
         capsys, "adjust", texts_model, "--cost", "[1, 2, 3]", "--strength", 1, "--output_dir", tmp_path / "o"
     )
@@ -409,9 +409,9 @@ def test_costs_are_added_after_calibration_and_keep_what_still_holds(calibrated,
     assert not (tmp_path / "head" / DECISIONS).exists(), "thresholds and scores were for other logits"
     (tmp_path / "rows.txt").write_text("w1 w2\n")
     said = command(capsys, "predict", tmp_path / "table", tmp_path / "rows.txt", "--abstain", "saved")
-    assert "the thresholds are for the most likely class" in said
+    assert "the saved thresholds are for the most likely class" in said
     said = command(capsys, "predict", tmp_path / "head", tmp_path / "rows.txt", "--cost", "[1, 1, 5]")
-    assert "the head of the model holds costs already" in said
+    assert "the model's head contains costs already" in said
     data = "--dataset", tmp_path / "mails.csv", "--validation_fraction", 0.5, "--test_fraction", 0.2
     said = command(capsys, "calibrate", tmp_path / "head", *data, "--output_dir", tmp_path / "again")
     assert "Calibrate before adjust --cost" in said

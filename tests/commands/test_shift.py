@@ -121,7 +121,7 @@ def test_texts(bert_folder, tmp_path, capsys, caplog):  # noqa: F811
     options = json.loads((tmp_path / "moved" / "all_results.json").read_text())["options"]
     assert options["validation_fraction"] == 0.3, "later commands take over what the training recorded"
     assert not (tmp_path / "moved" / "decisions.json").exists()
-    assert "calibrate the new one" in caplog.text
+    assert "calibrate the new model" in caplog.text
     same = tmp_path / "same.txt"
     same.write_text("\n".join(texts((80, 40, 20), 5)["text"]) + "\n")
     words[2] = str(same)

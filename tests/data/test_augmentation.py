@@ -184,7 +184,7 @@ def test_mixing_labels_is_refused_with_the_reason(name):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="unknown augment 'crops'; expected one of auto, none, crop_flip, randaugment"):
         check_augmentation("crops")
-    with pytest.raises(ValueError, match="is crop_flip or randaugment, not 'none'"):
+    with pytest.raises(ValueError, match="must be crop_flip or randaugment, got 'none'"):
         ImageAugmentation("none", (8, 8))
     with pytest.raises(ValueError, match="unknown tta 'flip'; expected one of none, five_crop, ten_crop"):
         check_tta("flip")

@@ -37,7 +37,7 @@ def test_pixels_and_labels_survive(folder):
 def test_a_truncated_file(folder):
     file = folder / "t10k-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(ValueError, match="is truncated: its header announces 60 bytes, it has 57"):
+    with pytest.raises(ValueError, match="is truncated: expected 60 bytes by its header, got 57"):
         load_idx(folder)
 
 

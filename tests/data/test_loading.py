@@ -52,7 +52,11 @@ def test_a_test_split_whose_classes_are_in_another_order_is_brought_into_the_tra
         (split([0], ["a"]).remove_columns("label"), {}, "split 'test': there is no label column 'label'"),
         (split([0, 1]).select([]), {}, "split 'test' is empty"),
         (split([0, 1], ["a", "c"]), {}, "split 'test' .*'a', 'c'.* are not those of the training split .*'a', 'b'"),
-        (split([0, 1], ["a", "b"]), {"test_split": "train"}, "both 'train': the report would be on training data"),
+        (
+            split([0, 1], ["a", "b"]),
+            {"test_split": "train"},
+            "both 'train': the model would be tested on its training data",
+        ),
         (split([0, 1], ["a", "b"]), {"test_split": "dev"}, "there is no split 'dev'; the splits are 'train', 'test'"),
         (split([0, 1], ["a", "b"]), {"test_fraction": 0.2}, "but there is a split 'test'"),
     ],

@@ -178,7 +178,7 @@ def test_what_changes_a_copy_of_the_backbone_learns_the_support_set(name, images
 @pytest.mark.parametrize("name", ["lora", "finetune"])
 def test_features_alone_are_not_enough_to_change_a_backbone(name):
     features, labels = gaussians(np.eye(3), 4)
-    with pytest.raises(ValueError, match=f"{name!r} changes the backbone, and only features were given"):
+    with pytest.raises(ValueError, match=f"{name!r} needs a backbone to change, but only features were given"):
         run(name, embedded_of(features), task_of(labels, 2)[0])
 
 

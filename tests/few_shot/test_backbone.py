@@ -71,7 +71,7 @@ def test_features_of_every_family_are_those_that_the_trained_head_saw(family, tm
 def test_a_pooler_that_automodel_made_is_never_taken(tmp_path):
     make_vit(num_channels=3).save_pretrained(tmp_path)
     assert AutoModel.from_pretrained(tmp_path).pooler is not None, "the trap is there"
-    with pytest.raises(ValueError, match=r"no trained pooler.*random weights make no useful features"):
+    with pytest.raises(ValueError, match=r"no trained pooler.*random weights give no useful features"):
         load_backbone(tmp_path, features="pooled")
     backbone = load_backbone(tmp_path)
     backbone.encode(image_inputs())

@@ -167,7 +167,7 @@ def test_no_fonts_or_too_few_characters(tmp_path, monkeypatch):
     with pytest.raises(LookupError, match="no fonts"):
         render_characters(tmp_path, 5, 2, 16, 0, fonts=[])
     (tmp_path / "broken.ttf").write_bytes(b"not a font")
-    with pytest.raises(LookupError, match="0 usable fonts have 0 characters of the 5"):
+    with pytest.raises(LookupError, match="0 usable fonts have only 0 of the 5 characters"):
         render_characters(tmp_path, 5, 2, 16, 0, fonts=[str(tmp_path / "broken.ttf")])
     monkeypatch.setattr("hf_sharp.few_shot.rendering.installed_fonts", list)
     monkeypatch.setenv("HF_SHARP_CACHE", str(tmp_path))

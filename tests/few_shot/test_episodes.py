@@ -93,9 +93,13 @@ def test_a_task_is_an_episode_without_its_answers():
 @pytest.mark.parametrize(
     ("labels", "options", "said"),
     [
-        (np.repeat(np.arange(4), 20), {}, "needs 5 classes with at least 2 examples each .* 4 of the 4 classes do"),
+        (
+            np.repeat(np.arange(4), 20),
+            {},
+            "needs 5 classes with at least 2 examples each .* 4 of the 4 classes have them",
+        ),
         (np.repeat(np.arange(4), 20), {"ways": 5}, "needs 5 classes"),
-        (np.arange(30), {}, "0 of the 30 classes do"),
+        (np.arange(30), {}, "0 of the 30 classes have them"),
         (np.repeat(np.arange(6), 5), {"shots": 5}, "at least 6 examples each .5 for the support set, 1 to query"),
         (np.repeat(np.arange(6), 5), {"shots": 3, "queries": 3}, "at least 6 examples"),
         (LABELS, {"ways": 1}, "ways must be at least 2, got 1"),

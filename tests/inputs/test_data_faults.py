@@ -190,7 +190,7 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token(caplog):
 
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
-    [(Words(101), "101 tokens, and the model has embeddings for 100"), (Words(5, 5), "knows no words")],
+    [(Words(101), "101 tokens, but the model has embeddings for 100"), (Words(5, 5), "has only 5 special tokens")],
     ids=["too large", "no words"],
 )
 def test_a_tokenizer_of_another_model(tokenizer, message):

@@ -36,11 +36,11 @@ def write(tmp_path, name, content):
 
 TABLES = {
     "empty.csv": ("", "is empty"),
-    "header.csv": ("text,label\n", "has a header and no rows"),
+    "header.csv": ("text,label\n", "has a header but no rows"),
     "latin1.csv": ("text,label\ncaf\xe9,a\nb,b\n".encode("latin-1"), "is not UTF-8 text. Convert it: iconv"),
     "utf16.csv": ("text,label\na,a\nb,b\n".encode("utf-16"), "is not UTF-8 text. Convert it: iconv"),
     "utf16le.csv": ("text,label\na,a\nb,b\n".encode("utf-16-le"), "is not UTF-8 text. Convert it: iconv"),
-    "wide_first.csv": ("text,label\na,b,c\nd,e\n", "line 2: 3 cells, and the header has 2"),
+    "wide_first.csv": ("text,label\na,b,c\nd,e\n", "line 2: 3 cells, but the header has 2"),
     "wide_later.csv": ("text,label\na,b\nc,d,e\n", "Expected 2 fields in line 3, saw 3"),
     "open_quote.csv": ('text,label\na,b\n"c,d\n', "cannot be read"),
     "broken.json": ('{"text": "a", "label": ', "line 1: Expecting value at character 24"),
@@ -73,7 +73,7 @@ def test_tables_that_cannot_be_read(name, tmp_path, capsys):
         (["digits", "--class_names", "a", "b"], "got 2 class_names for 10 classes"),
         (["digits", "--picture", "/proc/nowhere.png"], "the picture '/proc/nowhere.png' cannot be written"),
         (["digits", "--labl", "x"], "unknown flag: 'labl'"),
-        (["digits", "and", "more"], "unexpected words on the command line: and more"),
+        (["digits", "and", "more"], "unexpected arguments on the command line: and more"),
         ([], "the following arguments are required: dataset"),
     ],
     ids=str,
@@ -88,7 +88,7 @@ def test_columns_that_differ_by_split(tmp_path, capsys):
     write(tmp_path / "data", "test.csv", "text,klass\na,b\n")
     said = command(capsys, "counts", tmp_path / "data")
     assert "'text', 'klass'" in said
-    assert "all files of a dataset need the same ones" in said
+    assert "all files of a dataset need the same columns" in said
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
@@ -124,16 +124,16 @@ RESNET = '{"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], 
         (["--test_fraction", "0.9"], "fraction"),
         (["--model_config", "{vit}"], "model_config is neither JSON"),
         (["--model_config", "[1]"], "model_config must be a mapping"),
-        (["--picture_range", "5"], "picture_range is a lower and a higher value"),
+        (["--picture_range", "5"], "picture_range must be a lower and a higher value"),
         (["--report_to", "wandb"], "wandb"),
         (["--optim", "adamw_bnb_8bit"], "bitsandbytes"),
         (["--optim", "adamw_apex_fused"], "apex"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--data_seed", "99999999999"], "seeds must be below 4,294,967,296, got 99,999,999,999"),
-        (["--lr_scheduler_kwargs", '{"x": 1}'], "the trainer cannot be made: get_linear_schedule_with_warmup() got"),
+        (["--lr_scheduler_kwargs", '{"x": 1}'], "the trainer cannot be created: get_linear_schedule_with_warmup() got"),
         (["--class_names", "a", "a", "b"], "class_names has 'a' more than once"),
         (["--validation_split", "train"], "--validation_split and --train_split are both 'train'"),
-        (["--test_split", "train"], "the report would be on training data"),
+        (["--test_split", "train"], "the model would be tested on its training data"),
         (["--max_steps", "0", "--num_train_epochs", "0"], "nothing would be trained"),
         (
             ["--model_config", TINY_VIT.replace('"patch_size": 4', '"patch_size": 16')],

@@ -87,7 +87,7 @@ def test_classes_may_be_called_as_splits_are(image_folder, tmp_path):  # noqa: F
 def test_two_columns_of_one_name_are_told(tmp_path, caplog):
     data = load(str(write(tmp_path, "data.csv", "text,label,label\na,x,z\nb,y,z\n")))
     assert data["train"]["label"][:] == ["x", "y"]
-    assert "has several columns 'label': the first counts" in caplog.text
+    assert "has several columns named 'label': the first one is used" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["text,label\n\na,x\n\n\nb,y\n\n", "\n\ntext,label\na,x\nb,y\n"], ids=repr)
@@ -101,7 +101,7 @@ def test_a_picture_beside_the_class_folders_is_named(place, image_folder, capsys
     stray.parent.mkdir(exist_ok=True)
     shutil.copy(Path(image_folder, "train/cat/0.png"), stray)
     said = command(capsys, "counts", image_folder)
-    assert "not all of them lie in one folder per class" in said
+    assert "not all of them are in one folder per class" in said
     assert str(stray) in said
     assert "(1 such file)" in said
 

@@ -238,7 +238,7 @@ def test_code_of_others_is_run_only_where_it_is_trusted(cosine_folder):
     config = json.loads(file.read_text())
     config.pop("cosine_head")
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"needs code of its own \(.*--trust_remote_code true"):
+    with pytest.raises(ValueError, match=r"needs its own code \(.*--trust_remote_code true"):
         class_for(AutoModelForSequenceClassification, cosine_folder)
     with pytest.raises(SystemExit, match="code beside the weights was run"):
         class_for(AutoModelForSequenceClassification, cosine_folder, trust_remote_code=True)

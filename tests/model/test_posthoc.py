@@ -288,7 +288,7 @@ def test_the_automatic_strength_does_not_depend_on_the_test_split(text_model, tm
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ([], "error: strength 'auto' is chosen on validation data"),
+        ([], "error: --strength auto needs validation data"),
         (["--strength", "much"], "error: strength 'much' is neither a number nor 'auto'"),
         (["--strength", "1", "--loss", "cdt"], "error: 'logit_adjustment' does not take loss"),
         (["--validation_split", "test"], "error: --validation_split and --test_split are both 'test'"),

@@ -103,7 +103,7 @@ def test_an_adapter_without_its_base_model_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
     said = cli.main(["predict", str(tmp_path), "new.txt", "--output_dir", str(tmp_path / "out")])
     assert "is an adapter that names no base model" in said
-    assert "Train it again with --peft_merge true" in said
+    assert "Train again with --peft_merge true" in said
 
 
 def test_cosine_head_class_means_and_lora_together(image_folder, vit_folder, tmp_path):

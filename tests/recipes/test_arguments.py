@@ -52,9 +52,9 @@ def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config)
     [
         ("rh0: 0.3\n", r"unknown key in .*config.yaml: 'rh0'. Did you mean 'rho'\?"),
         ("zzzzz: 0.3\n", r"unknown key in .*: 'zzzzz'. --help lists the options"),
-        ("- rho\n", r"must be a mapping of options; it is list"),
+        ("- rho\n", r"must be a mapping of options; got list"),
         ("rho: [0.3\n", r"is not YAML"),
-        ("", r"must be a mapping of options; it is NoneType"),
+        ("", r"must be a mapping of options; got NoneType"),
         ("rho: small\n", r"rho: 'small' is not what is expected"),
         ("rho: [0.1]\n", r"rho: \[0.1\] is not what is expected: one float"),
         ("rho: true\n", r"rho: True is not what is expected: one float"),
@@ -207,7 +207,7 @@ def test_differences_on_the_command_line(tmp_path):
         ("los=ldt", "unknown option in 'los=ldt': 'los'. Did you mean 'loss'"),
         ("loss=ldt,rho", "expected option=value,option=value; got 'loss=ldt,rho'"),
         ("rho=big", "rho: 'big' is not what is expected"),
-        ("imbalance_factor=7", "'imbalance_factor=7' may only hold the training options that differ"),
+        ("imbalance_factor=7", "'imbalance_factor=7' may only contain training options that differ"),
     ):
         with pytest.raises(ValueError, match=message):
             runs(tmp_path, "--compare_with", text)
@@ -227,7 +227,7 @@ def test_what_lies_beside_the_runs_is_not_written_over(tmp_path):
 
 
 def test_one_checkpoint_cannot_serve_two_runs(tmp_path):
-    with pytest.raises(ValueError, match=r"is the checkpoint of one run, and there are 2 runs. Set it to true"):
+    with pytest.raises(ValueError, match=r"is the checkpoint of one run, but there are 2 runs. Set it to true"):
         runs(tmp_path, "--compare_with", "baseline", "--resume_from_checkpoint", "somewhere/checkpoint-5")
 
 

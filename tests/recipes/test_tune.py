@@ -220,8 +220,8 @@ def test_a_run_that_is_not_finite_does_not_end_the_search(config, tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--budget", "20"], "budget '20' is not what is expected: a number of runs or a time, such as 20runs or 2h"),
-        (["--budget", "0runs"], "budget '0runs' is not what is expected"),
+        (["--budget", "20"], "budget must be a number of runs or a time above 0, such as 20runs or 2h; got '20'"),
+        (["--budget", "0runs"], "got '0runs'"),
         ([], "the following arguments are required: --budget"),
         (["--budget", "2runs", "--search", "roh"], "unknown option to search: 'roh'. Did you mean 'rho'?"),
         (["--budget", "2runs", "--search", "rho", "rho"], "named twice"),
@@ -229,7 +229,7 @@ def test_a_run_that_is_not_finite_does_not_end_the_search(config, tmp_path, monk
         (["--budget", "2runs", "--loss", "ldam"], "loss 'ldam' has no loss_tau: leave it out with --search method rho"),
         (["--budget", "2runs", "--search", "rho", "--sharpness", "none"], "rho has no effect with sharpness 'none'"),
         (["--budget", "2runs", "--leraning_rate", "1"], "Did you mean 'learning_rate'?"),
-        (["--budget", "2runs", "--output_dir", "."], "holds no search, and is not empty"),
+        (["--budget", "2runs", "--output_dir", "."], "is not empty and has no search"),
     ],
     ids=str,
 )

@@ -366,7 +366,7 @@ def test_class_names_as_labels(make_trainer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rho_hessian": "exact"}, "sdpa attention cannot. Load the model with attn_implementation='eager'"),
+        ({"rho_hessian": "exact"}, "sdpa attention does not support. Load the model with attn_implementation='eager'"),
         (
             {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
             "Set gradient_checkpointing_kwargs={'use_reentrant': False}",

@@ -137,7 +137,7 @@ def test_a_stream_has_no_class_means(make_trainer):
     stream = make_images().to_iterable_dataset()
     frequencies = {"class_frequencies": ClassFrequencies.from_counts(CLASS_COUNTS)}
     trainer = make_trainer(train_dataset=stream, head_init="class_mean", trainer=frequencies)
-    with pytest.raises(ValueError, match="which is a stream"):
+    with pytest.raises(ValueError, match="not a stream"):
         trainer.train()
 
 

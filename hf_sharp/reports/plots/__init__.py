@@ -1,4 +1,4 @@
-"""All pictures, in one style."""
+"""All plots, in one style."""
 
 from hf_sharp.reports.plots.by_count import plot_counts, plot_recall_by_count
 from hf_sharp.reports.plots.errors import plot_confusion_matrix, plot_precision_recall, plot_reliability

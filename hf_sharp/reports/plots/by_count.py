@@ -1,4 +1,4 @@
-"""Pictures of the class counts, and of recall against them."""
+"""Plots of class counts, and of recall against class count."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hf_sharp.reports.plots.labels import label_points
 from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
 from hf_sharp.reports.plots.style import GROUP_COLOURS, picture, run_styles
 
-NAMED_CLASSES = 30  # of more classes, a picture has room for the names of some only
-_SMOOTHED_ABOVE = 25  # classes
+NAMED_CLASSES = 30  # the most classes that a plot has room to name
+_SMOOTHED_ABOVE = 25  # with more classes, the line is a running mean
 _WORST = 5
 
 
@@ -30,14 +30,14 @@ def plot_recall_by_count(
 ) -> None:
     """Draw the recall of every class against its number of training examples, one line per run.
 
-    The five classes that the last run recognises least are named, if they are below its mean and there is room. Of many
-    classes, the line is a running mean.
+    The five classes with the lowest recalls in the last run are named, if they are below its mean and there is room. If
+    there are many classes, the line is a running mean.
 
     Args:
-        reports: run to `long_tail_report`, all of the same classes.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
-        methods: run to sharpness method, which chooses its colour, for runs whose names do not contain it.
+        reports: run name to `long_tail_report`, all on the same classes.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
+        methods: run name to sharpness method, which decides the colour, for runs whose names do not contain it.
         names: (K,) class names. Default: those of the reports.
     """
     first = next(iter(reports.values()), {})
@@ -58,7 +58,7 @@ def plot_recall_by_count(
 
 
 def _left_out(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    # The axis reaches to the counts of classes that have no mark.
+    # The axis includes the counts of classes without a mark.
     absent = sum(
         all(recall is None for recall in of_class)
         for of_class in zip(*(report["per_class_recall"] for report in reports.values()), strict=True)
@@ -103,7 +103,7 @@ def _recall_line(axes: Any, counts: np.ndarray, report: Mapping[str, Any], run: 
 
 
 def percentages(shares: Any) -> np.ndarray:
-    """Turn shares, None where there is none, into percentages, NaN where there is none."""
+    """Convert shares to percentages, and None to NaN."""
     return np.array([np.nan if share is None else 100 * share for share in shares])
 
 
@@ -112,8 +112,8 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
 
     Args:
         frequencies: `ClassFrequencies`.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     counts = frequencies.counts
     names = frequencies.labels
@@ -125,13 +125,13 @@ def plot_counts(frequencies: Any, file: str | Path, title: str = "") -> None:
         limits = group_limits(frequencies.rare_threshold, frequencies.common_threshold)
         low, high = 0.7, 1.6 * counts.max()
         for group, classes in frequencies.groups.items():
-            places = np.flatnonzero(np.isin(order, classes))  # one after the other
+            places = np.flatnonzero(np.isin(order, classes))  # consecutive, because classes are sorted by count
             if len(places):
                 style = {"color": GROUP_COLOURS[group], "label": f"{group} ({limits[group]}): {len(places):,}"}
                 bars = counts[order[places]]
                 if named:
                     axes.barh(places, bars, **style)
-                else:  # thousands of bars as one outline
+                else:  # draw thousands of bars as one outline
                     edges = np.append(places, places[-1] + 1) + 0.5
                     axes.stairs(np.maximum(bars, low), edges, baseline=low, fill=True, **style)
         if named:

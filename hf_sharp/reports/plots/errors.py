@@ -1,4 +1,4 @@
-"""Pictures of what a classifier confuses, and of how far its confidence can be trusted."""
+"""Plots of the confusions of a classifier, and of its calibration."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hf_sharp.reports.plots.labels import label_points
 from hf_sharp.reports.plots.layout import legend_below
 from hf_sharp.reports.plots.style import GROUP_COLOURS, LIGHT, PALETTE, picture
 
-_NUMBERED_CLASSES = 15  # of more classes, the cells of a confusion matrix have no room for numbers
-_DARK = 55  # percent; a number in a darker cell is white
+_NUMBERED_CLASSES = 15  # the most classes for which the cells of a confusion matrix have room for numbers
+_DARK = 55  # percent; numbers in darker cells are white
 
 
 def plot_confusion_matrix(
@@ -27,15 +27,15 @@ def plot_confusion_matrix(
 ) -> None:
     """Draw how often each class is predicted for examples of each class, in percent of the true class's examples.
 
-    The most frequent class in training comes first. More than 30 classes are grouped into many, medium and few; the
-    right predictions stand apart from confusions within the group. A row without examples is hatched.
+    The most frequent class in training comes first. More than 30 classes are grouped into many, medium and few, with a
+    separate column for correct predictions. A row without examples is hatched.
 
     Args:
         predictions: (N,) predicted class indices.
         references: (N,) true class indices.
-        frequencies: of the training set.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        frequencies: the class frequencies of the training set.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     shares, rows, columns = confusion_shares(predictions, references, frequencies)
     side = 2.2 + 0.26 * len(rows)
@@ -71,17 +71,17 @@ def _mark_empty(axes: Any, row: int, columns: int) -> None:
 def confusion_shares(
     predictions: Any, references: Any, frequencies: ClassFrequencies
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """Compute the confusion matrix, its rows divided by their sums.
+    """Compute the confusion matrix with rows divided by their sums.
 
     Args:
         predictions: (N,) predicted class indices.
         references: (N,) true class indices.
-        frequencies: of the training set.
+        frequencies: the class frequencies of the training set.
 
     Returns:
-        (R, C) shares, NaN in a row without examples; the labels of the rows, and those of the columns. Up to 30 classes
-        are rows and columns, the most frequent in training first; of more, the rows are the groups, and the columns are
-        "right" and the groups of wrong predictions.
+        (R, C) shares, NaN in a row without examples; the labels of the rows; and those of the columns. With up to 30
+        classes, rows and columns are classes, the most frequent in training first. With more, the rows are groups, and
+        the columns are "right" and the groups of wrong predictions.
 
     Raises:
         ValueError: as `long_tail_report` for the predictions.
@@ -116,15 +116,15 @@ def _count_pairs(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) 
 
 
 def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: str = "") -> None:
-    """Draw precision and recall of every class: a row per class, or of more than 30 classes, precision against recall.
+    """Draw precision and recall of every class: a row per class, or a scatter plot if there are more than 30 classes.
 
-    The most frequent class in training comes first; of more than 30, the marks with the five lowest recalls are named,
-    where there is room.
+    The rows begin with the most frequent class in training. In the scatter plot, the classes with the five lowest
+    recalls are named if there is room.
 
     Args:
-        report: the `long_tail_report`.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        report: the result of `long_tail_report`.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     frequencies = frequencies_of(report)
     names = frequencies.labels
@@ -147,7 +147,7 @@ def plot_precision_recall(report: Mapping[str, Any], file: str | Path, title: st
 
 
 def shared_label(names: Sequence[str]) -> str:
-    """Write the label of a mark that stands for one class, or for several at the same place.
+    """Make the label of a mark that stands for one or more classes at the same position.
 
     Example:
         >>> shared_label(["owl"]), shared_label(["owl", "elk", "emu"])
@@ -187,13 +187,13 @@ def _draw_scatter(axes: Any, recall: np.ndarray, precision: np.ndarray, frequenc
 def plot_reliability(
     probabilities: Any, references: Any, file: str | Path, title: str = "", *, predictions: Any = None
 ) -> None:
-    """Draw the reliability diagram: accuracy against confidence in 15 bins, and how many predictions each bin has.
+    """Draw the reliability diagram: accuracy against confidence in 15 bins, and the share of predictions per bin.
 
     Args:
         probabilities: (N, K), rows that sum to 1; or (N,), those of `predictions`.
         references: (N,) true class indices.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
         predictions: (N,) predicted class indices. Default: the most likely classes.
     """
     probabilities = np.asarray(probabilities)

@@ -1,4 +1,4 @@
-"""The picture of a few-shot evaluation."""
+"""The plot of a few-shot evaluation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def plot_few_shot(rows: Mapping[str, Mapping[str, Any]], file: str | Path, title
 
     Args:
         rows: backbone to domain to `FewShotResult`.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     domains = list(dict.fromkeys(domain for row in rows.values() for domain in row))
     with picture(file, (2.2 + 1.6 * len(domains), 4.4), title, [*rows, *domains]) as figure:

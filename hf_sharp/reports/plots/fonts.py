@@ -1,4 +1,4 @@
-"""Fonts for names in any script: fallbacks where one is installed, and readable substitutes where none is."""
+"""Fonts for names in any script: installed fallback fonts, or readable substitutes if there are none."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from hf_sharp.reports.markdown import one_line
 logger = logging.getLogger(__name__)
 
 MAIN_FONT = "DejaVu Sans"  # comes with matplotlib
-# They draw a box for every character, or nothing that matplotlib can show.
+# Fonts that draw a box for every character, or that matplotlib cannot show.
 _USELESS = ("last resort", "emoji", "adobe blank")
 _NO_FONT, _ALIKE = "no installed font has its characters", "shortened, it looks like another"
-_EXPLAINED = 10  # names in a log line
+_EXPLAINED = 10  # the most names in a log line
 
 
 def fallback_fonts(texts: Iterable[str]) -> list[str]:
     """Find installed fonts for the characters that the main font lacks.
 
     Args:
-        texts: what will be drawn.
+        texts: the texts that will be drawn.
 
     Returns:
-        Names of fonts, for `font.family`.
+        The names of the fonts, for `font.family`.
     """
     missing = {ord(character) for text in texts for character in text} - _main_characters()
     fonts = []
@@ -51,7 +51,7 @@ def drawable(text: str) -> str:
         text: any text.
 
     Returns:
-        One line, with the others as \u or \U escapes instead of boxes.
+        One line; characters without a font are \u or \U escapes instead of boxes.
 
     Example:
         >>> drawable("naïve\n\U000f0000")
@@ -63,14 +63,14 @@ def drawable(text: str) -> str:
 
 
 def class_labels(names: Sequence[str], longest: int = 24) -> list[str]:
-    """Shorten the names of classes for a picture; a name that no installed font can draw is its number, such as #7.
+    """Shorten class names for a plot; a name that no installed font can draw becomes its number, such as #7.
 
     Names that begin alike lose their middle instead of their end, and if that is not enough, become numbers. One line
     of the log says which names the numbers stand for.
 
     Args:
         names: (K,) the names.
-        longest: the maximal number of columns; Chinese and its like take two for a character.
+        longest: the maximum width in columns; a Chinese character, for example, takes two.
 
     Returns:
         (K,) labels, all different.
@@ -101,7 +101,7 @@ def class_labels(names: Sequence[str], longest: int = 24) -> list[str]:
     return [numbers.get(i, label) for i, label in enumerate(labels)]
 
 
-@cache  # once for the same names
+@cache  # log the same names only once
 def _explain(replaced: tuple[tuple[str, str, str], ...]) -> None:
     clauses = []
     for reason in dict.fromkeys(reason for *_, reason in replaced):
@@ -112,7 +112,7 @@ def _explain(replaced: tuple[tuple[str, str, str], ...]) -> None:
 
 
 def _cut(line: str, head: int, tail: int = 0) -> str:
-    # Keep so many columns at the start and at the end, and one for what stands between them.
+    # Keeps `head` columns at the start and `tail` at the end, with a single-column ellipsis between them.
     if cell_len(line) <= head + tail + 1:
         return line
     start, end = set_cell_size(line, head), set_cell_size(line[::-1], tail)[::-1]
@@ -125,8 +125,8 @@ def _undrawable(line: str) -> set[str]:
 
 
 def import_matplotlib() -> Any:
-    """Import matplotlib, whatever backend the environment names."""
-    # MPLBACKEND may name a backend of another environment, such as that of the notebook that started this process.
+    """Import matplotlib, ignoring the backend that the environment names if it cannot be imported."""
+    # MPLBACKEND may name a backend that is missing here, such as that of the notebook that started this process.
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     import matplotlib
 
@@ -157,7 +157,7 @@ def _installed() -> list[tuple[str, str]]:
 
 
 def _preference(entry: Any) -> tuple[bool, bool, bool, str]:
-    # An upright sans-serif of normal weight looks most like the main font.
+    # Prefer an upright sans-serif font of normal weight, which looks most like the main font.
     return (
         "Sans" not in entry.name,
         entry.style != "normal",
@@ -172,5 +172,5 @@ def _characters(path: str) -> frozenset[int]:
 
     try:
         return frozenset(get_font(path).get_charmap())
-    except (OSError, RuntimeError):  # unreadable: as good as not installed
+    except (OSError, RuntimeError):  # an unreadable font counts as not installed
         return frozenset()

@@ -1,4 +1,4 @@
-"""Pictures of the geometry of classifier and embeddings, measured beside predicted."""
+"""Plots of the geometry of classifier and embeddings, measured and predicted."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def plot_geometry(
     Args:
         classifier: W Wᵀ (K, K), measured and predicted.
         class_counts: (K,) training examples; the most frequent class is drawn first.
-        file: where the picture goes; the suffix chooses the format.
+        file: the file to write; its suffix gives the format.
         names: (K,) class names, shown for up to 20 classes.
     """
-    from hf_sharp.model.predicted_geometry import cosines  # torch, which a picture of counts does without
+    from hf_sharp.model.predicted_geometry import cosines  # imports torch, which plots of counts do not need
 
     counts = np.asarray(class_counts)
     order = np.argsort(-counts, kind="stable")
@@ -57,14 +57,14 @@ def plot_geometry(
 
 
 def plot_step_geometry(curves: Mapping[str, Mapping[str, Any]], file: str | Path, title: str = "") -> None:
-    """Draw theory against experiment under step imbalance: norms and angles of classifier and embeddings over γ.
+    """Draw norms and angles of classifier and embeddings against γ under step imbalance, predicted and measured.
 
     Args:
         curves: label to `{"gamma": [...], "values": (8, n), "line": bool, "color": str}`. The rows of `values` are, for
             the classifier and then for the embeddings: the squared norm of frequent over rare classes, and the cosines
             between frequent classes, between rare classes, and between the two.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     headings = (
         "squared norm, frequent / rare",

@@ -1,4 +1,4 @@
-"""Labels of points, placed where they can be read."""
+"""Places labels of points where they can be read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-LEADER = "leader"  # the gid of a line from a label to its point
+LEADER = "leader"  # the gid of the line from a label to its point
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: list[str]) -> None:
-    """Name some points, each label where it covers neither another label nor a line or a mark.
+    """Label points so that no label covers another label, a line or a mark.
 
     A label for which there is no room is left out.
 
     Args:
-        axes: the axes; everything else is drawn already.
-        points: (n,) in the data's coordinates.
+        axes: the axes, on which everything else has been drawn.
+        points: n points in data coordinates.
         labels: n names.
     """
     import textalloc
@@ -32,7 +32,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: list[
     ways = [line for line in drawn if line.get_linestyle() != "None"]
     axes.autoscale(False)
     x, y = np.transpose(points)
-    with redirect_stdout(StringIO()):  # it prints a line if no label fits
+    with redirect_stdout(StringIO()):  # the library prints a line if no label fits
         textalloc.allocate(
             axes,
             x,

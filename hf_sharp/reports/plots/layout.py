@@ -1,4 +1,4 @@
-"""Ticks and legends that fit: plain numbers, no overlaps, nothing cut off."""
+"""Ticks and legends that fit, with plain numbers and without overlaps or clipping."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def log_ticks(axis: Any, low: float, high: float, inches: float, linear_below: f
 
     Args:
         axis: `axes.xaxis` or `axes.yaxis`.
-        low: its lower limit; 0 or less where the axis is linear at its lower end, as symlog.
-        high: its upper limit.
-        inches: its length.
-        linear_below: where it is linear.
+        low: the lower limit; 0 or less if the axis is linear at its lower end, as with symlog.
+        high: the upper limit.
+        inches: the length of the axis.
+        linear_below: the value below which the axis is linear.
     """
     ticks = plain_ticks(low, high, inches, axis.axis_name == "x", linear_below)
     axis.set_ticks(ticks, [_plain(tick) for tick in ticks])
@@ -41,11 +41,11 @@ def plain_ticks(
     """Choose round numbers between two limits that fit a logarithmic axis.
 
     Args:
-        low: the lower limit; 0 or less where the axis is linear at its lower end.
+        low: the lower limit; 0 or less if the axis is linear at its lower end.
         high: the upper limit.
-        inches: the axis' length.
-        along_text: whether the labels stand side by side, as on an x axis.
-        linear_below: where it is linear; that part is as long as a decade.
+        inches: the length of the axis.
+        along_text: whether the labels are side by side, as on an x axis.
+        linear_below: the value below which the axis is linear; that part is as long as a decade.
 
     Returns:
         The ticks, in order.
@@ -78,7 +78,7 @@ def plain_ticks(
     )
     if not found or (high < 5 * start and len(other) > len(found)):  # too few round numbers within the limits
         found = other
-    if not found:  # the numbers are long: every one that fits beside the one before
+    if not found:  # the numbers are long: take each one that fits beside the previous one
         for tick in logarithmic[len(_TICK_STEPS)] or linear[-1]:
             found += [tick] if not found or fit([found[-1], tick]) else []
     return [int(tick) if tick == int(tick) else tick for tick in found]
@@ -102,17 +102,17 @@ def shortened(label: str) -> str:
 
 
 def legend_below(figure: Any, axes: Any) -> None:
-    """Put the legend below the figure, in as many columns as its width holds; the figure grows with the rows.
+    """Put the legend below the figure, in as many columns as fit its width; the figure grows with the rows.
 
     Args:
         figure: the figure.
-        axes: whose lines the legend names.
+        axes: the axes whose lines the legend names.
     """
     handles, labels = axes.get_legend_handles_labels()
     labels = [shortened(label) for label in labels]
     renderer, number = figure.canvas.get_renderer(), len(labels)
     for rows in range(math.ceil(number / 4), number + 1):
-        columns = math.ceil(number / rows)  # of as equal length as can be
+        columns = math.ceil(number / rows)  # columns of nearly equal length
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         if legend.get_window_extent(renderer).width < 0.98 * figure.bbox.width or columns == 1:
             break

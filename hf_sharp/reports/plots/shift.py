@@ -1,4 +1,4 @@
-"""A picture of class shares in training and in new data."""
+"""The plot of class shares in training and in new data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.layout import legend_below, log_ticks
 from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture
 
-_MARKS: dict[str | None, tuple[dict[str, str], str]] = {  # what became of a class: style, and words of the legend
+_MARKS: dict[str | None, tuple[dict[str, str], str]] = {  # change of a class to style and legend
     "grew": ({"color": PALETTE[3], "fmt": ">"}, "new data: grew"),
     "shrank": ({"color": PALETTE[1], "fmt": "<"}, "new data: shrank"),
     None: ({"color": PALETTE[0], "fmt": "o"}, "new data: no clear change"),
@@ -33,25 +33,25 @@ def plot_shares(
 ) -> None:
     """Draw the share of every class in new data, with its interval, beside its share in training, on a log axis.
 
-    Of more than 30 classes, those whose shares moved most in proportion are drawn, first those that clearly did. Half
-    an example of the new data is as good as none: below it, the axis is linear.
+    If there are more than 30 classes, only those with the largest relative changes are drawn, clear changes first. The
+    axis is linear below the share of half an example of the new data, which is practically 0.
 
     Args:
         training: (K,) shares of the training set.
         shares: (K,) estimated shares of the new data.
         low: (K,) lower ends of the intervals.
-        high: (K,) upper ends.
-        changes: (K,) "grew", "shrank", "kept" or None, as `ShiftEstimate.changes` has them.
+        high: (K,) upper ends of the intervals.
+        changes: K values "grew", "shrank", "kept" or None, as `ShiftEstimate.changes` returns them.
         examples: the number of new examples.
         names: (K,) class names.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     seen = 0.5 / examples
     change = np.abs(np.log(np.maximum(shares, seen) / np.maximum(training, seen)))
     clear = np.isin(list(map(str, changes)), ["grew", "shrank"])
     shown = np.lexsort((-change, ~clear))[:NAMED_CLASSES]
-    shown = shown[np.argsort(training[shown], kind="stable")]  # the most frequent one at the top
+    shown = shown[np.argsort(training[shown], kind="stable")]  # the most frequent class at the top
     linear = 100 * min(seen, training.max())
     places = np.arange(len(shown))
     labels = class_labels(names)

@@ -1,4 +1,4 @@
-"""The style sheet of all pictures: colours, markers, fonts and titles."""
+"""The style of all plots: colours, markers, fonts and titles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from hf_sharp.data.local_paths import without_paths
 from hf_sharp.reports.plots.fonts import MAIN_FONT, drawable, fallback_fonts, import_matplotlib
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; a method's is that of its place in METHODS.
+# Okabe and Ito's colours, which colour-blind people can distinguish; a method's position in METHODS decides its colour.
 PALETTE = ("#666666", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
 # Tol's muted colours.
@@ -31,15 +31,15 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,  # plain numbers, not 0.1 with +5e1 beside the axis
     "axes.formatter.limits": (-6, 9),
-    "figure.constrained_layout.wspace": 0.06,  # the last number of one axis stands apart from the first of the next
+    "figure.constrained_layout.wspace": 0.06,  # keeps the last number of one axis apart from the first of the next
     "grid.color": LIGHT,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # show a $ in a name as it is
     "savefig.dpi": 150,
 }
-_INCHES_PER_CHARACTER = 0.09  # of a title
-_PLAIN = ("baseline", "plain training")  # names of runs
+_INCHES_PER_CHARACTER = 0.09  # the width of a title's characters
+_PLAIN = ("baseline", "plain training")  # names of runs of plain training
 
 
 @contextmanager
@@ -47,13 +47,13 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
     """Make a figure in this style, and save it at the end of the block.
 
     Args:
-        file: where the picture goes; the suffix chooses the format.
+        file: the file to write; its suffix gives the format.
         size: width and height in inches.
-        title: the title. Paths in it are shortened.
-        texts: names that the picture will show, for which fonts are looked up.
+        title: the title; paths in it are shortened.
+        texts: texts that the figure will show, for which fonts are looked up.
 
     Yields:
-        A `matplotlib.figure.Figure`; it belongs to no window and no global state.
+        A `matplotlib.figure.Figure` without a window and outside pyplot's global state.
     """
     matplotlib = import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,7 +63,7 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
     fonts = fallback_fonts([title, *texts])
     with matplotlib.rc_context(STYLE | {"font.family": [MAIN_FONT, *fonts]}):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)  # its renderer measures texts
+        FigureCanvasAgg(figure)  # provides the renderer that measures texts
         if title:
             figure.suptitle(textwrap.fill(title, int(size[0] / _INCHES_PER_CHARACTER)))
         yield figure
@@ -72,13 +72,13 @@ def picture(file: str | Path, size: tuple[float, float], title: str = "", texts:
 
 
 def shown_title(title: str) -> str:
-    """Shorten the paths in a title to their last parts.
+    """Shorten the paths in a title to their last components.
 
     Args:
         title: text that may begin with the path of a dataset, up to a comma or a colon.
 
     Returns:
-        One line.
+        The title, on one line.
 
     Example:
         >>> shown_title("/srv/ann/photos/, split test: 540 examples"), shown_title("/srv/ann/photos/: 540 images")
@@ -91,16 +91,16 @@ def shown_title(title: str) -> str:
 
 
 def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Choose colour and marker of every run: those of its sharpness method, unless another run has them already.
+    """Choose colour and marker of every run: those of its sharpness method, unless an earlier run has them.
 
-    Plain training chooses first, so that it is grey wherever it stands.
+    Plain training is assigned first, so that it is always grey.
 
     Args:
-        runs: their names, such as "baseline" or "sam+logit_adjusted".
-        methods: run to sharpness method, for names that do not contain it.
+        runs: the names of the runs, such as "baseline" or "sam+logit_adjusted".
+        methods: run name to sharpness method, for names that do not contain it.
 
     Returns:
-        `color` and `marker` per run; of more runs than colours, some have the same.
+        `color` and `marker` per run; with more runs than colours, some are repeated.
 
     Example:
         >>> [style["color"] for style in run_styles(["logit_adjusted", "sam+vs", "sam+ldam", "baseline"])]
@@ -108,7 +108,7 @@ def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) ->
     """
     methods = methods or {}
     wanted = [_place(methods.get(run, run)) for run in runs]
-    taken: dict[int, int] = {}  # run to place
+    taken: dict[int, int] = {}  # run to position in the palette
     for i in sorted(range(len(runs)), key=lambda i: runs[i] not in _PLAIN):
         place = wanted[i]
         if place is None or place in taken.values():
@@ -119,7 +119,7 @@ def run_styles(runs: Sequence[str], methods: Mapping[str, str] | None = None) ->
 
 
 def _place(run: str) -> int | None:
-    from hf_sharp.losses import LOSSES  # torch, which a picture of counts does without
+    from hf_sharp.losses import LOSSES  # imports torch, which plots of counts do not need
     from hf_sharp.sharpness.methods import METHODS
 
     method = run.split("+")[0]

@@ -1,4 +1,4 @@
-"""Pictures of a training run: its radius, and the loss around the weights it found."""
+"""Plots of a training run: its radius, and the loss around the final weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: st
 
     Args:
         histories: run to `{"step": [...], "rho": [...]}`.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     with picture(file, (7, 4.2), title, histories) as figure:
         axes = figure.add_subplot()
@@ -28,7 +28,7 @@ def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: st
             label = f"{drawable(run)}: ends at {history['rho'][-1]:.3g}"
             axes.plot(history["step"], history["rho"], _marker(history["step"]), color=colour, label=label)
         low, high = axes.get_ylim()
-        if high < 2 * low:  # a radius that hardly moves should look like it
+        if high < 2 * low:  # a radius that hardly changes should look nearly constant
             low, high = low / 2, high * 2
         axes.set_ylim(low, high)
         log_ticks(axes.yaxis, low, high, inches=3.2)
@@ -39,12 +39,12 @@ def plot_radius(histories: Mapping[str, Mapping[str, Sequence[float]]], file: st
 
 
 def plot_loss_along(reports: Mapping[str, Mapping[str, Any]], file: str | Path, title: str = "") -> None:
-    """Draw the rise of the loss along the ascent direction and along a random one, for models side by side.
+    """Draw the rise of the loss along the gradient and along a random direction, for one or more models.
 
     Args:
-        reports: model to `measure_curvature`.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        reports: model name to the result of `measure_curvature`.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     kinds = (("ascent", "along the gradient"), ("random", "along a random direction"))
     with picture(file, (10, 4.4), title, reports) as figure:

@@ -1,4 +1,4 @@
-"""Pictures of a search: accuracy against every option, and against cost."""
+"""Plots of a search: accuracy against every option, and against cost."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def plot_sensitivity(
     Options with a single value are left out.
 
     Args:
-        runs: with `state`, `value`, `few` (or None) and `params`.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
-        is_log: whether an option's axis is logarithmic.
-        free: option to value to balanced accuracy, found without training; drawn as a line.
+        runs: the runs, with `state`, `value`, `few` (or None) and `params`.
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
+        is_log: tells from an option's name whether its axis is logarithmic.
+        free: option to a mapping from value to balanced accuracy, found without training; drawn as a line.
     """
     finished = [run for run in runs if run["state"] == FINISHED]
     best = best_of(runs)
@@ -42,7 +42,7 @@ def plot_sensitivity(
     for run in finished:
         for name, value in run["params"].items():
             tried.setdefault(name, set()).add(value)
-    several = {name for name, values in tried.items() if len(values) > 1} or tried.keys()  # one run has one of each
+    several = {name for name, values in tried.items() if len(values) > 1} or tried.keys()  # one run has one value
     names = sorted(several, key=lambda name: (name.startswith("rho"), name))
     columns = min(len(names), _COLUMNS) or 1
     rows = math.ceil(len(names) / columns) or 1
@@ -84,14 +84,14 @@ def plot_sensitivity(
 
 
 def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str = "") -> None:
-    """Draw the balanced accuracy of every finished run against its cost, as `costs_of` has it.
+    """Draw the balanced accuracy of every finished run against its cost, as `costs_of` computes it.
 
-    A ring marks the runs that none beats at a lower cost, and a line joins them; their numbers stand beside them.
+    The runs that no other beats at the same or a lower cost (the Pareto front) have rings, numbers and a joining line.
 
     Args:
-        runs: with `state`, `number`, `value`, `passes`, `seconds` and `group`, the method.
-        file: where the picture goes; the suffix chooses the format.
-        title: the picture's title.
+        runs: the runs, with `state`, `number`, `value`, `passes`, `seconds` and `group` (the method).
+        file: the file to write; its suffix gives the format.
+        title: the title of the plot.
     """
     finished = [run for run in runs if run["state"] == FINISHED]
     costs = costs_of(runs)
@@ -108,20 +108,20 @@ def plot_pareto(runs: Sequence[Mapping[str, Any]], file: str | Path, title: str 
         axes.plot(*zip(*line, strict=True), "-o", color=_LINE, zorder=1, label="best for its cost", **ring)
         axes.margins(0.12)
         low, high = axes.get_xlim()
-        axes.set_xlim(min(low, 0.8 * line[0][0]), max(high, 1.2 * line[0][0]))  # equal costs look equal
+        axes.set_xlim(min(low, 0.8 * line[0][0]), max(high, 1.2 * line[0][0]))  # nearly equal costs should look equal
         axes.grid()
         legend_below(figure, axes)
         label_points(axes, line, [f"run {number}" for number in front])
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
-    """List the points that no other beats: none has a higher second value at the same or a lower first one.
+    """List the points of the Pareto front: no other point has a higher accuracy at the same or a lower cost.
 
     Args:
         points: key to cost and accuracy.
 
     Returns:
-        Their keys, in the order of cost.
+        The keys of these points, in the order of cost.
 
     Example:
         >>> pareto_front({0: (1.0, 70.0), 1: (2.0, 75.0), 2: (2.5, 74.0)})
