@@ -488,7 +488,7 @@ def test_two_processes_write_one_file_in_order(images_model, texts_model, image_
 
 
 def test_what_several_processes_cannot_share(images_model, tmp_path):
-    for words, said in ((["-"], "cannot share the standard input"), (["x", "--device", "cuda"], "of its own")):
+    for words, said in ((["-"], "cannot share the standard input"), (["x", "--device", "cuda"], "its own accelerator")):
         folder = tmp_path / words[0].replace("-", "stdin")
         folder.mkdir()
         assert all(said in str(end) for end in run_processes(run, "predict", images_model, *words, folder=folder))

@@ -74,7 +74,7 @@ def test_tables_that_cannot_be_read(name, tmp_path, capsys):
         (["digits", "--picture", "/proc/nowhere.png"], "the picture '/proc/nowhere.png' cannot be written"),
         (["digits", "--labl", "x"], "unknown flag: 'labl'"),
         (["digits", "and", "more"], "unexpected arguments on the command line: and more"),
-        ([], "the following arguments are required: dataset"),
+        ([], "the following arguments are required: DATASET"),
     ],
     ids=str,
 )

@@ -226,7 +226,7 @@ def test_the_importance_of_a_class_named_like_a_truth_value(name, config):
 
     importance = config(f"class_importance: {{{name}: 2}}\n")[3].class_importance
     frequencies = ClassFrequencies.from_counts([3, 2], names=("other", name))
-    assert class_importance_of(importance, frequencies).tolist() == [1, 2]
+    assert class_importance_of(importance, frequencies) == [1, 2]
 
 
 @pytest.mark.parametrize("option", ["dataset", "run_name", "text_column"])
