@@ -37,7 +37,7 @@ test: dev  ## run the tests
 test-all: dev  ## run the tests, including the slow ones
 	$(PYTEST) $(TEST_OPTIONS)
 
-check: quality  ## before every commit: quality and the fast tests, about 4 minutes
+check: quality  ## before every commit: quality and the fast tests, about 2 minutes
 	$(PYTEST) -m "not slow" -k "not processes and not command_line" $(TEST_OPTIONS) $(FAST_TESTS)
 
 quality: dev  ## check format, lint (docstrings included), types and generated tables
