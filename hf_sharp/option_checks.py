@@ -191,8 +191,8 @@ def _check_unused(args: Any) -> None:
     for name, reason in unused_options(vars(args)).items():
         if getattr(args, name) != defaults[name]:
             raise ValueError(
-                f"{name}={getattr(args, name)!r} has no effect with {reason}. Remove it, or choose a method that uses "
-                "it."
+                f"{name}={getattr(args, name)!r} has no effect with {reason}. Remove it, or change "
+                f"{reason.partition('=')[0]}."
             )
     for name in ("loss_options", "sharpness_options"):
         if with_fields := sorted(defaults.keys() & (getattr(args, name) or {}).keys()):

@@ -100,8 +100,8 @@ def fold_costs(model: Model, costs: Any, *, head: str | None = None) -> Model:
     per_class = class_costs(costs)
     if per_class is None:
         raise ValueError(
-            "the costs depend on the predicted class, or a mistake costs nothing, so no bias gives the same "
-            "predictions. Use expected_costs(probabilities, costs).argmin(1)."
+            "the costs depend on the predicted class, or a mistake costs no more than a correct prediction, so no bias "
+            "gives the same predictions. Use expected_costs(probabilities, costs).argmin(1)."
         )
     shift = torch.tensor(np.log(per_class))
 

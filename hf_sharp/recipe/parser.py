@@ -15,6 +15,7 @@ from hf_sharp.recipe.config_file import read_config
 from hf_sharp.recipe.flags import check_names, flag_names, raise_errors, refuse_words
 
 _AT_LEAST = AT_LEAST | {"max_length": 1, "batch_size": 1}
+_NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 class RecipeParser:
@@ -85,14 +86,16 @@ class RecipeParser:
             return list(value) if isinstance(value, (list, tuple)) else [value]
         if convert is str and not isinstance(value, (dict, list)):
             return written
-        if convert in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float, str))):
-            raise ValueError(f"{key}: {value!r} is not what is expected: one {convert.__name__}.")
+        number = _NUMBERS.get(convert)
+        if number and (isinstance(value, bool) or not isinstance(value, (int, float, str))):
+            raise ValueError(f"{key} must be {number}, got {value!r}.")
         if not isinstance(value, str) or not callable(convert):
             return value
         try:
             return convert(value)
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-            raise ValueError(f"{key}: {value!r} is not what is expected: {error}") from error
+            why = f"must be {number}, got {value!r}." if number else f"cannot be {value!r}: {error}"
+            raise ValueError(f"{key} {why}") from error
 
 
 def _named_as_written(value: Any, written: Any) -> Any:

@@ -92,8 +92,8 @@ def test_any_costs_of_two_classes_fold():
     ("costs", "said"),
     [
         ([[0, 1, 2], [1, 0, 1], [1, 1, 0]], "depend on the predicted class"),
-        ([[0, 0, 0], [1, 0, 1], [1, 1, 0]], "a mistake costs nothing"),
-        ([[2, 1, 1], [1, 0, 1], [1, 1, 0]], "a mistake costs nothing"),
+        ([[0, 0, 0], [1, 0, 1], [1, 1, 0]], "a mistake costs no more than a correct prediction"),
+        ([[2, 1, 1], [1, 0, 1], [1, 1, 0]], "a mistake costs no more than a correct prediction"),
     ],
 )
 def test_other_costs_do_not_fold(costs, said):

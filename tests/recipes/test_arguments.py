@@ -55,9 +55,9 @@ def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config)
         ("- rho\n", r"must be a mapping of options; got list"),
         ("rho: [0.3\n", r"is not YAML"),
         ("", r"must be a mapping of options; got NoneType"),
-        ("rho: small\n", r"rho: 'small' is not what is expected"),
-        ("rho: [0.1]\n", r"rho: \[0.1\] is not what is expected: one float"),
-        ("rho: true\n", r"rho: True is not what is expected: one float"),
+        ("rho: small\n", r"rho must be a number, got 'small'"),
+        ("rho: [0.1]\n", r"rho must be a number, got \[0.1\]"),
+        ("rho: true\n", r"rho must be a number, got True"),
     ],
 )
 def test_bad_config_files(config, text, message):
@@ -206,7 +206,7 @@ def test_differences_on_the_command_line(tmp_path):
     for text, message in (
         ("los=ldt", "unknown option in 'los=ldt': 'los'. Did you mean 'loss'"),
         ("loss=ldt,rho", "expected option=value,option=value; got 'loss=ldt,rho'"),
-        ("rho=big", "rho: 'big' is not what is expected"),
+        ("rho=big", "rho must be a number, got 'big'"),
         ("imbalance_factor=7", "'imbalance_factor=7' may only contain training options that differ"),
     ):
         with pytest.raises(ValueError, match=message):
