@@ -56,8 +56,7 @@ class LongTailTrainer(SavingTrainer):
         self.args: SharpTrainingArguments = args
         args.settle_best_metric(reported=self.compute_metrics is None and not args.prediction_loss_only)
         config = getattr(self.model, "config", None)
-        own_loss = type(self).compute_loss is not LongTailTrainer.compute_loss
-        preflight.check_model(cast(nn.Module, self.model), args, calls_with_labels=own_loss)
+        preflight.check_model(cast(nn.Module, self.model), args, calls_with_labels=self._has_own_loss)
         if args.remove_unused_columns:
             self._set_signature_columns_if_needed()
             sets = {"the training set": self.train_dataset, "the evaluation set": self.eval_dataset}
@@ -87,8 +86,14 @@ class LongTailTrainer(SavingTrainer):
             choosing.check_best_metric(args, self.eval_dataset, self.class_frequencies)
             self.compute_metrics = self.report_keeper.compute_metrics
         self.label_names = ["labels"]
-        if not own_loss:  # losses are divided by the number of examples in the accumulation window: see _reduce
+        if (
+            not self._has_own_loss
+        ):  # losses are divided by the number of examples in the accumulation window: see _reduce
             self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True
+
+    @property
+    def _has_own_loss(self) -> bool:
+        return type(self).compute_loss is not LongTailTrainer.compute_loss  # overridden by the user
 
     def _build_method(self, model: nn.Module) -> None:
         frequencies, args = self.class_frequencies, self.args

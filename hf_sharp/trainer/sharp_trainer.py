@@ -115,8 +115,7 @@ class SharpTrainer(LongTailTrainer):
     def _build_method(self, model: nn.Module) -> None:
         super()._build_method(model)
         method = METHODS[self.args.sharpness]
-        own_loss = type(self).compute_loss is not LongTailTrainer.compute_loss
-        if own_loss and (method.needs_radius or method.needs_features):
+        if self._has_own_loss and (method.needs_radius or method.needs_features):
             raise ValueError(
                 f"{type(self).__name__} overrides compute_loss, which returns one loss per batch, but "
                 f"sharpness={self.args.sharpness!r} needs one per example. Derive a loss from "
