@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_sharp.data import sampling
-from hf_sharp.data.split import check_fraction
+from hf_sharp.data.split import FRACTION
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model import head_init
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 from hf_sharp.sharpness import METHODS, choices
 
@@ -33,18 +34,16 @@ PLAIN_METHOD = {
     "head_init": "none",
     "cosine_head": False,
 }
-# Integer options of transformers and their smallest sensible values; transformers does not check them.
-AT_LEAST = {
+# The smallest sensible values of transformers' options, which it does not check; an int for options that are integers.
+AT_LEAST: dict[str, float] = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
-    "num_train_epochs": 0,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "seed": 0,
-    "data_seed": 0,
+    "num_train_epochs": 0.0,
+    "learning_rate": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
 }
 _SEEDS = 2**32  # NumPy's limit
 # A choice comes after the one that brings its field into effect.
@@ -161,7 +160,7 @@ def _truth(value: Any) -> bool:
 
 
 _TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "int": (_whole, "a whole number"),
+    "int": (_whole, "an integer"),
     "float": (_number, "a number"),
     "bool": (_truth, "True or False"),
 }
@@ -201,45 +200,36 @@ def _check_unused(args: Any) -> None:
             )
 
 
-def check_bounds(values: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
-    """Raise a ValueError for a number that is NaN or below its lower bound, such as a batch size of 0.
+def check_least(values: Mapping[str, Any], limits: Mapping[str, float]) -> None:
+    """Raise a ValueError for a number that is below its limit, such as a batch size of 0, or not finite.
 
     Args:
-        values: options by name.
-        bounds: option name to smallest allowed value.
+        values: options by name; those that are None or missing are not checked.
+        limits: option name to smallest allowed value, an int if the option must be an integer.
     """
-    for name, least in bounds.items():
-        value = values.get(name)
-        if isinstance(value, (int, float)) and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    for name, least in limits.items():
+        check_number(name, values.get(name), least=least, whole=isinstance(least, int), optional=True)
 
 
 def _check_numbers(args: Any) -> None:
-    check_bounds(vars(args), AT_LEAST)
-    if (largest := max(args.seed, args.data_seed or 0)) >= _SEEDS:
-        raise ValueError(f"seeds must be below {_SEEDS:,}, got {largest:,}.")
+    check_least(vars(args), AT_LEAST)
+    for name in ("seed", "data_seed"):
+        check_number(name, getattr(args, name), least=0, below=_SEEDS, whole=True, optional=name == "data_seed")
     for name in (
-        *("rho", "rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "rho_learning_rate", "looksam_alpha"),
+        *("rho_end", "adaptive_eta", "focal_gamma", "focal_lambda", "cc_radius", "rho_learning_rate", "looksam_alpha"),
     ):
-        value = getattr(args, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
-    if not 0 <= args.sharpness_after < 1:
-        raise ValueError(f"sharpness_after must be in [0, 1), got {args.sharpness_after}.")
-    if args.learns_rho and args.rho == 0:
-        raise ValueError("a learned radius starts at rho, which must be > 0; got 0.")
+        check_number(name, getattr(args, name), least=0)
+    check_number("rho", args.rho, least=0, optional=True)
+    if args.learns_rho:
+        check_number("rho, where a learned radius starts,", args.rho, above=0, optional=True)
     for name in ("head_scale", "cosine_scale"):
-        value = getattr(args, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
-    if args.head_examples is not None and args.head_examples < 1:
-        raise ValueError(f"head_examples must be at least 1, got {args.head_examples}.")
-    for name in ("rho_update_every", "sharpness_every"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
-    if not 0 < args.ascent_fraction <= 1:
-        raise ValueError(f"ascent_fraction must be in (0, 1], got {args.ascent_fraction}.")
-    check_fraction("rho_validation_fraction", args.rho_validation_fraction)
+        check_number(name, getattr(args, name), above=0, optional=True)
+    for name in ("head_examples", "rho_update_every", "sharpness_every"):
+        check_number(name, getattr(args, name), least=1, whole=True, optional=True)
+    check_number("sharpness_after", args.sharpness_after, least=0, below=1, share=True)
+    check_number("cc_phi", args.cc_phi, least=0, most=1, share=True)
+    check_number("ascent_fraction", args.ascent_fraction, above=0, most=1, share=True)
+    check_number("rho_validation_fraction", args.rho_validation_fraction, **FRACTION)
     if args.rho_schedule == "step":
         args.rho_steps = _checked_steps(args.rho_steps)
     if args.label_smoothing_factor:
@@ -265,10 +255,7 @@ def _checked_steps(steps: Any) -> dict[str, float]:
 def _check_loss(args: Any) -> None:
     if args.reweight_after is not None:
         build_loss("class_balanced", [2, 1], loss_beta=args.loss_beta)
-        if not 0 < args.reweight_after < 1:
-            raise ValueError(
-                f"reweight_after is a fraction of the training steps, between 0 and 1; got {args.reweight_after}."
-            )
+        check_number("reweight_after", args.reweight_after, above=0, below=1, share=True)
     if LOSSES[args.loss].needs_cosine_logits:
         for name, default in (("cosine_scale", type(args).cosine_scale), ("cosine_learn_scale", False)):
             if getattr(args, name) != default:

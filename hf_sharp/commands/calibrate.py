@@ -35,6 +35,7 @@ from hf_sharp.recipe.decisions import Decisions, read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import HeadArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import per_class_field, rows_shown
+from hf_sharp.registry.limits import check_number
 from hf_sharp.reports.calibration import calibration_bins
 from hf_sharp.reports.card_changes import PREDICTIONS, PROBABILITIES, RELIABILITY, threshold_cells
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
@@ -85,8 +86,7 @@ def main(argv: list[str]) -> None:
     )
     what, data, names = read_flags(parser, argv)
     rows = rows_shown(what.per_class)
-    if not 0 < what.precision <= 1:
-        raise ValueError(f"--precision must be above 0 and at most 1, got {what.precision}.")
+    check_number("--precision", what.precision, above=0, most=1, share=True)
     record = choose_data(what, data, names.model, names.data, argv)
     if record and not what.balanced and treats_classes_alike(method_of(record["options"])):
         logger.warning(

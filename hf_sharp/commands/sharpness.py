@@ -21,10 +21,11 @@ from hf_sharp.data.labels import read_labels
 from hf_sharp.data.loading import no_split
 from hf_sharp.model.curvature import measure_curvature
 from hf_sharp.model.group_batches import GROUPS, stratified_sample
-from hf_sharp.option_checks import check_bounds
+from hf_sharp.option_checks import check_least
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.registry.limits import check_number
 from hf_sharp.reports.plots import plot_loss_along
 from hf_sharp.reports.results import machine_class, write_json
 
@@ -88,10 +89,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     parser.set_defaults(batch_size=32)  # small, because second derivatives need much memory
     what, data, names = read_flags(parser, argv)
-    check_bounds(vars(what), _AT_LEAST)
-    for name in ("rho", "tolerance"):
-        if not (math.isfinite(value := getattr(what, name)) and value > 0):
-            raise ValueError(f"{name} must be a finite number above 0, got {value}.")
+    check_least(vars(what), _AT_LEAST)
+    check_number("--rho", what.rho, above=0)
+    check_number("--tolerance", what.tolerance, least=0, below=1)
     choose_data(what, data, names.model, names.data, argv)
     output = new_folder(what.output_dir)
     splits = load_splits(data, data.label_column)

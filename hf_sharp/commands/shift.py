@@ -24,6 +24,7 @@ from hf_sharp.recipe.changed import save_changed
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
+from hf_sharp.registry.limits import check_number
 from hf_sharp.reports.card_changes import NOTHING, PREDICTIONS, SHARES
 from hf_sharp.reports.plots.shift import plot_shares
 from hf_sharp.reports.results import write_json
@@ -121,10 +122,8 @@ def main(argv: list[str]) -> None:
 
 
 def _check(what: ShiftArguments, model: str, argv: list[str]) -> None:
-    if what.threshold is not None and not 0 < what.threshold < 1:
-        raise ValueError(f"threshold must be a share between 0 and 1, such as 0.1; got {what.threshold}.")
-    if what.bootstrap < 20:
-        raise ValueError(f"bootstrap must be at least 20 draws, got {what.bootstrap}.")
+    check_number("--threshold", what.threshold, above=0, below=1, share=True, optional=True)
+    check_number("--bootstrap", what.bootstrap, least=20, whole=True)
     if not recorded(model) and "dataset" not in set_flags(argv):
         raise ValueError(
             f"the model {model!r} does not say what it was trained on: name the labelled data with --dataset, as in "

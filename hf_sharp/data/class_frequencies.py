@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.labels import find_label_column, read_labels
+from hf_sharp.registry.limits import check_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +57,11 @@ class ClassFrequencies:
             )
         if self.names is not None and len(self.names) != len(counts):
             raise ValueError(f"got {len(self.names)} class names for {len(counts)} class counts.")
-        if not 0 <= self.rare_threshold <= self.common_threshold + 1:
+        for name in ("rare_threshold", "common_threshold"):
+            check_number(name, getattr(self, name), least=0)
+        if self.rare_threshold > self.common_threshold + 1:
             raise ValueError(
-                "a class would be both few and many: expected 0 <= rare_threshold <= common_threshold + 1, got "
+                "a class would be both few and many: expected rare_threshold <= common_threshold + 1, got "
                 f"rare_threshold={self.rare_threshold} and common_threshold={self.common_threshold}."
             )
         object.__setattr__(self, "counts", counts.astype(np.int64))

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_sharp.data.labels import find_label_column, read_labels
 from hf_sharp.data.split import check_is_dataset
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
@@ -127,10 +128,8 @@ def long_tail(
 
 def _tail(num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
     check_name("profile", profile, PROFILES)
-    if num_classes < 2:
-        raise ValueError(f"a long tail needs at least 2 classes, got {num_classes}.")
-    if not (np.isfinite(imbalance_factor) and imbalance_factor >= 1):
-        raise ValueError(f"imbalance_factor must be a finite number >= 1, got {imbalance_factor}.")
+    check_number("the number of classes", num_classes, least=2, whole=True)
+    check_number("imbalance_factor", imbalance_factor, least=1)
     rank = np.arange(num_classes)
     exponent = rank / (num_classes - 1) if profile == "exponential" else (rank >= num_classes // 2).astype(float)
     return imbalance_factor**-exponent

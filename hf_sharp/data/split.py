@@ -13,8 +13,11 @@ import pyarrow.compute as pc
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.labels import arrow_column, find_label_column, read_labels
+from hf_sharp.registry.limits import check_number
 
 logger = logging.getLogger(__name__)
+# The limits of a fraction to hold out.
+FRACTION: dict[str, Any] = {"above": 0, "most": 0.5, "share": True}
 
 
 def split_validation(
@@ -57,7 +60,7 @@ def split_validation(
         >>> np.bincount(train["label"]).tolist(), np.bincount(validation["label"], minlength=3).tolist()
         ([18, 9, 1], [2, 1, 0])
     """
-    check_fraction(f"the fraction to hold out for {part}", fraction)
+    check_number(f"the fraction to hold out for {part}", fraction, **FRACTION)
     check_is_dataset(dataset, "split")
     label_column = find_label_column(dataset, label_column)
     if label2id is None and label_column in dataset.column_names:
@@ -100,13 +103,6 @@ def check_is_dataset(dataset: Any, purpose: str) -> None:
             f"got {type(dataset).__name__} to {purpose}, expected a datasets.Dataset. Take one split of a DatasetDict, "
             "make one with Dataset.from_list or Dataset.from_pandas, or choose the examples yourself."
         )
-
-
-def check_fraction(name: str, fraction: float) -> None:
-    """Raise a ValueError if the fraction to hold out is outside (0, 0.5], for example a percentage."""
-    if not 0 < fraction <= 0.5:
-        percent = f" For {fraction:g} % write {fraction / 100:g}." if 1 <= fraction <= 50 else ""
-        raise ValueError(f"{name} must be in (0, 0.5], got {fraction}.{percent}")
 
 
 def drop_repeats(dataset: datasets.Dataset, column: str) -> datasets.Dataset:

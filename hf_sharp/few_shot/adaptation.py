@@ -36,7 +36,6 @@ _RATES = {
     "affine": {"learning_rate": (1.0, 0.1)},
     "lora": {"learning_rate": (0.5, 0.05), "map_learning_rate": (1.0, 0.1)},
 }
-_TINY = 1e-12
 # The number of tasks to adapt at once, which bounds the memory for any number of episodes.
 _WINDOW = 64
 _BATCH_NUMBERS = 4_000_000
@@ -58,6 +57,8 @@ class Embedded:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", self.features.float())
+        if not self.features.isfinite().all():
+            raise ValueError("the features are not all finite numbers. Check the backbone and its dtype.")
 
     def part(self, rows: np.ndarray) -> Tensor:
         """Return the features of some examples."""
@@ -299,7 +300,7 @@ def _gradient_of_maps(maps: Tensor, rows: Tensor, means: Tensor, one_hot: Tensor
         (B, d, d).
     """
     z, p = rows @ maps.mT, means @ maps.mT
-    z_norm, p_norm = (torch.linalg.vector_norm(x, dim=-1).clamp(min=_TINY) for x in (z, p))
+    z_norm, p_norm = (torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12) for x in (z, p))
     inverse = 1 / (z_norm[:, :, None] * p_norm[:, None])
     cosines = z @ p.mT * inverse
     filling = torch.where(one_hot.any(1), 0.0, -torch.inf)[:, None]

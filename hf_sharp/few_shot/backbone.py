@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTraine
 
 from hf_sharp.few_shot.domain import PREPARED_COLUMNS, Domain
 from hf_sharp.model.head import evaluation_mode
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 
 FEATURES = ("pooled", "class_token", "mean")
@@ -222,6 +223,7 @@ def embed(backbone: Backbone, domain: Domain, batch_size: int = 64, progress_bar
     """
     if not len(domain):
         raise ValueError(f"the domain {domain.name!r} has no examples to embed.")
+    check_number("batch_size", batch_size, least=1, whole=True)
     starts = range(0, len(domain), batch_size)
     kept = torch.empty(0)
     with evaluation_mode(backbone.model):

@@ -13,6 +13,7 @@ from hf_sharp.data.labels import find_label_column, holds_text, no_label_column,
 from hf_sharp.data.loading import load
 from hf_sharp.data.split import check_is_dataset
 from hf_sharp.few_shot.episodes import MIN_WAYS
+from hf_sharp.registry.limits import check_number
 
 # Domains with at least this many classes are split by class, smaller ones by example.
 CLASSES_TO_HOLD_OUT = 20
@@ -96,8 +97,7 @@ class Domain:
         Raises:
             ValueError: the share is not between 0 and 1.
         """
-        if not 0 < held_out < 1:
-            raise ValueError(f"the share that is held out must be between 0 and 1, got {held_out}.")
+        check_number("held_out", held_out, above=0, below=1, share=True)
         rng = np.random.default_rng(seed)
         classes = np.unique(self.labels)
         count = round(held_out * len(classes))

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_sharp.registry.limits import check_number
+
 MIN_WAYS, MAX_WAYS = 5, 50
 MAX_QUERIES = 10
 MAX_SUPPORT, MAX_SUPPORT_OF_CLASS = 500, 100
@@ -95,8 +97,7 @@ class EpisodeSampler:
             raise ValueError(f"labels must be one per example, (N,); got the shape {self.labels.shape}.")
         self.ways, self.shots, self.queries, self.seed = ways, shots, queries, seed
         for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+            check_number(name, value, least=least, whole=True, optional=True)
         needed = (shots or 1) + (queries or 1)
         order = np.argsort(self.labels, kind="stable")
         classes, first, counts = np.unique(self.labels[order], return_index=True, return_counts=True)

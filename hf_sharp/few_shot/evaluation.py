@@ -21,6 +21,7 @@ from hf_sharp.few_shot.adaptation import ADAPTATIONS, Embedded, published_rates
 from hf_sharp.few_shot.backbone import embed, load_backbone
 from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Episode, EpisodeSampler, Task
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 
 NORMAL_95 = 1.96
@@ -130,8 +131,7 @@ def evaluate(
         87.3% ± 0.4%
     """
     check_name("adaptation", adaptation, ADAPTATIONS)
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}.")
+    check_number("episodes", episodes, least=1, whole=True)
     sampler = EpisodeSampler(domain.labels, ways, shots, queries, seed)
     encoder = load_backbone(backbone)
     if features is None:

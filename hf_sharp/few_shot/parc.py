@@ -20,6 +20,7 @@ from hf_sharp.few_shot.backbone import embed, load_backbone
 from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Episode
 from hf_sharp.few_shot.evaluation import FewShotResult, compare
+from hf_sharp.registry.limits import check_number
 
 _ROUNDING = 1e-12  # the rounding error of variances: the square of float32's precision
 
@@ -118,6 +119,7 @@ def select_backbone(
     if not backbones:
         raise ValueError("there are no backbones to choose from; expected a mapping of names to backbones.")
     rows = np.arange(len(domain))
+    check_number("examples", examples, least=2, whole=True)
     if len(rows) > examples:
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), examples, replace=False))
     probe, scores = domain.select(rows), {}

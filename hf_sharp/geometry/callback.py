@@ -13,6 +13,7 @@ from hf_sharp.data.labels import read_labels
 from hf_sharp.geometry.measure import MeasuredGeometry, measure
 from hf_sharp.model.group_batches import stratified_sample
 from hf_sharp.model.predicted_geometry import Geometry, predict_for_loss
+from hf_sharp.registry.limits import check_number
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class GeometryCallback(TrainerCallback):
     def __init__(self, trainer: Any, dataset: Any = None, max_examples: int = 2000) -> None:
         self.trainer = trainer
         self.dataset: Any = trainer.train_dataset if dataset is None else dataset
+        check_number("max_examples", max_examples, least=1, whole=True)
         if len(cast(Sized, self.dataset)) > max_examples:
             label2id = getattr(getattr(trainer.model, "config", None), "label2id", None)
             labels = read_labels(self.dataset, trainer.args.label_column, label2id=label2id)

@@ -14,6 +14,7 @@ import torch
 
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.model.predicted_geometry import Geometry
+from hf_sharp.registry.limits import check_number
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def train_ufm(
     Reference:
         arXiv 2303.07608, equation 3.
     """
-    if not ridge > 0:
-        raise ValueError(f"ridge must be > 0, got {ridge}.")
+    check_number("ridge", ridge, above=0)
+    check_number("max_steps", max_steps, least=1, whole=True)
     counts = loss.class_counts.double().cpu()
     classes = torch.arange(len(counts))
     if per_example:

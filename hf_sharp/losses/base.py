@@ -7,7 +7,6 @@ Most losses only set some of these four vectors. A loss returns one value per ex
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.registry import Citation
+from hf_sharp.registry.limits import check_number
 
 
 class ClassFrequencyLoss(nn.Module):
@@ -68,8 +68,7 @@ class ClassFrequencyLoss(nn.Module):
     def __init__(self, class_counts: Any, **options: float) -> None:
         super().__init__()
         for name, value in options.items():
-            if isinstance(value, str) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value}.")
+            check_number(name, value)
         # NumPy and torch scalars are converted to Python numbers, which checkpoints and trackers can write as JSON.
         self.options: dict[str, Any] = {k: v.item() if hasattr(v, "item") else v for k, v in options.items()}
         counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)

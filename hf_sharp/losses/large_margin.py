@@ -26,6 +26,7 @@ from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
 from hf_sharp.losses.registry import LOSSES
 from hf_sharp.registry import Citation
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 
 AGGREGATIONS = ("max", "mean")
@@ -118,10 +119,8 @@ class LargeMarginLoss(ClassFrequencyLoss):
         }
         super().__init__(torch.ones(num_classes) if class_counts is None else class_counts, **numbers)
         for name, value in numbers.items():
-            if value < 0:
-                raise ValueError(f"{name} must be >= 0, got {value}.")
-        if lm_momentum >= 1:
-            raise ValueError(f"lm_momentum must be below 1, else centroids never move; got {lm_momentum}.")
+            check_number(name, value, least=0)
+        check_number("lm_momentum", lm_momentum, least=0, below=1)  # at 1, centroids would never move
         check_name("lm_aggregation", lm_aggregation, AGGREGATIONS)
         if lm_frequency_margins and class_counts is None:
             raise ValueError("lm_frequency_margins needs class_counts.")

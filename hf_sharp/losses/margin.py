@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
 from hf_sharp.losses.registry import LOSSES
 from hf_sharp.registry import Citation
+from hf_sharp.registry.limits import check_number
 
 
 @LOSSES.add_builtin
@@ -61,10 +62,8 @@ class LDAMLoss(ClassFrequencyLoss):
 
     def __init__(self, class_counts: Any, loss_margin: float = 0.5, loss_scale: float = 30.0) -> None:
         super().__init__(class_counts, loss_margin=loss_margin, loss_scale=loss_scale)
-        if loss_margin < 0:
-            raise ValueError(f"loss_margin must be >= 0, got {loss_margin}.")
-        if loss_scale <= 0:
-            raise ValueError(f"loss_scale must be > 0, got {loss_scale}.")
+        check_number("loss_margin", loss_margin, least=0)
+        check_number("loss_scale", loss_scale, above=0)
         margin = at_least_one(self.class_counts) ** -0.25
         rarest = margin[self.class_counts > 0].max()
         self.register_buffer("margin", loss_margin * (margin / rarest).clamp(max=1), persistent=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_sharp.losses.base import ClassFrequencyLoss, at_least_one
 from hf_sharp.losses.registry import LOSSES
 from hf_sharp.registry import Citation
+from hf_sharp.registry.limits import check_number
 
 
 @LOSSES.add_builtin
@@ -81,8 +82,7 @@ class ClassBalancedLoss(ClassFrequencyLoss):
 
     def __init__(self, class_counts: Any, loss_beta: float = 0.9999) -> None:
         super().__init__(class_counts, loss_beta=loss_beta)
-        if not 0 <= loss_beta < 1:
-            raise ValueError(f"loss_beta must be in [0, 1), got {loss_beta}.")
+        check_number("loss_beta", loss_beta, least=0, below=1)
         effective_number = (1 - loss_beta ** at_least_one(self.class_counts)) / (1 - loss_beta)
         self.weight = _mean_one(1 / effective_number, self.class_counts)
 
@@ -123,8 +123,7 @@ class FocalLoss(ClassFrequencyLoss):
 
     def __init__(self, class_counts: Any, loss_gamma: float = 2.0) -> None:
         super().__init__(class_counts, loss_gamma=loss_gamma)
-        if loss_gamma < 0:
-            raise ValueError(f"loss_gamma must be >= 0 for the focal loss, got {loss_gamma}.")
+        check_number("the focal loss's loss_gamma", loss_gamma, least=0)
         self.loss_gamma = loss_gamma
 
     def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:

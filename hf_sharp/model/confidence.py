@@ -25,6 +25,7 @@ from sklearn.metrics import precision_recall_curve
 from hf_sharp.data.labels import class_indices
 from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
 from hf_sharp.model.records import TEMPERATURE
+from hf_sharp.registry.limits import check_number
 
 TEMPERATURES = (0.05, 20.0)  # limits, as the likelihood has no maximum if (nearly) every prediction is right
 
@@ -97,8 +98,7 @@ def fold_temperature(model: Model, temperature: float, num_classes: int, *, head
     Raises:
         ValueError: the temperature is not positive, or the head is not linear.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+    check_number("temperature", temperature, above=0)
     scaled = copy.deepcopy(model)
     layer = find_head(scaled, num_classes, head)
     old = read_head(layer)
@@ -127,8 +127,7 @@ def class_thresholds(probabilities: Any, labels: Any, precision: float) -> list[
         >>> class_thresholds(p, [0, 0, 1, 0], precision=0.9)[0]
         Threshold(confidence=0.8, answered=2, predictions=3, precision=1.0)
     """
-    if not 0 < precision <= 1:
-        raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
+    check_number("precision", precision, above=0, most=1, share=True)
     probabilities, labels = _per_example(_probabilities(probabilities), labels, "probabilities")
     predictions, confidence = probabilities.argmax(1), probabilities.max(1)
     thresholds = []
@@ -192,8 +191,7 @@ def prediction_sets(
         is that of Sadinle, Lei and Wasserman, arXiv 1609.00451. Pooling follows the null cluster of Ding et al., arXiv
         2306.09335, but uses the scores of the rare classes only, not those of all classes.
     """
-    if not 0 < coverage < 1:
-        raise ValueError(f"coverage must be above 0 and below 1, got {coverage}.")
+    check_number("coverage", coverage, above=0, below=1, share=True)
     probabilities = _probabilities(probabilities)
     if probabilities.shape[1] != len(scores):
         raise ValueError(f"got scores of {len(scores)} classes, and probabilities of {probabilities.shape[1]}.")

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from hf_sharp.model.head import ClassifierHead, check_is_linear, evaluation_mode
 from hf_sharp.model.modeling_cosine_head import CosineLinear, model_class
+from hf_sharp.registry.limits import check_number
 
 
 class CosineHead(CosineLinear):
@@ -153,8 +154,7 @@ def use_cosine_head(
     Reference:
         Cosine classifiers: arXiv 1804.09458. Scale 25: LIFT arXiv 2309.10019.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a finite number above 0, got {scale}.")
+    check_number("scale", scale, above=0)
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters. Call use_cosine_head before get_peft_model.")
     layer, norm = _layers_of(model, num_classes, example_inputs(model) if inputs is None else inputs, head)

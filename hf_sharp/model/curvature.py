@@ -9,7 +9,6 @@ With L_g(w) the mean loss over the examples of group g (all, many, medium, few),
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.model.group_batches import GROUPS
 from hf_sharp.model.hessian import hessian_traces, standard_error, top_eigenvalues
 from hf_sharp.model.loss_surface import Losses, LossSurface, cross_entropy
+from hf_sharp.registry.limits import check_number
 from hf_sharp.sharpness.ascent import global_norm, gradient_to_perturbation, perturbed
 
 _LINE = range(-4, 5)  # the steps along a line through the weights, in units of ρ / 2
@@ -59,7 +59,7 @@ def worst_case_sharpness(surface: LossSurface, rho: float = 0.05, start: Start |
     Reference:
         SAM arXiv 2010.01412, equation 2.
     """
-    _check_radius(rho)
+    check_number("rho", rho, above=0)
     here, gradients = start or surface.loss_and_gradients()
     rises = {}
     for group, gradient in gradients.items():
@@ -107,9 +107,8 @@ def average_sharpness(
         >>> average_sharpness(surface, rho=0.5)["all"]  # ρ²
         (0.25, 0.0)
     """
-    _check_radius(rho)
-    if directions < 2:
-        raise ValueError(f"the average needs at least 2 directions, to estimate its error; got {directions}.")
+    check_number("rho", rho, above=0)
+    check_number("directions", directions, least=2, whole=True)  # one direction has no standard error
     here = here or surface.loss()
     rises: dict[str, list[float]] = {group: [] for group in surface.groups}
     for _, direction in zip(range(directions), surface.directions(seed), strict=False):
@@ -200,9 +199,13 @@ def measure_curvature(
     frequencies = (
         class_counts if isinstance(class_counts, ClassFrequencies) else ClassFrequencies.from_counts(class_counts)
     )
+    check_number("rho", rho, above=0)
+    check_number("tolerance", tolerance, least=0, below=1)
+    for name, value, least in (("eigenvalues", eigenvalues, 1), ("probes", probes, 2), ("directions", directions, 2)):
+        check_number(name, value, least=least, whole=True)
+    check_number("hessian_examples", hessian_examples, least=1, whole=True, optional=True)
     surface = LossSurface(model, batches, frequencies, losses, progress)
     try:
-        _check_radius(rho)
         groups = len(surface.groups)
         lines = 2 * (len(_LINE) - 1)  # the loss at the weights is known
         surface.expect(1 + groups + 2 * directions + lines + 1 + groups * _PRODUCTS)
@@ -265,8 +268,3 @@ def _hessian_figures(
         figures[group] |= {"trace": trace, "trace_error": error}
     surface.expect(0)
     return figures
-
-
-def _check_radius(rho: float) -> None:
-    if not (math.isfinite(rho) and rho > 0):
-        raise ValueError(f"the radius must be a finite number above 0, got {rho}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.model.head import labels_of
+from hf_sharp.registry.limits import check_number
 
 GROUPS = ("all", "many", "medium", "few")
 
@@ -111,8 +112,7 @@ def stratified_sample(labels: Any, size: int, seed: int = 0) -> np.ndarray:
         [15, 4, 1]
     """
     labels = np.asarray(labels)
-    if size < 1:
-        raise ValueError(f"the sample must have at least 1 example, got {size}.")
+    check_number("size", size, least=1, whole=True)
     if size >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)

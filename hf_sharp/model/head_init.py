@@ -24,6 +24,7 @@ from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.model.head import check_is_linear, features_in_batches
 from hf_sharp.registry import Choice, Citation
+from hf_sharp.registry.limits import check_number
 
 # Sums a tensor over all processes; every process gets the result.
 Reduce = Callable[[Tensor], Tensor]
@@ -140,9 +141,8 @@ def init_head_from_class_means(
         rows of a linear head are centred, and it has a bias and a chosen scale.
     """
     counts = ClassFrequencies.from_counts(class_counts).counts
-    for name, value in (("scale", scale), ("examples_per_class", examples_per_class)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a finite number above 0, got {value}.")
+    check_number("scale", scale, above=0, optional=True)
+    check_number("examples_per_class", examples_per_class, least=1, whole=True, optional=True)
     device = next(model.parameters()).device
     reduce = reduce or (lambda tensor: tensor)
     if examples_per_class is not None:

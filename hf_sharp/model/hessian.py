@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 
 from hf_sharp.model.loss_surface import LossSurface
+from hf_sharp.registry.limits import check_number
 
 # With so few parameters the whole Hessian is computed, and its eigenvalues and trace are exact.
 _MAX_DENSE = 32
@@ -60,12 +61,10 @@ def top_eigenvalues(
     """
     operator = surface.hessian(group)
     size = operator.shape[0]
-    if not 1 <= count <= size:
-        raise ValueError(f"the number of eigenvalues must be from 1 to {size}, the number of parameters; got {count}.")
+    check_number("the number of eigenvalues", count, least=1, most=size, whole=True)
     if size <= _MAX_DENSE:
         return np.linalg.eigvalsh(operator @ np.eye(size))[::-1][:count].tolist()
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"the tolerance must be in [0, 1), got {tolerance}.")
+    check_number("tolerance", tolerance, least=0, below=1)
     start = np.random.default_rng(seed).standard_normal(size).astype(operator.dtype)
     vectors = min(size, max(_LANCZOS_VECTORS, 2 * count + 2))
     options: dict[str, Any] = {"which": "LA", "v0": start, "ncv": vectors, "tol": tolerance}
@@ -113,8 +112,7 @@ def hessian_traces(surface: LossSurface, probes: int = 8, seed: int = 0) -> dict
     Reference:
         Hutchinson, Communications in Statistics 19(2), 1990.
     """
-    if probes < 2:
-        raise ValueError(f"the trace needs at least 2 probes, to estimate its error; got {probes}.")
+    check_number("probes", probes, least=2, whole=True)  # one probe has no standard error
     if surface.size <= _MAX_DENSE:
         return {group: (float(forms.sum()), 0.0) for group, forms in surface.quadratic_forms(surface.units).items()}
     forms_of_groups = surface.quadratic_forms(lambda: islice(surface.signs(seed), probes))

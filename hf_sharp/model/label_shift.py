@@ -23,6 +23,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import class_indices
 from hf_sharp.model.bias_corrected import Calibration, fit_calibration
 from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
+from hf_sharp.registry.limits import check_number
 
 _GAP = 1e-3  # EM stops when the log likelihood is within this distance of its maximum
 _ITERATIONS = 5000
@@ -284,8 +285,7 @@ def _check(logits: np.ndarray, labels: np.ndarray, new: np.ndarray, counts: np.n
         raise ValueError("there are no new examples to estimate class shares from.")
     if (found := len(np.unique(labels))) < 2:
         raise ValueError(f"the labelled examples have {found} class; estimating shares takes at least two classes.")
-    if bootstrap < 20:
-        raise ValueError(f"bootstrap must be at least 20 draws, got {bootstrap}.")
+    check_number("bootstrap", bootstrap, least=20, whole=True)
 
 
 def fold_shares(model: Model, estimate: ShiftEstimate, *, head: str | None = None) -> Model:

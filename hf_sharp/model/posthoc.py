@@ -14,7 +14,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,6 +29,7 @@ from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_bat
 from hf_sharp.model.modeling_cosine_head import CosineLinear
 from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
 from hf_sharp.model.records import RECORD
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 
 logger = logging.getLogger(__name__)
@@ -225,8 +225,7 @@ def _checked(
         raise ValueError(
             f"{method!r} does not take {', '.join(unknown)}; it takes {', '.join(['strength', *accepted])}."
         )
-    if not (isinstance(strength, Real) and np.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength must be a finite number >= 0, got {strength!r}.")
+    check_number("strength", strength, least=0)
     check_unadjusted(model)
     counts = torch.tensor(ClassFrequencies.from_counts(class_counts).counts)
     outputs = getattr(getattr(model, "config", None), "num_labels", len(counts))

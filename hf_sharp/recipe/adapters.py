@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.registry.limits import check_number
 from hf_sharp.trainer.head_start import make_cosine_head
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -58,9 +59,8 @@ class AdapterArguments:
             raise ValueError(
                 f"{of_lora[0]} is an option of lora. Put the options of {self.peft['type']!r} into the mapping peft."
             )
-        for name in ("peft_rank", "peft_alpha"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}.")
+        for name, whole in (("peft_rank", True), ("peft_alpha", False)):
+            check_number(name, getattr(self, name), above=0, whole=whole, optional=True)
 
     def options(self) -> dict[str, Any]:
         """Collect the options of the PEFT config, without its type."""

@@ -16,9 +16,10 @@ from hf_sharp.data.loading import load, pool_splits, prepare_splits
 from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.repeats import warn_of_repeats
-from hf_sharp.data.split import check_fraction, drop_repeats, split_validation
+from hf_sharp.data.split import FRACTION, drop_repeats, split_validation
 from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import did_you_mean
 
 TRUST = "Run code that comes with a model, which may do anything. Cosine heads of hf_sharp do not need this option."
@@ -96,8 +97,7 @@ class DataArguments:
     def __post_init__(self) -> None:
         Checks(self.check_data)
         for name in ("test_fraction", "validation_fraction"):
-            if (fraction := getattr(self, name)) is not None:
-                check_fraction(f"--{name}", fraction)
+            check_number(f"--{name}", getattr(self, name), **FRACTION, optional=True)
         parse_lists(self.split_lists or ())
         if self.split_lists and self.dataset_config:
             raise ValueError("split_lists is for a folder of images, and dataset_config for a dataset on the Hub.")

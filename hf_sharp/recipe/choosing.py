@@ -12,6 +12,7 @@ from hf_sharp.data.costs import read_costs
 from hf_sharp.model.confidence import prediction_sets, rare_classes
 from hf_sharp.model.costs import expected_costs
 from hf_sharp.recipe.decisions import Decisions
+from hf_sharp.registry.limits import check_number
 
 SAVED = "saved"
 _CALIBRATE = "Run hf-sharp calibrate first, and name the model that it saves."
@@ -41,10 +42,8 @@ class Chooser:
         pool_rare: bool = False,
     ) -> None:
         self.decisions, self.top_k, self.coverage, self.pool_rare = decisions, top_k, coverage, pool_rare
-        if not 0 <= top_k <= len(decisions.classes):
-            raise ValueError(f"--top_k must be from 0 to {len(decisions.classes)}, the number of classes; got {top_k}.")
-        if coverage is not None and not 0 < coverage < 1:
-            raise ValueError(f"--coverage must be above 0 and below 1, got {coverage}.")
+        check_number("--top_k", top_k, least=0, most=len(decisions.classes), whole=True)
+        check_number("--coverage", coverage, above=0, below=1, share=True, optional=True)
         if coverage is not None and decisions.scores is None:
             raise ValueError(f"--coverage needs calibration scores, which the model does not have. {_CALIBRATE}")
         if pool_rare and coverage is None:
@@ -66,8 +65,7 @@ class Chooser:
             limit = float(abstain)
         except ValueError as error:
             raise ValueError(f"--abstain {abstain!r} is neither a number nor {SAVED!r}.") from error
-        if not 0 < limit <= 1:
-            raise ValueError(f"--abstain must be above 0 and at most 1, got {abstain}.")
+        check_number("--abstain", limit, above=0, most=1, share=True)
         return np.full(len(self.decisions.classes), limit)
 
     @property

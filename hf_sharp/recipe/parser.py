@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_sharp.option_checks import AT_LEAST, check_bounds
+from hf_sharp.option_checks import AT_LEAST, check_least
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.config_file import read_config
 from hf_sharp.recipe.flags import check_names, flag_names, raise_errors, refuse_words
 
 _AT_LEAST = AT_LEAST | {"max_length": 1, "batch_size": 1}
-_NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
+_NUMBERS: dict[Any, str] = {int: "an integer", float: "a number"}
 
 
 class RecipeParser:
@@ -68,7 +68,7 @@ class RecipeParser:
     def build(self, **overrides: Any) -> tuple[Any, ...]:
         """Make the argument dataclasses from the options, with `overrides` (None restores the default)."""
         values = {key: value for key, value in (self.values | overrides).items() if value is not None}
-        check_bounds(values, _AT_LEAST)
+        check_least(values, _AT_LEAST)
         with stage("the options do not fit together"):
             return tuple(self._parser.parse_dict(values))
 
@@ -182,5 +182,5 @@ def read_flags(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> t
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     refuse_words(unknown, flag_names(parser))
     for values in parsed:
-        check_bounds(vars(values), _AT_LEAST)
+        check_least(vars(values), _AT_LEAST)
     return tuple(parsed)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from hf_sharp.registry.limits import check_number
 from hf_sharp.reports.figures import cost_per_example, group_labels, half_width, percent
 from hf_sharp.reports.long_tail_report import frequencies_of
 
@@ -87,8 +88,7 @@ def per_class_table(report: Mapping[str, Any], rows: int | None = 10, title: str
         >>> [list(column.cells) for column in per_class_table(report, rows=1).columns]
         [['cat'], ['5'], ['few'], ['2'], ['50'], ['100']]
     """
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows must be at least 1, or None for all classes; got {rows}.")
+    check_number("rows", rows, least=1, whole=True, optional=True)
     frequencies = frequencies_of(report)
     counts = frequencies.counts
     order = sorted(range(len(counts)), key=lambda c: (counts[c], c))[:rows]

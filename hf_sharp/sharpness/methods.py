@@ -7,7 +7,6 @@ A method is a vector c of K coefficients: c_y is the share of an example's loss 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_sharp.registry import Citation, Registry, option_names
+from hf_sharp.registry.limits import check_number
 from hf_sharp.sharpness.class_conditional import ClassConditionalLoss
 
 SAM = Citation(
@@ -139,8 +139,7 @@ def _focal_sam(
     priors: Tensor, focal_gamma: float = 1.0, focal_lambda: float = 0.8, focal_sampling: str = "exact"
 ) -> Tensor:
     for name, value in (("focal_gamma", focal_gamma), ("focal_lambda", focal_lambda)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+        check_number(name, value, least=0)
     coefficients = focal_lambda * (1 - priors) ** focal_gamma
     if focal_sampling == "stochastic" and (coefficients > 1).any():
         raise ValueError(
@@ -152,10 +151,8 @@ def _focal_sam(
 
 
 def _cc_sam(class_counts: Tensor, cc_radius: float = 1e-6, cc_phi: float = 0.5) -> Tensor:
-    if not (math.isfinite(cc_radius) and cc_radius >= 0):
-        raise ValueError(f"cc_radius must be a finite number >= 0, got {cc_radius}.")
-    if not 0 <= cc_phi <= 1:
-        raise ValueError(f"cc_phi is the share of the perturbed loss, from 0 to 1; got {cc_phi}.")
+    check_number("cc_radius", cc_radius, least=0)
+    check_number("cc_phi", cc_phi, least=0, most=1, share=True)
     return _none(class_counts)
 
 

@@ -147,8 +147,11 @@ def test_a_folder_of_pictures_is_read_in_the_order_of_the_names_with_and_without
     [
         (["m", "new"], "name the labelled data with --dataset"),
         (["m", "new", "--dataset", "digits"], "or use the test split: --split test"),
-        (["m", "new", "--dataset", "digits", "--threshold", "10"], "a share between 0 and 1, such as 0.1; got 10"),
-        (["m", "new", "--dataset", "digits", "--bootstrap", "3"], "at least 20 draws, got 3"),
+        (
+            ["m", "new", "--dataset", "digits", "--threshold", "10"],
+            "--threshold must be a number > 0 and < 1, got 10.0. For 10 % write 0.1.",
+        ),
+        (["m", "new", "--dataset", "digits", "--bootstrap", "3"], "--bootstrap must be an integer >= 20, got 3"),
         (["m", "/no/such/folder", "--dataset", "digits", "--split", "test"], "'/no/such/folder' does not exist"),
         (["m", "digits", "--dataset", "digits", "--split", "test"], "Choose one with --new_split"),
         (["m", "{}/mails.txt", "--dataset", "digits", "--split", "test"], "has no column 'image'; it has 'text'"),

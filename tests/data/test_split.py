@@ -36,7 +36,7 @@ def test_the_seed_decides():
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 0.6, float("nan")])
 def test_bad_fractions(fraction):
-    with pytest.raises(ValueError, match=r"must be in \(0, 0.5\], got"):
+    with pytest.raises(ValueError, match=r"must be a number > 0 and <= 0.5, got"):
         split_validation(data([10, 10]), fraction)
 
 

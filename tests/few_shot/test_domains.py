@@ -56,7 +56,7 @@ def test_small_domains_are_split_by_example_and_large_ones_by_class():
     assert not np.array_equal(test.labels, large.split(0.3, seed=2)[1].labels)
     train, test = large.split(0.1, seed=1)
     assert np.array_equal(np.unique(train.labels), np.arange(30)), "3 classes make no episode: split by example"
-    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="held_out must be a number > 0 and < 1, got 1"):
         small.split(1.0)
 
 

@@ -102,9 +102,9 @@ def test_a_task_is_an_episode_without_its_answers():
         (np.arange(30), {}, "0 of the 30 classes have them"),
         (np.repeat(np.arange(6), 5), {"shots": 5}, "at least 6 examples each .5 for the support set, 1 to query"),
         (np.repeat(np.arange(6), 5), {"shots": 3, "queries": 3}, "at least 6 examples"),
-        (LABELS, {"ways": 1}, "ways must be at least 2, got 1"),
-        (LABELS, {"shots": 0}, "shots must be at least 1, got 0"),
-        (LABELS, {"queries": 0}, "queries must be at least 1, got 0"),
+        (LABELS, {"ways": 1}, "ways must be an integer >= 2, got 1"),
+        (LABELS, {"shots": 0}, "shots must be an integer >= 1, got 0"),
+        (LABELS, {"queries": 0}, "queries must be an integer >= 1, got 0"),
         (np.eye(3), {}, "one per example"),
     ],
 )

@@ -146,7 +146,7 @@ def test_adaptations_are_given_no_answers(known, monkeypatch):
     ("options", "said"),
     [
         ({"adaptation": "magic"}, "unknown adaptation 'magic'; expected one of prototype, linear, affine"),
-        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"episodes": 0}, "episodes must be an integer >= 1, got 0"),
         ({"ways": 13}, "an episode needs 13 classes"),
         ({"shots": 40}, "at least 41 examples each"),
         ({"features": np.zeros((3, 4))}, r"features of shape \(3, 4\), and the domain 'gaussians' has 480 examples"),

@@ -51,5 +51,5 @@ def test_embeddings_per_example_and_per_class_agree():
 
 
 def test_a_ridge_must_be_positive():
-    with pytest.raises(ValueError, match="ridge must be > 0, got 0"):
+    with pytest.raises(ValueError, match="ridge must be a finite number > 0, got 0"):
         train_ufm(build_loss("cross_entropy", COUNTS), 0)

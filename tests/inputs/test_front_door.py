@@ -107,7 +107,7 @@ def test_the_folder_of_a_comparison_names_its_models(tmp_path, capsys, no_traceb
 
 @pytest.mark.parametrize("option", ["test_fraction", "validation_fraction"])
 def test_a_percentage_is_told_as_a_share(option):
-    with pytest.raises(ValueError, match=rf"--{option} must be in \(0, 0.5\], got 20.0. For 20 % write 0.2."):
+    with pytest.raises(ValueError, match=rf"--{option} must be a number > 0 and <= 0.5, got 20.0. For 20 % write 0.2."):
         RecipeParser(OPTIONS, ["--model_config", '{"model_type": "bert"}', f"--{option}", "20"]).build()
     with pytest.raises(ValueError, match=r"rho_validation_fraction must be .* For 20 % write 0.2."):
         SharpTrainingArguments("out", sharpness="sam", rho_schedule="learned", rho_validation_fraction=20)

@@ -257,9 +257,9 @@ def test_bfloat16_features_are_computed_in_float32(autocast):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lm_weight": -1.0}, "lm_weight must be >= 0, got -1.0"),
+        ({"lm_weight": -1.0}, "lm_weight must be a finite number >= 0, got -1.0"),
         ({"lm_delta_d": float("nan")}, "lm_delta_d must be a finite number"),
-        ({"lm_momentum": 1.0}, "lm_momentum must be below 1"),
+        ({"lm_momentum": 1.0}, "lm_momentum must be a number >= 0 and < 1"),
         ({"lm_aggregation": "sum"}, "unknown lm_aggregation 'sum'; expected one of max, mean"),
         ({"lm_frequency_margins": True}, "lm_frequency_margins needs class_counts"),
     ],

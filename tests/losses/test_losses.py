@@ -300,5 +300,5 @@ def test_labels_of_any_integer_type(dtype):
 
 
 def test_an_option_that_is_a_text_is_named():
-    with pytest.raises(ValueError, match="loss_tau must be a finite number, got one"):
+    with pytest.raises(ValueError, match="loss_tau must be a finite number, got 'one'"):
         build_loss("logit_adjusted", [9, 5, 1], loss_tau="one")

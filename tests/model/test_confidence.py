@@ -73,7 +73,7 @@ def test_the_folded_temperature_divides_the_logits(bias):
     model = nn.Sequential(nn.Linear(5, 3, bias=bias))
     x = torch.randn(7, 5)
     assert torch.allclose(fold_temperature(model, 2.5, 3)(x), model(x) / 2.5, atol=1e-6)
-    with pytest.raises(ValueError, match="finite number above 0, got 0"):
+    with pytest.raises(ValueError, match="finite number > 0, got 0"):
         fold_temperature(model, 0, 3)
 
 
@@ -107,7 +107,7 @@ def test_thresholds_equal_a_search_over_every_confidence(precision):
 def test_a_class_that_is_never_right_has_no_threshold():
     p = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0]])
     assert [t.confidence for t in class_thresholds(p, [1, 1], 0.5)] == [None, None, None]
-    with pytest.raises(ValueError, match="above 0 and at most 1, got 0"):
+    with pytest.raises(ValueError, match="> 0 and <= 1, got 0"):
         class_thresholds(p, [1, 1], 0)
 
 
@@ -149,7 +149,7 @@ def test_a_class_with_too_few_examples_is_in_every_set():
     needed = examples_needed(0.9)
     few, enough = np.zeros(needed - 1), np.zeros(needed)
     assert prediction_sets([[0.0, 0.0]], [few, enough], 0.9).tolist() == [[True, False]]
-    with pytest.raises(ValueError, match="above 0 and below 1, got 1"):
+    with pytest.raises(ValueError, match="> 0 and < 1, got 1"):
         prediction_sets([[0.0, 0.0]], [few, enough], 1)
     for coverage in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99):
         n = examples_needed(coverage)

@@ -304,7 +304,7 @@ class Unknown(nn.Module):
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        (make_vit(), {"scale": 0.0}, "scale must be a finite number above 0, got 0.0"),
+        (make_vit(), {"scale": 0.0}, "scale must be a finite number > 0, got 0.0"),
         (make_vit(), {"num_classes": 5}, "no linear layer of the model with 5 outputs"),
         (nn.Linear(4, 4), {}, "Linear is not a model of transformers: give example inputs"),
         (Unknown(), {"num_classes": 3, "inputs": {"x": torch.randn(2, 4)}}, "Unknown is not a class of transformers"),

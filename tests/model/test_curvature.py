@@ -461,13 +461,13 @@ def test_a_gpu_gives_the_same_figures():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"rho": 0.0}, "the radius must be a finite number above 0, got 0.0"),
-        ({"rho": float("nan")}, "the radius must be"),
-        ({"probes": 1}, "the trace needs at least 2 probes"),
-        ({"directions": 1}, "the average needs at least 2 directions"),
-        ({"eigenvalues": 0}, "the number of eigenvalues must be from 1 to"),
-        ({"tolerance": 1.0}, r"the tolerance must be in \[0, 1\), got 1.0"),
-        ({"hessian_examples": 0}, "the sample must have at least 1 example, got 0"),
+        ({"rho": 0.0}, "rho must be a finite number > 0, got 0.0"),
+        ({"rho": float("nan")}, "rho must be"),
+        ({"probes": 1}, "probes must be an integer >= 2, got 1"),
+        ({"directions": 1}, "directions must be an integer >= 2, got 1"),
+        ({"eigenvalues": 0}, "eigenvalues must be an integer >= 1, got 0"),
+        ({"tolerance": 1.0}, "tolerance must be a number >= 0 and < 1, got 1.0"),
+        ({"hessian_examples": 0}, "hessian_examples must be an integer >= 1, got 0"),
         ({"losses": lambda logits, labels: logits.sum()}, r"one loss per example, \(\d,\); got shape \(\)"),
         ({"losses": lambda logits, labels: logits[:, 0] * torch.inf}, "the loss is"),
         ({"class_counts": [30, 4]}, r"a batch has labels from \d to 3; expected class indices from 0 to 1"),
@@ -606,7 +606,7 @@ def test_texts_from_the_command_line(bert_folder, tmp_path):  # noqa: F811
     [
         (["--split", "validation"], "there is no split 'validation'"),
         (["--dataset", "elsewhere"], "two datasets are named"),
-        (["--examples", "0"], "examples must be at least 1, got 0"),
+        (["--examples", "0"], "examples must be an integer >= 1, got 0"),
     ],
 )
 def test_bad_command_line_options(image_models, image_folder, tmp_path, more, said):  # noqa: F811

@@ -266,8 +266,8 @@ def test_examples_per_class_is_divided_among_processes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"scale": 0.0}, "scale must be a finite number above 0, got 0.0"),
-        ({"examples_per_class": 0}, "examples_per_class must be a finite number above 0, got 0"),
+        ({"scale": 0.0}, "scale must be a finite number > 0, got 0.0"),
+        ({"examples_per_class": 0}, "examples_per_class must be an integer >= 1, got 0"),
         ({"batches": []}, "there are no examples to initialise the head from"),
         ({"class_counts": [3, 2]}, "no linear layer of the model with 2 outputs"),
         ({"head": "nope"}, "head='nope' is not a linear layer"),

@@ -229,7 +229,7 @@ def test_a_head_is_left_alone_where_nothing_moved_and_refused_where_it_cannot_ch
         ({"new_logits": np.zeros((0, 10))}, "no new examples"),
         ({"new_logits": np.zeros((5, 9))}, "one column per class"),
         ({"labels": np.zeros(165, int)}, "takes at least two classes"),
-        ({"bootstrap": 5}, "at least 20 draws, got 5"),
+        ({"bootstrap": 5}, "bootstrap must be an integer >= 20, got 5"),
         ({"new_logits": np.full((5, 10), np.nan)}, "not all finite numbers"),
         ({"class_counts": [-1] * 10}, "class counts must be integers >= 0; class 0 has -1"),
         ({"labels": np.full(165, -100)}, "label 0 is -100; expected a class index from 0 to 9"),

@@ -168,7 +168,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     [
         ({"peft_rank": 4}, "peft_rank has no effect without peft"),
         ({"peft_merge": False}, "peft_merge has no effect without peft"),
-        ({"peft": "lora", "peft_rank": 0}, "peft_rank must be above 0"),
+        ({"peft": "lora", "peft_rank": 0}, "peft_rank must be an integer > 0"),
         ({"peft": "{rank: 4}"}, "peft is neither JSON"),
         ({"peft": {"r": 4}}, "peft needs a type, such as lora; it has 'r'"),
         ({"peft": "ia3", "peft_rank": 4}, "peft_rank is an option of lora"),

@@ -287,7 +287,7 @@ def test_the_table_of_classes_shows_the_rarest_first():
     console.print(per_class_table(report, rows=None))
     assert "[red]" in (text := console.export_text())
     assert "rarest" not in text
-    with pytest.raises(ValueError, match="rows must be at least 1"):
+    with pytest.raises(ValueError, match="rows must be an integer >= 1"):
         per_class_table(report, rows=0)
 
 

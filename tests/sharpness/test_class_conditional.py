@@ -283,7 +283,7 @@ def test_two_processes(tmp_path):
     [
         ({"rho": 0.1}, "rho=0.1 has no effect with sharpness='cc_sam'"),
         ({"ascent_scope": "window"}, "ascent_scope='window' has no effect"),
-        ({"cc_phi": 1.5}, "cc_phi is the share of the perturbed loss, from 0 to 1; got 1.5"),
+        ({"cc_phi": 1.5}, "cc_phi must be a number >= 0 and <= 1, got 1.5"),
         ({"cc_radius": -1.0}, "cc_radius must be a finite number >= 0"),
         ({"head": "vit"}, "head='vit' is not a linear layer with 4 outputs"),
         ({"torch_compile_backend": "aot_eager"}, "which torch.compile does not allow"),

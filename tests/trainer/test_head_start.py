@@ -122,7 +122,7 @@ def test_it_works_with_adapters_and_bert(make_trainer):
             "head_examples=5 has no effect",
         ),
         ({"head_init": "class_mean", "head_scale": 0.0}, "head_scale must be a finite number > 0"),
-        ({"head_init": "class_mean", "head_examples": 0}, "head_examples must be at least 1"),
+        ({"head_init": "class_mean", "head_examples": 0}, "head_examples must be an integer >= 1"),
         ({"head_init": "means"}, "unknown head_init 'means'; expected one of none, class_mean, class_names"),
         ({"cosine_scale": 5.0}, "cosine_scale=5.0 has no effect with cosine_head=False"),
         ({"cosine_head": True, "cosine_scale": -1.0}, "cosine_scale must be a finite number > 0"),
