@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.labels import find_label_column, read_labels
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 
@@ -45,7 +46,7 @@ class ClassFrequencies:
     common_threshold: int = 100
 
     def __post_init__(self) -> None:
-        counts = np.asarray(self.counts)
+        counts = as_array(self.counts)
         if counts.ndim != 1 or counts.dtype.kind not in "iuf":
             raise ValueError(f"class counts must be a vector of integers, one per class; got {self.counts!r}.")
         if not np.all(np.isfinite(counts)) or np.any(counts < 0) or np.any(counts != np.floor(counts)):
@@ -89,7 +90,7 @@ class ClassFrequencies:
                     f"the counts are a Series with the index {shown(counts.index)}; expected the classes from 0 in "
                     "order. Take counts.sort_index(), or counts.to_numpy() if they are in the order of the classes."
                 )
-        return cls(np.asarray(counts), **options)
+        return cls(as_array(counts), **options)
 
     @classmethod
     def from_dataset(

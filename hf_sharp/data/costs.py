@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.nearest import did_you_mean
 
 _TABLES = (".csv", ".tsv")
@@ -58,7 +59,7 @@ def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> n
     if isinstance(costs, Mapping):
         return _checked(_from_names(costs, names, what), names, what)
     try:
-        given = np.asarray(costs, dtype=np.float64)
+        given = as_array(costs, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: {costs!r} are not numbers. {_FORMS}") from error
     return _checked(_of_true_class(given) if given.shape == (len(names),) else given, names, what)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
+from hf_sharp.registry.arrays import as_array
 
 IGNORED_LABEL = -100
 HOST_LABELS = "host_labels"
@@ -76,7 +77,7 @@ def class_indices(values: Any, num_classes: int, what: str = "label") -> np.ndar
         >>> class_indices([0.0, 1.0], num_classes=2)
         array([0, 1])
     """
-    indices = np.asarray(values)
+    indices = as_array(values)
     if indices.ndim != 1:
         raise ValueError(f"expected one class index per example, (N,); got {what}s of shape {indices.shape}.")
     if len(indices) == 0:

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from hf_sharp.registry import Choice, Citation
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.nearest import check_name
 
 # The exponents q at the start and at the end of training; in between, the two distributions are mixed.
@@ -69,7 +70,7 @@ def class_probabilities(name: str, class_counts: np.ndarray, progress: float = 0
         equations 1 and 2. In the paper t changes once per epoch; here it changes with every example.
     """
     check_name("sampler", name, SAMPLERS)
-    counts = np.asarray(class_counts, dtype=np.float64)
+    counts = as_array(class_counts, np.float64)
     start, end = (np.where(counts > 0, counts**q, 0.0) for q in SAMPLERS[name])
     return (1 - progress) * start / start.sum() + progress * end / end.sum()
 

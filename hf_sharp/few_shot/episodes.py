@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 MIN_WAYS, MAX_WAYS = 5, 50
@@ -92,7 +93,7 @@ class EpisodeSampler:
         queries: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.labels = np.asarray(labels)
+        self.labels = as_array(labels)
         if self.labels.ndim != 1:
             raise ValueError(f"labels must be one per example, (N,); got the shape {self.labels.shape}.")
         self.ways, self.shots, self.queries, self.seed = ways, shots, queries, seed

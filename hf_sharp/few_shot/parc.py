@@ -20,6 +20,7 @@ from hf_sharp.few_shot.backbone import embed, load_backbone
 from hf_sharp.few_shot.domain import Domain
 from hf_sharp.few_shot.episodes import Episode
 from hf_sharp.few_shot.evaluation import FewShotResult, compare
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 _ROUNDING = 1e-12  # the rounding error of variances: the square of float32's precision
@@ -73,7 +74,7 @@ def parc_score(features: Any, labels: Any, components: int | None = None) -> flo
     Differs from the authors' code: equal label distances are exact ties, PCA uses the full solver instead of a
         randomised one, and components without variance are dropped.
     """
-    rows, classes = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    rows, classes = as_array(features, np.float64), as_array(labels)
     _check(rows, classes, components)
     if components is not None:
         rows = _standardised_components(rows, components)
@@ -126,7 +127,7 @@ def select_backbone(
     for name, backbone in backbones.items():
         known = None if features is None else features.get(name)
         of_probe = embed(load_backbone(backbone), probe) if known is None else known[rows]
-        scores[name] = parc_score(_to_numpy(of_probe), probe.labels, components)
+        scores[name] = parc_score(as_array(of_probe), probe.labels, components)
     return Selection(max(scores, key=scores.__getitem__), scores)
 
 
@@ -145,7 +146,7 @@ def episode_scores(features: Any, episodes: Sequence[Episode], components: int |
     Raises:
         ValueError: as for `parc_score`.
     """
-    rows = _to_numpy(features)
+    rows = as_array(features)
     return np.array(
         [
             np.nan
@@ -221,7 +222,3 @@ def _standardised_components(rows: np.ndarray, components: int) -> np.ndarray:
     if real.sum() < 2:
         raise ValueError("the features lie on a line, so that rows of one component have no correlations.")
     return StandardScaler().fit_transform(reduced[:, real])
-
-
-def _to_numpy(features: Any) -> np.ndarray:
-    return np.asarray(features.cpu() if hasattr(features, "cpu") else features)

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.model.head import features_in_batches
 from hf_sharp.model.predicted_geometry import Geometry, cosines, gram_distance
+from hf_sharp.registry.arrays import as_array
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class MeasuredGeometry:
         Returns:
             1 if the row norms do not depend on the counts; above 1 if the classifier favours frequent classes.
         """
-        counts, norms = np.asarray(class_counts), np.sqrt(self.classifier_gram.diagonal())
+        counts, norms = as_array(class_counts), np.sqrt(self.classifier_gram.diagonal())
         return float(norms[counts == counts.max()].mean() / norms[counts == counts.min()].mean())
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.registry import Citation
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 
@@ -71,7 +71,7 @@ class ClassFrequencyLoss(nn.Module):
             check_number(name, value)
         # NumPy and torch scalars are converted to Python numbers, which checkpoints and trackers can write as JSON.
         self.options: dict[str, Any] = {k: v.item() if hasattr(v, "item") else v for k, v in options.items()}
-        counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
+        counts = torch.tensor(as_array(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
         for name in ("class_scale", "label_scale", "offset", "weight", "class_importance"):
             self.register_buffer(name, None, persistent=False)

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from hf_sharp.registry.arrays import as_array
+
 _PRIOR = 0.01  # precision of a normal prior on log s and b, which keeps them finite for perfectly separated classes
 
 
@@ -46,7 +48,7 @@ def fit_calibration(logits: Any, labels: Any, start: Calibration | None = None) 
     Reference:
         arXiv 1901.06852 (Alexandari, Kundaje and Shrikumar 2020), section 2.
     """
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    logits, labels = as_array(logits, np.float64), as_array(labels)
     count, num_classes = logits.shape
     one_hot = np.eye(num_classes)[labels]
 

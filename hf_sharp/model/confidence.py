@@ -25,6 +25,7 @@ from sklearn.metrics import precision_recall_curve
 from hf_sharp.data.labels import class_indices
 from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
 from hf_sharp.model.records import TEMPERATURE
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 TEMPERATURES = (0.05, 20.0)  # limits, as the likelihood has no maximum if (nearly) every prediction is right
@@ -71,7 +72,7 @@ def fit_temperature(logits: Any, labels: Any, weights: Any = None) -> float:
     logits, labels = _per_example(logits, labels, "logits")
     if len(labels) == 0 or not np.isfinite(logits).all():
         raise ValueError("a temperature needs at least one example, and finite logits.")
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    weights = np.ones(len(labels)) if weights is None else as_array(weights, np.float64)
     if weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
         raise ValueError(f"weights must be {len(labels)} finite numbers >= 0, not all 0; got {weights}.")
 
@@ -195,10 +196,10 @@ def prediction_sets(
     probabilities = _probabilities(probabilities)
     if probabilities.shape[1] != len(scores):
         raise ValueError(f"got scores of {len(scores)} classes, and probabilities of {probabilities.shape[1]}.")
-    limits = np.array([_quantile(np.asarray(of_class), coverage) for of_class in scores])
+    limits = np.array([_quantile(as_array(of_class), coverage) for of_class in scores])
     few = rare_classes(scores, coverage)
     if pool_rare and few:
-        limits[few] = _quantile(np.sort(np.concatenate([np.asarray(scores[c]) for c in few])), coverage)
+        limits[few] = _quantile(np.sort(np.concatenate([as_array(scores[c]) for c in few])), coverage)
     return 1 - probabilities <= limits
 
 
@@ -235,7 +236,7 @@ def _quantile(scores: np.ndarray, coverage: float) -> float:
 
 
 def _probabilities(values: Any) -> np.ndarray:
-    probabilities = np.asarray(values, dtype=np.float64)
+    probabilities = as_array(values, np.float64)
     proper = (probabilities >= 0) & (probabilities <= 1 + 1e-3)
     if probabilities.ndim != 2 or not proper.all():
         wrong = f"such as {probabilities[~proper][0]:.4g}" if not proper.all() else f"of shape {probabilities.shape}"
@@ -244,7 +245,7 @@ def _probabilities(values: Any) -> np.ndarray:
 
 
 def _per_example(values: Any, labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.asarray(values, dtype=np.float64)
+    rows = as_array(values, np.float64)
     if rows.ndim != 2 or len(rows) != len(labels):
         raise ValueError(f"expected {what} (N, K) with N labels; got {rows.shape} with {len(labels)} labels.")
     return rows, class_indices(labels, rows.shape[1])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
+from hf_sharp.registry.arrays import as_array
 
 
 def expected_costs(probabilities: Tensor, costs: Any) -> Tensor:
@@ -38,7 +39,7 @@ def expected_costs(probabilities: Tensor, costs: Any) -> Tensor:
     Reference:
         Elkan, The Foundations of Cost-Sensitive Learning, IJCAI 2001, equation 1.
     """
-    return probabilities @ torch.as_tensor(np.asarray(costs), dtype=probabilities.dtype)
+    return probabilities @ torch.as_tensor(as_array(costs), dtype=probabilities.dtype)
 
 
 def class_costs(costs: Any) -> np.ndarray | None:
@@ -60,7 +61,7 @@ def class_costs(costs: Any) -> np.ndarray | None:
         >>> class_costs([[0, 1, 1], [1, 0, 1], [5, 9, 0]]) is None
         True
     """
-    matrix = np.asarray(costs, dtype=np.float64)
+    matrix = as_array(costs, np.float64)
     if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or len(matrix) < 2:
         raise ValueError(f"expected costs (K, K), row the true class; got {matrix.shape}. Use read_costs for others.")
     others = ~np.eye(len(matrix), dtype=bool)

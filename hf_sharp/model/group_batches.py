@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.model.head import labels_of
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 GROUPS = ("all", "many", "medium", "few")
@@ -111,7 +112,7 @@ def stratified_sample(labels: Any, size: int, seed: int = 0) -> np.ndarray:
         >>> np.bincount(labels[stratified_sample(labels, 20)]).tolist()
         [15, 4, 1]
     """
-    labels = np.asarray(labels)
+    labels = as_array(labels)
     check_number("size", size, least=1, whole=True)
     if size >= len(labels):
         return np.arange(len(labels))

@@ -23,6 +23,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import class_indices
 from hf_sharp.model.bias_corrected import Calibration, fit_calibration
 from hf_sharp.model.posthoc import Head, Model, change_head, check_unadjusted
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
 _GAP = 1e-3  # EM stops when the log likelihood is within this distance of its maximum
@@ -188,7 +189,7 @@ def estimate_shares(
     Reference:
         arXiv 1901.06852 (calibration, then EM); the check is BBSE, arXiv 1802.03916.
     """
-    logits, new_logits = np.asarray(logits, np.float64), np.asarray(new_logits, np.float64)
+    logits, new_logits = as_array(logits, np.float64), as_array(new_logits, np.float64)
     counts = ClassFrequencies.from_counts(class_counts).counts
     labels = class_indices(labels, len(counts))
     _check(logits, labels, new_logits, counts, bootstrap)

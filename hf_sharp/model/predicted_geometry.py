@@ -22,6 +22,7 @@ from scipy.optimize import minimize_scalar
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.losses.registry import LOSSES
+from hf_sharp.registry.arrays import as_array
 
 
 class Geometry(NamedTuple):
@@ -129,7 +130,7 @@ def gram_distance(first: Any, second: Any) -> float:
         >>> gram_distance(np.eye(2), 5 * np.eye(2))
         0.0
     """
-    unit = [np.asarray(gram, dtype=float) / np.linalg.norm(gram) for gram in (first, second)]
+    unit = [gram / np.linalg.norm(gram) for gram in (as_array(first, float), as_array(second, float))]
     return float(np.linalg.norm(unit[0] - unit[1]))
 
 
@@ -180,7 +181,7 @@ def cosines(gram: np.ndarray) -> np.ndarray:
 
 
 def _positive(name: str, values: Any, num_classes: int) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    array = as_array(values, float)
     if array.shape != (num_classes,) or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(f"{name} must be {num_classes} finite numbers > 0, one per class; got {values}.")
     return array

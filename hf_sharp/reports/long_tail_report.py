@@ -11,6 +11,7 @@ import numpy as np
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.costs import read_costs
 from hf_sharp.data.labels import IGNORED_LABEL, class_indices
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.reports.calibration import calibration_bins, most_likely
 from hf_sharp.reports.figures import cost_half_width
 
@@ -89,7 +90,7 @@ def long_tail_report(
         "common_threshold": frequencies.common_threshold,
     }
     if probabilities is not None:
-        probabilities = np.asarray(probabilities)
+        probabilities = as_array(probabilities)
         one, rows = predictions.shape, (len(predictions), num_classes)
         if probabilities.shape not in (one, rows):
             raise ValueError(f"probabilities must be of shape {rows} or {one}; got {probabilities.shape}.")
@@ -194,7 +195,7 @@ def outputs_and_labels(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(labels, list):  # eval_do_concat_batches=False
         labels = np.concatenate(labels)
         outputs = np.concatenate([batch[0] if isinstance(batch, tuple) else batch for batch in outputs])
-    outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    outputs = as_array(outputs[0] if isinstance(outputs, tuple) else outputs)
     counted = labels != IGNORED_LABEL
     return (outputs, labels) if counted.all() else (outputs[counted], labels[counted])
 
@@ -236,7 +237,7 @@ def check_finite(outputs: Any, what: str) -> None:
         outputs: logits (N, K), a tuple with the logits first, or class indices (N,).
         what: the data that they were computed for, such as "the test split".
     """
-    logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    logits = as_array(outputs[0] if isinstance(outputs, tuple) else outputs)
     finite = np.isfinite(logits.reshape(len(logits), -1)).all(1)
     if not finite.all():
         raise ValueError(
@@ -284,7 +285,7 @@ def _confusions(predictions: np.ndarray, references: np.ndarray, frequencies: Cl
 
 def checked_predictions(predictions: Any, references: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Give predicted and true class indices as two vectors (N,) of int64; a ValueError for what is none of them."""
-    predictions, references = np.asarray(predictions), np.asarray(references)
+    predictions, references = as_array(predictions), as_array(references)
     if predictions.ndim != 1 or predictions.shape != references.shape:
         raise ValueError(
             "predictions and references must be two vectors of one length, with a class index per example; got shapes "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hf_sharp.registry import option_names
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.sharpness.methods import METHODS
 
 
@@ -53,7 +53,7 @@ def class_coefficients(name: str, class_counts: Any, **options: Any) -> Tensor:
         takes = ", ".join(sorted(method_options(name))) or "no options"
         raise ValueError(f"sharpness method {name!r} does not take {', '.join(unknown)}; it takes {takes}.")
     function = METHODS[name].coefficients
-    counts = torch.tensor(np.asarray(class_counts), dtype=torch.int64)
+    counts = torch.tensor(as_array(class_counts), dtype=torch.int64)
     inputs = {"class_counts": counts, "priors": counts.double() / counts.sum()}
     wanted = option_names(function)
     result = function(**{key: value for key, value in inputs.items() if key in wanted}, **options)

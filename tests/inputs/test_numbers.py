@@ -10,11 +10,11 @@ import torch
 from hf_sharp import ClassFrequencies, SharpTrainingArguments, split_validation
 from hf_sharp.curvature import LossSurface, average_sharpness, measure_curvature, stratified_sample
 from hf_sharp.datasets import digits, long_tail
-from hf_sharp.few_shot import EpisodeSampler, evaluate, make_domain
-from hf_sharp.geometry import train_ufm
+from hf_sharp.few_shot import EpisodeSampler, evaluate, make_domain, parc_score
+from hf_sharp.geometry import gram_distance, train_ufm
 from hf_sharp.losses import build_loss
 from hf_sharp.metrics import long_tail_report
-from hf_sharp.model.confidence import class_thresholds, fold_temperature, prediction_sets
+from hf_sharp.model.confidence import class_thresholds, fit_temperature, fold_temperature, prediction_sets
 from hf_sharp.model.cosine_head import use_cosine_head
 from hf_sharp.model.head_init import init_head_from_class_means
 from hf_sharp.posthoc import adjust_head, estimate_shares
@@ -112,3 +112,27 @@ CALLS = {
 def test_every_function_names_the_number(name, value):
     with pytest.raises(ValueError, match=rf"^(--)?{name}.* must be an? .*got "):
         CALLS[name](value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rows, labels: estimate_shares(rows, labels, rows, labels + 1, bootstrap=20).shares,
+        lambda rows, labels: class_thresholds(rows, labels, 0.5),
+        lambda rows, labels: fit_temperature(rows, labels),
+        lambda rows, labels: prediction_sets(rows, list(rows.T), 0.5),
+        lambda rows, labels: long_tail_report(rows.argmax(1), labels, [30, 1, 1, 1], rows),
+        lambda rows, labels: gram_distance(rows, rows[[1, 2, 3, 0]]),
+        lambda rows, labels: parc_score(rows, labels // 2),
+        lambda rows, labels: stratified_sample(labels, 2),
+        lambda rows, labels: ClassFrequencies.from_counts(labels).counts,
+        lambda rows, labels: build_loss("logit_adjusted", labels).offset,
+        lambda rows, labels: EpisodeSampler(labels // 2, ways=2, shots=1, queries=1).draw(0).query,
+    ],
+)
+def test_tensors_of_any_dtype_with_gradients_are_read_as_arrays(call, dtype):
+    rows = [[0.5, 0.25, 0.125, 0.125], [0.0, 0.75, 0.25, 0.0], [0.125, 0.0, 0.5, 0.375], [0.25, 0.0, 0.0, 0.75]]
+    labels = torch.tensor([0, 1, 2, 3])
+    tensors = call(torch.tensor(rows, dtype=dtype, requires_grad=True), labels)
+    assert str(tensors) == str(call(np.array(rows), labels.numpy()))

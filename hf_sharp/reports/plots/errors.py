@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.reports.calibration import calibration_bins
 from hf_sharp.reports.figures import group_limits, half_width
 from hf_sharp.reports.long_tail_report import checked_predictions, frequencies_of
@@ -196,9 +197,9 @@ def plot_reliability(
         title: the title of the plot.
         predictions: (N,) predicted class indices. Default: the most likely classes.
     """
-    probabilities = np.asarray(probabilities)
-    predictions = probabilities.argmax(1) if predictions is None else np.asarray(predictions)
-    bins = calibration_bins(predictions, np.asarray(references), probabilities)
+    probabilities = as_array(probabilities)
+    predictions = probabilities.argmax(1) if predictions is None else as_array(predictions)
+    bins = calibration_bins(predictions, as_array(references), probabilities)
     occupied = bins.counts > 0
     confidence, accuracy, count = (values[occupied] for values in (bins.confidence, bins.accuracy, bins.counts))
     width = np.array([half_width([value], [number]) for value, number in zip(accuracy, count, strict=True)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_sharp.registry.arrays import as_array
 from hf_sharp.reports.plots.fonts import class_labels
 from hf_sharp.reports.plots.layout import count_ticks, legend_below, log_ticks
 from hf_sharp.reports.plots.style import LIGHT, PALETTE, picture
@@ -28,7 +29,7 @@ def plot_geometry(
     """
     from hf_sharp.model.predicted_geometry import cosines  # imports torch, which plots of counts do not need
 
-    counts = np.asarray(class_counts)
+    counts = as_array(class_counts)
     order = np.argsort(-counts, kind="stable")
     names = [str(i) for i in range(len(counts))] if names is None else names
     labels = class_labels(names, longest=16)
