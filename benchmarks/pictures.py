@@ -3,16 +3,13 @@
 python benchmarks/pictures.py
 """
 
-from pathlib import Path
-
-from tables import COSTS, results
+from pages.costs import COSTS
+from pages.formatting import results
+from study import PICTURES
 
 from hf_sharp.reports.plots import plot_radius
 from hf_sharp.reports.plots.layout import legend_below
 from hf_sharp.reports.plots.style import MARKERS, PALETTE, picture
-
-ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "docs" / "pictures"
 
 
 def recovery() -> None:

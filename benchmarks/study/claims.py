@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages.formatting import table
 from tasks import TITLES
 
 from hf_sharp.reports.plots.style import PALETTE, picture
@@ -15,6 +16,7 @@ from study.rows import REFERENCE, ROWS
 
 TODAY = ("cross-entropy", "inverse-frequency weights")
 LETS = ("LETS", "LETS as published")
+GAINS = ("gain over cross-entropy: balanced", "few", "gain over weights: balanced", "few")
 OPTIONS = {"loss_tau": "τ", "rho": "ρ"}
 
 
@@ -63,11 +65,7 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         A Markdown table: balanced and few-class accuracy in %, and paired differences with 95 % intervals.
     """
-    lines = [
-        "| task | cross-entropy | weights | best by validation | its figures | gain over cross-entropy: balanced | "
-        "few | gain over weights: balanced | few | passes |",
-        "|" + "---|" * 10,
-    ]
+    rows = []
     for result in results:
         if (name := best_row(result)) is None or not _has_baselines(result):
             continue
@@ -75,8 +73,9 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
         shown = f"{name} ({setting})" if setting else name
         baselines = [_pair(result, today(result, baseline)) for baseline in TODAY]
         figures = [shown, _pair(result, name), *_gains(result, name), f"{passes(result['rows'][name]):.2f}"]
-        lines.append(f"| {' | '.join([TITLES[result['task']], *baselines, *figures])} |")
-    return "\n".join(lines)
+        rows.append([TITLES[result["task"]], *baselines, *figures])
+    columns = ("task", "cross-entropy", "weights", "best by validation", "its figures", *GAINS, "passes")
+    return table(columns, rows)
 
 
 def overview_of_default(results: Sequence[Mapping[str, Any]]) -> str:
@@ -88,14 +87,11 @@ def overview_of_default(results: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         A Markdown table.
     """
-    lines = [
-        "| task | default | gain over cross-entropy: balanced | few | gain over weights: balanced | few |",
-        "|" + "---|" * 6,
-    ]
+    rows = []
     for result in filter(_has_baselines, results):
         name = default_row(result)
-        lines.append(f"| {' | '.join([TITLES[result['task']], _pair(result, name), *_gains(result, name)])} |")
-    return "\n".join(lines)
+        rows.append([TITLES[result["task"]], _pair(result, name), *_gains(result, name)])
+    return table(("task", "default", *GAINS), rows)
 
 
 def _has_baselines(result: Mapping[str, Any]) -> bool:
@@ -210,7 +206,7 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         A Markdown table: balanced and few-class accuracy in %, and paired differences with 95 % intervals.
     """
-    lines = ["| task | row | its figures | best − it: balanced | few | seeds |", "|" + "---|" * 6]
+    lines = []
     for result in results:
         few, rows = few_metric(result), result["rows"]
         for short, row in rows.items():
@@ -220,8 +216,8 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
                 gains = [difference(rows["best"]["seeds"], seeds, metric) for metric in ("balanced_accuracy", few)]
             name = f"{row['row']} (the best)" if short == "best" else row["row"]
             figures = f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, few)}"
-            lines.append(f"| {' | '.join([TITLES[result['task']], name, figures, *gains, str(len(seeds))])} |")
-    return "\n".join(lines)
+            lines.append([TITLES[result["task"]], name, figures, *gains, str(len(seeds))])
+    return table(("task", "row", "its figures", "best − it: balanced", "few", "seeds"), lines)
 
 
 def shorter_trainings(result: Mapping[str, Any]) -> str:
@@ -236,11 +232,7 @@ def shorter_trainings(result: Mapping[str, Any]) -> str:
     """
     shown = [training for training in result["trainings"] if len(training["rows"]) == 2]
     names = sorted(shown[0]["rows"], key=lambda name: name != REFERENCE)
-    lines = [
-        f"| task | epochs | learning rate | {names[0]} | training examples right | {names[1]} | gain: balanced | few | "
-        "seeds |",
-        "|" + "---|" * 9,
-    ]
+    lines = []
     for training in shown:
         rows = [training["rows"][name] for name in names]
         both = [seed for seed in rows[0]["seeds"] if seed in rows[1]["seeds"]]
@@ -249,5 +241,6 @@ def shorter_trainings(result: Mapping[str, Any]) -> str:
         gains = [difference(sharp, plain, metric) for metric in ("balanced_accuracy", "few_accuracy")]
         cells = [TITLES[training["task"]], str(training["epochs"]), f"{rows[0]['rate']:g}", pairs[0]]
         cells += [_mean(plain, "train_accuracy"), pairs[1], *gains, str(len(both))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    settings = ("task", "epochs", "learning rate", names[0], "training examples right", names[1])
+    return table((*settings, "gain: balanced", "few", "seeds"), lines)

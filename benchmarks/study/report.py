@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from pages.formatting import table
 from tasks import TITLES
 
 from hf_sharp.reports.plots.style import MARKERS, PALETTE, picture
@@ -49,18 +50,15 @@ def make_table(result: Mapping[str, Any]) -> str:
         was made.
     """
     few_name = "few (n < 20)" if result["few_classes"] else "rarest third"
-    lines = [
-        f"| {TITLES[result['task']]} | balanced | {few_name} | worst class | calibration error | training | passes | "
-        f"balanced − logit adjustment | few − logit adjustment |",
-        "|" + "---|" * 9,
-    ]
-    lines += [_line(result, name) for name in result["rows"]]
+    metrics = ("balanced", few_name, "worst class", "calibration error", "training", "passes")
+    columns = (TITLES[result["task"]], *metrics, "balanced − logit adjustment", "few − logit adjustment")
+    rows = [_cells(result, name) for name in result["rows"]]
     for name, value in result["stopped"].items():
-        lines.append(f"| {name} | stopped: {100 * value:+.1f} on validation data |" + " |" * 7)
-    return "\n".join([*lines, "", _caption(result)]) + "\n"
+        rows.append([name, f"stopped: {100 * value:+.1f} on validation data", *[""] * (len(columns) - 2)])
+    return f"{table(columns, rows)}\n\n{_caption(result)}\n"
 
 
-def _line(result: Mapping[str, Any], name: str) -> str:
+def _cells(result: Mapping[str, Any], name: str) -> list[str]:
     rows, row, few = result["rows"], result["rows"][name], few_metric(result)
     reference = rows.get(REFERENCE, {"seeds": {}})["seeds"]
     seeds = row["seeds"]
@@ -68,13 +66,12 @@ def _line(result: Mapping[str, Any], name: str) -> str:
     if "strength" in row:
         chosen = f"τ {row['strength']}"
     metrics = ("balanced_accuracy", few, "worst_class_recall", "calibration_error", "train_accuracy")
-    cells = [
+    return [
         f"{name} ({chosen})" if chosen else name,
         *(_percent([seed[metric] for seed in seeds.values()]) for metric in metrics),
         f"{passes(row):.2f}",
         *(difference(seeds, reference, metric) for metric in ("balanced_accuracy", few)),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def passes(row: Mapping[str, Any]) -> float:

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
+from study import ROOT
 from transformers import TrainingArguments
 
 from hf_sharp import SharpTrainingArguments
@@ -17,15 +17,9 @@ from hf_sharp.losses import LOSSES, ClassFrequencyLoss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.registry import Citation
 from hf_sharp.sharpness import METHODS, choices
+from pages.formatting import table
 
-CONFIGS = Path(__file__).resolve().parent.parent / "recipes" / "configs"
-
-
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Make a Markdown table."""
-    columns = list(columns)
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+CONFIGS = ROOT / "recipes" / "configs"
 
 
 def code(names: Iterable[str]) -> str:
