@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import TrainingArguments
+from transformers import TrainingArguments, pipeline
 
 from hf_sharp import SharpTrainingArguments, cli
 from hf_sharp.cli import COMMANDS
@@ -27,7 +27,7 @@ from hf_sharp.recipe import (
 )
 from hf_sharp.sharpness import METHODS, RHO_SCHEDULES
 from tests.conftest import make_images
-from tests.recipes.conftest import image_folder, vit_folder  # noqa: F401
+from tests.recipes.conftest import bert_folder, image_folder, texts, vit_folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -219,6 +219,18 @@ def test_the_script_in_the_readme_runs(image_folder, vit_folder, tmp_path, monke
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert "eval_balanced_accuracy" in names["metrics"]
+
+
+def test_the_script_for_texts_with_lora_runs(bert_folder, tmp_path, monkeypatch):  # noqa: F811
+    page = (ROOT / "docs" / "migrating.md").read_text()
+    code = re.findall(r"```\n(.*?)```", page.partition("### Texts, with LoRA")[2], re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    rows = [f"{word} {n},{word}" for word, number in (("ham", 20), ("spam", 8)) for n in range(number)]
+    Path("mails.csv").write_text("\n".join(["text,label", *rows]))
+    code = code.replace("google-bert/bert-base-uncased", bert_folder).replace("learning_rate=5e-4", "max_steps=2")
+    exec(compile(code, "migrating.md", "exec"), {})
+    assert pipeline("text-classification", "outputs/mails/merged", device="cpu")("ham 1")[0]["label"] in ("ham", "spam")
 
 
 def test_git_holds_no_weights_no_data_and_no_path_of_a_machine():

@@ -60,9 +60,13 @@ def _gain_over_first(runs: dict[str, Any], metric: str) -> str:
 def _wins(runs: dict[str, Any]) -> str:
     first, *_, last = (row["balanced_accuracy"]["per_seed"] for row in runs.values())
     won = sum(a > b for a, b in zip(last, first, strict=True))
+    others = dict(list(runs.items())[1:])
+    step = f" The last run minus the one before it: {_gain_over_first(others, 'balanced_accuracy')}." * (
+        len(others) > 1
+    )
     return (
         f" Gain: last minus first run, paired by seed, with its 95 % interval; positive in {won} of {len(last)} seeds "
-        "for balanced accuracy."
+        f"for balanced accuracy.{step}"
     )
 
 

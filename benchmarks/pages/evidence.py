@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from study import RESULTS
-from study.claims import confirmation, lets_line, overview, overview_of_default, shorter_trainings
+from study.claims import confirmation, lets_line, overview, overview_of_default, price, shorter_trainings
 from study.report import make_table
 from study.results import finished_results
 from tasks import TITLES
@@ -39,6 +39,7 @@ def lets() -> str:
 EVIDENCE_TABLES: dict[str, Callable[[], str]] = {
     "evidence_overview": lambda: overview(list(finished_results().values())),
     "evidence_default": lambda: overview_of_default(list(finished_results().values())),
+    "evidence_price": lambda: price(list(finished_results().values())),
     "evidence_tasks": tasks,
     "evidence_confirmation": fresh_seeds,
     "evidence_duration": duration,

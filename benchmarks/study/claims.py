@@ -94,6 +94,54 @@ def overview_of_default(results: Sequence[Mapping[str, Any]]) -> str:
     return table(("task", "default", *GAINS), rows)
 
 
+def frequent(result: Mapping[str, Any], name: str) -> dict[str, dict[str, float]]:
+    """Compute the mean recall of a row's classes with at least 20 training examples.
+
+    Args:
+        result: the result of `collect`, or a part of it.
+        name: the row.
+
+    Returns:
+        Seed to `{"frequent": mean recall}`. It follows from balanced accuracy, the mean over all classes, and
+        `few_accuracy`, the mean over the others.
+    """
+    classes, few = result["classes"], result["few_classes"]
+    return {
+        seed: {"frequent": (classes * run["balanced_accuracy"] - few * run["few_accuracy"]) / (classes - few)}
+        for seed, run in result["rows"][name]["seeds"].items()
+    }
+
+
+def price(results: Sequence[Mapping[str, Any]]) -> str:
+    """Make the table of what each way to help the rare classes costs the frequent ones.
+
+    Args:
+        results: as for `overview`.
+
+    Returns:
+        A Markdown table: the mean recall in % of the classes with at least 20 training examples, for cross-entropy, and
+        paired differences from it with 95 % intervals.
+    """
+    rows = []
+    for result in filter(_has_baselines, results):
+        plain, weights = (today(result, name) for name in TODAY)
+        tuned = next(name for name in (f"{REFERENCE}, tuned τ", REFERENCE) if name in result["rows"])
+        before = frequent(result, plain)
+        others = (weights, f"{plain}, adjusted after training", default_row(result), tuned, best_row(result) or tuned)
+        costs = [difference(frequent(result, name), before, "frequent") for name in others]
+        rows.append([TITLES[result["task"]], _mean(before, "frequent"), *costs])
+    columns = (
+        "task",
+        "cross-entropy",
+        "weights",
+        "corrected after training",
+        "default",
+        "tuned τ",
+        "best by validation",
+    )
+    return table(columns, rows)
+
+
 def _has_baselines(result: Mapping[str, Any]) -> bool:
     return all(today(result, baseline) in result["rows"] for baseline in TODAY)
 

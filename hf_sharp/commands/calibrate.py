@@ -90,8 +90,8 @@ def main(argv: list[str]) -> None:
     record = choose_data(what, data, names.model, names.data, argv)
     if record and not what.balanced and treats_classes_alike(method_of(record["options"])):
         logger.warning(
-            "The model was trained to treat all classes alike: with --balanced, they count alike here too, as on data "
-            "in which all are equally common."
+            "The model was trained to make up for the class counts: with --balanced, all classes count alike here too, "
+            "as on data in which they are equally common."
         )
     output = new_folder(what.output_dir)
     if not data.has_validation:

@@ -72,8 +72,8 @@ def warn_of_balanced_model(record: Mapping[str, Any]) -> None:
     """Warn if the model was trained to treat all classes alike: expected costs then assume equally common classes."""
     if record and treats_classes_alike(method_of(record["options"])):
         logger.warning(
-            "The model was trained to treat all classes alike: its probabilities, and so the least cost, are those of "
-            "data in which all classes are equally common."
+            "The model was trained to make up for the class counts: its probabilities, and so the least cost, suit "
+            "data in which all classes are about equally common."
         )
 
 

@@ -166,8 +166,8 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     if number := len(frequencies.groups["few"]):
         few = f"{number} of the classes {'has' if number == 1 else 'have'} fewer than {frequencies.rare_threshold}"
         lines.append(
-            f"{few} examples: add --sharpness sam --ascent momentum, which needs no extra pass, and compare with "
-            "--compare_with baseline sharpness=none"
+            f"{few} examples: also try --sharpness sam --ascent momentum, which needs no extra pass, and compare on "
+            "validation data (hf-sharp tune does both)"
         )
     if absent := int((frequencies.counts == 0).sum()):
         classes_have = "1 class has" if absent == 1 else f"{absent} classes have"

@@ -35,7 +35,7 @@ from hf_sharp.registry.nearest import check_name
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
-STRENGTHS = tuple(round(0.1 * step, 1) for step in range(21))
+STRENGTHS = tuple(round(0.1 * step, 1) for step in range(31))
 CRITERIA: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "balanced_accuracy": lambda y, predicted: recall_score(y, predicted, labels=np.unique(y), average="macro"),
     "accuracy": accuracy_score,

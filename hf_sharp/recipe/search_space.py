@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hf_sharp.losses.registry import loss_options
+from hf_sharp.model.posthoc import STRENGTHS
 from hf_sharp.recipe.flags import check_names
 from hf_sharp.sharpness.candidates import CANDIDATES
 from hf_sharp.sharpness.methods import METHODS, default_radius
@@ -110,7 +111,7 @@ class SearchSpace:
             if self.values["rho_schedule"] in ("learned", "step"):
                 change |= dict.fromkeys(("rho_schedule", "rho_steps"))
         if TAU in self.search:
-            change |= {"loss": self.loss, TAU: _rounded(trial.suggest_float(TAU, 0.0, 2.0))}
+            change |= {"loss": self.loss, TAU: _rounded(trial.suggest_float(TAU, 0.0, STRENGTHS[-1]))}
         for option in self.search:
             if option not in EXTRA or (option == "focal_gamma" and option not in METHODS[change["sharpness"]].options):
                 continue

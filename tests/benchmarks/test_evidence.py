@@ -10,7 +10,7 @@ import pytest
 import tasks
 import torch
 from study import driver, training
-from study.claims import best_row, draw_overview, lets_line, overview
+from study.claims import best_row, draw_overview, frequent, lets_line, overview, price
 from study.data import Examples, collate, keep_used_tokens
 from study.figures import figures, paired
 from study.plan import READS_TEST, STAGES, Search, make_plan, stops
@@ -484,6 +484,26 @@ def test_the_overview_takes_the_best_row_by_validation_not_by_test():
     assert lets_line(result) == "FOLDOC: against SAM at its best radius (62.0 ± 1.6), LETS +0.0 points"
     del rows["cross-entropy, today's base"]
     assert len(overview([result]).splitlines()) == 2
+
+
+def test_the_recall_of_frequent_classes_follows_from_that_of_all_and_of_the_rare():
+    recall, counts = np.array([0.9, 0.7, 0.2, 0.0, 0.3]), np.array([100, 20, 19, 5, 5])
+    rare = counts < 20
+    run = {"balanced_accuracy": recall.mean(), "few_accuracy": recall[rare].mean()}
+    result = {"classes": 5, "few_classes": int(rare.sum()), "rows": {"row": {"seeds": {"10": run}}}}
+    assert frequent(result, "row")["10"]["frequent"] == pytest.approx(recall[~rare].mean())
+
+
+def test_the_price_compares_every_remedy_with_cross_entropy():
+    result = made_up_result()
+    rows, plain = result["rows"], "cross-entropy, today's base"
+    rows |= {"inverse-frequency weights, today's base": rows[plain], f"{plain}, adjusted after training": rows["SAM"]}
+    result["validation"] = {"SAM": {"0": 0.5}}
+    (line,) = price([result]).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    before, after = (np.mean([s["frequent"] for s in frequent(result, name).values()]) for name in (plain, "SAM"))
+    assert cells[:3] == ["FOLDOC", f"{100 * before:.1f}", "+0.0 (+0.0 … +0.0)"]
+    assert f"{100 * (after - before):+.1f}" in cells[3] == cells[6]
 
 
 def test_the_interval_is_students():

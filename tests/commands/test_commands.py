@@ -71,7 +71,7 @@ def test_counts_of_many_classes_and_of_names_with_markup():
     [
         ([50, 50, 49], "cross_entropy; also try --sharpness sam --ascent momentum"),
         ([500, 100, 50], "logit_adjusted"),
-        ([5000, 100, 5], "1 of the classes has fewer than 20 examples: add --sharpness sam --ascent momentum"),
+        ([5000, 100, 5], "1 of the classes has fewer than 20 examples: also try --sharpness sam --ascent momentum"),
         ([5000, 100, 0], "1 class has no examples"),
         ([5000, 400, 100], "a second pass for sharpness"),
     ],

@@ -442,9 +442,9 @@ def test_what_was_trained_for_balanced_classes_is_warned_of(loss, warned, texts_
     Path(texts_model, "all_results.json").write_text(json.dumps(record | {"report": {}}))
     flags = ("--test_fraction", 0.2, "--output_dir", tmp_path / "a")
     assert run("calibrate", texts_model, *flags) == 0
-    assert ("with --balanced, they count alike here too" in caplog.text) == warned
+    assert ("with --balanced, all classes count alike here too" in caplog.text) == warned
     assert run("adjust", texts_model, "--cost", '{"gamma": 20}', "--output_dir", tmp_path / "b") == 0
-    assert ("the least cost, are those of data in which all" in caplog.text) == warned
+    assert ("the least cost, suit data in which all" in caplog.text) == warned
     published = json.loads((tmp_path / "b" / "all_results.json").read_text())
     assert published["options"] == record["options"] | {"dataset": "mails.csv"}, "without the report, and the path"
     assert recorded(str(tmp_path / "b"))["options"] == record["options"]
