@@ -13,6 +13,7 @@ from rich.console import Console
 from hf_sharp.commands.costs import adjust_for_costs
 from hf_sharp.losses import LOSSES
 from hf_sharp.model.posthoc import METHODS, adjust_head, choose_strength
+from hf_sharp.model.predicted_geometry import geometry_is_known
 from hf_sharp.model.records import RECORD
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.changed import save_changed
@@ -53,7 +54,11 @@ class AdjustArguments:
         },
     )
     loss: str | None = field(
-        default=None, metadata={"help": f"predicted_norm: the loss used in training: {', '.join(LOSSES)}."}
+        default=None,
+        metadata={
+            "help": f"predicted_norm: the loss used in training: {', '.join(LOSSES)}. Default: the recorded one, else "
+            "cross_entropy."
+        },
     )
     loss_gamma: float | None = field(default=None, metadata={"help": "predicted_norm: the gamma of that loss."})
     per_class: str | None = per_class_field()
@@ -99,6 +104,8 @@ def main(argv: list[str]) -> None:
     splits.pop("test")  # the strength must not be chosen on it
     saved = open_saved(names.model, splits, data, subset=False)
     of_loss = {"loss": what.loss, "loss_gamma": what.loss_gamma}
+    if what.method == "predicted_norm" and what.loss is None and record:
+        of_loss = _loss_of_training(record) | {name: value for name, value in of_loss.items() if value is not None}
     options = {"head": data.head} | {name: value for name, value in of_loss.items() if value is not None}
     options["strength"] = _choose(saved, what.method, options) if automatic else _number(what.strength)
     adjusted = adjust_head(saved.model, saved.frequencies.counts, what.method, **options)
@@ -136,6 +143,18 @@ def _measure(adjusted: SavedModel, record: Mapping[str, Any], output: Path, rows
         show_report(Console(), output.name, report, title, rows)
     write_report(output / "validation", output.name, report, predictions, references, probabilities, title)
     return report
+
+
+def _loss_of_training(record: Mapping[str, Any]) -> dict[str, Any]:
+    # The loss whose geometry the head has, as the training recorded it.
+    method = method_of(record["options"])
+    name = method["loss"]
+    if name not in LOSSES.builtin or not geometry_is_known(LOSSES[name]):
+        logger.warning("The geometry of the training's loss %r is not known: that of cross_entropy is used.", name)
+        return {}
+    found: dict[str, Any] = {option: method[option] for option in ("loss", "loss_gamma") if option in method}
+    logger.warning("predicted_norm for the loss of the training: %s", ", ".join(f"{k} {v}" for k, v in found.items()))
+    return found
 
 
 def _warn_of_corrected_model(record: Mapping[str, Any], method: str) -> None:

@@ -48,6 +48,8 @@ def adjust_for_costs(
     matrix, decisions = read_costs(costs, classes, "--cost"), read_decisions(name, model.config)
     warn_of_balanced_model(record)
     try:
+        if decisions.temperature != 1:
+            raise ValueError("the temperature is not in the head")
         model = fold_costs(model, matrix, head=head)
         # The probabilities change, so that the saved thresholds and calibration scores no longer hold.
         decisions = replace(decisions, cost_matrix=None, precision=None, thresholds=None, scores=None)

@@ -38,6 +38,8 @@ class GeometryCallback(TrainerCallback):
         self.trainer = trainer
         self.dataset: Any = trainer.train_dataset if dataset is None else dataset
         check_number("max_examples", max_examples, least=1, whole=True)
+        if not hasattr(self.dataset, "__len__"):
+            raise ValueError("the examples to measure are a stream, which has no length. Give others with dataset=.")
         if len(cast(Sized, self.dataset)) > max_examples:
             label2id = getattr(getattr(trainer.model, "config", None), "label2id", None)
             labels = read_labels(self.dataset, trainer.args.label_column, label2id=label2id)

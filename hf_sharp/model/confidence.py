@@ -24,7 +24,7 @@ from sklearn.metrics import precision_recall_curve
 
 from hf_sharp.data.labels import class_indices
 from hf_sharp.model.posthoc import Head, Model, find_head, read_head, write_head
-from hf_sharp.model.records import TEMPERATURE
+from hf_sharp.model.records import RECORD, TEMPERATURE
 from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
 
@@ -97,9 +97,11 @@ def fold_temperature(model: Model, temperature: float, num_classes: int, *, head
         A copy of the model. Its config records the temperature, together with any that it had before.
 
     Raises:
-        ValueError: the temperature is not positive, or the head is not linear.
+        ValueError: the temperature is not positive, or the head is not linear or contains costs.
     """
     check_number("temperature", temperature, above=0)
+    if (getattr(getattr(model, "config", None), RECORD, None) or {}).get("class_costs"):
+        raise ValueError("the model's head contains costs: calibrate the model without them, then add the costs.")
     scaled = copy.deepcopy(model)
     layer = find_head(scaled, num_classes, head)
     old = read_head(layer)

@@ -200,7 +200,7 @@ def example_inputs(model: nn.Module) -> Mapping[str, Tensor]:
     if not isinstance(model, transformers.PreTrainedModel):
         raise ValueError(f"{type(model).__name__} is not a model of transformers: give example inputs with inputs=.")
     if model.main_input_name == "input_ids":
-        return model.dummy_inputs
+        return {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
     if model.main_input_name != "pixel_values":
         raise ValueError(f"{type(model).__name__} takes {model.main_input_name}: give example inputs with inputs=.")
     config = getattr(model.config, "vision_config", model.config)

@@ -114,5 +114,8 @@ def fold_costs(model: Model, costs: Any, *, head: str | None = None) -> Model:
             )
         return Head(old.weight, old.bias + shift)
 
-    record = {"method": "cost", "strength": 1.0, "class_costs": per_class.tolist()}
+    record: dict[str, Any] = {"method": "cost", "strength": 1.0, "class_costs": per_class.tolist()}
+    correct = np.diag(as_array(costs, np.float64))
+    if correct.any():
+        record["correct_costs"] = correct.tolist()
     return change_head(model, change, record, len(per_class), head)

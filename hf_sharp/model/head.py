@@ -205,6 +205,11 @@ def labels_of(batch: Mapping[str, Tensor], num_classes: int) -> Tensor:
     return labels
 
 
+def is_cosine_linear(kind: type) -> bool:
+    """Tell whether a class is `CosineLinear`, of this package or of the copy of its file beside a saved model."""
+    return kind.__name__ == "CosineLinear" and kind.__module__.rpartition(".")[2] == "modeling_cosine_head"
+
+
 def check_is_linear(layer: nn.Linear) -> None:
     """Raise a ValueError for a head that does not compute W f + b."""
     if type(layer).forward is not nn.Linear.forward:

@@ -14,7 +14,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import IGNORED_LABEL
 from hf_sharp.losses import build_loss
 from hf_sharp.losses.base import log_priors
-from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_batches
+from hf_sharp.model.head import ClassifierHead, check_is_linear, features_in_batches, is_cosine_linear
 from hf_sharp.model.modeling_cosine_head import CosineLinear
 from hf_sharp.model.predicted_geometry import predict_for_loss, tight_frame
 from hf_sharp.model.records import RECORD
@@ -259,7 +259,7 @@ def find_head(model: nn.Module, num_classes: int, name: str | None) -> nn.Linear
 
 def read_head(layer: nn.Linear) -> Head:
     """Read the weight and bias of a head in float64; ValueError unless finite and with linear logits."""
-    if type(layer) is not CosineLinear:  # W f / ‖f‖ + b
+    if not is_cosine_linear(type(layer)):  # W f / ‖f‖ + b
         check_is_linear(layer)
     if not all(parameter.isfinite().all() for parameter in layer.parameters()):
         raise ValueError("the weights of the head are not all finite numbers: has the training diverged?")
@@ -295,8 +295,8 @@ def collect_features(
     features, labels = [], []
     for batch_features, batch_labels, module in features_in_batches(model, batches, num_classes, head, "features"):
         layer, counted = module, batch_labels != IGNORED_LABEL
-        if isinstance(layer, CosineLinear):
-            batch_features = layer.normalized(batch_features)
+        if any(map(is_cosine_linear, type(layer).__mro__)):
+            batch_features = cast(CosineLinear, layer).normalized(batch_features)
         features.append(batch_features[counted].cpu().double())
         labels.append(batch_labels[counted].cpu())
     if not any(map(len, labels)):

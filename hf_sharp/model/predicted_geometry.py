@@ -103,15 +103,15 @@ def predict_for_loss(loss: ClassFrequencyLoss) -> Geometry:
         >>> bool(np.allclose(norms, norms.mean()))  # the classifier is symmetric, whatever the counts
         True
     """
-    if not _is_affine(type(loss)):
-        known = [name for name in LOSSES if _is_affine(LOSSES[name])]
+    if not geometry_is_known(type(loss)):
+        known = [name for name in LOSSES if geometry_is_known(LOSSES[name])]
         raise ValueError(f"the geometry of loss={loss.name!r} is not known. It is known for {', '.join(known)}.")
     scales = (None if scale is None else scale.cpu().numpy() for scale in (loss.class_scale, loss.label_scale))
     return predict(loss.class_counts.cpu().numpy(), *scales)
 
 
-def _is_affine(kind: type[ClassFrequencyLoss]) -> bool:
-    """Tell whether a loss is weighted cross-entropy of affinely mapped logits, the one kind whose geometry is known."""
+def geometry_is_known(kind: type[ClassFrequencyLoss]) -> bool:
+    """Tell whether a loss is weighted cross-entropy of affinely mapped logits, whose geometry is known."""
     changed = ("forward", "adjust", "unweighted", "discriminative")
     return all(getattr(kind, name) is getattr(ClassFrequencyLoss, name) for name in changed)
 

@@ -24,6 +24,9 @@ from hf_sharp.reports.results import write_whole
 DECISIONS = "decisions.json"
 
 
+_IN_CONFIG = ("class_costs", "correct_costs")
+
+
 @dataclass(frozen=True)
 class Decisions:
     """The decision rules of a model; None or 1 where nothing was chosen.
@@ -35,7 +38,9 @@ class Decisions:
         precision: the precision that the thresholds were chosen for.
         thresholds: K confidences from which to accept a prediction; None to accept no prediction of this class.
         scores: K lists of calibration scores, for prediction sets.
-        class_costs: (K,) the costs of mistakes that are folded into the head; not saved here, but in the config.
+        class_costs: (K,) what a mistake on each class costs beyond a correct prediction, folded into the head; not
+            saved here, but in the config.
+        correct_costs: (K,) the costs of correct predictions, with `class_costs`; None if they cost nothing.
     """
 
     classes: list[str]
@@ -45,6 +50,7 @@ class Decisions:
     thresholds: list[float | None] | None = None
     scores: list[list[float]] | None = None
     class_costs: list[float] | None = None
+    correct_costs: list[float] | None = None
 
     @property
     def by_cost(self) -> bool:
@@ -54,7 +60,10 @@ class Decisions:
     @property
     def costs(self) -> Any:
         """The costs of mistakes, in a form that `read_costs` takes; None if all mistakes cost the same."""
-        return self.cost_matrix or self.class_costs
+        if self.class_costs is None or self.correct_costs is None:
+            return self.cost_matrix or self.class_costs
+        mistakes = np.array(self.class_costs)[:, None] * (1 - np.eye(len(self.classes)))
+        return (mistakes + np.array(self.correct_costs)[:, None]).tolist()
 
     @property
     def holds_something(self) -> bool:
@@ -78,9 +87,7 @@ class Decisions:
     def save(self, folder: Path) -> None:
         """Write decisions.json into a model's folder, unless there is no decision rule."""
         if self.holds_something:
-            chosen = {
-                name: value for name, value in asdict(replace(self, class_costs=None)).items() if value is not None
-            }
+            chosen = {k: value for k, value in asdict(self).items() if value is not None and k not in _IN_CONFIG}
             write_whole(folder / DECISIONS, json.dumps(chosen, ensure_ascii=False) + "\n")
 
 
@@ -103,9 +110,10 @@ def read_decisions(model: str, config: Any) -> Decisions:
         ValueError: the file is damaged, or belongs to other classes.
     """
     file, classes = file_beside(model, DECISIONS), class_labels_of(config)
-    in_head = (getattr(config, RECORD, None) or {}).get("class_costs")
+    recorded = getattr(config, RECORD, None) or {}
+    in_head: dict[str, Any] = {name: recorded.get(name) for name in _IN_CONFIG}
     if file is None:
-        return Decisions(classes, class_costs=in_head)
+        return Decisions(classes, **in_head)
     advice = "Write it again with hf-sharp calibrate or hf-sharp adjust --cost, or remove it."
     try:
         values = Decisions(**json.loads(file.read_text(encoding="utf-8")))
@@ -121,4 +129,4 @@ def read_decisions(model: str, config: Any) -> Decisions:
         raise ValueError(f"{DECISIONS} of the model {model!r} is damaged: {(wrong or ['temperature'])[0]}. {advice}")
     if values.cost_matrix is not None:
         read_costs(np.asarray(values.cost_matrix), classes, f"{DECISIONS}: cost_matrix")
-    return replace(values, class_costs=in_head)
+    return replace(values, **in_head)

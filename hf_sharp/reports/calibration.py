@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 15
+_ROUNDING = 1e-2  # how far sums of probabilities may be from 1, such as those in bfloat16
 _AT_ONCE = 2**18  # the number of values per chunk, 2 MiB in float64
 
 
@@ -82,7 +83,7 @@ def most_likely(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _confidence(probabilities: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     examples = len(predictions)
     if probabilities.shape == (examples,):
-        proper = (probabilities >= 0) & (probabilities <= 1 + 1e-3)
+        proper = (probabilities >= 0) & (probabilities <= 1 + _ROUNDING)
         if not proper.all():
             row = int(np.argmin(proper))
             raise ValueError(f"the probability of example {row} is {probabilities[row]:.4g}; expected one from 0 to 1.")
@@ -90,7 +91,7 @@ def _confidence(probabilities: np.ndarray, predictions: np.ndarray) -> np.ndarra
     if probabilities.ndim != 2 or len(probabilities) != examples:
         raise ValueError(f"probabilities must be of shape ({examples}, K) or ({examples},); got {probabilities.shape}.")
     total = probabilities.sum(axis=1)
-    proper = np.isclose(total, 1, atol=1e-3) & (probabilities >= 0).all(axis=1)
+    proper = np.isclose(total, 1, atol=_ROUNDING) & (probabilities >= 0).all(axis=1)
     if not proper.all():
         row = int(np.argmin(proper))
         raise ValueError(

@@ -45,7 +45,7 @@ def build_changed_card(
     data.base_model = base_model or data.base_model
     report = measured if measured and change["effect"] == PREDICTIONS else {}
     card = ModelCard.from_template(
-        data,
+        ModelCardData(),  # the template would take any metadata for its values
         template_path=str(template_file()),
         name=escaped(folder.name),
         notice=notice([change], report, "validation"),
@@ -54,6 +54,7 @@ def build_changed_card(
         **usage(task, opened, custom_code=config["custom_code"]),
         **(_figures(report) if report else {}),
     )
+    card.data = data
     return ModelCard(str(card))
 
 

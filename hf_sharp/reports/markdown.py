@@ -12,7 +12,7 @@ from hf_sharp.data.local_paths import without_paths
 _LONGEST_NAME = 200
 _JOINERS = "\u200c\u200d"  # the format characters that scripts and emoji need; all others hide or reorder text
 _ENTITIES = {character: f"&#{ord(character)};" for character in "\\|`$@{"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=token=)\S+|(?<=token )\S{16,}")
+_SECRET = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}|(?<=token=)\S+|(?<=token )\S{16,}")
 
 
 def one_line(value: Any, longest: int = _LONGEST_NAME) -> str:

@@ -34,7 +34,7 @@ from hf_sharp.model.confidence import fold_temperature
 from hf_sharp.model.cosine_head import CosineHead, CosineHeadCallback, use_cosine_head
 from hf_sharp.model.costs import fold_costs
 from hf_sharp.model.head import ClassifierHead
-from hf_sharp.model.posthoc import adjust_head, choose_strength
+from hf_sharp.model.posthoc import adjust_head, choose_strength, collect_features
 from tests.conftest import assert_same_bits, make_bert, make_images, make_vit, weights_of
 from tests.recipes.conftest import bert_folder, vit_folder  # noqa: F401
 from tests.trainer.test_checkpoint import FAMILIES
@@ -131,6 +131,23 @@ def test_pipelines_without_hf_sharp_give_the_probabilities_of_the_cosines(
         with torch.no_grad():
             expected = model(**batch).logits.softmax(1)[0]
         assert [scores[f"LABEL_{c}"] for c in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_cosine_model_with_its_own_code_is_corrected_like_the_one_that_was_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model = make_bert().eval()
+    use_cosine_head(model, 4, scale=5.0, allow_custom_code=True)
+    model.save_pretrained(tmp_path / "saved")
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert type(opened.classifier).__module__.startswith("transformers_modules.")
+    batches = [{"input_ids": torch.arange(12).reshape(4, 3) % 9, "labels": torch.arange(4)}]
+    features, _, _ = collect_features(opened, batches, 4)
+    assert torch.allclose(features.norm(dim=1), torch.ones(4, dtype=torch.float64), atol=1e-6)
+    adjusted = adjust_head(opened, [50, 9, 3, 1], "logit_adjustment")
+    with torch.no_grad():
+        gained = (adjusted(**batches[0]).logits - opened(**batches[0]).logits)[0]
+    assert torch.allclose(gained, -torch.tensor([50, 9, 3, 1]).div(63).log(), atol=1e-5)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

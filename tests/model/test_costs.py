@@ -7,9 +7,12 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+from hf_sharp.data.costs import read_costs
 from hf_sharp.metrics import long_tail_report
+from hf_sharp.model.confidence import fold_temperature
 from hf_sharp.model.costs import class_costs, expected_costs, fold_costs
 from hf_sharp.model.posthoc import adjust_head
+from hf_sharp.recipe.decisions import read_decisions
 from tests.conftest import NUM_CLASSES, make_vit
 
 
@@ -80,6 +83,13 @@ def test_costs_in_the_head_predict_what_costs_after_the_model_do(right, tmp_path
         assert torch.equal(opened(pixels).logits.argmax(1), wanted)
     assert not torch.equal(plain, wanted), "the costs change predictions"
     assert opened.config.hf_sharp_adjustment["class_costs"] == pytest.approx(per_class)
+    recorded = read_decisions(str(tmp_path), opened.config)
+    assert np.allclose(read_costs(recorded.costs, recorded.classes), costs), "also what a correct prediction costs"
+
+
+def test_a_temperature_does_not_go_over_costs_in_the_head():
+    with pytest.raises(ValueError, match="calibrate the model without them, then add the costs"):
+        fold_temperature(fold_costs(make_vit(), of_true_class([1, 2, 3, 4])), 2.0, 4)
 
 
 def test_any_costs_of_two_classes_fold():

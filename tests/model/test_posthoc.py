@@ -239,7 +239,10 @@ def text_model(bert_folder, tmp_path):  # noqa: F811
     )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(bert_folder).save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n\nAccuracy 90 %.\n\n<details>all</details>")
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\nclasses: 2\nmethod: sam\nresults: good\n---\n\n# A model\n\n"
+        "Accuracy 90 %.\n\n<details>all</details>"
+    )
     splits = {"train": (40, 8, 4), "dev": (9, 9, 9), "test": (4, 4, 4)}
     data = datasets.DatasetDict({name: datasets.Dataset.from_dict(texts(n)) for name, n in splits.items()})
     data.save_to_disk(str(tmp_path / "data"))
@@ -255,6 +258,8 @@ def test_adjusting_from_the_command_line(text_model, tmp_path, capsys):
     assert record["class_counts"] == [40, 8, 4]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: mit" in card
+    assert "classes: 2" in card
+    assert "## Method" not in card, "metadata of the card before are no values of the template"
     assert "Accuracy 90 %" in card
     assert "\n# out\n\n> **This is `model`, " in card
     if record["strength"]:
@@ -269,6 +274,27 @@ def test_adjusting_from_the_command_line(text_model, tmp_path, capsys):
     done = subprocess.run([sys.executable, "-c", opened], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() in ("alpha", "beta", "gamma")
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "used"),
+    [
+        ({"loss": "cdt", "loss_gamma": 0.4}, [], {"loss": "cdt", "loss_gamma": 0.4}),
+        ({"loss": "vs"}, [], {"loss": "vs", "loss_gamma": 0.3}),
+        ({"loss": "cdt"}, ["--loss", "cross_entropy"], {"loss": "cross_entropy"}),
+        ({"loss": "focal"}, [], {"loss": "cross_entropy"}),
+    ],
+)
+def test_the_predicted_lengths_are_those_for_the_recorded_loss(text_model, tmp_path, caplog, options, flags, used):
+    folder, data = text_model
+    (folder / "all_results.json").write_text(json.dumps({"options": {"dataset": data} | options, "report": {}}))
+    out = tmp_path / "out"
+    argv = ["adjust", str(folder), "--dataset", data, "--method", "predicted_norm", "--strength", "1", *flags]
+    assert not cli.main([*argv, "--output", str(out)])
+    model, adjusted = (AutoModelForSequenceClassification.from_pretrained(path) for path in (folder, out))
+    wanted = adjust_head(model, [40, 8, 4], "predicted_norm", **used)
+    assert torch.allclose(adjusted.classifier.weight, wanted.classifier.weight)
+    assert ("geometry of the training's loss 'focal' is not known" in caplog.text) == (options["loss"] == "focal")
 
 
 def test_the_automatic_strength_does_not_depend_on_the_test_split(text_model, tmp_path):

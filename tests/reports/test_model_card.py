@@ -631,7 +631,12 @@ def test_escaped_text_renders_as_itself(text):
 
 def test_names_that_speak_of_tokens_stay():
     assert one_line("token ring") == "token ring"
-    assert one_line("a token hf_abcdefgh1234 and token=x, token 0123456789abcdef0") == "a token … and token=… token …"
+    for name in ("ann/hf_flowerclassifier", "chf_hospitalization", "chf_" + "a" * 40):
+        assert one_line(name) == name
+    assert (
+        one_line("a token hf_abcdefghijklmnopqrstuvwxyzABCDEFGH and token=x, token 0123456789abcdef0")
+        == "a token … and token=… token …"
+    )
 
 
 def test_tokens_reach_no_card():

@@ -90,6 +90,13 @@ def confusion_with_absent_classes(file, num_classes, absent):
     plots.plot_confusion_matrix(probabilities.argmax(1)[kept], references[kept], classes, file)
 
 
+def confusion_with_long_names(file, num_classes):
+    _, references, probabilities = predictions(num_classes)
+    names = ("golden retriever", "german shepherd", "labrador retriever", "border collie mix")[:num_classes]
+    classes = ClassFrequencies.from_counts(frequencies(num_classes).counts, names=names)
+    plots.plot_confusion_matrix(probabilities.argmax(1), references, classes, file)
+
+
 def reliability(file, **options):
     _, references, probabilities = predictions(10, **options)
     plots.plot_reliability(probabilities, references, file, LONG_TITLE)
@@ -198,6 +205,7 @@ PICTURES = {
     "plot_confusion_matrix": [
         *(lambda file, k=k: confusion(file, k, LONG_TITLE) for k in (2, 15, 30, 31, 300)),
         lambda file: confusion_with_absent_classes(file, 2, [1]),
+        *(lambda file, k=k: confusion_with_long_names(file, k) for k in (2, 3, 4)),
         lambda file: confusion_with_absent_classes(file, 12, [5, 6, 11]),
         lambda file: confusion_with_absent_classes(file, 30, [0, 17, 18]),
         lambda file: confusion_with_absent_classes(file, 60, range(40, 60)),

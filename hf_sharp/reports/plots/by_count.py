@@ -42,7 +42,7 @@ def plot_recall_by_count(
     """
     first = next(iter(reports.values()), {})
     frequencies = frequencies_of(first)
-    counts, names = frequencies.counts, names or frequencies.labels
+    counts, names = frequencies.counts, frequencies.labels if names is None else names
     with picture(file, (7, 4.4), title, [*names, *reports]) as figure:
         axes = figure.add_subplot()
         low, high = _count_axis(axes, counts)

@@ -20,6 +20,7 @@ from hf_sharp.reports.plots.layout import legend_below
 from hf_sharp.reports.plots.style import GROUP_COLOURS, LIGHT, PALETTE, picture
 
 _NUMBERED_CLASSES = 15  # the most classes for which the cells of a confusion matrix have room for numbers
+_LETTERS_ABREAST = 36  # the room for the labels of columns
 _DARK = 55  # percent; numbers in darker cells are white
 
 
@@ -45,7 +46,8 @@ def plot_confusion_matrix(
         axes = figure.add_subplot()
         image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         axes.set_yticks(range(len(rows)), rows)
-        turned = max(map(len, columns)) > 3 and len(columns) > len(GROUP_COLOURS) + 1
+        longest = max(map(len, columns))
+        turned = columns is rows and longest > 3 and longest * len(columns) > _LETTERS_ABREAST
         axes.set_xticks(range(len(columns)), columns, rotation=90 if turned else 0)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.spines[:].set_visible(False)
