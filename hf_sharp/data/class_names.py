@@ -100,13 +100,14 @@ def match_names(
     """
     if names is None or expected is None or list(names) == list(expected):
         return None
-    numbered = _unnamed(names) + _unnamed(expected)
+    numbered = are_indices(names) + are_indices(expected)
     if numbered == 2 or (numbered and not set(map(str, names)) <= set(map(str, expected))):
         return None
     return align_names(names, expected, which, other, subset=subset, remedy=remedy)
 
 
-def _unnamed(names: Sequence[str]) -> bool:
+def are_indices(names: Sequence[str]) -> bool:
+    """Tell whether class names are only the class indices 0, 1, ..."""
     return list(map(str, names)) == [str(index) for index in range(len(names))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
     for number, row in enumerate(rows, 1):
         if len(row) != width or width < 2:
             raise ValueError(f"{what}: {str(file)!r}, row {number}: {len(row)} cells, the header has {width}. {_FORMS}")
+    if width == 2 and _is_number(rows[0][1]):
+        raise ValueError(
+            f"{what}: the first line of {str(file)!r}, {separator.join(rows[0])!r}, must be a header, such as "
+            "class,cost. Add one above it."
+        )
     if width == 2:
         return _from_names({row[0]: row[1] for row in rows[1:]}, names, f"{what}: {str(file)!r}")
     where = f"{what}: {str(file)!r}"
@@ -140,6 +146,13 @@ def _number(value: Any, where: str) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {value!r} is not a number. Expected a cost, a finite number >= 0.") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _checked(matrix: np.ndarray, names: Sequence[str], what: str) -> np.ndarray:

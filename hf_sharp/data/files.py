@@ -14,12 +14,12 @@ from typing import Any
 
 import datasets
 
+from hf_sharp.data.image_folders import SPLITS, check_all_are_read, no_class_folders
+
 logger = logging.getLogger(__name__)
 
 LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _SEPARATORS = {";": "';'", "\t": "'\\t'", "|": "'|'"}
-_SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
-_SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
 _READABLE = (".csv", ".tsv", ".txt", ".gz")
 
 
@@ -68,8 +68,18 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
         return _load_csv(files, separator or builder.config.sep)
     if type(builder.config).__name__ == "JsonConfig":
         return _load_json(files, lambda: datasets.load_dataset(name))
+    if type(builder.config).__name__ != "ImageFolderConfig":
+        return datasets.load_dataset(name)
+    check_all_are_read(path, [Path(file) for of_split in files.values() for file in of_split])
     loaded = datasets.load_dataset(name)
-    return _image_folder(path, loaded, files) if type(builder.config).__name__ == "ImageFolderConfig" else loaded
+    metadata = {split: [f for f in of_split if Path(f).name == "metadata.csv"] for split, of_split in files.items()}
+    if any(metadata.values()):
+        return datasets.DatasetDict(
+            {split: _images_with_metadata(of_split) for split, of_split in metadata.items() if of_split}
+        )
+    if next(iter(loaded.values())).column_names == ["image"]:
+        raise ValueError(no_class_folders(path, [Path(file) for of_split in files.values() for file in of_split]))
+    return loaded
 
 
 def _refuse_capitals(path: Path) -> None:
@@ -84,7 +94,7 @@ def _refuse_capitals(path: Path) -> None:
 
 
 def _split_of(name: str) -> str | None:
-    return _SPLITS.get(re.split("[^a-z]", name.lower())[0])
+    return SPLITS.get(re.split("[^a-z]", name.lower())[0])
 
 
 def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.DatasetDict:
@@ -220,18 +230,6 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _image_folder(path: Path, loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
-    metadata = {split: [f for f in of_split if Path(f).name == "metadata.csv"] for split, of_split in files.items()}
-    if any(metadata.values()):
-        return datasets.DatasetDict(
-            {split: _images_with_metadata(of_split) for split, of_split in metadata.items() if of_split}
-        )
-    first = next(iter(loaded.values()))
-    if first.column_names == ["image"]:
-        raise ValueError(_no_class_folders(path, [Path(file) for of_split in files.values() for file in of_split]))
-    return loaded
-
-
 def _images_with_metadata(files: Sequence[str]) -> datasets.Dataset:
     tables = []
     for file in files:
@@ -241,22 +239,6 @@ def _images_with_metadata(files: Sequence[str]) -> datasets.Dataset:
         images = [str(Path(file).parent / name) for name in table["file_name"]]
         tables.append(table.remove_columns("file_name").add_column("image", images))
     return datasets.concatenate_datasets(tables).cast_column("image", datasets.Image())
-
-
-def _no_class_folders(path: Path, files: Sequence[Path]) -> str:
-    depths = Counter(len(file.parts) for file in files)
-    if len(depths) > 1:
-        usual = depths.most_common(1)[0][0]
-        stray = [file for file in files if len(file.parts) != usual]
-        count = "1 such file" if len(stray) == 1 else f"{len(stray):,} such files"
-        return (
-            f"the images in {str(path)!r} have no labels, because not all of them are in one folder per class: "
-            f"{str(stray[0])!r} is not ({count}). Move or remove such files."
-        )
-    return (
-        f"the images in {str(path)!r} have no labels. Put them in one folder per class, {path.name}/CLASS/IMAGE, or "
-        "add a metadata.csv with the columns file_name and label."
-    )
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_sharp.data.class_names import shown
@@ -71,7 +72,7 @@ def split_validation(
         raise ValueError("the dataset is empty and cannot be split.")
     groups = np.arange(len(labels)) if group_column is None else _groups(dataset, group_column, "group_column")
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    labels = labels[first]
+    of_rows, labels = labels, labels[first]
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     without = []
@@ -81,7 +82,7 @@ def split_validation(
         chosen[rng.choice(rows, size=count, replace=False)] = True
         if count == 0:
             without.append(int(label))
-    held_out = chosen[group_of]
+    held_out = _with_every_class_left(chosen, group_of, of_rows)
     if not held_out.any():
         largest = int(np.bincount(labels).max())
         remedy = "Use a larger fraction." if largest > 1 else f"Is {label_column!r} the column with the labels?"
@@ -94,6 +95,15 @@ def split_validation(
         classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
         logger.warning("%s too small for a %s example: %s.", classes_are, part, shown(absent))
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def _with_every_class_left(chosen: np.ndarray, group_of: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    # The rows to hold out. A group may have rows of several classes, and all rows of a class: it stays then.
+    for label in np.unique(labels):
+        of_class = group_of[labels == label]
+        if chosen[of_class].all():
+            chosen[of_class[0]] = False
+    return chosen[group_of]
 
 
 def check_is_dataset(dataset: Any, purpose: str) -> None:
@@ -133,6 +143,13 @@ def _groups(dataset: datasets.Dataset, column: str, option: str) -> np.ndarray:
     if column not in dataset.column_names:
         raise ValueError(f"there is no column {column!r}; {other_columns(column, dataset.column_names, option)}")
     values = arrow_column(dataset, column)
+    if pa.types.is_nested(values.type):
+        raise ValueError(
+            f"column {column!r} has {dataset.features[column]!r}, which cannot be compared. Name a column with texts "
+            "or numbers, such as a file name or an ID."
+        )
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)  # an empty cell of a CSV file
     if values.null_count:
         row = int(np.argmax(np.asarray(values.is_null())))
         raise ValueError(f"row {row} has no value in column {column!r}, so its group is unknown. Correct or remove it.")

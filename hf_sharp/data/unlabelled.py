@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import datasets
-from PIL import Image
 
 from hf_sharp.data.idx import is_idx_folder
+from hf_sharp.data.image_folders import picture_files
 from hf_sharp.data.loading import load, no_split
 
 
@@ -33,7 +32,8 @@ def load_unlabelled(
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".txt":
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8-sig") as file:  # read by lines: other separators may be in texts
+            lines = [line.strip() for line in file]
         return _column(datasets.Dataset.from_dict({"text": [line for line in lines if line]}), column, name)
     if path.is_dir() and not _is_dataset(path) and (files := picture_files(path)):
         rows = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
@@ -49,17 +49,6 @@ def load_unlabelled(
 
 def _is_dataset(folder: Path) -> bool:
     return is_idx_folder(folder) or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """List all images in a folder and its subfolders by name, except hidden files and files that macOS adds."""
-    found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
-    pictures = (file for file in found if file.suffix.lower() in Image.registered_extensions())
-    return sorted(file for file in pictures if not any(map(_is_hidden, file.relative_to(folder).parts)))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _column(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:

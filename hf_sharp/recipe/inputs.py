@@ -15,10 +15,10 @@ from PIL import Image
 
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.files import column_names
+from hf_sharp.data.image_folders import picture_files
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.data.local_names import near_here
-from hf_sharp.data.unlabelled import picture_files
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.reports.figures import quantity
 

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_sharp.data.class_names import match_names, real_names
+from hf_sharp.data.class_names import are_indices, match_names, real_names
 from hf_sharp.data.local_names import near_here, refuse_no_model
 from hf_sharp.model.class_rows import permute_classes, renew_head
 from hf_sharp.model.modeling_cosine_head import model_class
@@ -114,8 +114,8 @@ def load_model(auto: Any, model: ModelArguments, class_names: Sequence[str]) -> 
         order = None
         if not model.new_head:
             order = match_names(class_names, names, "the data", f"the model {name!r}", remedy=_REMEDY)
-            if order is None and names is not None and len(names) == len(class_names):
-                head = head_options(names)  # the data's classes are numbers
+            if order is None and names is not None and len(names) == len(class_names) and are_indices(class_names):
+                head = head_options(names)
         trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
         with _log_level_once(name) as tell:
             loaded = kind.from_pretrained(

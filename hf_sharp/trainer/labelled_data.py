@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from hf_sharp.data.checking import check_transform
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.class_names import match_names, real_names, shown
+from hf_sharp.data.class_names import are_indices, match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset, declared_classes
 from hf_sharp.data.labels import find_label_column, no_label_column, read_labels
 from hf_sharp.data.split import split_validation
@@ -61,9 +61,10 @@ class Classes:
             The classes.
         """
         names = real_names(getattr(config, "id2label", None), int(getattr(config, "num_labels", 0) or 0))
-        if names is not None:
-            return cls(tuple(names), "the model", label_column)
         declared = declared_classes(_innermost(train_dataset), label_column)
+        better = declared is not None and names is not None and are_indices(names) and not {*declared.names} <= {*names}
+        if names is not None and not better:
+            return cls(tuple(names), "the model", label_column)
         if declared is not None:
             return cls(tuple(declared.names), "the training set", label_column)
         return cls(None if given is None else given.names, "class_frequencies", label_column)
@@ -107,10 +108,8 @@ class Classes:
         names = self.names
         if self.owner != "the training set" or names is None or len(names) != getattr(config, "num_labels", None):
             return
-        if (
-            list(names) != [str(index) for index in range(len(names))]
-            and real_names(config.id2label, len(names)) is None
-        ):
+        before = real_names(config.id2label, len(names))
+        if not are_indices(names) and (before is None or are_indices(before)):
             config.id2label = dict(enumerate(names))
             config.label2id = {name: index for index, name in enumerate(names)}
 
