@@ -41,7 +41,7 @@ class GeometryArguments:
         default_factory=lambda: [1e-2, 1e-5, 1e-8], metadata={"help": "Ridges of the UFM; the last one is plotted."}
     )
     vit_gammas: list[float] = field(
-        default_factory=lambda: [-0.5, 0.0, 0.5], metadata={"help": "Values of γ for the ViT; none: no ViT is trained."}
+        default_factory=lambda: [-0.5, 0.0, 0.5], metadata={"help": "Values of γ for the ViT."}
     )
     vit_steps: int = field(default=1500, metadata={"help": "Optimizer steps of the ViT."})
     seed: int = field(default=0, metadata={"help": "Seed of the ViT."})
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["ufm"] += rows
         add_curve(name, "UFM", arguments.gammas, values, marker)
     cross_entropy: list[tuple] = []
-    for name, marker in zip(NAMES if arguments.vit_gammas else (), "^v", strict=False):
+    for name, marker in zip(NAMES, "^v", strict=True):
         rows = vit_rows(name, arguments, cross_entropy)
         result["vit"] += rows
         add_curve(name, "ViT", arguments.vit_gammas, np.transpose([row["panels"] for row in rows]), marker)

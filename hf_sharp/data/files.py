@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import json
 import logging
@@ -43,8 +44,13 @@ def load_file(path: Path, separator: str | None = None) -> datasets.DatasetDict:
         return _load_csv({"train": [str(path)]}, separator or ("\t" if suffix == ".tsv" else ","))
     files = {"train": [str(path)]}
     if LOADERS[suffix] == "json":
-        return _load_json(files, lambda: datasets.load_dataset("json", data_files=files))
-    return datasets.load_dataset(LOADERS[suffix], data_files=files)
+        return _load_json(files, lambda: datasets.load_dataset("json", data_files=_literal(files)))
+    return datasets.load_dataset(LOADERS[suffix], data_files=_literal(files))
+
+
+def _literal(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    # datasets would read brackets in a name as a pattern.
+    return {split: [glob.escape(file) for file in of_split] for split, of_split in files.items()}
 
 
 def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDict:
@@ -60,6 +66,10 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     Raises:
         ValueError: a table cannot be read, or the images are not in one folder per class.
     """
+    if glob.has_magic(str(path.absolute())):
+        raise ValueError(
+            f"datasets reads brackets, * and ? in {str(path.absolute())!r} as a pattern. Rename the folder."
+        )
     name = str(path) if path.is_absolute() else f"./{path}"  # "csv" would name the loader
     builder = datasets.load_dataset_builder(name)
     files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
@@ -105,6 +115,7 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
     for file in (file for of_split in files.values() for file in of_split):
         if file.lower().endswith(_READABLE):
             columns[file] = column_names(file, separator)
+            _check_quotes(file, separator)
     first = next(iter(columns), None)
     for file, names in columns.items():
         if set(names) != set(columns[str(first)]):
@@ -115,9 +126,28 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
     features = datasets.Features({name: datasets.Value("string") for name in columns[first]}) if first else None
     options: dict[str, Any] = {"sep": separator, "na_filter": False, "keep_default_na": False}
     try:
-        return datasets.load_dataset("csv", data_files=dict(files), features=features, **options)
+        return datasets.load_dataset("csv", data_files=_literal(files), features=features, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(_unreadable(files, error.__cause__ or error)) from error
+
+
+def _check_quotes(file: str, separator: str) -> None:
+    # pandas would take a text that begins with a quote, and all up to the next one, for one cell.
+    with _open_text(file) as text:
+        reader = csv.reader(text, delimiter=separator, strict=True)
+        try:
+            for _ in reader:
+                pass
+        except csv.Error as error:
+            raise ValueError(
+                f"{file!r}, line {reader.line_num}: {error}. A text that begins with a quote needs quotes around it, "
+                'with its own ones doubled: """Hi"" he said".'
+            ) from error
+
+
+def _open_text(file: str, errors: str = "strict") -> Any:
+    opened: Any = gzip.open if file.lower().endswith(".gz") else open
+    return opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="")
 
 
 _LONGEST_TEXT = 2**31 - 1  # characters per cell; Python's default limit is 131,072, and pandas has no limit
@@ -138,9 +168,8 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
         ValueError: the file has no rows, a different separator or encoding, or more cells in the first row than names.
     """
     # Checked before pandas reads the file: if rows are wider than the header, it uses the first column as an index.
-    opened: Any = gzip.open if file.lower().endswith(".gz") else open
     try:
-        with opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="") as text:
+        with _open_text(file, errors) as text:
             rows = filter(None, reader := csv.reader(text, delimiter=separator))  # like pandas, skip empty lines
             csv.field_size_limit(_LONGEST_TEXT)
             header, first = next(rows, None), next(rows, None)

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_sharp.data.embedded import digits
 from hf_sharp.data.files import load_file, load_folder
 from hf_sharp.data.idx import is_idx_folder, load_idx
 from hf_sharp.data.label_columns import name_classes
+from hf_sharp.data.label_values import label_values
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import load_listed
 from hf_sharp.data.local_names import refuse_missing
@@ -97,6 +100,15 @@ def no_split(split: str, splits: datasets.DatasetDict) -> str:
     return f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}."
 
 
+def _has_labels(data: datasets.Dataset, label_column: str, split: str) -> bool:
+    if label_column not in data.column_names:
+        return False
+    column = label_values(data, label_column, split)
+    if pa.types.is_integer(column.type):
+        column = pc.if_else(pc.less(column, 0), None, column)  # -1: unlabelled, on the Hub
+    return column.null_count < len(column)
+
+
 def prepare_splits(
     splits: datasets.DatasetDict,
     label_column: str = "label",
@@ -137,8 +149,11 @@ def prepare_splits(
     """
     wanted = {"train": train_split, "test": test_split, "validation": validation_split}
     if test_fraction is not None:
-        if test_split in splits:
-            raise ValueError(f"--test_fraction {test_fraction} is set, but there is a split {test_split!r}. Drop one.")
+        if test_split in splits and _has_labels(splits[test_split], label_column, test_split):
+            raise ValueError(
+                f"--test_fraction {test_fraction} is set, but there is a split {test_split!r}. Leave out the one, or "
+                "name another --test_split."
+            )
         del wanted["test"]
     for split in wanted.values():
         if split is not None and split not in splits:

@@ -113,8 +113,9 @@ def prepare_images(
     if not isinstance(features.get(data.image_column), datasets.Image):
         raise ValueError(
             f"column {data.image_column!r} is not an image column; "
-            f"{other_columns(data.image_column, list(features), '--image_column')} Texts are for "
-            "recipes/text_classification.py."
+            f"{other_columns(data.image_column, list(features), '--image_column')} A table of paths is read if it is "
+            "called metadata.csv, has the columns file_name and label, and is beside the images; lists of paths and "
+            "labels with --split_lists. Texts are for recipes/text_classification.py."
         )
     if data.picture_range is None and "train" in splits and (limits := _range_of(splits["train"], data.image_column)):
         data.picture_range = list(limits)

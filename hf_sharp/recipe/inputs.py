@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +98,9 @@ class Source:
             return self._of_csv(path, {"\\t": "\t", "tab": "\t"}.get(separator, separator))
         if path.is_file() and suffix == ".jsonl":
             return self._of_json_lines(path)
+        return self._loaded()
+
+    def _loaded(self) -> Inputs:
         with stage(f"the data {self.name!r} cannot be loaded", near_here(self.name).strip()):
             loaded = load(self.name, self.config, self.separator)
         return self._of_dataset(loaded)
@@ -127,10 +131,13 @@ class Source:
         self._keeps_nothing("lines")
         column = {self.column: None}
         if self.name == STDIN:
+            if isinstance(sys.stdin, TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
             lines: Iterable[str] = sys.stdin
             folder, total = Path(), None
         else:
-            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+                lines = list(file)
             folder, total = path.parent, len(lines)
         rows = (self._row(n, column | {self.column: line.rstrip("\n")}, folder) for n, line in enumerate(lines, 1))
         return Inputs(rows, total)
@@ -174,10 +181,13 @@ class Source:
         if first is None:
             raise ValueError(f"{self.name!r} is empty.")
         try:
-            columns = list(json.loads(first))
+            found = json.loads(first)
         except ValueError:
-            columns = [self.column, *self.keep]  # this row's fault is reported when it is read
-        self._check_columns(columns)
+            found = None
+        if isinstance(found, list):  # one array, in spite of the file's name
+            return self._loaded()
+        if isinstance(found, dict):  # otherwise the row's fault is reported when it is read
+            self._check_columns(list(found))
         return Inputs(self._sound(read(), make), sum(1 for _ in read()))
 
     def _sound(self, rows: Iterable[Any], make: Callable[[int, Any], Row]) -> Iterator[Row]:
@@ -232,11 +242,18 @@ def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
 def _pictures(path: Path) -> list[tuple[str, Path]]:
     """List a single image, or all images in a folder and its subfolders, sorted by name."""
     if path.is_file():
-        return [(path.name, path)] if path.suffix.lower() in Image.registered_extensions() else []
-    return [(file.relative_to(path).as_posix(), file) for file in picture_files(path)] if path.is_dir() else []
+        return [(_in_utf8(path.name), path)] if path.suffix.lower() in Image.registered_extensions() else []
+    return (
+        [(_in_utf8(file.relative_to(path).as_posix()), file) for file in picture_files(path)] if path.is_dir() else []
+    )
 
 
 def _as_text(value: Any) -> str:
     if value is None or isinstance(value, str):
-        return value or ""
+        return _in_utf8(value or "")
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _in_utf8(text: str) -> str:
+    # Bytes that are not UTF-8 as \\xe9, so that the text can be written.
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -36,6 +36,8 @@ class RecipeParser:
         self._parser.add_argument("--config", help="A YAML file of defaults; flags override it.")
         for action in self._parser._actions:
             action.default = argparse.SUPPRESS  # to know which flags were set
+        hints = (hint for kind in argument_classes for hint in get_type_hints(kind).items())
+        self._texts = {name for name, hint in hints if hint in (str, str | None)}
         self._actions = {action.dest: action for action in reversed(self._parser._actions) if action.dest != "help"}
         parsed, unknown = self._parser.parse_known_args(argv)
         refuse_words(unknown, self._actions)
@@ -78,6 +80,8 @@ class RecipeParser:
         convert = action.type
         if value is None:
             return None
+        if key in self._texts and isinstance(value, (dict, list)):
+            raise ValueError(f"{key} must be a text, got {value!r}.")
         if key in ("class_importance", "cost_matrix") and isinstance(value, dict):
             return _named_as_written(value, written)
         if convert is str and action.nargs in ("*", "+"):
@@ -87,8 +91,11 @@ class RecipeParser:
         if convert is str and not isinstance(value, (dict, list)):
             return written
         number = _NUMBERS.get(convert)
-        if number and (isinstance(value, bool) or not isinstance(value, (int, float, str))):
+        broken = convert is int and isinstance(value, float) and not value.is_integer()
+        if number and (broken or isinstance(value, bool) or not isinstance(value, (int, float, str))):
             raise ValueError(f"{key} must be {number}, got {value!r}.")
+        if convert is int and isinstance(value, float):
+            return int(value)
         if not isinstance(value, str) or not callable(convert):
             return value
         try:

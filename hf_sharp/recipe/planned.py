@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # Options that may differ between a finished run and the same run now.
 INCIDENTAL = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "compare_with", "disable_tqdm"}
 INCIDENTAL |= {"hub_token", "push_to_hub", "check_data", "check_only"}
+_OF_RECIPES = {"dataloader_pin_memory", "logging_steps", "remove_unused_columns"}  # set by a recipe, if not by the user
 _METHOD_FIELDS = {item.name for item in fields(SharpTrainingArguments)} - {
     *(item.name for item in fields(TrainingArguments)),
     *("label_column", "rare_threshold", "common_threshold"),
@@ -195,7 +196,7 @@ def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True)
     """
     done = options_of(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))
     asked = {name: value for name, value in options.items() if value is not None and name not in INCIDENTAL}
-    names = done.keys() | asked.keys() if whole else asked.keys()
+    names = (done.keys() | asked.keys()) - (set() if whole else _OF_RECIPES)
     differ = sorted(name for name in names if done.get(name) != asked.get(name))
     if differ:
         shown = ", ".join(f"{k}: {done.get(k)!r} then, {asked.get(k)!r} now" for k in differ)

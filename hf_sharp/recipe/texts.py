@@ -120,7 +120,7 @@ def prepare_texts(
         raise ValueError(f"text_column and label_column are both {label_column!r}. Change one of them.")
     if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
         raise ValueError(
-            f"column {data.text_column!r} is not a text column; "
+            f"column {data.text_column!r} is not a text column{_first_other(first, data.text_column)}; "
             f"{other_columns(data.text_column, first.column_names, '--text_column')} Pictures are for "
             "recipes/image_classification.py."
         )
@@ -148,3 +148,9 @@ def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         Run name to its results, which are also saved.
     """
     return train_classifier(argv, TEXTS)
+
+
+def _first_other(data: datasets.Dataset, column: str) -> str:
+    # The first value that is no text, for a message.
+    values = enumerate(data[column] if column in data.column_names else ())
+    return next((f" (row {row} has {value!r})" for row, value in values if not isinstance(value, str)), "")

@@ -196,6 +196,10 @@ def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys, monkey
     assert (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns == written
     assert (tmp_path / "c" / "recall_by_count.png").is_file()
     assert "had other options (learning_rate: " in cli.main([*argv, "--learning_rate", "0.5"])
+    plain.write_text(plain.read_text() + "weight_decay: 0.1\n")
+    assert "weight_decay: None then, 0.1 now" in cli.main(argv)
+    plain.write_text(plain.read_text().replace("sharpness: none\n", "").replace("weight_decay: 0.1\n", ""))
+    assert "sharpness: 'none' then, None now" in cli.main(argv), "also an option that was removed"
     nowhere = [*argv[:2], "nowhere.yaml", "--output", str(tmp_path / "d")]
     assert "'nowhere.yaml' does not exist" in cli.main(nowhere)
     assert not (tmp_path / "d").exists(), "the second config is read before the first one trains"
