@@ -11,9 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
+from huggingface_hub import DatasetCard
 
 from hf_sharp.data.image_folders import SPLITS, check_all_are_read, no_class_folders
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _SEPARATORS = {";": "';'", "\t": "'\\t'", "|": "'|'"}
+_LONGEST_TEXT = 2**31 - 1  # characters per cell; Python's default limit is 131,072, and pandas has no limit
 _READABLE = (".csv", ".tsv", ".txt", ".gz")
 
 
@@ -80,7 +82,8 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
         return _load_json(files, lambda: datasets.load_dataset(name))
     if type(builder.config).__name__ != "ImageFolderConfig":
         return datasets.load_dataset(name)
-    check_all_are_read(path, [Path(file) for of_split in files.values() for file in of_split])
+    if not _has_configs(path):
+        check_all_are_read(path, [Path(file) for of_split in files.values() for file in of_split])
     loaded = datasets.load_dataset(name)
     metadata = {split: [f for f in of_split if Path(f).name == "metadata.csv"] for split, of_split in files.items()}
     if any(metadata.values()):
@@ -90,6 +93,12 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     if next(iter(loaded.values())).column_names == ["image"]:
         raise ValueError(no_class_folders(path, [Path(file) for of_split in files.values() for file in of_split]))
     return loaded
+
+
+def _has_configs(path: Path) -> bool:
+    # A dataset card that names the files of each split, as in a copy of a repository of the Hub.
+    card = path / "README.md"
+    return card.is_file() and bool(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs"))
 
 
 def _refuse_capitals(path: Path) -> None:
@@ -115,7 +124,6 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
     for file in (file for of_split in files.values() for file in of_split):
         if file.lower().endswith(_READABLE):
             columns[file] = column_names(file, separator)
-            _check_quotes(file, separator)
     first = next(iter(columns), None)
     for file, names in columns.items():
         if set(names) != set(columns[str(first)]):
@@ -125,32 +133,66 @@ def _load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Da
             )
     features = datasets.Features({name: datasets.Value("string") for name in columns[first]}) if first else None
     options: dict[str, Any] = {"sep": separator, "na_filter": False, "keep_default_na": False}
+    options["quoting"] = quoting_of([*columns], separator)
     try:
         return datasets.load_dataset("csv", data_files=_literal(files), features=features, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(_unreadable(files, error.__cause__ or error)) from error
 
 
-def _check_quotes(file: str, separator: str) -> None:
-    # pandas would take a text that begins with a quote, and all up to the next one, for one cell.
-    with _open_text(file) as text:
+def quoting_of(files: Sequence[str], separator: str, errors: str = "strict") -> Literal[0, 3]:
+    """Find out whether the quotes in CSV files enclose cells, or are ordinary characters.
+
+    Args:
+        files: the paths of the files.
+        separator: the column separator, one character.
+        errors: as for `column_names`.
+
+    Returns:
+        `csv.QUOTE_MINIMAL`; or `csv.QUOTE_NONE` if a quote is out of place, as in `"Hi" he said`, and without quoting
+        all rows are as wide as the header.
+
+    Raises:
+        ValueError: a quote is out of place, and the rows have different widths without quoting.
+    """
+    csv.field_size_limit(_LONGEST_TEXT)
+    for file in files:
+        if (fault := _quote_out_of_place(file, separator, errors)) is None:
+            continue
+        if not all(_is_rectangular(other, separator, errors) for other in files):
+            raise ValueError(
+                f"{fault}. A text that begins with a quote needs quotes around it, with its own ones doubled: "
+                '"""Hi"" he said".'
+            )
+        logger.warning("%s: quotes are read as ordinary characters.", fault)
+        return csv.QUOTE_NONE
+    return csv.QUOTE_MINIMAL
+
+
+def _quote_out_of_place(file: str, separator: str, errors: str) -> str | None:
+    with _open_text(file, errors) as text:
         reader = csv.reader(text, delimiter=separator, strict=True)
         try:
             for _ in reader:
                 pass
-        except csv.Error as error:
-            raise ValueError(
-                f"{file!r}, line {reader.line_num}: {error}. A text that begins with a quote needs quotes around it, "
-                'with its own ones doubled: """Hi"" he said".'
-            ) from error
+        except (csv.Error, UnicodeError) as error:
+            if isinstance(error, UnicodeError) or "NUL" in str(error):
+                raise ValueError(_unreadable({"": [file]}, error)) from error
+            return f"{file!r}, line {reader.line_num}: {error}"
+    return None
+
+
+def _is_rectangular(file: str, separator: str, errors: str) -> bool:
+    # Without quoting, all rows are as wide as a header without quotes.
+    with _open_text(file, errors) as text:
+        rows = filter(None, csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE))
+        header = next(rows, [])
+        return not any(name.startswith('"') for name in header) and all(len(row) == len(header) for row in rows)
 
 
 def _open_text(file: str, errors: str = "strict") -> Any:
     opened: Any = gzip.open if file.lower().endswith(".gz") else open
     return opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="")
-
-
-_LONGEST_TEXT = 2**31 - 1  # characters per cell; Python's default limit is 131,072, and pandas has no limit
 
 
 def column_names(file: str, separator: str, errors: str = "strict") -> list[str]:

@@ -48,6 +48,7 @@ def check_all_are_read(path: Path, files: Sequence[Path]) -> None:
         ValueError: there are pictures in a format that datasets does not read; or some are in no split, because the
             name of another file or folder looks like a split.
     """
+    path = path.resolve()  # as datasets does
     pictures = visible_files(path, {*ImageFolder.EXTENSIONS, *_OTHER_PICTURES})
     if unreadable := [file for file in pictures if file.suffix.lower() in _OTHER_PICTURES]:
         raise ValueError(

@@ -39,7 +39,7 @@ def expected_costs(probabilities: Tensor, costs: Any) -> Tensor:
     Reference:
         Elkan, The Foundations of Cost-Sensitive Learning, IJCAI 2001, equation 1.
     """
-    return probabilities @ torch.as_tensor(as_array(costs), dtype=probabilities.dtype)
+    return probabilities @ torch.as_tensor(as_array(costs), dtype=probabilities.dtype, device=probabilities.device)
 
 
 def class_costs(costs: Any) -> np.ndarray | None:

@@ -15,7 +15,7 @@ import datasets
 from PIL import Image
 
 from hf_sharp.data.columns import other_columns
-from hf_sharp.data.files import column_names
+from hf_sharp.data.files import column_names, quoting_of
 from hf_sharp.data.image_folders import picture_files
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
@@ -146,6 +146,10 @@ class Source:
         if len(separator) != 1:
             raise ValueError(f"the separator of columns is one character, got {separator!r}.")
         columns = column_names(str(path), separator, errors="surrogateescape")
+        try:
+            quoting = quoting_of([str(path)], separator, errors="surrogateescape")
+        except ValueError:  # the faults of rows are reported when they are read
+            quoting = 0  # csv.QUOTE_MINIMAL
         self._check_columns(columns)
 
         def make(number: int, cells: list[str] | csv.Error) -> Row:
@@ -157,13 +161,12 @@ class Source:
 
         def read() -> Iterator[list[str] | csv.Error]:
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                reader = csv.reader(file, delimiter=separator, strict=True)
+                reader = csv.reader(file, delimiter=separator, strict=True, quoting=quoting)
                 next(reader)
                 for cells in _each(reader):
                     if cells or len(columns) == 1:  # otherwise an empty line is not a row
                         yield cells or [""]
 
-        csv.field_size_limit(2**31 - 1)
         return Inputs(self._sound(read(), make), sum(1 for _ in read()))
 
     def _of_json_lines(self, path: Path) -> Inputs:

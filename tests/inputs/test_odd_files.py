@@ -75,13 +75,53 @@ def test_brackets_in_names_are_no_patterns(tmp_path):
     assert [len(load_file(file)["train"]) for file in (table, lines)] == [2, 1]
 
 
-def test_a_text_that_begins_with_a_quote_swallows_no_rows(tmp_path):
+STRAY = 'text\tlabel\n"hello world\tspam\nmiddle\tham\n"bye" he said\tham\nlast\tspam\n'
+
+
+def test_a_text_that_begins_with_a_quote_swallows_no_rows(tmp_path, caplog):
     file = tmp_path / "mails.tsv"
-    file.write_text('text\tlabel\n"hello world\tspam\nmiddle\tham\n"bye" he said\tham\nlast\tspam\n')
-    with pytest.raises(ValueError, match=r"mails.tsv', line 4: .* expected after .* with its own ones doubled"):
+    file.write_text(STRAY)
+    wanted = ['"hello world', "middle", '"bye" he said', "last"]
+    assert load_file(file)["train"]["text"][:] == wanted
+    assert "mails.tsv', line 4: " in caplog.text
+    assert "quotes are read as ordinary characters" in caplog.text
+    assert [row.value for row in Source(str(file), False, "text").open().rows] == wanted
+
+
+@pytest.mark.parametrize("text", [STRAY + "a\ttab\tspam\n", STRAY.replace("text\tlabel", '"text"\t"label"')])
+def test_quotes_that_fit_in_neither_way(tmp_path, text):
+    file = tmp_path / "mails.tsv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"mails.tsv', line \d: .* with its own ones doubled"):
         load_file(file)
-    file.write_text('text\tlabel\n"""Hi"" he said\non two lines"\tspam\na "quoted" word\tham\n')
-    assert load_file(file)["train"]["text"][:] == ['"Hi" he said\non two lines', 'a "quoted" word']
+
+
+def test_a_quote_that_is_never_closed_is_a_character(tmp_path):
+    file = tmp_path / "mails.tsv"
+    file.write_text('text\tlabel\na\tspam\n"never closed\tham\n\n')
+    assert load_file(file)["train"]["text"][:] == ["a", '"never closed']
+
+
+def test_quotes_around_texts(tmp_path):
+    file = tmp_path / "mails.csv"
+    file.write_text('text,label\n"""Hi"" he said,\non two lines",spam\na "quoted" word,ham\n')
+    assert load_file(file)["train"]["text"][:] == ['"Hi" he said,\non two lines', 'a "quoted" word']
+
+
+def test_bytes_in_later_rows(tmp_path):
+    file = tmp_path / "mails.csv"
+    file.write_bytes(b"text,label\na,spam\nb,ham\ncaf\xe9,ham\n")
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        load_file(file)
+
+
+def test_a_folder_behind_a_link_and_a_card_with_configs(tmp_path):
+    folder = folder_of(tmp_path / "photos", *TWO_CLASSES)
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert len(load_folder(tmp_path / "link")["train"]) == 6
+    repository = folder_of(tmp_path / "repository", *(f"data/{file}" for file in TWO_CLASSES), "assets/logo.png")
+    (repository / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_dir: data\n---\n# Photos\n")
+    assert len(load_folder(repository)["train"]) == 6
 
 
 def test_a_file_of_costs_needs_a_header(tmp_path):
