@@ -118,6 +118,8 @@ def check_options(args: Any, choices: Mapping[str, Iterable[str]], unused: bool 
     for name in ("class_importance", "loss_options", "sharpness_options", "rho_steps"):
         if isinstance(getattr(args, name), str):
             setattr(args, name, read_json(name, getattr(args, name)))
+    for name in ("loss_options", "sharpness_options"):
+        _check_is_json(name, getattr(args, name))
     if unused:
         _check_unused(args)
     _check_numbers(args)
@@ -137,7 +139,7 @@ def _settle_types(args: Any) -> None:
         convert, description = _TYPES[expected]
         try:
             setattr(args, name, convert(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{name} must be {description}, got {value!r}.") from None
 
 
@@ -183,6 +185,13 @@ def read_json(name: str, text: str) -> Any:
         return json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{name} is neither JSON nor a JSON file: {error}. Got {text!r}.") from error
+
+
+def _check_is_json(name: str, value: Any) -> None:
+    try:
+        json.dumps(value, default=lambda array: array.tolist())
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be JSON, to be saved with checkpoints: {error}. Got {value!r}.") from error
 
 
 def _check_unused(args: Any) -> None:

@@ -47,6 +47,10 @@ def _choice(name: str, default: str, choices: Iterable[str], text: str) -> Any:
     return _option(default, f"{text} One of: {', '.join(choices)}.")
 
 
+class _Default(str):
+    """A value that the user did not set: it may still change, also in copies of the arguments."""
+
+
 @dataclass
 class SharpTrainingArguments(TrainingArguments):
     """`TrainingArguments`, plus the sharpness method and the class-frequency-aware loss.
@@ -217,13 +221,13 @@ class SharpTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._derived: dict[str, Any] = {}  # options of the learning-rate schedule that follow from the metric
         self.check()
         warn_of_double_correction(self)
         # Not the loss: with a class-frequency-aware loss, eval_loss is the adjusted loss.
-        self.default_metric: str | None = None
         best_needed = self.load_best_model_at_end or self.save_strategy in (SaveStrategy.BEST, "best")
-        if best_needed and self.metric_for_best_model is None:
-            self.metric_for_best_model = self.default_metric = "balanced_accuracy"
+        if best_needed and (self.metric_for_best_model is None or isinstance(self.metric_for_best_model, _Default)):
+            self.metric_for_best_model = _Default("balanced_accuracy")
         if str(self.metric_for_best_model).endswith(("calibration_error", "expected_cost")):
             self.greater_is_better = bool(self.greater_is_better)  # transformers derives it for losses only
         if self.fp16:  # the loss of a step that is skipped because of an overflow would spoil the logged mean
@@ -269,13 +273,15 @@ class SharpTrainingArguments(TrainingArguments):
         Args:
             reported: whether evaluations report the balanced accuracy, by which the best model is chosen by default.
         """
-        if self.default_metric is None or self.metric_for_best_model != self.default_metric:
-            return
-        self.default_metric = "balanced_accuracy" if reported else "loss"
-        self.metric_for_best_model, self.greater_is_better = self.default_metric, reported
-        takes_lowest = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        if reported and takes_lowest:
-            self.lr_scheduler_kwargs = {"mode": "max"} | cast(dict, self.lr_scheduler_kwargs or {})
+        if isinstance(self.metric_for_best_model, _Default):
+            self.metric_for_best_model = _Default("balanced_accuracy" if reported else "loss")
+            self.greater_is_better = reported
+        options = cast(dict, self.lr_scheduler_kwargs or {})
+        given = {name: value for name, value in options.items() if name not in self._derived}
+        by_metric = self.greater_is_better and self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        self._derived = {"mode": "max"} if by_metric and "mode" not in given else {}
+        if self._derived | given != options:
+            self.lr_scheduler_kwargs = self._derived | given
 
     @property
     def needs_head(self) -> bool:

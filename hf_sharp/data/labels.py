@@ -130,11 +130,11 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
 
 
 def find_label_column(dataset: Any, label_column: str) -> str:
-    """Find the label column: `labels`, the name that models use, if it exists and the default `label` does not.
+    """Find the label column: of `label`, the default, and `labels`, the name that models use, the one that exists.
 
     Args:
         dataset: a `datasets.Dataset`, or a map-style dataset, of which the first example is read.
-        label_column: the requested name; any name other than `label` is returned unchanged.
+        label_column: the requested name; any name other than `label` and `labels` is returned unchanged.
 
     Returns:
         The name of the column.
@@ -143,14 +143,15 @@ def find_label_column(dataset: Any, label_column: str) -> str:
         >>> find_label_column([{"pixel_values": [0.0], "labels": 1}], "label")
         'labels'
     """
-    if label_column != "label":
+    other = {"label": "labels", "labels": "label"}.get(label_column)
+    if other is None:
         return label_column
     columns = getattr(dataset, "column_names", None)
     is_list = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping)
     if columns is None and is_list and len(dataset) and not hasattr(dataset, "targets"):
         with suppress(NotImplementedError, LookupError):  # a stream of torch that has a length, a DataFrame
             columns = example if isinstance(example := dataset[0], Mapping) else None
-    return "labels" if columns and "labels" in columns and "label" not in columns else label_column
+    return other if columns and other in columns and label_column not in columns else label_column
 
 
 def no_label_column(label_column: str, columns: Sequence[str], option: str = "label_column") -> str:
@@ -245,6 +246,8 @@ class LabelCollator:
         self.collator = collator
         self.label_column = label_column
         self.label2id = label2id
+        if hasattr(collator, "tokenizer"):  # Trainer saves it, if it has no other
+            self.tokenizer = collator.tokenizer
 
     def __call__(self, examples: list[Any]) -> Any:
         """Collate examples with a label column into a batch with `labels`."""
@@ -252,6 +255,9 @@ class LabelCollator:
         for name in {"label", "label_ids", self.label_column} - {"labels"}:
             if isinstance(batch, Mapping) and "labels" in batch and name in batch:
                 batch.pop(name)  # type: ignore[attr-defined]
+        labels: Any = batch["labels"] if isinstance(batch, Mapping) and "labels" in batch else None
+        if hasattr(labels, "is_floating_point") and not labels.is_floating_point():
+            batch["labels"] = labels.long()
         return batch
 
     def _with_labels(self, example: Any) -> Any:

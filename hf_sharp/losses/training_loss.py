@@ -64,6 +64,7 @@ class TrainingLoss:
         logit_scale: float = 1.0,
     ) -> None:
         self.loss, self.head, self.late_weight, self.logit_scale = loss, head, late_weight, logit_scale
+        self._in_force = loss  # in a later pass over the same batch, a frozen copy
         self._wrapped = None if wrap is None else wrap(self._of_logits)
 
     def __call__(self, logits: Tensor, labels: Tensor, frozen: ClassFrequencyLoss | None = None) -> Tensor:
@@ -77,7 +78,7 @@ class TrainingLoss:
         Returns:
             (N,), float32 or float64.
         """
-        loss = self.loss if frozen is None else frozen
+        loss = self._in_force = self.loss if frozen is None else frozen
         if self.head is None:
             return self._of_logits(logits, labels)
         features, parameters = self.head.features_of(logits), self.head.parameters
@@ -92,7 +93,7 @@ class TrainingLoss:
         return losses + self._reweighted(added, labels)
 
     def _of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._reweighted(self.loss(self.unscaled(logits), labels), labels)
+        return self._reweighted(self._in_force(self.unscaled(logits), labels), labels)
 
     def unscaled(self, logits: Tensor) -> Tensor:
         """Divide the model's logits by `logit_scale`: (N, K) to (N, K)."""

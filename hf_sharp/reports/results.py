@@ -235,8 +235,7 @@ def cost_of(trainer: Any) -> dict[str, float]:
         trainer: a `SharpTrainer`.
 
     Returns:
-        `passes`, the forward and backward passes of a step relative to a plain step, and `epochs`; empty before
-        training.
+        `passes`, those of a step relative to a plain step, and `epochs`; empty before training.
     """
     passes = round(trainer.record.passes, 2)
     return {"passes": passes, "epochs": round(trainer.state.epoch or 0.0, 4)} if passes else {}
@@ -252,30 +251,31 @@ def records_of(trainer: Any) -> dict[str, dict[str, Any]]:
         `method` (the options in effect), `described` (a user's own method and loss) and `model`.
     """
     return {
-        "method": method_record(trainer.args, trainer.class_loss),
+        "method": method_record(trainer.args, trainer.class_loss, trainer.replaced_loss),
         "described": descriptions(trainer.args, trainer.class_loss),
         "model": model_record(trainer.model, trainer.class_frequencies.names),
     }
 
 
-def method_record(args: Any, class_loss: Any) -> dict[str, Any]:
+def method_record(args: Any, class_loss: Any, replaced: str | None = None) -> dict[str, Any]:
     """Collect the options of sharpness, loss and sampler in effect, with the default values that the loss chose.
 
     Args:
         args: `SharpTrainingArguments`.
         class_loss: the loss, possibly the user's own.
+        replaced: the name of what computed the losses in its place.
 
     Returns:
         Option to value.
     """
     head = {"head": args.head} if args.needs_head and args.head is not None else {}
     loss = type(class_loss)
-    name = vars(loss).get("name") or loss.__name__  # a user's class without a name inherits its base's
-    chosen = dict(args.method)
-    if LOSSES.get(args.loss) is not loss:  # replaced by a loss of the user's own
+    name = replaced or vars(loss).get("name") or loss.__name__  # a user's class without a name inherits its base's
+    chosen, own = dict(args.method), {} if replaced else class_loss.options
+    if replaced or LOSSES.get(args.loss) is not loss:  # replaced by a loss of the user's own
         for option in args.loss_arguments:
             del chosen[option]
-    record = {"sharpness": args.sharpness, "loss": name} | chosen | head | class_loss.options | {"loss": name}
+    record = {"sharpness": args.sharpness, "loss": name} | chosen | head | own | {"loss": name}
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in record.items()}
 
 

@@ -121,6 +121,7 @@ def check_same_method(folder: str | os.PathLike[str], method: Mapping[str, Any])
     # A plain Trainer records neither method nor class counts.
     saved = {**PLAIN_METHOD, "class_counts": method["class_counts"]} if written is None else written["method"]
     saved = {name: value for name, value in NEW_OPTIONS.items() if name in method} | saved
+    method = json.loads(json.dumps(method))  # tuples become lists, as in the file
     differ = [
         f"{name}: {_shown(name, saved, method)} there, {_shown(name, method, saved)} now"
         for name in sorted(saved.keys() | method.keys())

@@ -121,6 +121,15 @@ def _is_needed(args: Any, eval_dataset: Any) -> bool:
     return args.metric_for_best_model is not None and args.eval_strategy != "no" and eval_dataset is not None
 
 
+def check_set_names(eval_dataset: Any) -> None:
+    """Raise a ValueError if an evaluation set's accuracy would have the same name as the mean balanced accuracy."""
+    if isinstance(eval_dataset, dict) and "balanced" in eval_dataset:
+        raise ValueError(
+            "an evaluation set is called 'balanced', so that eval_balanced_accuracy would be its accuracy, and also "
+            "the mean balanced accuracy of all sets. Rename the set."
+        )
+
+
 def means_over_sets(metrics: Mapping[str, float], sets: list[str], prefix: str) -> dict[str, float]:
     """Average balanced accuracy and loss over evaluation sets.
 
@@ -147,4 +156,9 @@ def means_over_sets(metrics: Mapping[str, float], sets: list[str], prefix: str) 
 def mean_balanced_accuracy(metrics: Mapping[str, float]) -> float:
     """Return the objective of a search: the balanced accuracy, or its mean over several evaluation sets."""
     accuracies = [value for name, value in metrics.items() if name.endswith("_balanced_accuracy")]
+    if not accuracies:
+        raise ValueError(
+            f"the search maximizes the balanced accuracy, but the evaluation reported only {', '.join(metrics)}. "
+            "Evaluate on labelled data without prediction_loss_only, or pass compute_objective."
+        )
     return sum(accuracies) / len(accuracies)

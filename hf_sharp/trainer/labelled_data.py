@@ -131,9 +131,9 @@ def label_column_of(train_dataset: Any, eval_dataset: Any, label_column: str) ->
     return find_label_column(_innermost(data), label_column)
 
 
-def _selected(data: Any) -> Any:
+def selected(data: Any) -> Any:
     """Replace a `Subset` of a `datasets.Dataset` by the selected rows, so that only their labels are read."""
-    if type(data) is Subset and isinstance(inner := _selected(data.dataset), datasets.Dataset):
+    if type(data) is Subset and isinstance(inner := selected(data.dataset), datasets.Dataset):
         return inner.select(list(data.indices))
     return data
 
@@ -248,7 +248,7 @@ def class_frequencies_of(
                 "ClassFrequencies.from_counts([...]), or ClassFrequencies.from_dataset(dataset) for one pass over it."
             )
         num_classes, label2id = getattr(config, "num_labels", None), getattr(config, "label2id", None)
-        data = _selected(train_dataset)
+        data = selected(train_dataset)
         given = ClassFrequencies.from_dataset(data, args.label_column, num_classes, label2id=label2id)
     for name in ("rare_threshold", "common_threshold"):
         if getattr(given, name) not in (getattr(ClassFrequencies, name), getattr(args, name)):
@@ -290,7 +290,7 @@ def check_labels(
         raise ValueError(_head_mismatch("the training set or class_frequencies", outputs, frequencies.num_classes))
     sets = {"the training set": train_dataset, **_named_sets(eval_dataset)}
     for which, data in sets.items():
-        dataset = _selected(data)
+        dataset = selected(data)
         if not isinstance(dataset, datasets.Dataset):
             continue
         if len(dataset) == 0:

@@ -65,16 +65,14 @@ class LongTailTrainer(SavingTrainer):
             self.train_dataset, self.eval_dataset, class_frequencies, args, config
         )
         self._counted = self.train_dataset if class_frequencies is None else None
+        choosing.check_set_names(self.eval_dataset)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
         self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
-        self._given_loss = copy.deepcopy(class_loss)  # a trainer changes its loss
-        self._given_importance = None if class_loss is None else class_loss.class_importance
+        self._given_loss = copy.deepcopy(class_loss)
         self._head: ClassifierHead | None = None
         self.step_means = StepMeans(args.device)
-        self._starts_fresh = False
+        self._starts_fresh = self._used_class_loss = False
         self._build_method(cast(nn.Module, self.model))
-        if args.cosine_head:
-            self.add_callback(CosineHeadCallback())
         self.data_collator = LabelCollator(self.data_collator, args.label_column, getattr(config, "label2id", None))
         if self.compute_metrics is not None:
             choosing.check_own_metrics(args, self.eval_dataset, self.compute_metrics, self.class_frequencies)
@@ -85,15 +83,19 @@ class LongTailTrainer(SavingTrainer):
             self.add_callback(self.report_keeper)
             choosing.check_best_metric(args, self.eval_dataset, self.class_frequencies)
             self.compute_metrics = self.report_keeper.compute_metrics
+        preflight.check_label_names(args)
         self.label_names = ["labels"]
-        if (
-            not self._has_own_loss
-        ):  # losses are divided by the number of examples in the accumulation window: see _reduce
+        if not self._has_own_loss:  # _reduce divides by the number of examples in the accumulation window
             self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True
 
     @property
     def _has_own_loss(self) -> bool:
         return type(self).compute_loss is not LongTailTrainer.compute_loss  # overridden by the user
+
+    @property
+    def replaced_loss(self) -> str | None:
+        """The name of an overridden `compute_loss` that computed all losses, without `class_loss`; else None."""
+        return f"{type(self).__name__}.compute_loss" if self._has_own_loss and not self._used_class_loss else None
 
     def _build_method(self, model: nn.Module) -> None:
         frequencies, args = self.class_frequencies, self.args
@@ -104,6 +106,9 @@ class LongTailTrainer(SavingTrainer):
             self._head.close()
             self._head = None
         cosine = make_cosine_head(model, len(counts), args)
+        if cosine is not None:
+            self.remove_callback(CosineHeadCallback)
+            self.add_callback(CosineHeadCallback)
         needs_features = self._given_loss.needs_features if self._given_loss else args.loss_needs_features
         if method.needs_features or needs_features:
             self._head = ClassifierHead(model, len(counts), args.head)
@@ -111,8 +116,7 @@ class LongTailTrainer(SavingTrainer):
             feature_dim = None if self._head is None else self._head.feature_dim
             loss = build_loss(args.loss, counts, feature_dim=feature_dim, **args.loss_arguments)
         else:
-            loss = self._given_loss
-            loss.class_importance = self._given_importance
+            loss = copy.deepcopy(self._given_loss)  # training changes its state
         set_class_importance(loss, importance)
         if args.device.type == "mps":  # which has no float64
             loss.float()
@@ -122,7 +126,7 @@ class LongTailTrainer(SavingTrainer):
         logit_scale = 1.0
         if cosine is not None and loss.needs_cosine_logits:
             # The model's logits are the cosines as the loss scales them, without its margin.
-            logit_scale = float(loss.options["loss_scale"])
+            logit_scale = float(loss.options.get("loss_scale", 1))
             cosine.set_scale(logit_scale)
         self._late_weight = None
         if args.reweight_after is not None:
@@ -144,13 +148,10 @@ class LongTailTrainer(SavingTrainer):
         self._remember(options, loss=self.class_loss if self.class_loss.state_dict() else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a new model as `Trainer` does, and rebuild the method, because a trial may have changed its options."""
+        """Make a new model as `Trainer` does, with the names of the classes."""
         model = super().call_model_init(trial)
-        if hasattr(self, "class_frequencies"):  # not while the trainer itself is initialized
+        if hasattr(self, "classes"):  # not while the trainer itself is initialized
             self.classes.name_model(getattr(model, "config", None))
-            self._build_method(model)
-            if self._starts_fresh:
-                start_head(self, model)
         return model
 
     def _settle_options(self) -> None:
@@ -160,15 +161,19 @@ class LongTailTrainer(SavingTrainer):
             self._build_method(cast(nn.Module, self.model))
 
     def _before_training(self, fresh: bool) -> None:
-        self._starts_fresh = fresh and self.state.global_step == 0
-        if self._starts_fresh and self.model_init is None:
+        self._starts_fresh = fresh
+        if fresh and self.model_init is None and self.state.global_step == 0:
             start_head(self, cast(nn.Module, self.model))
 
     def _hp_search_setup(self, trial: Any) -> None:
+        # Every training calls this, after a new model was made and moved, and it sets the options of a trial.
         super()._hp_search_setup(trial)
-        if trial is not None and self.model_init is not None:  # the model was made before the trial set the options
-            self.args.check(unused=False)
-            self._build_method(cast(nn.Module, self.model))
+        if self.model_init is None:
+            return
+        self.args.check(unused=False)
+        self._build_method(cast(nn.Module, self.model))
+        if self._starts_fresh:
+            start_head(self, cast(nn.Module, self.model))
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Search as `Trainer` does; without your own objective or metrics, maximize the balanced accuracy.
@@ -216,6 +221,7 @@ class LongTailTrainer(SavingTrainer):
         Returns:
             The loss, or the loss and the outputs.
         """
+        self._used_class_loss = True
         losses, outputs = self._losses(model, inputs)
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
@@ -229,7 +235,7 @@ class LongTailTrainer(SavingTrainer):
     def _losses(
         self, model: nn.Module, inputs: Mapping[str, Any], frozen: ClassFrequencyLoss | None = None
     ) -> tuple[Tensor, Any]:
-        labels = self._labels(inputs)
+        labels = preflight.labels_in(inputs, self.args.label_column)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs) if type(outputs) is list else outputs
         logits = preflight.logits_of(outputs, cast(nn.Module, self.model))
@@ -241,14 +247,6 @@ class LongTailTrainer(SavingTrainer):
     def _weight_in_force(self) -> Tensor | None:
         begun = self._late_weight is not None and self.progress >= cast(float, self.args.reweight_after)
         return self._late_weight if begun else None
-
-    def _labels(self, inputs: Mapping[str, Any]) -> Tensor:
-        if "labels" not in inputs:
-            raise ValueError(
-                f"the batch has no `labels`, only {', '.join(map(repr, inputs))}: is label_column="
-                f"{self.args.label_column!r} the column that holds them, and does the data collator keep it?"
-            )
-        return inputs["labels"]
 
     def _reduce(self, losses: Tensor, num_items_in_batch: Any) -> Tensor:
         # With this order of operations, the plain step agrees exactly with Trainer and a compute_loss_func.
@@ -272,6 +270,7 @@ class LongTailTrainer(SavingTrainer):
         if eval_dataset is None:
             self.eval_dataset = self.classes.align(self.eval_dataset, "the evaluation set")
         eval_dataset = self._understood(eval_dataset, "the evaluation set")
+        choosing.check_set_names(eval_dataset)
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         prefix = args[1] if len(args) > 1 else kwargs.get("metric_key_prefix", "eval")
         several = isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict)

@@ -47,6 +47,28 @@ def check_arguments(args: Any, train_dataset: Any) -> None:
         raise ValueError("parallelism_config is not supported: use data parallelism, with `accelerate launch` alone.")
 
 
+def labels_in(inputs: Mapping[str, Any], label_column: str) -> Tensor:
+    """Return the labels of a batch; raise a ValueError if there are none, or if they are no class indices."""
+    if "labels" not in inputs:
+        raise ValueError(
+            f"the batch has no `labels`, only {', '.join(map(repr, inputs))}: is label_column={label_column!r} the "
+            "column that holds them, and does the data collator keep it?"
+        )
+    labels = inputs["labels"]
+    if labels.is_floating_point():
+        raise ValueError(f"expected a class index per example as labels, got numbers of type {labels.dtype}.")
+    return labels
+
+
+def check_label_names(args: SharpTrainingArguments) -> None:
+    """Raise a ValueError if `label_names` asks for other labels than the class of each example."""
+    if {*(args.label_names or ())} - {"labels", args.label_column}:
+        raise ValueError(
+            f"label_names={args.label_names} is not supported: an example has one label, which metrics get as "
+            "`label_ids`. Leave it out, and read other columns from your dataset."
+        )
+
+
 def check_fsdp(plugin: Any, args: SharpTrainingArguments, loss: ClassFrequencyLoss) -> None:
     """Raise a ValueError for FSDP1, and for options that do not work with FSDP2."""
     if plugin.fsdp_version != 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ class SavingTrainer(Trainer):
         self.record.start_again({}, 0)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._stop_if_not_finite(ended=True)
-        return output
+        return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as `Trainer` does; time and loss of a resumed training include the parts before it was resumed.
@@ -302,6 +303,8 @@ class SavingTrainer(Trainer):
             if adapter := held.get(Path(checkpoint_folder, ADAPTER)):  # Trainer copies it beside the checkpoint
                 held[Path(str(self.args.output_dir), ADAPTER)] = adapter
             self._hidden |= held
+            for code in Path(checkpoint_folder).glob("*.py"):  # a model's own code, which Trainer does not copy
+                shutil.copy(code, str(self.args.output_dir))
         with self._arguments_without_paths():
             super()._push_from_checkpoint(checkpoint_folder)
 

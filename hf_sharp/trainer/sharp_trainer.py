@@ -100,6 +100,11 @@ class SharpTrainer(LongTailTrainer):
             class_frequencies = ClassFrequencies.from_counts(class_frequencies)
         positional = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *trainer_args)
         super().__init__(*positional, class_frequencies=class_frequencies, class_loss=class_loss, **trainer_kwargs)
+        if train_transform is not None and args.remove_unused_columns:
+            transformed = {
+                "train_transform": cast(datasets.Dataset, self.train_dataset).with_transform(train_transform)
+            }
+            labelled_data.check_transforms(transformed, cast(list[str], self._signature_columns))
         self._epochs = EpochCounter(getattr(train_transform, "set_epoch", None))
         self.add_callback(self._epochs)
         self.train_transform = train_transform
@@ -208,7 +213,7 @@ class SharpTrainer(LongTailTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.sampler == "instance":
             return super()._get_train_sampler(train_dataset)
-        data = self.train_dataset if train_dataset is None else train_dataset
+        data = labelled_data.selected(self.train_dataset if train_dataset is None else train_dataset)
         label2id = getattr(getattr(self.model, "config", None), "label2id", None)
         labels = read_labels(
             data, self.args.label_column, num_classes=self.class_frequencies.num_classes, label2id=label2id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from hf_sharp.sharpness.draws import drawn_rows
+from hf_sharp.trainer.preflight import labels_in
 
 
 class TrainerLoop:
@@ -28,13 +29,16 @@ class TrainerLoop:
         self.device, self.num_processes, self.process_index = args.device, args.world_size, args.process_index
         self.is_sharded = bool(trainer.is_fsdp_enabled)
         self.prepare = trainer._prepare_inputs
-        self.labels = trainer._labels
         self.reduce = trainer._reduce
 
     @property
     def step(self) -> int:
         """The number of optimizer steps taken so far."""
         return self.trainer.state.global_step
+
+    def labels(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the labels of a micro-batch: (N,) class indices."""
+        return labels_in(inputs, self.trainer.args.label_column)
 
     @property
     def progress(self) -> float:

@@ -66,6 +66,10 @@ class TrainingRecord(TrainerCallback, ExportableState):
         seconds = self._seconds + time.time() - self._started
         return {"args": {}, "attributes": {"seconds": seconds, "loss": self._loss}}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the passes from here on: `auto_find_batch_size` begins again with smaller batches."""
+        self._examples = self.forward = self.backward = 0
+
     def add(self, loss: Tensor, examples: int = 0) -> None:
         """Add the loss of a micro-batch, and the number of its examples."""
         loss = loss.detach()
@@ -161,6 +165,6 @@ def advice(args: Any, step: int, what: str) -> str:
     changes = [f"lower learning_rate (it is {args.learning_rate:g})"]
     changes += ["lower rho" if args.sharpness != "none" else "", "use bf16 instead of fp16" if args.fp16 else ""]
     return (
-        f"training stopped at step {step}: {what} not finite (NaN or infinite), and nothing was published. "
+        f"training stopped at step {step}: {what} not finite (NaN or infinite), and this step was not published. "
         f"{', or '.join(filter(None, changes)).capitalize()}; and check that the inputs hold no such values."
     )

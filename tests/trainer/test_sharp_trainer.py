@@ -473,8 +473,8 @@ def test_a_trial_changes_the_method(make_trainer):
     args = make_trainer(sharpness="focal_sam", focal_gamma=1.0).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
     before = trainer.engine.planner.coefficients.clone()
-    trainer.args.focal_gamma = 3.0  # as _hp_search_setup does
-    trainer.call_model_init(None)
+    trainer.args.focal_gamma = 3.0  # as a trial does
+    trainer._hp_search_setup(None)  # as every training does, after the model was made
     assert not torch.equal(trainer.engine.planner.coefficients, before)
 
 
