@@ -149,22 +149,22 @@ def quoting_of(files: Sequence[str], separator: str, errors: str = "strict") -> 
         errors: as for `column_names`.
 
     Returns:
-        `csv.QUOTE_MINIMAL`; or `csv.QUOTE_NONE` if a quote is out of place, as in `"Hi" he said`, and without quoting
-        all rows are as wide as the header.
+        `csv.QUOTE_MINIMAL`; or `csv.QUOTE_NONE` for tab-separated files in which a quote is out of place, as in `"Hi"
+        he said`, no cell is in quotes, and without quoting all rows are as wide as the header.
 
     Raises:
-        ValueError: a quote is out of place, and the rows have different widths without quoting.
+        ValueError: a quote is out of place in other files.
     """
     csv.field_size_limit(_LONGEST_TEXT)
     for file in files:
         if (fault := _quote_out_of_place(file, separator, errors)) is None:
             continue
-        if not all(_is_rectangular(other, separator, errors) for other in files):
+        if separator != "\t" or not all(_has_plain_quotes(other, errors) for other in files):
             raise ValueError(
                 f"{fault}. A text that begins with a quote needs quotes around it, with its own ones doubled: "
                 '"""Hi"" he said".'
             )
-        logger.warning("%s: quotes are read as ordinary characters.", fault)
+        logger.warning("%s. Quotes are read as ordinary characters.", fault)
         return csv.QUOTE_NONE
     return csv.QUOTE_MINIMAL
 
@@ -178,16 +178,20 @@ def _quote_out_of_place(file: str, separator: str, errors: str) -> str | None:
         except (csv.Error, UnicodeError) as error:
             if isinstance(error, UnicodeError) or "NUL" in str(error):
                 raise ValueError(_unreadable({"": [file]}, error)) from error
-            return f"{file!r}, line {reader.line_num}: {error}"
+            return f"{file!r}, line {reader.line_num} cannot be read: {error}"
     return None
 
 
-def _is_rectangular(file: str, separator: str, errors: str) -> bool:
-    # Without quoting, all rows are as wide as a header without quotes.
+def _has_plain_quotes(file: str, errors: str) -> bool:
     with _open_text(file, errors) as text:
-        rows = filter(None, csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE))
+        rows = filter(None, csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
         header = next(rows, [])
-        return not any(name.startswith('"') for name in header) and all(len(row) == len(header) for row in rows)
+        quoted = (name[:1] == '"' for name in header)
+        return not any(quoted) and all(len(row) == len(header) and not any(map(_is_quoted, row)) for row in rows)
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
 def _open_text(file: str, errors: str = "strict") -> Any:

@@ -208,7 +208,9 @@ def test_the_same_picture_under_another_name_is_a_repeat(stored, tmp_path):
 
 def test_a_table_that_cannot_be_read_ends_in_a_sentence(tmp_path):
     (tmp_path / "mails.csv").write_text('text,label\na,x\n"b,y\n')
-    with pytest.raises(ValueError, match=r"read: EOF inside string starting at row 2\. Texts with .* need quotes"):
+    with pytest.raises(
+        ValueError, match=r"line 3 cannot be read: unexpected end of data\. A text that .* needs quotes"
+    ):
         load(str(tmp_path / "mails.csv"))
     (tmp_path / "mails.jsonl").write_text('{"text": "a"}\n{"text": "b')
     with pytest.raises(ValueError, match=r"line 2: Unterminated string starting at character 10. Correct or remove"):

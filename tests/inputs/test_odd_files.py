@@ -83,16 +83,25 @@ def test_a_text_that_begins_with_a_quote_swallows_no_rows(tmp_path, caplog):
     file.write_text(STRAY)
     wanted = ['"hello world', "middle", '"bye" he said', "last"]
     assert load_file(file)["train"]["text"][:] == wanted
-    assert "mails.tsv', line 4: " in caplog.text
-    assert "quotes are read as ordinary characters" in caplog.text
+    assert "mails.tsv', line 4 cannot be read: " in caplog.text
+    assert "Quotes are read as ordinary characters" in caplog.text
     assert [row.value for row in Source(str(file), False, "text").open().rows] == wanted
 
 
-@pytest.mark.parametrize("text", [STRAY + "a\ttab\tspam\n", STRAY.replace("text\tlabel", '"text"\t"label"')])
-def test_quotes_that_fit_in_neither_way(tmp_path, text):
-    file = tmp_path / "mails.tsv"
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".tsv", STRAY + "a\ttab\tspam\n"),
+        (".tsv", STRAY + '"in quotes"\tspam\n'),
+        (".tsv", STRAY.replace("text\tlabel", '"text"\t"label"')),
+        (".csv", STRAY.replace("\t", ",")),
+        (".csv", 'text,label\na,spam\n"never closed,ham\n'),
+    ],
+)
+def test_quotes_that_fit_in_neither_way(tmp_path, suffix, text):
+    file = tmp_path / f"mails{suffix}"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"mails.tsv', line \d: .* with its own ones doubled"):
+    with pytest.raises(ValueError, match=r"mails.*', line \d cannot be read: .* with its own ones doubled"):
         load_file(file)
 
 

@@ -53,7 +53,7 @@ def test_a_model_config_is_a_mapping_in_yaml_or_json_on_the_command_line(config)
         ("rh0: 0.3\n", r"unknown key in .*config.yaml: 'rh0'. Did you mean 'rho'\?"),
         ("zzzzz: 0.3\n", r"unknown key in .*: 'zzzzz'. --help lists the options"),
         ("- rho\n", r"must be a mapping of options; got list"),
-        ("rho: [0.3\n", r"is not YAML"),
+        ("rho: [0.3\n", r"cannot be read: while parsing"),
         ("", r"must be a mapping of options; got NoneType"),
         ("rho: small\n", r"rho must be a number, got 'small'"),
         ("rho: [0.1]\n", r"rho must be a number, got \[0.1\]"),
