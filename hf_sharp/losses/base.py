@@ -34,7 +34,8 @@ class ClassFrequencyLoss(nn.Module):
         formula: its formula.
         when: when to choose it.
         citations: the papers to cite.
-        needs_cosine_logits: whether logits must be cosines between features and class vectors, in [−1, 1].
+        needs_cosine_logits: whether logits must be cosines between features and class vectors, in [−1, 1]. With
+            `cosine_head`, the model's logits are these cosines times the loss's option `loss_scale`, 1 if it has none.
         needs_features: whether it also uses the head's weights and input; such a loss implements `discriminative`.
         class_scale: (K,) float64 or None for 1, the factor of each class's logit.
         label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
