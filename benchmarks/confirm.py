@@ -1,7 +1,8 @@
 """Confirm the evidence on fresh seeds: the row that was best on validation data against today's common practice.
 
 python benchmarks/confirm.py clipart solar_cells --rows best weights --workers 2
-python benchmarks/confirm.py all --workers 2                  # every row of every finished task
+python benchmarks/confirm.py foldoc --rows default ImbSAM     # a short name, or a row as the evidence calls it
+python benchmarks/confirm.py all --workers 2                  # the five short names, on every finished task
 python benchmarks/confirm.py all --limit-minutes 0            # only collect what is finished
 
 Rates, bases and settings are those in benchmarks/results/evidence_TASK.json, which were chosen on validation data. The
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from study import OUTPUTS, RESULTS, use_one_thread
-from study.claims import best_row, today
+from study.claims import TODAY, best_row, today
 from study.driver import read_finished, restore, work_through
 from study.plan import make_plan
 from study.results import PACKAGES, finished_results
@@ -29,24 +30,21 @@ from study.runs import Run
 
 SEEDS = range(100, 110)
 TUNED = "logit adjustment, tuned τ"
+USUAL = ("best", "cross-entropy", "weights", "default", "tuned")
 
 
 def rows_of(result: dict[str, Any]) -> dict[str, str]:
-    """Return the names of the rows that are repeated.
+    """Return the names of the rows that can be repeated: the usual ones, and every other with finished seeds.
 
     Args:
         result: the content of benchmarks/results/evidence_TASK.json.
 
     Returns:
-        Short name, as `--rows` takes it, to row.
+        Name, as `--rows` takes it, to row.
     """
-    return {
-        "best": str(best_row(result)),
-        "weights": today(result, "inverse-frequency weights"),
-        "cross-entropy": today(result, "cross-entropy"),
-        "default": REFERENCE,
-        "tuned": TUNED,
-    }
+    rows = (str(best_row(result)), *(today(result, name) for name in TODAY), REFERENCE, TUNED)
+    usual = dict(zip(USUAL, rows, strict=True))
+    return usual | {name: name for name in result["rows"] if name in ROWS and name not in rows}
 
 
 def plan_runs(result: dict[str, Any]) -> dict[str, list[Run]]:
@@ -56,7 +54,7 @@ def plan_runs(result: dict[str, Any]) -> dict[str, list[Run]]:
         result: the content of benchmarks/results/evidence_TASK.json.
 
     Returns:
-        Short name of a row to its runs, in the order of `SEEDS`.
+        Name of a row, as `--rows` takes it, to its runs, in the order of `SEEDS`.
     """
     plan = make_plan(result["task"], {record["key"]: record for record in result["runs"]})
     return {short: plan.runs_of(ROWS[name], plan.chosen[name], SEEDS) for short, name in rows_of(result).items()}
@@ -95,12 +93,14 @@ def main() -> None:
     finished = finished_results()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=["all", *finished], metavar="TASK")
-    parser.add_argument("--rows", nargs="+", default=list(rows_of(next(iter(finished.values())))), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", default=USUAL, metavar="ROW")
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="start no run after this time")
     arguments = parser.parse_args()
     use_one_thread()
     names = list(finished) if "all" in arguments.tasks else arguments.tasks
+    if unknown := {row for row in arguments.rows for task in names if row not in rows_of(finished[task])}:
+        parser.error(f"no task has, or not every task has, the rows {sorted(unknown)}")
     folders = {task: OUTPUTS.with_name("confirmation") / task for task in names}
     files = {task: RESULTS / f"confirmation_{task}.json" for task in names}
     for task, folder in folders.items():

@@ -246,7 +246,7 @@ def lets_line(result: Mapping[str, Any]) -> str | None:
 
 
 def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
-    """Make the table of the fresh seeds: the best row by validation data against every other repeated row.
+    """Make the table of the fresh seeds: the best row by validation data, and every row against logit adjustment.
 
     Args:
         results: contents of benchmarks/results/confirmation_TASK.json.
@@ -256,16 +256,20 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
     """
     lines = []
     for result in results:
-        few, rows = few_metric(result), result["rows"]
+        metrics, rows = ("balanced_accuracy", few_metric(result)), result["rows"]
         for short, row in rows.items():
-            seeds = row["seeds"]
-            gains = ["", ""]
-            if short != "best":
-                gains = [difference(rows["best"]["seeds"], seeds, metric) for metric in ("balanced_accuracy", few)]
             name = f"{row['row']} (the best)" if short == "best" else row["row"]
-            figures = f"{_mean(seeds, 'balanced_accuracy')} / {_mean(seeds, few)}"
-            lines.append([TITLES[result["task"]], name, figures, *gains, str(len(seeds))])
-    return table(("task", "row", "its figures", "best − it: balanced", "few", "seeds"), lines)
+            figures = " / ".join(_mean(row["seeds"], metric) for metric in metrics)
+            pairs = (("best", short), (short, "default"))
+            gains = [_gain(rows, *pair, metric) for pair in pairs for metric in metrics]
+            lines.append([TITLES[result["task"]], name, figures, *gains, str(len(row["seeds"]))])
+    columns = ("best − it: balanced", "few", f"it − {REFERENCE}: balanced", "few")
+    return table(("task", "row", "its figures", *columns, "seeds"), lines)
+
+
+def _gain(rows: Mapping[str, Any], one: str, other: str, metric: str) -> str:
+    both = one != other and {one, other} <= {*rows}
+    return difference(rows[one]["seeds"], rows[other]["seeds"], metric) if both else ""
 
 
 def shorter_trainings(result: Mapping[str, Any]) -> str:
