@@ -34,7 +34,8 @@ def test_finished_seeds_are_collected_row_by_row(tmp_path):
 
 def test_any_finished_row_can_be_repeated_by_its_name():
     rows = confirm.rows_of(FINISHED["foldoc"])
-    assert [*rows][:5] == [*confirm.USUAL] and rows["ImbSAM"] == "ImbSAM"
+    assert [*rows][:5] == [*confirm.USUAL]
+    assert rows["ImbSAM"] == "ImbSAM"
     assert len({*rows.values()}) == len(rows), "no row is repeated twice"
     options = dict(confirm.plan_runs(FINISHED["foldoc"])["ImbSAM"][0].options)
     assert options == {"loss": "logit_adjusted", "sharpness": "imbsam", "rho": 0.15}
