@@ -51,6 +51,10 @@ class _Default(str):
     """A value that the user did not set: it may still change, also in copies of the arguments."""
 
 
+class _Upwards(dict):
+    """Options of a learning-rate schedule, with a `mode` that the user did not set, for a metric that should rise."""
+
+
 @dataclass
 class SharpTrainingArguments(TrainingArguments):
     """`TrainingArguments`, plus the sharpness method and the class-frequency-aware loss.
@@ -221,7 +225,6 @@ class SharpTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self._derived: dict[str, Any] = {}  # options of the learning-rate schedule that follow from the metric
         self.check()
         warn_of_double_correction(self)
         # Not the loss: with a class-frequency-aware loss, eval_loss is the adjusted loss.
@@ -276,12 +279,12 @@ class SharpTrainingArguments(TrainingArguments):
         if isinstance(self.metric_for_best_model, _Default):
             self.metric_for_best_model = _Default("balanced_accuracy" if reported else "loss")
             self.greater_is_better = reported
-        options = cast(dict, self.lr_scheduler_kwargs or {})
-        given = {name: value for name, value in options.items() if name not in self._derived}
+        options = dict(cast(dict, self.lr_scheduler_kwargs or {}))
+        if isinstance(self.lr_scheduler_kwargs, _Upwards):
+            self.lr_scheduler_kwargs = {name: value for name, value in options.items() if name != "mode"}
         by_metric = self.greater_is_better and self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        self._derived = {"mode": "max"} if by_metric and "mode" not in given else {}
-        if self._derived | given != options:
-            self.lr_scheduler_kwargs = self._derived | given
+        if by_metric and "mode" not in (self.lr_scheduler_kwargs or {}):
+            self.lr_scheduler_kwargs = _Upwards(options, mode="max")
 
     @property
     def needs_head(self) -> bool:
