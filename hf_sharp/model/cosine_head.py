@@ -219,7 +219,8 @@ def _use_own_class(model: nn.Module, name: str, allow_custom_code: bool) -> None
             raise ValueError(
                 f"the input of {name!r} is not the output of a LayerNorm, and {kind.__name__} has no other layer that "
                 "divides by the features' norm, so the saved model would have other logits. Set allow_custom_code=True "
-                "to save the model with its code, which needs trust_remote_code=True, or keep the linear head."
+                "(in SharpTrainingArguments and recipes: cosine_custom_code) to save the model with its code, which "
+                "needs trust_remote_code=True, or keep the linear head."
             )
         own = model_class(kind)
         model.__class__ = own

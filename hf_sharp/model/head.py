@@ -48,11 +48,13 @@ class ClassifierHead:
             )
         self._module: nn.Linear | None = None
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
+        self._mask: Tensor | None = None
         self._hooks = [module.register_forward_hook(self._watch) for module in self.candidates.values()]
+        self._hooks.append(model.register_forward_pre_hook(self._watch_mask, with_kwargs=True))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the activations of the last pass, which cannot be copied together with the model."""
-        return vars(self) | {"_seen": None}
+        return vars(self) | {"_seen": None, "_mask": None}
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -88,6 +90,9 @@ class ClassifierHead:
     def features_of(self, logits: Tensor) -> Tensor:
         """Return the features from which the last forward pass computed its logits.
 
+        The head of a decoder computes logits for every token, of which the model returns those of one: its features
+        are those of the last attended token with these logits.
+
         Args:
             logits: (N, K), as returned by the model.
 
@@ -97,34 +102,45 @@ class ClassifierHead:
         Raises:
             ValueError: the logits are not the output of a candidate layer; the model changes them afterwards.
         """
-        seen, self._seen = self._seen, None  # frees the activations
+        seen, self._seen, mask, self._mask = self._seen, None, self._mask, None  # frees the activations
         if seen is None:
             raise ValueError(self._not_found())
         module, features, output = seen
+        if output.ndim == 3 and logits.shape == (len(output), output.shape[2]):
+            features, output = _at_token(features, output, logits, mask)
         if self._module is not module:  # compared only once, as this waits for the device
             same = output.shape == logits.shape and torch.equal(
                 output.float().nan_to_num(), logits.float().nan_to_num()
             )
             if features.ndim != 2 or not same:
-                raise ValueError(self._not_found(per_token=features.ndim == 3))
+                raise ValueError(self._not_found())
             self._module = module
         return features
 
     def _watch(self, module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._seen = (module, inputs[0], output)
 
-    def _not_found(self, per_token: bool = False) -> str:
+    def _watch_mask(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._mask = named.get("attention_mask")
+
+    def _not_found(self) -> str:
         looked_at = ", ".join(map(repr, self.candidates))
-        if per_token:
-            return (
-                f"the head {looked_at} computes logits for every token, of which the model picks one: its features are "
-                "not known. Choose a loss, a sharpness method and a start of the head that do not need them."
-            )
         remedy = "choose" if len(self.candidates) == 1 else "name the layer that computes them with head=, or choose"
         return (
             f"the logits are not the output of a linear layer of (N, d) features; looked at {looked_at}. Please "
             f"{remedy} a method that does not need it."
         )
+
+
+def _at_token(features: Tensor, output: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    # Picks each example's last token with these logits (N, K): (N, T, d) and (N, T, K) become (N, d) and (N, K). In low
+    # precision tokens of the padding can have the same logits; the mask (N, T) leaves them out.
+    same = (output.to(logits.dtype) == logits[:, None]).all(2)
+    if mask is not None and mask.shape == same.shape:
+        same = same & mask.bool()
+    last = same.shape[1] - 1 - same.flip(1).int().argmax(1)
+    rows = torch.arange(len(last), device=last.device)
+    return features[rows, last], output[rows, last]
 
 
 def features_in_batches(

@@ -209,13 +209,17 @@ def test_cosine_heads_of_models_of_any_image_size(make_trainer):
     assert any(isinstance(module, CosineHead) for module in trainer.model.modules())
 
 
-def test_a_head_that_works_on_every_token_is_said_to_be_one(make_trainer):
+@pytest.mark.parametrize("options", [{"sharpness": "cc_sam"}, {"loss": "large_margin"}])
+def test_decoders_train_with_methods_that_need_features(make_trainer, options):
     shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(**shape, num_key_value_heads=2, vocab_size=20, num_labels=4, pad_token_id=0)
-    rows = {"input_ids": [[1, 2, 3]] * 12, "attention_mask": [[1, 1, 1]] * 12, "label": [0, 1, 2, 3] * 3}
-    trainer = make_trainer(LlamaForSequenceClassification(config), datasets.Dataset.from_dict(rows), sharpness="cc_sam")
-    with pytest.raises(ValueError, match="the head 'score' computes logits for every token"):
-        trainer.train()
+    rows = {"input_ids": [[1, 2, 3, 0], [4, 5, 6, 7]] * 6, "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]] * 6}
+    rows["label"] = [0, 1, 2, 3] * 3
+    model = LlamaForSequenceClassification(config)
+    trainer = make_trainer(model, datasets.Dataset.from_dict(rows), **options, max_steps=2)
+    before = model.score.weight.clone()
+    trainer.train()
+    assert not torch.equal(model.score.weight, before)
 
 
 def test_ldam_is_still_refused_on_an_ordinary_head(make_trainer):
