@@ -169,6 +169,10 @@ def test_class_importance_is_json_on_the_command_line(tmp_path):
     [
         ({"loss": "logit_adjusted"}, True),
         ({"reweight_after": 0.5}, True),
+        ({"loss": "ldam", "cosine_head": True}, True),
+        ({"loss": "ldam", "cosine_head": True, "loss_margin": 0.0}, False),
+        ({"loss": "large_margin", "lm_frequency_margins": True}, True),
+        ({"loss": "large_margin"}, False),
         ({"loss": "logit_adjusted", "loss_tau": 0.0}, False),
         ({"loss": "class_balanced", "loss_beta": 0.0}, False),
         ({"loss": "focal"}, False),

@@ -109,8 +109,8 @@ def main(argv: list[str]) -> None:
     temperature = fit_temperature(logits, labels, _balanced_weights(labels) if what.balanced else None)
     if not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
         logger.warning("The temperature is at its limit: nearly every validation example is right, or none is.")
-    model, decisions = _scaled(saved.model, temperature, decisions, data.head)
     result, thresholds, decisions = _calibrate(logits, labels, temperature, what.precision, decisions)
+    model, decisions = _scaled(saved.model, temperature, decisions, data.head)
     result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
     change = _change(result, thresholds, saved.frequencies) | {"balanced": what.balanced}
     change["folded"] = model is not saved.model
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
 def _calibrate(
     logits: np.ndarray, labels: np.ndarray, temperature: float, precision: float, decisions: Decisions
 ) -> tuple[dict[str, Any], list[Threshold], Decisions]:
-    before, after = _probabilities(logits, 1.0), _probabilities(logits, temperature)
+    before, after = _probabilities(logits, decisions.temperature), _probabilities(logits, temperature)
     thresholds, scores = class_thresholds(after, labels, precision), calibration_scores(after, labels)
     decisions = replace(
         decisions,
@@ -151,10 +151,11 @@ def _calibrate(
 
 def _scaled(model: Model, temperature: float, decisions: Decisions, head: str | None) -> tuple[Model, Decisions]:
     try:
-        return fold_temperature(model, temperature, len(decisions.classes), head=head), decisions
+        folded = fold_temperature(model, temperature, len(decisions.classes), head=head)
+        return folded, replace(decisions, temperature=1.0)
     except ValueError as error:
         logger.warning("The temperature is kept beside the model, for hf-sharp predict: %s", error)
-        return model, replace(decisions, temperature=decisions.temperature * temperature)
+        return model, replace(decisions, temperature=temperature)
 
 
 def _probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from hf_sharp.commands.train import launch
+from hf_sharp.data.local_paths import shown_command
 from hf_sharp.recipe.adapters import AdapterArguments
 from hf_sharp.recipe.arguments import ModelArguments
 from hf_sharp.recipe.flags import Flags
@@ -138,7 +139,7 @@ def main(argv: list[str]) -> None:
                 launch(config, [*flags, "--compare_with", "none", *run], arguments.accelerate)
             results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
     summary = compare(names, results)
-    summary["command"] = " ".join(["hf-sharp", "compare", *argv])
+    summary["command"] = shown_command(["hf-sharp", "compare", *argv])
     write_json(output / "comparison.json", summary)
     reports = {name: mean_report([result["report"] for result in results[name]]) for name in names}
     plot_recall_by_count(reports, output / "recall_by_count.png", f"mean over {arguments.seeds} seeds")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> n
         if file.suffix.lower() in _TABLES:
             return _checked(_from_table(file, names, what), names, what)
         try:
-            costs = json.loads(str(costs))
+            costs = json.loads(str(costs), object_pairs_hook=lambda pairs: _as_mapping(pairs, what))
         except json.JSONDecodeError as error:
             raise ValueError(f"{what}: {str(costs)!r} is neither a CSV file nor JSON ({error}). {_FORMS}") from error
     if hasattr(costs, "to_dict"):  # a DataFrame or Series: its labels count, not the order of its rows
@@ -89,17 +90,32 @@ def class_index(name: Any, names: Sequence[str], what: str) -> int:
     return index_of[str(name)]
 
 
+def _class_indices(labels: Iterable[Any], names: Sequence[str], what: str) -> list[int]:
+    found = [class_index(label, names, what) for label in labels]
+    for index in found:
+        if found.count(index) > 1:
+            raise ValueError(f"{what} has the class {names[index]!r} twice. Keep one of them.")
+    return found
+
+
+def _as_mapping(pairs: Sequence[tuple[str, Any]], what: str) -> dict[str, Any]:
+    found = dict(pairs)
+    for name, _ in pairs if len(found) < len(pairs) else ():
+        if [other for other, _ in pairs].count(name) > 1:
+            raise ValueError(f"{what} has {name!r} twice. Keep one of them.")
+    return found
+
+
 def _of_true_class(costs: np.ndarray) -> np.ndarray:
     return costs[:, None] * (1 - np.eye(len(costs)))
 
 
 def _from_names(costs: Mapping[Any, Any], names: Sequence[str], what: str) -> np.ndarray:
     matrix = _of_true_class(np.ones(len(names)))
-    for true, value in costs.items():
-        row = class_index(true, names, what)
+    for row, (true, value) in zip(_class_indices(costs, names, what), costs.items(), strict=True):
         if isinstance(value, Mapping):
-            for predicted, cost in value.items():
-                matrix[row, class_index(predicted, names, what)] = _number(cost, f"{what}: {true!r}, {predicted!r}")
+            for column, (predicted, cost) in zip(_class_indices(value, names, what), value.items(), strict=True):
+                matrix[row, column] = _number(cost, f"{what}: {true!r}, {predicted!r}")
         else:
             matrix[row] = _number(value, f"{what}: {true!r}")
             matrix[row, row] = 0
@@ -113,7 +129,8 @@ def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise ValueError(f"{what}: {str(file)!r} {reason}. {_FORMS}") from error
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(cell.strip() for cell in row)]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    rows = [row for row in reader if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         raise ValueError(f"{what}: {str(file)!r} has no rows. {_FORMS}")
     width = len(rows[0])
@@ -125,13 +142,13 @@ def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
             f"{what}: the first line of {str(file)!r}, {separator.join(rows[0])!r}, must be a header, such as "
             "class,cost. Add one above it."
         )
-    if width == 2:
-        return _from_names({row[0]: row[1] for row in rows[1:]}, names, f"{what}: {str(file)!r}")
     where = f"{what}: {str(file)!r}"
-    columns = [class_index(name, names, where) for name in rows[0][1:]]
+    of_rows = _class_indices((row[0] for row in rows[1:]), names, where)
+    if width == 2:
+        return _from_names({row[0]: row[1] for row in rows[1:]}, names, where)
+    columns = _class_indices(rows[0][1:], names, where)
     matrix = np.full((len(names), len(names)), np.nan)
-    for row in rows[1:]:
-        true = class_index(row[0], names, where)
+    for true, row in zip(of_rows, rows[1:], strict=True):
         for column, cell in zip(columns, row[1:], strict=True):
             matrix[true, column] = _number(cell, f"{where}: row {row[0]!r}, column {names[column]!r}")
     for i, kind in ((0, "row"), (1, "column")):

@@ -1,10 +1,10 @@
-"""Shortens absolute paths to their last component, so that published files do not reveal local paths."""
+"""Takes local paths and the access token out of what is published: absolute paths shrink to their last component."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -12,6 +12,8 @@ _ROOT = r"(?:file://)?(?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)"
 _WHOLE_PATH = re.compile(rf"{_ROOT}(?!.*\s{_ROOT}).*")
 # An absolute path of at least two components, at the start of a text or after a space, a quote or a bracket.
 _PATH = re.compile(rf"""(?<![^\s'"=(,\[]){_ROOT}(?:(?<=[~\\:]/)|(?<=\\)|[^\s/'",;]+/)[^\s'",;)]+""")
+
+_TOKEN = ("--hub_token", "--hub-token")
 
 
 def without_paths(text: str) -> str:
@@ -53,6 +55,17 @@ def shortened(value: Any, name: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [shortened(item) for item in value]
     return without_paths(value) if isinstance(value, str) else value
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """Join the words of a command, for a shell, without the access token of the Hub.
+
+    Example:
+        >>> shown_command(["python", "train.py", "--hub-token", "hf_secret", "--output_dir", "my model"])
+        "python train.py --hub-token '…' --output_dir 'my model'"
+    """
+    shown = [re.sub(r"^(--hub[-_]token=).*", r"\1…", word, flags=re.DOTALL) for word in words]
+    return shlex.join("…" if before in _TOKEN else word for before, word in zip(["", *words], shown, strict=False))
 
 
 def shortened_command(command: str) -> str:

@@ -34,10 +34,10 @@ def load_unlabelled(
     if path.is_file() and path.suffix.lower() == ".txt":
         with path.open(encoding="utf-8-sig") as file:  # read by lines: other separators may be in texts
             lines = [line.strip() for line in file]
-        return _column(datasets.Dataset.from_dict({"text": [line for line in lines if line]}), column, name)
+        return _column(datasets.Dataset.from_dict({column: [line for line in lines if line]}), column, name)
     if path.is_dir() and not _is_dataset(path) and (files := picture_files(path)):
-        rows = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
-        return _column(rows.cast_column("image", datasets.Image()), column, name)
+        rows = datasets.Dataset.from_dict({column: [str(file) for file in files]})
+        return _column(rows.cast_column(column, datasets.Image()), column, name)
     splits = load(name, config, separator)
     if split is None and len(splits) > 1:
         raise ValueError(f"{name!r} has the splits {', '.join(map(repr, splits))}. Choose one with --new_split.")

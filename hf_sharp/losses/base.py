@@ -41,6 +41,7 @@ class ClassFrequencyLoss(nn.Module):
         label_scale: (K,) float64 or None for 1, the factor of all logits of an example with that label.
         offset: (K,) float64 or None for 0, what is added to each class's logit.
         weight: (K,) float64 or None for 1, the factor of an example's loss.
+        margin: (K,) float64 or None for 0, by how much the example's class has to win, in a loss that has margins.
 
     Raises:
         ValueError: an option is not a finite number.
@@ -64,6 +65,7 @@ class ClassFrequencyLoss(nn.Module):
     label_scale: Tensor | None
     offset: Tensor | None
     weight: Tensor | None
+    margin: Tensor | None
     class_importance: Tensor | None
 
     def __init__(self, class_counts: Any, **options: float) -> None:
@@ -74,7 +76,7 @@ class ClassFrequencyLoss(nn.Module):
         self.options: dict[str, Any] = {k: v.item() if hasattr(v, "item") else v for k, v in options.items()}
         counts = torch.tensor(as_array(class_counts), dtype=torch.int64)
         self.register_buffer("class_counts", counts, persistent=False)
-        for name in ("class_scale", "label_scale", "offset", "weight", "class_importance"):
+        for name in ("class_scale", "label_scale", "offset", "weight", "margin", "class_importance"):
             self.register_buffer(name, None, persistent=False)
 
     @classmethod
@@ -179,8 +181,8 @@ class ClassFrequencyLoss(nn.Module):
 
     @property
     def corrects(self) -> bool:
-        """Whether a weight, offset or scale differs between classes; False, for example, for a strength of 0."""
-        parts = (self.weight, self.offset, self.class_scale, self.label_scale)
+        """Whether a weight, offset, scale or margin differs between classes; False, for example, at strength 0."""
+        parts = (self.weight, self.offset, self.class_scale, self.label_scale, self.margin)
         return any(part is not None and bool((part != part[0]).any()) for part in parts)
 
     @property

@@ -139,7 +139,11 @@ def _discard_new_folders() -> None:
 
 def _after_training() -> str:
     # Commands that start trainings already make them resume.
-    how = "the same command" if any(word.startswith(_RESUME) for word in sys.argv) else f"{_RESUME} true"
+    how = (
+        "the same command"
+        if any(word.replace("-", "_").startswith(_RESUME.replace("-", "_")) for word in sys.argv)
+        else f"{_RESUME} true"
+    )
     return f"{how} continues from the last checkpoint, if one was saved"
 
 

@@ -6,8 +6,6 @@ import gc
 import json
 import logging
 import os
-import re
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import set_seed
 
+from hf_sharp.data.local_paths import shown_command
 from hf_sharp.recipe.adapters import check_merging, merge_adapters
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.planned import Run, resumes
@@ -227,10 +226,7 @@ def _command() -> str:
     if script.startswith(os.pardir):  # outside the working directory: do not reveal the path of the checkout
         script = os.path.join(*Path(script).parts[-2:])
     words = ["python", *(["-m", "hf_sharp.recipe"] if script.endswith("__main__.py") else [script]), *sys.argv[1:]]
-    secret = [i + 1 for i, word in enumerate(words) if word == "--hub_token"]
-    return shlex.join(
-        "…" if i in secret else re.sub(r"^--hub_token=.*", "--hub_token=…", w) for i, w in enumerate(words)
-    )
+    return shown_command(words)
 
 
 def _checkpoint(args: SharpTrainingArguments) -> str | None:

@@ -20,7 +20,10 @@ from hf_sharp.recipe.training import Recipe, train_classifier
 logger = logging.getLogger(__name__)
 
 # Position embeddings that are not for tokens: RoBERTa and related models count from padding_idx + 1.
-_OFFSET_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet", "data2vec-text")
+_OFFSET_POSITIONS = (
+    *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "ibert", "luke", "esm"),
+    *("longformer", "mpnet", "data2vec-text"),
+)
 
 
 @dataclass

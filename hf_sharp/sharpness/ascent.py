@@ -273,9 +273,10 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "state1")
 
 def check_first_moment(optimizer: Any) -> None:
     """Raise a ValueError if an optimizer keeps no first moment of the gradients."""
+    # Schedule-free optimizers keep `weight_sum` instead; GaLore and APOLLO keep that of projected gradients, of a rank.
     for group in optimizer.param_groups:
         decay = group.get("momentum") or group.get("beta1") or (group.get("betas") or [0])[0]
-        if not decay or "weight_sum" in group:  # schedule-free optimizers keep `weight_sum` instead of a first moment
+        if not decay or {"weight_sum", "rank"} & {*group}:
             name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it
             raise ValueError(
                 f"ascent='momentum' needs the optimizer's first moment, and {name} keeps none with "
@@ -302,13 +303,13 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> list[Tensor |
     for parameter in parameters:
         state = optimizer.state.get(parameter) or {}
         moment = next((state[name] for name in FIRST_MOMENTS if state.get(name) is not None), None)
-        if state and moment is None:
+        if moment is not None and moment.dtype == torch.uint8:
+            moment = _dequantized(moment, state["qmap1"], state["absmax1"])
+        if state and (moment is None or moment.shape != parameter.shape):  # GaLore's is that of projected gradients
             raise ValueError(
                 f"ascent='momentum' needs the optimizer's first moment ({' or '.join(FIRST_MOMENTS)}), and its state "
                 f"has {', '.join(map(str, state))}. Use another optimizer, such as adamw_torch, or ascent='gradient'."
             )
-        if moment is not None and moment.dtype == torch.uint8:
-            moment = _dequantized(moment, state["qmap1"], state["absmax1"])
         moments.append(None if moment is None else torch.empty_like(moment, dtype=parameter.dtype))
         kept += [] if moment is None else [moment]
     if kept:

@@ -121,7 +121,7 @@ class GradientAscent:
         if engine.shares_epsilon:
             counted = loop.over_processes(counted.float(), "mean")
         if num_examples is None:
-            num_examples = counted * loop.num_processes
+            num_examples = counted * loop.counted_processes
         counted = counted.clamp(min=1)
         self._before_passes(model, loop.reduce(counted, num_examples))
         step = sharpness_aware_backward(

@@ -42,6 +42,7 @@ class TrainingLoop(Protocol):
 
     device: torch.device
     num_processes: int
+    counted_processes: int  # whose examples a step's number of examples counts
     process_index: int
     is_sharded: bool  # by FSDP2, which averages every gradient over the processes
 

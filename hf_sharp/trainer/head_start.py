@@ -88,7 +88,7 @@ def start_head(trainer: Any, model: nn.Module) -> None:
         _batches(trainer),
         trainer.class_frequencies.counts,
         scale=args.head_scale,
-        examples_per_class=args.head_examples,
+        examples_per_class=None if _draws(trainer) else args.head_examples,
         reduce=_sum_over_processes(trainer),
         head=args.head,
         progress=None if args.disable_tqdm else "class means",
@@ -101,10 +101,15 @@ def _sum_over_processes(trainer: Any) -> Reduce | None:
     return (lambda value: trainer.accelerator.reduce(value, "sum")) if trainer.args.world_size > 1 else None
 
 
+def _draws(trainer: Any) -> bool:
+    # Whether the labels can be read without the examples.
+    return trainer.args.head_examples is not None and isinstance(trainer.train_dataset, datasets.Dataset)
+
+
 def _batches(trainer: Any) -> DataLoader:
     args, data = trainer.args, trainer.train_dataset
     rows = np.arange(len(data))
-    if args.head_examples is not None and isinstance(data, datasets.Dataset):
+    if _draws(trainer):
         rows = draw_per_class(np.asarray(arrow_column(data, args.label_column)), args.head_examples, args.seed)
     rows = rows[args.process_index :: args.world_size]
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "class means")

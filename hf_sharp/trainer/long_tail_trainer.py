@@ -19,11 +19,11 @@ from hf_sharp.losses.training_loss import TrainingLoss
 from hf_sharp.model.cosine_head import CosineHeadCallback
 from hf_sharp.model.head import ClassifierHead
 from hf_sharp.reports.model_card import write_trainer_card
-from hf_sharp.reports.results import ReportKeeper, method_record
+from hf_sharp.reports.results import method_record
 from hf_sharp.reports.tracking import send_recall
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.engine import StepMeans
-from hf_sharp.trainer import choosing, labelled_data, preflight
+from hf_sharp.trainer import choosing, labelled_data, preflight, report_keeper
 from hf_sharp.trainer.head_start import make_cosine_head, start_head
 from hf_sharp.trainer.saving import SavingTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -70,7 +70,6 @@ class LongTailTrainer(SavingTrainer):
         self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
         self._given_loss = copy.deepcopy(class_loss)
         self._head: ClassifierHead | None = None
-        self.step_means = StepMeans(args.device)
         self._starts_fresh = self._used_class_loss = False
         self._build_method(cast(nn.Module, self.model))
         self.data_collator = LabelCollator(self.data_collator, args.label_column, getattr(config, "label2id", None))
@@ -79,7 +78,7 @@ class LongTailTrainer(SavingTrainer):
         else:
             if args.batch_eval_metrics:
                 raise ValueError("batch_eval_metrics needs a compute_metrics of your own, or leave it off.")
-            self.report_keeper = ReportKeeper(self.class_frequencies, self.cost_matrix)
+            self.report_keeper = report_keeper.ReportKeeper(self.class_frequencies, self.cost_matrix)
             self.add_callback(self.report_keeper)
             choosing.check_best_metric(args, self.eval_dataset, self.class_frequencies)
             self.compute_metrics = self.report_keeper.compute_metrics
@@ -224,7 +223,7 @@ class LongTailTrainer(SavingTrainer):
         self._used_class_loss = True
         losses, outputs = self._losses(model, inputs)
         if num_items_in_batch is None:
-            num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.accelerator.num_processes
+            num_items_in_batch = (inputs["labels"] != IGNORED_LABEL).sum() * self.counted_processes
         loss = self._reduce(losses, num_items_in_batch)
         if isinstance(outputs, tuple):
             outputs = (loss, *outputs)  # the Trainer expects the loss first, as in the output of a model with labels
@@ -250,8 +249,12 @@ class LongTailTrainer(SavingTrainer):
 
     def _reduce(self, losses: Tensor, num_items_in_batch: Any) -> Tensor:
         # With this order of operations, the plain step agrees exactly with Trainer and a compute_loss_func.
-        loss = losses.sum() / num_items_in_batch
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+        return losses.sum() / num_items_in_batch * self.counted_processes
+
+    @property
+    def counted_processes(self) -> int:
+        """The number of processes whose examples `num_items_in_batch` counts."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `Trainer` does, but on all examples; trackers get a plot of recall against class count.

@@ -27,6 +27,7 @@ class TrainerLoop:
         self.trainer, self.plain_step = trainer, plain_step
         args = trainer.args
         self.device, self.num_processes, self.process_index = args.device, args.world_size, args.process_index
+        self.counted_processes = trainer.counted_processes
         self.is_sharded = bool(trainer.is_fsdp_enabled)
         self.prepare = trainer._prepare_inputs
         self.reduce = trainer._reduce
@@ -105,5 +106,5 @@ class TrainerLoop:
         rows = drawn_rows(number, trainer._train_batch_size, len(data), trainer.args.seed)
         inputs = collate([data[row] for row in rows.tolist()])
         if self.device.type == "cuda":
-            inputs = {name: value.pin_memory() for name, value in inputs.items()}
+            inputs = {n: v.pin_memory() if isinstance(v, Tensor) else v for n, v in inputs.items()}
         return self.prepare(send_to_device(inputs, self.device, non_blocking=True))

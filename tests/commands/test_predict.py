@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -281,6 +282,26 @@ def test_a_calibrated_model_abstains_and_gives_sets(calibrated, texts_model, mai
     assert "## Confidence" in card
     assert f"temperature of {result['temperature']:.3g}" in card
     assert "| gamma |" in card
+
+
+def test_calibrating_again_starts_from_the_raw_logits(texts_model, mails, tmp_path, monkeypatch):
+    flags = ("--validation_fraction", 0.5, "--test_fraction", 0.2)
+
+    def calibrate(model, name):
+        assert run("calibrate", model, mails, *flags, "--output_dir", tmp_path / name) == 0
+        result = json.loads((tmp_path / name / "calibration.json").read_text())
+        config = AutoModelForSequenceClassification.from_pretrained(tmp_path / name).config
+        return result, read_decisions(str(tmp_path / name), config)
+
+    with monkeypatch.context() as patched:
+        refusal = Mock(side_effect=ValueError("no head to scale"))
+        patched.setattr("hf_sharp.commands.calibrate.fold_temperature", refusal)
+        first, beside = calibrate(texts_model, "first")
+        assert beside.temperature == first["temperature"] != 1
+        again, kept = calibrate(tmp_path / "first", "second")
+        assert kept.temperature == again["temperature"] == pytest.approx(first["temperature"])
+        assert again["before"] == pytest.approx(again["after"])
+    assert calibrate(tmp_path / "first", "third")[1].temperature == 1, "the head is scaled now"
 
 
 def test_what_calibrates_is_not_the_training_or_the_test_data(texts_model, mails, tmp_path, capsys, no_traceback):  # noqa: F811

@@ -140,6 +140,8 @@ def test_a_folder_of_pictures_is_read_in_the_order_of_the_names_with_and_without
     names = [row["image"].filename.rsplit("/")[-1] for row in flat]
     assert names == ["cat_0.png", "cat_1.png", "dog_0.png", "emu_0.png"]
     assert len(deep) == 4
+    other = load_unlabelled(str(tmp_path / "flat"), "img")  # the column of the training data, such as CIFAR's
+    assert [row["img"].filename for row in other] == [row["image"].filename for row in flat]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,10 @@ def test_a_folder_of_pictures_is_read_in_the_order_of_the_names_with_and_without
         (["m", "new", "--dataset", "digits", "--bootstrap", "3"], "--bootstrap must be an integer >= 20, got 3"),
         (["m", "/no/such/folder", "--dataset", "digits", "--split", "test"], "'/no/such/folder' does not exist"),
         (["m", "digits", "--dataset", "digits", "--split", "test"], "Choose one with --new_split"),
-        (["m", "{}/mails.txt", "--dataset", "digits", "--split", "test"], "has no column 'image'; it has 'text'"),
+        (
+            ["m", "{}/mails.txt", "--dataset", "digits", "--split", "test"],
+            "mails.txt' holds no pictures, and the model takes pictures",
+        ),
         (["m", "new", "--dataset", "digits", "--treshold", "0.1"], "Did you mean 'threshold'?"),
     ],
     ids=str,

@@ -52,6 +52,9 @@ def test_costs_of_the_true_class(form, tmp_path):
         ("{fraud: 5}", "is neither a CSV file nor JSON"),
         ("nowhere.csv", "'nowhere.csv' does not exist. Expected a CSV file with a row per true class"),
         ([["a"]], "are not numbers"),
+        ('{"fraud": 5, "fraud": 50}', "cost_matrix has 'fraud' twice. Keep one of them."),
+        ({"fraud": 5, "2": 50}, "cost_matrix has the class 'fraud' twice"),
+        ({"fraud": {"ham": 5, 0: 50}}, "cost_matrix has the class 'ham' twice"),
     ],
 )
 def test_mistakes_are_named(costs, said):
@@ -67,6 +70,9 @@ def test_mistakes_are_named(costs, said):
         ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0\n", "row 3: 3 cells, the header has 4"),
         ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0,x\nfraud,5,10,0\n", "row 'spam', column 'fraud': 'x' is not a nu"),
         ("", "has no rows. Expected a CSV file"),
+        ("class,cost\nfraud,5\nfraud,50\n", "has the class 'fraud' twice. Keep one of them"),
+        ("true,ham,ham,fraud\nham,0,1,1\nspam,1,0,1\nfraud,5,10,0\n", "has the class 'ham' twice"),
+        ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0,1\nspam,5,10,0\n", "has the class 'spam' twice"),
     ],
 )
 def test_mistakes_in_a_file_are_named(text, said, tmp_path):
@@ -79,3 +85,9 @@ def test_a_table_of_pandas_is_read_by_its_labels():
     assert read_costs(table, NAMES).tolist() == MATRIX
     assert read_costs(pd.DataFrame(MATRIX), NAMES).tolist() == MATRIX
     assert read_costs(pd.Series({"fraud": 5}), NAMES).tolist() == [[0, 1, 1], [1, 0, 1], [5, 5, 0]]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "a\u2028separator"])
+def test_names_with_line_breaks(name, tmp_path):
+    matrix = read_costs(write(tmp_path, f'class,cost\n"{name}",5\n'), ["ham", name])
+    assert matrix.tolist() == [[0, 1], [5, 0]]

@@ -267,6 +267,6 @@ def test_lines_end_only_at_line_breaks(tmp_path, monkeypatch):
     file.write_bytes("\ufeffone\u2028still one\r\ntwo\u0085still two\r\n".encode())
     wanted = ["one\u2028still one", "two\u0085still two"]
     assert [row.value for row in rows_of(Source(str(file), False, "text"))] == wanted
-    assert load_unlabelled(str(file), "text")["text"][:] == wanted
+    assert load_unlabelled(str(file), "sentence")["sentence"][:] == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8"))
     assert [row.value for row in rows_of(Source("-", False, "text"))] == wanted

@@ -96,6 +96,13 @@ def test_the_command_that_is_recorded_can_be_copied_and_tells_nothing_of_the_mac
     assert runs._command() == f"{said} --hub_token '…' --rho 1"
 
 
+@pytest.mark.parametrize("words", [["--hub-token", "secret"], ["--hub-token=secret"], ["--hub_token=sec\nret"]])
+def test_no_spelling_of_the_token_is_recorded(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipes/text_classification.py", *words, "--seed", "1"])
+    assert runs._command().endswith("…' --seed 1")
+    assert "ret" not in runs._command()
+
+
 def test_one_file_with_a_test_fraction(text_folder, bert_folder, tmp_path):
     argv = ["--dataset", str(text_folder / "csv" / "train.csv"), "--model_name_or_path", bert_folder]
     results = recipe("text")([*argv, "--test_fraction", "0.25", "--output_dir", str(tmp_path / "out"), *QUICK])

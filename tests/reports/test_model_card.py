@@ -23,8 +23,9 @@ from hf_sharp.reports import calibration
 from hf_sharp.reports.figures import half_width
 from hf_sharp.reports.markdown import escaped, one_line
 from hf_sharp.reports.model_card import build_card, method_of, write_card
-from hf_sharp.reports.results import ReportKeeper, local_names, model_record, read_results, results_of
+from hf_sharp.reports.results import local_names, model_record, read_results, results_of
 from hf_sharp.sharpness.methods import METHODS, Method, register_method
+from hf_sharp.trainer.report_keeper import ReportKeeper
 from tests.conftest import make_images, make_vit
 
 ATTACKS = [
@@ -934,3 +935,22 @@ def test_a_loss_of_the_users_own_is_described_in_the_results(make_trainer):
     assert "loss_tau" in trainer.args.method
     assert "loss_tau" not in results_of(trainer)["method"]
     assert f"`{OwnLoss.name}`, defined by the authors" in build_card(results, model_name="m").text
+
+
+def test_only_the_reports_of_the_best_and_the_latest_step_are_kept(make_trainer):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    kept = []
+    trainer, keeper = keeping(make_trainer, load_best_model_at_end=True, **options)
+    original = keeper.on_evaluate
+    keeper.on_evaluate = lambda args, state, control, **more: (
+        original(args, state, control, **more),
+        kept.append(({*keeper._of_step}, {state.best_global_step, state.global_step})),
+    )[0]
+    trainer.train()
+    assert len(kept) == 6
+    assert all(steps <= wanted for steps, wanted in kept)
+    assert max(len(steps) for steps, _ in kept) == 2
+    assert keeper.report is not None
+    trainer, keeper = keeping(make_trainer, **options)
+    trainer.train()
+    assert keeper._of_step == {}

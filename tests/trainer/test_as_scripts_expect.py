@@ -317,3 +317,12 @@ def test_a_checkpoint_that_is_pushed_brings_the_models_code(make_trainer, monkey
     monkeypatch.setattr("transformers.Trainer._push_from_checkpoint", lambda self, folder: None)
     trainer._push_from_checkpoint(str(checkpoint))
     assert (tmp_path / "out" / "modeling_own.py").read_text() == "own = True\n"
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_the_evaluation_loss_does_not_depend_on_the_number_of_processes(make_trainer, monkeypatch, across):
+    trainer = make_trainer(average_tokens_across_devices=across)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+    alone = trainer.compute_loss(trainer.model.eval(), dict(batch))
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    assert trainer.compute_loss(trainer.model, dict(batch)) == alone

@@ -148,20 +148,21 @@ def test_class_names_need_a_text_tower(make_trainer, tmp_path):
         trainer.train()
 
 
-def train_two(out):
+def train_two(out, head_examples):
     args = SharpTrainingArguments(
         str(out), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to="none", save_strategy="no",
-        disable_tqdm=True, head_init="class_mean", learning_rate=0.0,
+        disable_tqdm=True, head_init="class_mean", head_examples=head_examples, learning_rate=0.0,
     )  # fmt: skip
     trainer = SharpTrainer(make_vit(), args, train_dataset=make_images())
     trainer.train()
     return weights_of(trainer.model)
 
 
-def test_two_processes_find_the_means_of_all_examples(tmp_path, make_trainer):
-    first, second = run_processes(train_two, tmp_path, folder=tmp_path)
+@pytest.mark.parametrize("head_examples", [400, 9])
+def test_two_processes_find_the_means_of_the_same_examples_as_one(tmp_path, make_trainer, head_examples):
+    first, second = run_processes(train_two, tmp_path, head_examples, folder=tmp_path)
     assert_same_bits(first, second)
-    alone = make_trainer(make_vit(), head_init="class_mean", learning_rate=0.0)
+    alone = make_trainer(make_vit(), head_init="class_mean", head_examples=head_examples, learning_rate=0.0)
     alone.train()
     for name, value in weights_of(alone.model).items():
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)

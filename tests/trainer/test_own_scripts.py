@@ -81,9 +81,18 @@ class WithoutMoment(SharpTrainer):
         return self.optimizer
 
 
-def test_an_optimizer_without_first_moment_is_found_before_the_first_step(make_trainer):
-    trainer = make_trainer(trainer_class=WithoutMoment, ascent="momentum", sharpness_after=0.5)
-    with pytest.raises(ValueError, match="needs the optimizer's first moment, and SGD keeps none with these options"):
+class WithProjectedMoment(SharpTrainer):
+    def create_optimizer(self, *args, **kwargs):
+        groups = [{"params": list(self.model.parameters()), "rank": 4}]  # as GaLore's
+        self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+
+@pytest.mark.parametrize(("kind", "name"), [(WithoutMoment, "SGD"), (WithProjectedMoment, "AdamW")])
+def test_an_optimizer_without_first_moment_is_found_before_the_first_step(make_trainer, kind, name):
+    trainer = make_trainer(trainer_class=kind, ascent="momentum", sharpness_after=0.5)
+    said = f"needs the optimizer's first moment, and {name} keeps none with these options"
+    with pytest.raises(ValueError, match=said):
         trainer.train()
     assert trainer.state.global_step == 0
 
