@@ -261,7 +261,7 @@ def confirmation(results: Sequence[Mapping[str, Any]]) -> str:
             name = f"{row['row']} (the best)" if short == "best" else row["row"]
             figures = " / ".join(_mean(row["seeds"], metric) for metric in metrics)
             pairs = (("best", short), (short, "default"))
-            gains = [_gain(rows, *pair, metric) for pair in pairs for metric in metrics]
+            gains = [_gain(rows, one, other, metric) for one, other in pairs for metric in metrics]
             lines.append([TITLES[result["task"]], name, figures, *gains, str(len(row["seeds"]))])
     columns = ("best − it: balanced", "few", f"it − {REFERENCE}: balanced", "few")
     return table(("task", "row", "its figures", *columns, "seeds"), lines)

@@ -23,6 +23,7 @@ from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.options import OPTIONS
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import check_finished
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.figures import duration
 from hf_sharp.reports.pairs import Paired, paired
 from hf_sharp.reports.plots import plot_recall_by_count
@@ -207,7 +208,7 @@ def comparison(names: tuple[str, str], summary: dict[str, Any]) -> Table:
         The table, with the training costs as its last rows.
     """
     table = Table(
-        title=f"recall in %, mean over {summary['seeds']} seed{'' if summary['seeds'] == 1 else 's'}",
+        title=f"recall in %, mean over {quantity(summary['seeds'], 'seed', 'seeds')}",
         title_justify="left",
         title_style="bold",
     )

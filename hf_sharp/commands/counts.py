@@ -19,6 +19,7 @@ from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.split import drop_repeats
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.flags import Flags
+from hf_sharp.registry.words import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,6 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
             "validation data (hf-sharp tune does both)"
         )
     if absent := int((frequencies.counts == 0).sum()):
-        classes_have = "1 class has" if absent == 1 else f"{absent} classes have"
+        classes_have = quantity(absent, "class has", "classes have")
         lines.append(f"{classes_have} no examples at all: nothing can learn {'it' if absent == 1 else 'them'}")
     return lines

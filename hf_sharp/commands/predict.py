@@ -32,7 +32,7 @@ from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.predicting import Predictor, choose_device
 from hf_sharp.recipe.recorded import recorded, take_over
 from hf_sharp.recipe.saved import LookArguments, load_saved, new_folder, takes_images
-from hf_sharp.reports.figures import quantity
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.results import versions, write_json
 
 logger = logging.getLogger(__name__)

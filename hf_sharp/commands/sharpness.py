@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.labels import read_labels
 from hf_sharp.data.loading import no_split
 from hf_sharp.model.curvature import measure_curvature
@@ -196,12 +195,7 @@ def _labels(*models: str | None) -> dict[str, str]:
 
 
 def _measured(saved: SavedModel, what: SharpnessArguments) -> dict[str, Any]:
-    frequencies = ClassFrequencies.from_counts(
-        saved.frequencies.counts,
-        names=saved.frequencies.names,
-        rare_threshold=what.rare_threshold,
-        common_threshold=what.common_threshold,
-    )
+    frequencies = replace(saved.frequencies, rare_threshold=what.rare_threshold, common_threshold=what.common_threshold)
     split = saved.splits[what.split]
     labels = read_labels(split, saved.data.label_column)
     rows = stratified_sample(labels, what.examples, what.seed)

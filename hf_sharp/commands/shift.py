@@ -25,6 +25,7 @@ from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
 from hf_sharp.registry.limits import check_number
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.card_changes import NOTHING, PREDICTIONS, SHARES
 from hf_sharp.reports.plots.shift import plot_shares
 from hf_sharp.reports.results import write_json
@@ -183,7 +184,7 @@ def verdict(estimate: ShiftEstimate, frequencies: ClassFrequencies) -> list[str]
             "sample."
         )
     if missing := int((~estimate.estimated).sum()):
-        have = "1 class has" if missing == 1 else f"{missing} classes have"
+        have = quantity(missing, "class has", "classes have")
         lines.append(f"{have} no labelled example to calibrate on: the shares of training are kept for them.")
     return lines
 

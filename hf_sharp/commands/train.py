@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hf_sharp.recipe.config_file import read_config
 from hf_sharp.recipe.flags import Flags
 
 _PLACES = (Path(__file__).parents[1] / "accelerate", Path(__file__).parents[2] / "recipes" / "accelerate")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # by system
 _GRACE = 30  # seconds that a training has to shut down
 
 
@@ -82,14 +84,22 @@ def _raise_stopped(number: int, frame: Any) -> None:
 
 def _stop(training: subprocess.Popen, number: int) -> int:
     try:
-        os.killpg(training.pid, number)
+        _send(training, number)
         training.wait(_GRACE)
     except (_Stopped, subprocess.TimeoutExpired):  # a second signal, or no answer
         pass
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(training.pid, signal.SIGKILL)  # whatever still runs
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        _send(training, getattr(signal, "SIGKILL", signal.SIGTERM))  # whatever still runs
     training.wait()
     return 128 + number
+
+
+def _send(training: subprocess.Popen, number: int) -> None:
+    if hasattr(os, "killpg"):
+        os.killpg(training.pid, number)
+    else:  # on Windows, every signal ends a process
+        for process in (*psutil.Process(training.pid).children(recursive=True), training):
+            process.terminate()
 
 
 def main(argv: list[str]) -> None:

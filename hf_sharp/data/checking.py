@@ -18,6 +18,7 @@ from hf_sharp.data.label_values import label_values, place
 from hf_sharp.data.labels import arrow_column, holds_text
 from hf_sharp.data.pictures import fault_of, raw_pictures
 from hf_sharp.registry.nearest import check_name
+from hf_sharp.registry.words import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _described(split: str, faults: Mapping[int, str], data: datasets.Dataset) ->
 
 
 def _rows(count: int) -> str:
-    return "1 row is" if count == 1 else f"{count:,} rows are"
+    return quantity(count, "row is", "rows are")
 
 
 def _empty_texts(data: datasets.Dataset, text_column: str) -> list[int]:

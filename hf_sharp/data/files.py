@@ -259,7 +259,14 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
 
 def _load_json(files: Mapping[str, Sequence[str]], load: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
     try:
-        return _with_dates_as_written(load(), files)
+        loaded = load()
+        for split, data in loaded.items():
+            if len(data) == 1 and all(isinstance(kind, dict) for kind in data.features.values()):
+                raise ValueError(
+                    f"{files[str(split)][0]!r} holds one row of mappings, as pandas writes tables by default. Save it "
+                    "with to_json(path, orient='records', lines=True)."
+                )
+        return _with_dates_as_written(loaded, files)
     except (datasets.exceptions.DatasetGenerationError, ValueError):  # older versions raise the JSON reader's error
         for file in (file for of_split in files.values() for file in of_split):
             _json_rows(Path(file))  # its error names the line of the file; Arrow's counts from the start of a block

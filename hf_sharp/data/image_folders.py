@@ -12,6 +12,8 @@ from pathlib import Path
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
+from hf_sharp.registry.words import quantity
+
 logger = logging.getLogger(__name__)
 
 # The words in names of files and folders that datasets takes for a split, and that split.
@@ -21,9 +23,14 @@ SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
 _OTHER_PICTURES = {".heic", ".heif", ".avif", ".jxl", ".svg"} | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"}
 
 
+def picture_suffixes() -> set[str]:
+    """Return the suffixes of pictures, in lower case, also of formats that are not read."""
+    return {*Image.registered_extensions(), *_OTHER_PICTURES}
+
+
 def picture_files(folder: Path) -> list[Path]:
-    """List all images in a folder and its subfolders by name, except hidden files and files that macOS adds."""
-    return visible_files(folder, Image.registered_extensions())
+    """List all pictures in a folder and its subfolders by name, except hidden files and files that macOS adds."""
+    return visible_files(folder, picture_suffixes())
 
 
 def visible_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -50,11 +57,7 @@ def check_all_are_read(path: Path, files: Sequence[Path]) -> None:
     """
     path = path.resolve()  # as datasets does
     pictures = visible_files(path, {*ImageFolder.EXTENSIONS, *_OTHER_PICTURES})
-    if unreadable := [file for file in pictures if file.suffix.lower() in _OTHER_PICTURES]:
-        raise ValueError(
-            f"{len(unreadable):,} of the {len(pictures):,} pictures in {str(path)!r} have a format that is not read, "
-            f"such as {str(unreadable[0].relative_to(path))!r}. Convert them to JPEG or PNG, or remove them."
-        )
+    refuse_other_formats(path, pictures)
     found = {file.absolute() for file in files}
     dropped = [file for file in pictures if file.absolute() not in found]
     if not dropped:
@@ -71,6 +74,15 @@ def check_all_are_read(path: Path, files: Sequence[Path]) -> None:
         f"{len(lost):,} of the {len(pictures):,} pictures in {str(path)!r} would be left out, such as {str(lost[0])!r}"
         f": {why}. Rename it."
     )
+
+
+def refuse_other_formats(path: Path, pictures: Sequence[Path]) -> None:
+    """Raise a ValueError if some of a folder's pictures have a format that is not read."""
+    if unreadable := [file for file in pictures if file.suffix.lower() in _OTHER_PICTURES]:
+        raise ValueError(
+            f"{len(unreadable):,} of the {len(pictures):,} pictures in {str(path)!r} have a format that is not read, "
+            f"such as {str(unreadable[0].relative_to(path))!r}. Convert them to JPEG or PNG, or remove them."
+        )
 
 
 def _is_split(name: str) -> bool:
@@ -91,7 +103,7 @@ def no_class_folders(path: Path, files: Sequence[Path]) -> str:
     if len(depths) > 1:
         usual = depths.most_common(1)[0][0]
         stray = [file for file in files if len(file.parts) != usual]
-        count = "1 such file" if len(stray) == 1 else f"{len(stray):,} such files"
+        count = quantity(len(stray), "such file", "such files")
         return (
             f"the images in {str(path)!r} have no labels, because not all of them are in one folder per class: "
             f"{str(stray[0])!r} is not ({count}). Move or remove such files."

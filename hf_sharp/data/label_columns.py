@@ -17,6 +17,7 @@ from datasets.table import InMemoryTable, concat_tables
 from hf_sharp.data.class_names import align_names, composed, match_names, shown
 from hf_sharp.data.label_values import label_values, place, refuse_fractions
 from hf_sharp.data.labels import arrow_column, without_labels
+from hf_sharp.registry.words import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _refuse_missing(split: str, label_column: str, column: pa.Array, data: datas
             "rows. Choose another split with --test_split, or hold one out with --test_fraction."
         )
     if len(rows):
-        count = "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
+        count = quantity(len(rows), "row has", "rows have")
         raise ValueError(
             f"{place(split, rows[0], data)}: column {label_column!r} has no label; {count} none in this split. Correct "
             "the data, or leave such rows out with --skip_broken."
@@ -247,7 +248,7 @@ def _warn_of_untrained(indices: Mapping[str, np.ndarray], names: Sequence[str]) 
             logger.warning(
                 "Split %r has %s of classes without training examples, which cannot be recognised: %s.",
                 split,
-                "1 example" if count == 1 else f"{count:,} examples",
+                quantity(count, "example", "examples"),
                 shown([names[index] for index in unknown]),
             )
 

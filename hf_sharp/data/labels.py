@@ -268,7 +268,9 @@ class LabelCollator:
         if example[self.label_column] is None:  # an unlabelled test set
             return rest
         label = encode_label(example[self.label_column], self.label2id, self.label_column)
-        return rest | {self.label_column: label, "labels": label}
+        # transformers takes `label_ids` for a list of labels.
+        own = {} if self.label_column == "label_ids" else {self.label_column: label}
+        return rest | own | {"labels": label}
 
 
 class HostLabelCollator:

@@ -15,6 +15,7 @@ from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.labels import arrow_column, find_label_column, read_labels
 from hf_sharp.registry.limits import check_number
+from hf_sharp.registry.words import quantity
 
 logger = logging.getLogger(__name__)
 # The limits of a fraction to hold out.
@@ -92,7 +93,7 @@ def split_validation(
     if without:
         feature = dataset.features[label_column]
         absent = feature.int2str(without) if isinstance(feature, datasets.ClassLabel) else without
-        classes_are = "1 class is" if len(without) == 1 else f"{len(without)} classes are"
+        classes_are = quantity(len(without), "class is", "classes are")
         logger.warning("%s too small for a %s example: %s.", classes_are, part, shown(absent))
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 

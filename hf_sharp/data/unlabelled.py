@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from hf_sharp.data.idx import is_idx_folder
-from hf_sharp.data.image_folders import picture_files
+from hf_sharp.data.image_folders import picture_files, refuse_other_formats
 from hf_sharp.data.loading import load, no_split
 
 
@@ -36,6 +36,7 @@ def load_unlabelled(
             lines = [line.strip() for line in file]
         return _column(datasets.Dataset.from_dict({column: [line for line in lines if line]}), column, name)
     if path.is_dir() and not _is_dataset(path) and (files := picture_files(path)):
+        refuse_other_formats(path, files)
         rows = datasets.Dataset.from_dict({column: [str(file) for file in files]})
         return _column(rows.cast_column(column, datasets.Image()), column, name)
     splits = load(name, config, separator)

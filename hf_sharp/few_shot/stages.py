@@ -36,7 +36,7 @@ def resume_stage(file: Path, options: Mapping[str, Any], run: Callable[[], Mappi
         results = {"options": options, **run()}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, results)
-    saved = json.loads(file.read_text())
+    saved = json.loads(file.read_text(encoding="utf-8"))
     then, now = saved["options"], json.loads(json.dumps(options))
     if then != now:
         changed = [key for key in now | then if then.get(key) != now.get(key)]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.model.group_batches import GROUPS, GroupBatch, count_by_group, sample_batches, split_by_group
 from hf_sharp.model.head import evaluation_mode
-from hf_sharp.sharpness.ascent import perturbed
+from hf_sharp.sharpness.ascent import perturbed, trainable_parameters
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 
@@ -69,7 +69,7 @@ class LossSurface:
         progress: str | None = None,
     ) -> None:
         self.model, self.losses = model, losses
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = trainable_parameters(model)
         if not self.parameters:
             raise ValueError("the model has no trainable parameters: every requires_grad is False.")
         if low := {p.dtype for p in self.parameters} - {torch.float32, torch.float64}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,11 +12,12 @@ from transformers import PreTrainedModel
 
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.option_checks import read_json
-from hf_sharp.recipe.boundary import stage
 from hf_sharp.registry.limits import check_number
 from hf_sharp.trainer.head_start import make_cosine_head
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 _RANK = 8
 
@@ -135,9 +137,6 @@ def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
     Returns:
         The `adapter` record of the results: type, options and number of trained parameters, and whether it is merged.
         Empty for a model without adapters.
-
-    Raises:
-        ValueError: the model is sharded.
     """
     model: Any = trainer.model
     if not hasattr(model, "peft_config"):
@@ -148,8 +147,11 @@ def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     record |= {"type": config.peft_type.value, "trained_parameters": trained, "merged": merge}
     if merge:
-        with stage("the adapters cannot be merged", "Save them alone with --peft_merge false."):
+        try:
             trainer.model = trainer.model_wrapped = model.merge_and_unload()
+        except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # nothing is lost
+            logger.warning("The adapters cannot be merged, and are saved alone (--peft_merge false): %s", error)
+            record["merged"] = False
     return {"adapter": record}
 
 

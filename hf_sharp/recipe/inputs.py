@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-from PIL import Image
 
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.files import column_names, quoting_of
-from hf_sharp.data.image_folders import picture_files
+from hf_sharp.data.image_folders import picture_files, picture_suffixes
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.data.local_names import near_here
 from hf_sharp.recipe.boundary import stage
-from hf_sharp.reports.figures import quantity
+from hf_sharp.registry.words import quantity
 
 STDIN = "-"
 _LINES = (".txt", ".text")
@@ -122,6 +121,8 @@ class Source:
             if isinstance(value, str) and value.strip():
                 value = {"path": str(folder / value.strip()), "bytes": None}
             return Row(name, value or None, kept, None if value else "there is no picture")
+        if isinstance(value, (list, dict)):
+            return Row(name, None, kept, f"the text is a {type(value).__name__}")
         text = "" if value is None else str(value)
         if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
             return Row(name, None, kept, "the text is not UTF-8")
@@ -162,7 +163,7 @@ class Source:
         def read() -> Iterator[list[str] | csv.Error]:
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 reader = csv.reader(file, delimiter=separator, strict=True, quoting=quoting)
-                next(reader)
+                next(filter(None, reader))  # the header may follow empty lines
                 for cells in _each(reader):
                     if cells or len(columns) == 1:  # otherwise an empty line is not a row
                         yield cells or [""]
@@ -216,7 +217,8 @@ class Source:
         kind = data.features[self.column]
         if isinstance(kind, datasets.Image):
             data = data.cast_column(self.column, datasets.Image(decode=False))
-        if isinstance(kind, datasets.Image) != self.images and not holds_text(data.data.schema.field(self.column).type):
+        fits = self.images and isinstance(kind, datasets.Image)
+        if not fits and not holds_text(data.data.schema.field(self.column).type):
             wanted = "pictures" if self.images else "texts"
             raise ValueError(f"the model takes {wanted}, but column {self.column!r} of {self.name!r} has none.")
         path = Path(self.name).expanduser()
@@ -245,7 +247,7 @@ def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
 def _pictures(path: Path) -> list[tuple[str, Path]]:
     """List a single image, or all images in a folder and its subfolders, sorted by name."""
     if path.is_file():
-        return [(_in_utf8(path.name), path)] if path.suffix.lower() in Image.registered_extensions() else []
+        return [(_in_utf8(path.name), path)] if path.suffix.lower() in picture_suffixes() else []
     return (
         [(_in_utf8(file.relative_to(path).as_posix()), file) for file in picture_files(path)] if path.is_dir() else []
     )

@@ -94,9 +94,8 @@ def run_side_by_side(
     for run in runs:
         file = run.folder / RESULTS
         # The main process tells the other processes, which may be on machines that do not have the file.
-        finished = (
-            json.loads(file.read_text()) if state.is_main_process and resumes(run.args) and file.exists() else None
-        )
+        is_read = state.is_main_process and resumes(run.args) and file.exists()
+        finished = json.loads(file.read_text(encoding="utf-8")) if is_read else None
         (finished,) = broadcast_object_list([finished])
         if state.is_main_process:
             what = f"is finished: its results are in {file}" if finished else f"({len(results) + 1} of {len(runs)})"

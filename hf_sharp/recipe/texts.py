@@ -118,15 +118,15 @@ def prepare_texts(
     Raises:
         ValueError: the column is not a text column.
     """
-    first = next(iter(splits.values()))
     if data.text_column == label_column:
         raise ValueError(f"text_column and label_column are both {label_column!r}. Change one of them.")
-    if getattr(first.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
-        raise ValueError(
-            f"column {data.text_column!r} is not a text column{_first_other(first, data.text_column)}; "
-            f"{other_columns(data.text_column, first.column_names, '--text_column')} Pictures are for "
-            "recipes/image_classification.py."
-        )
+    for split in splits.values():
+        if getattr(split.features.get(data.text_column), "dtype", None) not in ("string", "large_string"):
+            raise ValueError(
+                f"column {data.text_column!r} is not a text column{_first_other(split, data.text_column)}; "
+                f"{other_columns(data.text_column, split.column_names, '--text_column')} Pictures are for "
+                "recipes/image_classification.py."
+            )
 
     def to_tokens(batch: dict[str, list]) -> dict[str, Any]:
         return tokenizer(batch[data.text_column], truncation=True, max_length=data.max_length)

@@ -19,7 +19,7 @@ from hf_sharp.recipe.models import load_model
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import no_folder_left, plan_runs
 from hf_sharp.recipe.runs import TestData, check_runs, run_side_by_side
-from hf_sharp.reports.figures import quantity
+from hf_sharp.registry.words import quantity
 from hf_sharp.sharpness.ascent import check_first_moment
 from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.trainer.sharp_trainer import SharpTrainer

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from hf_sharp.recipe.search_space import METHOD, RADIUS, TAU
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.results import write_whole
 from hf_sharp.reports.tuning import FINISHED, best_of, costs_of
 
@@ -73,9 +74,9 @@ def _comment(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     if isinstance(tried[0], str):
         return f"{name}: tried {', '.join(sorted(set(tried)))}."
     of_method = f" with {best['group']}" if name == RADIUS else ""
-    runs_are = "finished run" if len(tried) == 1 else "finished runs"
     plain = "; 0 is no correction" if name == TAU and best["options"][name] == 0 else ""
-    return f"{name}: the best of {len(tried)} {runs_are}{of_method}, {tried[0]:g} to {tried[-1]:g}{plain}."
+    of = quantity(len(tried), "finished run", "finished runs")
+    return f"{name}: the best of {of}{of_method}, {tried[0]:g} to {tried[-1]:g}{plain}."
 
 
 def _best_by(parameter: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_sharp.model.records import RECORD, TEMPERATURE
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.evaluation_pictures import PICTURES
-from hf_sharp.reports.figures import half_width, percent, quantity
+from hf_sharp.reports.figures import half_width, percent
 from hf_sharp.reports.markdown import code, escaped
 from hf_sharp.reports.results import RESULTS
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.evaluation_pictures import PICTURES
 from hf_sharp.reports.figures import (
     cost_per_example,
@@ -18,7 +19,6 @@ from hf_sharp.reports.figures import (
     half_widths,
     is_finite_number,
     percent,
-    quantity,
     without_examples,
 )
 from hf_sharp.reports.markdown import code, escaped

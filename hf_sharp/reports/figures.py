@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.registry.words import quantity
 
-_Z_95 = 1.96
+Z_95 = 1.96
 
 
 def is_finite_number(value: Any) -> bool:
@@ -44,7 +45,7 @@ def half_width(recall: Iterable[float | None], support: Iterable[int]) -> float 
         return None
     recalls, numbers = np.array(pairs, dtype=float).T
     shrunk = (recalls * numbers + 2) / (numbers + 4)
-    return float(_Z_95 * np.sqrt((shrunk * (1 - shrunk) / (numbers + 4)).sum()) / len(pairs))
+    return float(Z_95 * np.sqrt((shrunk * (1 - shrunk) / (numbers + 4)).sum()) / len(pairs))
 
 
 def half_widths(report: Mapping[str, Any], frequencies: ClassFrequencies) -> dict[str, float]:
@@ -82,7 +83,7 @@ def cost_half_width(costs: np.ndarray, cost_matrix: np.ndarray) -> float:
         0.098
     """
     added = np.concatenate([costs, [cost_matrix.min(), cost_matrix.max()] * 2])
-    return float(_Z_95 * added.std() / np.sqrt(len(added)))
+    return float(Z_95 * added.std() / np.sqrt(len(added)))
 
 
 def cost_per_example(report: Mapping[str, Any]) -> str | None:
@@ -131,16 +132,6 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def quantity(number: int, singular: str, plural: str) -> str:
-    """Format a number with its noun.
-
-    Example:
-        >>> quantity(1, "class", "classes"), quantity(2000, "class", "classes")
-        ('1 class', '2,000 classes')
-    """
-    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def group_limits(rare: int, common: int) -> dict[str, str]:

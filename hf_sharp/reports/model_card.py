@@ -16,12 +16,13 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports import card_evaluation as evaluation
 from hf_sharp.reports import card_training as training
 from hf_sharp.reports.card_changes import limits_of, notice, sections
 from hf_sharp.reports.card_metadata import Subject, card_metadata, hub_id, local_name
 from hf_sharp.reports.card_training import method_of
-from hf_sharp.reports.figures import is_finite_number, quantity
+from hf_sharp.reports.figures import is_finite_number
 from hf_sharp.reports.markdown import escaped, one_line
 from hf_sharp.reports.results import RESULTS, TASKS, read_results, results_of, task_of
 from hf_sharp.training_args import PLAIN_METHOD

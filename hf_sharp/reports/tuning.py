@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_sharp.registry.words import quantity
+from hf_sharp.reports.figures import Z_95, half_width
+
 # The states of an ended run: at its last step; because it fell behind; because losses or weights were not finite.
 FINISHED, ENDED_EARLY, NOT_FINITE = "finished", "ended early", "not finite"
 _FEWEST = 4  # the fewest finished runs from which the effect of an option is estimated
@@ -64,30 +67,6 @@ def costs_of(runs: Sequence[Mapping[str, Any]]) -> Costs:
     unit = max(finished[0]["seconds"], 1e-9)
     of = {run["number"]: run["seconds"] / unit for run in finished}
     return Costs(of, "training time (first run = 1)", "in {:.0%} of the time")
-
-
-def standard_error(report: Mapping[str, Any]) -> float:
-    """Estimate the standard error of a balanced accuracy that is due to the limited number of examples.
-
-        √( Σ_c r_c (1 − r_c) / n_c ) / K     with r_c = (right_c + 1) / (n_c + 2)
-
-    Args:
-        report: a long-tail report, with `per_class_recall` and `per_class_support`.
-
-    Returns:
-        The standard error.
-
-    Example:
-        >>> round(standard_error({"per_class_recall": [0.5, 0.5], "per_class_support": [98, 98]}), 4)
-        0.0357
-    """
-    recalls = [
-        (recall, count)
-        for recall, count in zip(report["per_class_recall"], report["per_class_support"], strict=True)
-        if count
-    ]
-    smooth = [((recall * count + 1) / (count + 2), count) for recall, count in recalls]
-    return math.sqrt(sum(r * (1 - r) / count for r, count in smooth)) / len(smooth)
 
 
 def best_of(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -150,14 +129,15 @@ def paragraph(runs: Sequence[Mapping[str, Any]], examples: int, free: Mapping[st
         One paragraph.
     """
     best, first = best_of(runs), runs[0]
-    noise = standard_error(best["report"])
+    report = best["report"]
+    noise = (half_width(report["per_class_recall"], report["per_class_support"]) or 0.0) / Z_95
     finished = [run for run in runs if run["state"] == FINISHED]
     broken = sum(run["state"] == NOT_FINITE for run in runs)
     ended = f"{len(runs) - len(finished) - broken} ended early"
     if broken:
         ended += f", {broken} {'was' if broken == 1 else 'were'} not finite"
     said = [
-        f"Of {len(runs)} run{'s' * (len(runs) > 1)} ({ended}), run {best['number']} is "
+        f"Of {quantity(len(runs), 'run', 'runs')} ({ended}), run {best['number']} is "
         f"best: balanced accuracy {100 * best['value']:.1f} on {examples:,} validation examples, "
         f"{100 * (best['value'] - first['value']):+.1f} points against the first run ({_described(first)})."
     ]

@@ -79,7 +79,7 @@ class GradientAscent:
     def __init__(self, engine: Any) -> None:
         self.engine, self.loop = engine, engine.loop
         self.one_window = engine.options.ascent_scope == "window"
-        self.observer: AscentObserver | None = engine.learned_radius
+        self.observer: AscentObserver | None = engine.reused or engine.learned_radius
         self.window: list[Waiting] = []  # micro-batches that wait for the rest of their accumulation window
 
     def restart(self) -> None:
@@ -123,7 +123,8 @@ class GradientAscent:
         if num_examples is None:
             num_examples = counted * loop.counted_processes
         counted = counted.clamp(min=1)
-        self._before_passes(model, loop.reduce(counted, num_examples))
+        if engine.reused is not None:
+            engine.reused.begin(trainable_parameters(model), loop.reduce(counted, num_examples))
         step = sharpness_aware_backward(
             model,
             micro_batches,
@@ -153,11 +154,6 @@ class GradientAscent:
         self.engine.effect.measure(
             model, lambda: torch.cat([weights * losses(rows) for losses, rows, weights in parts]), change / examples
         )
-
-    def _before_passes(self, model: nn.Module, scale: Tensor) -> None:
-        if self.engine.reused is not None:
-            self.observer = self.engine.reused
-            self.engine.reused.begin(trainable_parameters(model), scale)
 
     def _micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], waiting: Waiting) -> MicroBatch:
         engine, loop = self.engine, self.loop

@@ -225,7 +225,7 @@ def why_torn(folder: str | os.PathLike[str], process_index: int = 0) -> str | No
             return f"{what} is missing"
     for index in path.glob("*.index.json"):
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except ValueError as error:
             return f"{index.name}: {error}"
         if missing := sorted(shard for shard in shards if not (path / shard).exists()):

@@ -20,6 +20,7 @@ from hf_sharp.data.class_names import are_indices, match_names, real_names, show
 from hf_sharp.data.label_columns import align_dataset, declared_classes
 from hf_sharp.data.labels import find_label_column, no_label_column, read_labels
 from hf_sharp.data.split import split_validation
+from hf_sharp.registry.words import quantity
 from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.trainer.preflight import STREAMS
 from hf_sharp.training_args import SharpTrainingArguments
@@ -310,7 +311,7 @@ def check_labels(
         read_labels(dataset, label_column, num_classes=frequencies.num_classes, label2id=label2id)
     absent = np.flatnonzero(frequencies.counts == 0)
     if len(absent):
-        noun = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+        noun = quantity(len(absent), "class has", "classes have")
         logger.warning("%s no training examples: %s.", noun, shown([*map(frequencies.name, absent.tolist())]))
 
 

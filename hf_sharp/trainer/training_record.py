@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from hf_sharp.sharpness.ascent import local_parts, trainable_parameters
+
 
 class TrainingRecord(TrainerCallback, ExportableState):
     """Records time and losses of a training, which every checkpoint contains, and the number of passes.
@@ -142,12 +144,8 @@ def weights_are_finite(model: nn.Module, over_processes: Callable[[Tensor], Tens
         model: the model.
         over_processes: sums a tensor over the processes, each of which may hold other shards.
     """
-    flags = []
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
-            values = parameter.detach()
-            values = values.to_local() if hasattr(values, "to_local") else values
-            flags.append(~values.isfinite().all())
+    weights = [parameter.detach() for parameter in trainable_parameters(model) if parameter.is_floating_point()]
+    flags = [~part.isfinite().all() for part in local_parts(weights)]
     return not flags or not over_processes(torch.stack(flags).sum().float()).item()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_sharp.reports.figures import group_limits, half_width, percent, quantity
+from hf_sharp.registry.words import quantity
+from hf_sharp.reports.figures import group_limits, half_width, percent
 from hf_sharp.reports.long_tail_report import frequencies_of
 from hf_sharp.reports.plots.fonts import class_labels, drawable
 from hf_sharp.reports.plots.labels import label_points
