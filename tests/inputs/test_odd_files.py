@@ -270,3 +270,42 @@ def test_lines_end_only_at_line_breaks(tmp_path, monkeypatch):
     assert load_unlabelled(str(file), "sentence")["sentence"][:] == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8"))
     assert [row.value for row in rows_of(Source("-", False, "text"))] == wanted
+
+
+def test_tables_as_pandas_writes_json_by_default(tmp_path):
+    file = tmp_path / "mails.json"
+    file.write_text(json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}))
+    said = r"one row of mappings, as pandas writes tables by default. Save it with to_json\(path, orient='records'"
+    with pytest.raises(ValueError, match=said):
+        load_file(file)
+    with pytest.raises(ValueError, match=said):
+        Source(str(file), False, "text").open()
+
+
+@pytest.mark.parametrize("values", [[1.5, 2.5], [["a"], ["b"]]])
+def test_cells_that_are_no_texts(values, tmp_path):
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict({"text": values}).to_parquet(str(file))
+    with pytest.raises(ValueError, match=r"the model takes texts, but column 'text' of .* has none"):
+        Source(str(file), False, "text").open()
+    labelled, new = ({"text": cells, "label": [0, 1]} for cells in (["a", "b"], values))
+    splits = {"train": datasets.Dataset.from_dict(labelled), "new": datasets.Dataset.from_dict(new)}
+    with pytest.raises(ValueError, match="column 'text' is not a text column"):
+        prepare_texts(datasets.DatasetDict(splits), None, TextArguments(), "label")
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"text": "a"}\n{"text": ["a"]}\n')
+    assert [row.fault for row in rows_of(Source(str(lines), False, "text"))] == [None, "the text is a list"]
+
+
+def test_empty_lines_above_the_header(tmp_path):
+    file = tmp_path / "mails.csv"
+    file.write_text("\n\ntext,label\none,a\ntwo,b\n")
+    assert [(row.name, row.value) for row in rows_of(Source(str(file), False, "text"))] == [("1", "one"), ("2", "two")]
+
+
+def test_pictures_of_other_formats_are_reported(tmp_path):
+    folder = folder_of(tmp_path / "new", "a.png", "sub/b.heic")
+    assert [row.name for row in rows_of(Source(str(folder), True, "image"))] == ["a.png", "sub/b.heic"]
+    assert [row.name for row in rows_of(Source(str(folder / "sub" / "b.heic"), True, "image"))] == ["b.heic"]
+    with pytest.raises(ValueError, match=r"1 of the 2 pictures in .* have a format that is not read, such as 'sub/b"):
+        load_unlabelled(str(folder), "image")

@@ -326,3 +326,10 @@ def test_the_evaluation_loss_does_not_depend_on_the_number_of_processes(make_tra
     alone = trainer.compute_loss(trainer.model.eval(), dict(batch))
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
     assert trainer.compute_loss(trainer.model, dict(batch)) == alone
+
+
+def test_a_label_column_called_label_ids(make_trainer):
+    rows = make_images().rename_column("label", "label_ids")
+    trainer = make_trainer(make_vit(), rows, label_column="label_ids", max_steps=1)
+    trainer.train()
+    assert trainer.class_frequencies.counts.tolist() == [40, 22, 9, 3]
