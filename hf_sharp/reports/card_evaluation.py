@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
@@ -135,8 +135,8 @@ def _over_seeds(over_seeds: Mapping[str, Any], metric: str) -> list[str]:
     cells = [f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"]
     if "plain" in over_seeds:
         gain = paired(over_seeds["plain"][metric], values)
-        assert gain["interval"] is not None, "there are two seeds or more"
-        cells.append(f"{100 * gain['difference']:+.1f} ± {100 * gain['interval']:.1f}")
+        interval = cast(float, gain["interval"])  # there are two seeds or more
+        cells.append(f"{100 * gain['difference']:+.1f} ± {100 * interval:.1f}")
     return cells
 
 
