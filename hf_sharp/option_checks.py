@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from hf_sharp.data import sampling
@@ -16,6 +15,7 @@ from hf_sharp.data.split import FRACTION
 from hf_sharp.losses import LOSSES, build_loss, training_loss
 from hf_sharp.losses.registry import loss_options
 from hf_sharp.model import head_init
+from hf_sharp.registry.json_text import read_json
 from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import check_name
 from hf_sharp.sharpness import METHODS, choices
@@ -166,25 +166,6 @@ _TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "float": (_number, "a number"),
     "bool": (_truth, "True or False"),
 }
-
-
-def read_json(name: str, text: str) -> Any:
-    """Read an option whose value is given as JSON.
-
-    Args:
-        name: the option's name.
-        text: JSON, or the path of a JSON file.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: `text` is neither JSON nor the path of a JSON file.
-    """
-    try:
-        return json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{name} is neither JSON nor a JSON file: {error}. Got {text!r}.") from error
 
 
 def _check_is_json(name: str, value: Any) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from hf_sharp.registry.nearest import did_you_mean
 
 _GENERATED = re.compile(r"LABEL_\d+")
 _SHOWN = 8
@@ -135,3 +137,45 @@ def shown(names: Sequence[object]) -> str:
     """Format a list of names for a message: the first eight, and the number of the others."""
     rest = len(names) - _SHOWN
     return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def indices_of_classes(labels: Iterable[Any], names: Sequence[str], what: str) -> list[int]:
+    """Find the indices of classes that the user named.
+
+    Args:
+        labels: class names, or class indices unless all class names are integers.
+        names: K class names.
+        what: the option that names the classes, for error messages.
+
+    Returns:
+        The class indices.
+
+    Raises:
+        ValueError: there is no such class (the error suggests the nearest name), or a class is named twice.
+
+    Example:
+        >>> indices_of_classes(["fraud", 0], ["ham", "spam", "fraud"], "cost_matrix")
+        [2, 0]
+    """
+    index_of = {str(label): index for index, label in enumerate(names)}
+    if not_numbers := not all(map(_is_integer, index_of)):  # otherwise, 0 may be meant as a name that does not exist
+        index_of = {str(index): index for index in range(len(names))} | index_of
+    found = []
+    for label in labels:
+        if str(label) not in index_of:
+            known = ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")
+            hint = (not_numbers and did_you_mean(label, index_of)) or f" The labels are {known}."
+            raise ValueError(f"{what} has the class {label!r}, which is not a label.{hint}")
+        index = index_of[str(label)]
+        if index in found:
+            raise ValueError(f"{what} has the class {names[index]!r} twice. Keep one of them.")
+        found.append(index)
+    return found
+
+
+def _is_integer(name: str) -> bool:
+    try:
+        int(name)
+    except ValueError:
+        return False
+    return True

@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_sharp.registry.arrays import as_array
-from hf_sharp.registry.nearest import did_you_mean
+from hf_sharp.data.class_names import indices_of_classes
+from hf_sharp.data.text_files import SEPARATORS, not_utf8, open_text
+from hf_sharp.registry.arrays import as_array, holds_bool
+from hf_sharp.registry.json_text import parse_json
 
 _TABLES = (".csv", ".tsv")
 _FORMS = (
@@ -53,7 +55,7 @@ def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> n
         if file.suffix.lower() in _TABLES:
             return _checked(_from_table(file, names, what), names, what)
         try:
-            costs = json.loads(str(costs), object_pairs_hook=lambda pairs: _as_mapping(pairs, what))
+            costs = parse_json(str(costs), what)
         except json.JSONDecodeError as error:
             raise ValueError(f"{what}: {str(costs)!r} is neither a CSV file nor JSON ({error}). {_FORMS}") from error
     if hasattr(costs, "to_dict"):  # a DataFrame or Series: its labels count, not the order of its rows
@@ -61,49 +63,12 @@ def read_costs(costs: Any, names: Sequence[str], what: str = "cost_matrix") -> n
     if isinstance(costs, Mapping):
         return _checked(_from_names(costs, names, what), names, what)
     try:
+        if holds_bool(costs):
+            raise TypeError("a truth value is no number")
         given = as_array(costs, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: {costs!r} are not numbers. {_FORMS}") from error
     return _checked(_of_true_class(given) if given.shape == (len(names),) else given, names, what)
-
-
-def class_index(name: Any, names: Sequence[str], what: str) -> int:
-    """Find the index of a class that the user named.
-
-    Args:
-        name: a class name, or a class index.
-        names: K class names.
-        what: the option that names the class, for error messages.
-
-    Returns:
-        The class index.
-
-    Raises:
-        ValueError: there is no such class; the error suggests the nearest name.
-    """
-    index_of = {str(index): index for index in range(len(names))}
-    index_of |= {str(label): index for index, label in enumerate(names)}
-    if str(name) not in index_of:
-        labels = ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")
-        hint = did_you_mean(name, index_of) or f" The labels are {labels}."
-        raise ValueError(f"{what} has the class {name!r}, which is not a label.{hint}")
-    return index_of[str(name)]
-
-
-def _class_indices(labels: Iterable[Any], names: Sequence[str], what: str) -> list[int]:
-    found = [class_index(label, names, what) for label in labels]
-    for index in found:
-        if found.count(index) > 1:
-            raise ValueError(f"{what} has the class {names[index]!r} twice. Keep one of them.")
-    return found
-
-
-def _as_mapping(pairs: Sequence[tuple[str, Any]], what: str) -> dict[str, Any]:
-    found = dict(pairs)
-    for name, _ in pairs if len(found) < len(pairs) else ():
-        if [other for other, _ in pairs].count(name) > 1:
-            raise ValueError(f"{what} has {name!r} twice. Keep one of them.")
-    return found
 
 
 def _of_true_class(costs: np.ndarray) -> np.ndarray:
@@ -112,9 +77,9 @@ def _of_true_class(costs: np.ndarray) -> np.ndarray:
 
 def _from_names(costs: Mapping[Any, Any], names: Sequence[str], what: str) -> np.ndarray:
     matrix = _of_true_class(np.ones(len(names)))
-    for row, (true, value) in zip(_class_indices(costs, names, what), costs.items(), strict=True):
+    for row, (true, value) in zip(indices_of_classes(costs, names, what), costs.items(), strict=True):
         if isinstance(value, Mapping):
-            for column, (predicted, cost) in zip(_class_indices(value, names, what), value.items(), strict=True):
+            for column, (predicted, cost) in zip(indices_of_classes(value, names, what), value.items(), strict=True):
                 matrix[row, column] = _number(cost, f"{what}: {true!r}, {predicted!r}")
         else:
             matrix[row] = _number(value, f"{what}: {true!r}")
@@ -123,19 +88,14 @@ def _from_names(costs: Mapping[Any, Any], names: Sequence[str], what: str) -> np
 
 
 def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise ValueError(f"{what}: {str(file)!r} {reason}. {_FORMS}") from error
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    rows = [row for row in reader if any(cell.strip() for cell in row)]
+    rows, separator = _cells(file, what)
     if len(rows) < 2:
         raise ValueError(f"{what}: {str(file)!r} has no rows. {_FORMS}")
     width = len(rows[0])
+    if width < 2:
+        raise ValueError(f"{what}: {str(file)!r} has only one column, {rows[0][0]!r}. {_FORMS}")
     for number, row in enumerate(rows, 1):
-        if len(row) != width or width < 2:
+        if len(row) != width:
             raise ValueError(f"{what}: {str(file)!r}, row {number}: {len(row)} cells, the header has {width}. {_FORMS}")
     if width == 2 and _is_number(rows[0][1]):
         raise ValueError(
@@ -143,10 +103,10 @@ def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
             "class,cost. Add one above it."
         )
     where = f"{what}: {str(file)!r}"
-    of_rows = _class_indices((row[0] for row in rows[1:]), names, where)
+    of_rows = indices_of_classes((row[0] for row in rows[1:]), names, where)
     if width == 2:
         return _from_names({row[0]: row[1] for row in rows[1:]}, names, where)
-    columns = _class_indices(rows[0][1:], names, where)
+    columns = indices_of_classes(rows[0][1:], names, where)
     matrix = np.full((len(names), len(names)), np.nan)
     for true, row in zip(of_rows, rows[1:], strict=True):
         for column, cell in zip(columns, row[1:], strict=True):
@@ -158,8 +118,31 @@ def _from_table(file: Path, names: Sequence[str], what: str) -> np.ndarray:
     return matrix
 
 
+def _cells(file: Path, what: str) -> tuple[list[list[str]], str]:
+    # The rows that are not empty, and the separator of columns: a comma, unless the header then has one cell only.
+    try:
+        with open_text(str(file)) as opened:
+            text = opened.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what}: {not_utf8(repr(str(file)))}") from error
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise ValueError(f"{what}: {str(file)!r} {reason}. {_FORMS}") from error
+    if "\0" in text:  # UTF-16 without a mark
+        raise ValueError(f"{what}: {not_utf8(repr(str(file)))}")
+    rows: list[list[str]] = []
+    for separator in ("\t" if file.suffix.lower() == ".tsv" else ",", ",", *SEPARATORS):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = [row for row in reader if any(cell.strip() for cell in row)]
+        if not rows or len(rows[0]) > 1:
+            return rows, separator
+    return rows, ","
+
+
 def _number(value: Any, where: str) -> float:
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError("a truth value is no number")
         return float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {value!r} is not a number. Expected a cost, a finite number >= 0.") from error

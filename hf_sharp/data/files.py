@@ -17,11 +17,11 @@ import datasets
 from huggingface_hub import DatasetCard
 
 from hf_sharp.data.image_folders import SPLITS, check_all_are_read, no_class_folders
+from hf_sharp.data.text_files import SEPARATORS, not_utf8, open_text
 
 logger = logging.getLogger(__name__)
 
 LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_SEPARATORS = {";": "';'", "\t": "'\\t'", "|": "'|'"}
 _LONGEST_TEXT = 2**31 - 1  # characters per cell; Python's default limit is 131,072, and pandas has no limit
 _READABLE = (".csv", ".tsv", ".txt", ".gz")
 
@@ -68,14 +68,7 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     Raises:
         ValueError: a table cannot be read, or the images are not in one folder per class.
     """
-    if glob.has_magic(str(path.absolute())):
-        raise ValueError(
-            f"datasets reads brackets, * and ? in {str(path.absolute())!r} as a pattern. Rename the folder."
-        )
-    name = str(path) if path.is_absolute() else f"./{path}"  # "csv" would name the loader
-    builder = datasets.load_dataset_builder(name)
-    files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
-    _refuse_capitals(path)
+    name, builder, files = _opened(path)
     if isinstance(getattr(builder.config, "sep", None), str):
         return _load_csv(files, separator or builder.config.sep)
     if type(builder.config).__name__ == "JsonConfig":
@@ -93,6 +86,33 @@ def load_folder(path: Path, separator: str | None = None) -> datasets.DatasetDic
     if next(iter(loaded.values())).column_names == ["image"]:
         raise ValueError(no_class_folders(path, [Path(file) for of_split in files.values() for file in of_split]))
     return loaded
+
+
+def split_files(path: Path) -> dict[str, list[str]]:
+    """List the files of each split in a folder, as datasets finds them.
+
+    Args:
+        path: the folder; without names of splits, all its files are the split `train`.
+
+    Returns:
+        Split name to absolute paths.
+
+    Raises:
+        ValueError: the folder's name is a pattern, or a split's name has capital letters.
+    """
+    return _opened(path)[2]
+
+
+def _opened(path: Path) -> tuple[str, Any, dict[str, list[str]]]:
+    if glob.has_magic(str(path.absolute())):
+        raise ValueError(
+            f"datasets reads brackets, * and ? in {str(path.absolute())!r} as a pattern. Rename the folder."
+        )
+    name = str(path) if path.is_absolute() else f"./{path}"  # "csv" would name the loader
+    builder = datasets.load_dataset_builder(name)
+    files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    _refuse_capitals(path)
+    return name, builder, files
 
 
 def _has_configs(path: Path) -> bool:
@@ -170,7 +190,7 @@ def quoting_of(files: Sequence[str], separator: str, errors: str = "strict") -> 
 
 
 def _quote_out_of_place(file: str, separator: str, errors: str) -> str | None:
-    with _open_text(file, errors) as text:
+    with open_text(file, errors) as text:
         reader = csv.reader(text, delimiter=separator, strict=True)
         try:
             for _ in reader:
@@ -183,7 +203,7 @@ def _quote_out_of_place(file: str, separator: str, errors: str) -> str | None:
 
 
 def _has_plain_quotes(file: str, errors: str) -> bool:
-    with _open_text(file, errors) as text:
+    with open_text(file, errors) as text:
         rows = filter(None, csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
         header = next(rows, [])
         quoted = (name[:1] == '"' for name in header)
@@ -192,11 +212,6 @@ def _has_plain_quotes(file: str, errors: str) -> bool:
 
 def _is_quoted(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == '"'
-
-
-def _open_text(file: str, errors: str = "strict") -> Any:
-    opened: Any = gzip.open if file.lower().endswith(".gz") else open
-    return opened(file, "rt", encoding="utf-8-sig", errors=errors, newline="")
 
 
 def column_names(file: str, separator: str, errors: str = "strict") -> list[str]:
@@ -215,7 +230,7 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
     """
     # Checked before pandas reads the file: if rows are wider than the header, it uses the first column as an index.
     try:
-        with _open_text(file, errors) as text:
+        with open_text(file, errors) as text:
             rows = filter(None, reader := csv.reader(text, delimiter=separator))  # like pandas, skip empty lines
             csv.field_size_limit(_LONGEST_TEXT)
             header, first = next(rows, None), next(rows, None)
@@ -225,8 +240,8 @@ def column_names(file: str, separator: str, errors: str = "strict") -> list[str]
         raise ValueError(_unreadable({"": [file]}, error)) from error
     if not header or not first:
         raise ValueError(f"{file!r} {'has a header but no rows' if header else 'is empty'}.")
-    if len(header) == 1 and separator not in _SEPARATORS:
-        for other, written in _SEPARATORS.items():
+    if len(header) == 1 and separator not in SEPARATORS:
+        for other, written in SEPARATORS.items():
             if other in header[0]:
                 raise ValueError(f"the columns of {file!r} are separated by {written}: add --separator {written}.")
     if len(first) > len(header):
@@ -249,10 +264,7 @@ def _unreadable(files: Mapping[str, Sequence[str]], error: BaseException) -> str
     names = [file for of_split in files.values() for file in of_split]
     where = names[0] if len(names) == 1 else f"one of {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
     if isinstance(error, UnicodeError) or "NUL" in str(error):
-        return (
-            f"{where} is not UTF-8 text. Convert it: iconv -f latin1 -t utf-8 FILE > NEW (or -f utf-16), or save it as "
-            "'CSV UTF-8'."
-        )
+        return not_utf8(where)
     reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ").rstrip(".")
     return f"{where} cannot be read: {reason}. Texts with separators or line breaks need quotes, which must be closed."
 

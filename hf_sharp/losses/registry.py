@@ -9,6 +9,7 @@ import torch
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.losses.base import ClassFrequencyLoss
 from hf_sharp.registry import Registry, option_names
+from hf_sharp.registry.arrays import holds_bool
 
 LOSSES: Registry[type[ClassFrequencyLoss]] = Registry("loss", described=("summary", "formula", "when", "citations"))
 LOSSES.add_builtin(ClassFrequencyLoss)
@@ -107,6 +108,8 @@ def set_class_importance(loss: ClassFrequencyLoss, class_importance: Any) -> Non
     try:
         importance = torch.as_tensor(class_importance, dtype=torch.float64)
     except (TypeError, ValueError):  # not numbers
+        importance = torch.empty(0)
+    if holds_bool(class_importance):
         importance = torch.empty(0)
     if importance.shape != loss.class_counts.shape or not (importance.isfinite() & (importance > 0)).all():
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sharp.model.cosine_head import CosineHead
-from hf_sharp.option_checks import read_json
+from hf_sharp.registry.json_text import read_json
 from hf_sharp.registry.limits import check_number
 from hf_sharp.trainer.head_start import make_cosine_head
 from hf_sharp.trainer.sharp_trainer import SharpTrainer

@@ -17,8 +17,8 @@ from hf_sharp.data.local_names import near_here
 from hf_sharp.data.long_tail import long_tail
 from hf_sharp.data.repeats import warn_of_repeats
 from hf_sharp.data.split import FRACTION, drop_repeats, split_validation
-from hf_sharp.option_checks import read_json
 from hf_sharp.recipe.boundary import stage
+from hf_sharp.registry.json_text import read_json
 from hf_sharp.registry.limits import check_number
 from hf_sharp.registry.nearest import did_you_mean
 

@@ -26,3 +26,16 @@ def as_array(values: Any, dtype: Any = None) -> np.ndarray:
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
     return np.asarray(values, dtype)
+
+
+def holds_bool(values: Any) -> bool:
+    """Tell whether True or False is among values, which arrays of numbers would take for 1 and 0.
+
+    Args:
+        values: anything that `as_array` takes; lists may be nested.
+
+    Example:
+        >>> holds_bool([[0, 1], [True, 0]]), holds_bool([1.0, "a"])
+        (True, False)
+    """
+    return any(isinstance(value, (bool, np.bool_)) for value in as_array(values, object).flat)

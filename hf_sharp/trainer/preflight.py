@@ -14,7 +14,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
-from hf_sharp.data.costs import class_index, read_costs
+from hf_sharp.data.class_names import indices_of_classes
+from hf_sharp.data.costs import read_costs
 from hf_sharp.losses import ClassFrequencyLoss
 from hf_sharp.model.cosine_head import CosineHead
 from hf_sharp.sharpness import METHODS
@@ -252,13 +253,14 @@ def class_importance_of(importance: Any, frequencies: ClassFrequencies) -> Any:
         K values, with 1 for a class that the mapping does not contain. Anything but a mapping is returned unchanged.
 
     Raises:
-        ValueError: the mapping contains an unknown class.
+        ValueError: the mapping contains an unknown class, or a class twice.
     """
     if not isinstance(importance, Mapping):
         return importance
     values = [1.0] * frequencies.num_classes
-    for name, value in importance.items():
-        values[class_index(name, frequencies.labels, "class_importance")] = value
+    indices = indices_of_classes(importance, frequencies.labels, "class_importance")
+    for index, value in zip(indices, importance.values(), strict=True):
+        values[index] = value
     return values
 
 

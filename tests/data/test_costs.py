@@ -55,6 +55,11 @@ def test_costs_of_the_true_class(form, tmp_path):
         ('{"fraud": 5, "fraud": 50}', "cost_matrix has 'fraud' twice. Keep one of them."),
         ({"fraud": 5, "2": 50}, "cost_matrix has the class 'fraud' twice"),
         ({"fraud": {"ham": 5, 0: 50}}, "cost_matrix has the class 'ham' twice"),
+        ({"fraud": True}, "True is not a number"),
+        ({"fraud": {"ham": np.True_}}, "is not a number"),
+        ([[0, 1, 1], [1, 0, True], [1, 1, 0]], "are not numbers"),
+        (np.ones((3, 3), dtype=bool), "are not numbers"),
+        ("[1, 1, true]", "are not numbers"),
     ],
 )
 def test_mistakes_are_named(costs, said):
@@ -70,6 +75,7 @@ def test_mistakes_are_named(costs, said):
         ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0\n", "row 3: 3 cells, the header has 4"),
         ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0,x\nfraud,5,10,0\n", "row 'spam', column 'fraud': 'x' is not a nu"),
         ("", "has no rows. Expected a CSV file"),
+        ("fraud\nham\n", "has only one column, 'fraud'. Expected a CSV file"),
         ("class,cost\nfraud,5\nfraud,50\n", "has the class 'fraud' twice. Keep one of them"),
         ("true,ham,ham,fraud\nham,0,1,1\nspam,1,0,1\nfraud,5,10,0\n", "has the class 'ham' twice"),
         ("true,ham,spam,fraud\nham,0,1,1\nspam,1,0,1\nspam,5,10,0\n", "has the class 'spam' twice"),
@@ -78,6 +84,31 @@ def test_mistakes_are_named(costs, said):
 def test_mistakes_in_a_file_are_named(text, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         read_costs(write(tmp_path, text), NAMES)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_the_separator_of_a_table_is_found(separator, suffix, tmp_path):
+    text = "true,ham,spam,fraud\nham,0,1,1\nspam,1,0,1\nfraud,5,10,0\n".replace(",", separator)
+    assert read_costs(write(tmp_path, text, f"costs{suffix}"), NAMES).tolist() == MATRIX
+    classes = f"class{separator}cost\nfraud{separator}5\n"
+    assert read_costs(write(tmp_path, classes, f"costs{suffix}"), NAMES)[2].tolist() == [5, 5, 0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin1"])
+def test_a_table_that_is_not_utf8_is_told_how_to_convert(encoding, tmp_path):
+    (tmp_path / "costs.csv").write_bytes("class,cost\nbetrügerisch,5\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"--cost: '.*costs.csv' is not UTF-8 text. Convert it: iconv"):
+        read_costs(tmp_path / "costs.csv", NAMES, "--cost")
+
+
+def test_an_index_is_no_name_of_a_class_if_all_names_are_numbers():
+    names = ["7", "10", "20", "401"]
+    with pytest.raises(ValueError, match=r"--cost has the class '0', which is not a label. The labels are 7, 10, 20"):
+        read_costs('{"0": 9}', names, "--cost")
+    assert read_costs({7: 9}, names)[0].tolist() == [0, 9, 9, 9]
+    assert read_costs({1: 9}, ["0", "1", "2"])[1].tolist() == [9, 0, 9]
+    assert read_costs({1: 9}, ["7", "10", "other"])[1].tolist() == [9, 0, 9]
 
 
 def test_a_table_of_pandas_is_read_by_its_labels():

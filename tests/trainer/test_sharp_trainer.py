@@ -723,6 +723,12 @@ def test_deferred_weights_switch_on_after_their_fraction_of_the_steps_and_not_in
 def test_importance_of_an_unknown_class(make_trainer):
     with pytest.raises(ValueError, match=r"class_importance has the class 'class2', .* Did you mean 'class 2'"):
         make_trainer(class_importance={"class2": 3.0})
+    for twice in ({"class 0": 2, "0": 3}, '{"class 0": 2, "class 0": 3}'):
+        with pytest.raises(ValueError, match=r"class_importance has .*'class 0' twice. Keep one of them"):
+            make_trainer(class_importance=twice)
+    for truth in ({"class 0": True}, [True, 1, 1, 1], np.ones(4, dtype=bool)):
+        with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0"):
+            make_trainer(class_importance=truth)
     with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0"):
         make_trainer(class_importance=[1, 2])
     with pytest.raises(ValueError, match="class_importance must be 4 finite numbers > 0"):
