@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
         prog="hf-sharp compare",
         usage="hf-sharp compare CONFIG_A CONFIG_B [options]",
         description="Train two configs with the same seeds, and compare them seed by seed. Finished runs are not "
-        "trained again. Further flags are passed to both trainings.",
+        "trained again, except with --overwrite_output_dir. Further flags are passed to both trainings.",
     )
     parser.add_argument("config_a", metavar="CONFIG_A", help="a YAML file of options")
     parser.add_argument("config_b", metavar="CONFIG_B", help="another YAML file of options")
@@ -125,20 +125,22 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"both configs are called {names[0]!r}, which is also the name of a folder. Rename one file.")
     output = Path(arguments.output_dir or f"outputs/compare/{names[0]}_{names[1]}")
     asked = [RecipeParser(OPTIONS, ["--config", config, *flags]).values for config in configs]  # both, before training
+    runs = {
+        output / name / f"seed_{seed}": (name, config, options | {"seed": seed})
+        for seed in range(arguments.seeds)
+        for name, config, options in zip(names, configs, asked, strict=True)
+    }
+    finished = _finished({folder: options for folder, (_, _, options) in runs.items()})
     last = output / names[1] / "seed_0"
-    if not any((output / name / "seed_0" / RESULTS).is_file() for name in names):  # to find mistakes early
+    if not finished & {output / names[0] / "seed_0", last}:  # to find mistakes early
         check = ["--compare_with", "none", "--check_only", "true", "--output_dir", str(last)]
         launch(configs[1], [*flags, *check, "--resume_from_checkpoint", "true"], arguments.accelerate)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for seed in range(arguments.seeds):
-        for name, config, options in zip(names, configs, asked, strict=True):
-            folder = output / name / f"seed_{seed}"
-            if (folder / RESULTS).is_file():
-                check_finished(folder, options | {"seed": seed}, whole=False)
-            else:
-                run = ["--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "true"]
-                launch(config, [*flags, "--compare_with", "none", *run], arguments.accelerate)
-            results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+    for folder, (name, config, options) in runs.items():
+        if folder not in finished:
+            run = ["--seed", str(options["seed"]), "--output_dir", str(folder), "--resume_from_checkpoint", "true"]
+            launch(config, [*flags, "--compare_with", "none", *run], arguments.accelerate)
+        results[name].append(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
     summary = compare(names, results)
     summary["command"] = shown_command(["hf-sharp", "compare", *argv])
     write_json(output / "comparison.json", summary)
@@ -149,6 +151,14 @@ def main(argv: list[str]) -> None:
     console.print(summary["verdict"], highlight=False)
     for file in ("comparison.json", "recall_by_count.png"):
         console.print(f"{output / file}", highlight=False, soft_wrap=True)
+
+
+def _finished(runs: Mapping[Path, Mapping[str, Any]]) -> set[Path]:
+    # The folders of the runs that need no training. Their options are checked before the first training starts.
+    done = {folder for folder in runs if (folder / RESULTS).is_file() and not runs[folder].get("overwrite_output_dir")}
+    for folder in done:
+        check_finished(folder, runs[folder], whole=False)
+    return done
 
 
 def compare(names: tuple[str, str], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

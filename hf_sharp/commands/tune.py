@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from hf_sharp.recipe.flags import Flags
 from hf_sharp.recipe.search_space import EXTRA, SEARCHED
-from hf_sharp.recipe.tune import BACKENDS, tune
+from hf_sharp.recipe.tune import BACKENDS, train_chosen, tune
 
 _ABOUT = """Choose loss strength, method and radius for a config, on validation data held
 out of the training split. The test split is not read. The same command goes
@@ -82,7 +82,6 @@ def main(argv: list[str]) -> None:
         output_dir=folder,
         search=arguments.search,
         seed=arguments.search_seed,
-        retrain=arguments.retrain,
         backend=arguments.backend,
         cpus_per_run=arguments.cpus_per_run,
         flags=flags,
@@ -91,7 +90,8 @@ def main(argv: list[str]) -> None:
     console.print(escape(result["said"]), highlight=False)
     for file in ("best.yaml", "sensitivity.png", "pareto.png", "tuning.json"):
         console.print(f"{folder / file}", highlight=False, soft_wrap=True)
-    if arguments.retrain:
+    if arguments.retrain:  # after the result is shown, so that an error does not lose it
+        train_chosen(folder, ["--config", arguments.config, *flags])
         console.print(f"model    {folder / 'model'}", highlight=False, soft_wrap=True)
     else:
         console.print(

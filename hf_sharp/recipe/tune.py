@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_sharp.recipe.budget import read_budget
+from hf_sharp.recipe.config_file import read_config
 from hf_sharp.recipe.flags import check_names
+from hf_sharp.recipe.kind import recipe_for
 from hf_sharp.recipe.parser import RecipeParser
 from hf_sharp.recipe.planned import INCIDENTAL
 from hf_sharp.recipe.search import Search
 from hf_sharp.recipe.search_space import SEARCHED, SearchSpace
 from hf_sharp.recipe.training import prepare_training, train_classifier
+from hf_sharp.recipe.tuned_config import to_train
 from hf_sharp.recipe.tuning_run import Runner, read_options
 
 logger = logging.getLogger(__name__)
@@ -77,6 +81,7 @@ def tune(
     argv = ["--config", str(config), *flags]
     folder = Path(output_dir or f"outputs/tune/{Path(config).stem}")
     parser, recipe = read_options(argv)
+    _check_final_training(parser)
     space = SearchSpace(parser.values, search)
     ready = prepare_training(parser, recipe, without=["test"])  # first, so that a mistake in the data leaves no folder
     going = Search(open_study(folder, parser, space, seed), space, Runner(parser, ready, folder), seed)
@@ -88,12 +93,46 @@ def tune(
         going.go_on(allowed)
     result = going.finish()
     if retrain:
-        words = ["--config", str(folder / "best.yaml"), "--output_dir", str(folder / "model")]
-        words += ["--resume_from_checkpoint", "true"]
-        if token := parser.values.get("hub_token"):  # no file contains it
-            words += ["--hub_token", token]
-        train_classifier(words, recipe)
+        train_chosen(folder, argv)
     return result
+
+
+def train_chosen(folder: Path, argv: Sequence[str]) -> None:
+    """Train the config that a search chose on all training examples, and save the model in the search's folder.
+
+    The training continues if it was interrupted. A model of another choice is replaced.
+
+    Args:
+        folder: the folder of the search.
+        argv: the config and the flags of the search.
+
+    Raises:
+        ValueError: as for a training.
+    """
+    recipe = recipe_for(argv)
+    values = recipe.parser(argv).values
+    chosen, begun, model = folder / "best.yaml", folder / "retrained.yaml", folder / "model"
+    same = begun.is_file() and read_config(str(begun)) == read_config(str(chosen))
+    if model.exists() and (not same or values.get("overwrite_output_dir")):
+        logger.warning("The model in %r is replaced.", str(model))
+        shutil.rmtree(model)
+    shutil.copy(chosen, begun)
+    words = ["--config", str(chosen), "--output_dir", str(model), "--resume_from_checkpoint", "true"]
+    if token := values.get("hub_token"):  # no file contains it
+        words += ["--hub_token", token]
+    train_classifier(words, recipe)
+
+
+def _check_final_training(parser: RecipeParser) -> None:
+    # Before the search: options that need what the final training leaves out.
+    left_out = parser.values.keys() - to_train(parser.values).keys()
+    try:
+        parser.build(**dict.fromkeys(left_out))
+    except ValueError as error:
+        raise ValueError(
+            f"the chosen config is to be trained on all training examples, without evaluations, but {error}. Change "
+            "this option."
+        ) from error
 
 
 def open_study(folder: Path, parser: RecipeParser, space: SearchSpace, seed: int) -> Any:

@@ -15,10 +15,29 @@ from hf_sharp.reports.results import write_whole
 from hf_sharp.reports.tuning import FINISHED, best_of, costs_of
 
 # Options that the search set for its own runs, or that need the held-out examples, which the chosen config trains on.
+# A validation_split stays: it is not trained on, and hf-sharp calibrate and others take it over.
 _LEFT_OUT = {
-    *("validation_fraction", "eval_strategy", "eval_steps", "load_best_model_at_end", "compare_with", "output_dir"),
-    *("resume_from_checkpoint", "overwrite_output_dir", "metric_for_best_model", "dataloader_pin_memory"),
+    *("validation_fraction", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end"),
+    *("metric_for_best_model", "greater_is_better", "compare_with", "output_dir", "resume_from_checkpoint"),
+    *("overwrite_output_dir", "check_only", "dataloader_pin_memory"),
 }
+
+
+def to_train(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the options of a tuned config that have an effect if it is trained on all training examples.
+
+    Args:
+        options: the options of the config; None stands for the default.
+
+    Returns:
+        The options without those of validation during training.
+    """
+    kept = {name: value for name, value in options.items() if value is not None and name not in _LEFT_OUT}
+    if kept.get("save_strategy") == "best":
+        del kept["save_strategy"]
+    if "test_fraction" not in kept:  # nothing is held out any more
+        kept.pop("group_column", None)
+    return kept
 
 
 def write_config(
@@ -41,11 +60,7 @@ def write_config(
     for name, value in chosen.items():
         if value is not None:
             lines += ["", *(f"# {line}" for line in textwrap.wrap(_comment(name, runs), 110)), _yaml({name: value})]
-    others = {
-        name: value
-        for name, value in options.items()
-        if value is not None and name not in chosen and name not in _LEFT_OUT
-    }
+    others = {name: value for name, value in to_train(options).items() if name not in chosen}
     lines += [
         "",
         "# As in the config that was tuned. Training uses all examples, also those that were held out.",

@@ -196,6 +196,19 @@ def test_compare_is_paired_resumable_and_speaks(config, tmp_path, capsys, monkey
     assert (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns == written
     assert (tmp_path / "c" / "recall_by_count.png").is_file()
     assert "had other options (learning_rate: " in cli.main([*argv, "--learning_rate", "0.5"])
+    overwrite = [*argv, "--seeds", "1", "--learning_rate", "0.5", "--overwrite_output_dir"]
+    assert cli.main(overwrite) == 0, "what the error advises"
+    for name in ("plain", "sharp"):
+        results = json.loads((tmp_path / "c" / name / "seed_0" / "all_results.json").read_text())
+        assert results["options"]["learning_rate"] == 0.5
+    written = (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns
+    trained = mock.Mock(side_effect=train_here)
+    with mock.patch("hf_sharp.commands.compare.launch", trained):
+        assert "had other options (learning_rate: " in cli.main([*argv, "--learning_rate", "0.5", "--seeds", "3"])
+    assert not trained.called, "the options of all finished runs are compared before any training"
+    assert cli.main(overwrite) == 0
+    assert (tmp_path / "c" / "plain" / "seed_0" / "all_results.json").stat().st_mtime_ns > written, "again"
+    assert cli.main([*argv, "--overwrite_output_dir"]) == 0
     plain.write_text(plain.read_text() + "weight_decay: 0.1\n")
     assert "weight_decay: None then, 0.1 now" in cli.main(argv)
     plain.write_text(plain.read_text().replace("sharpness: none\n", "").replace("weight_decay: 0.1\n", ""))

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 
+import datasets
 import pytest
 import yaml
 from transformers import pipeline
@@ -14,14 +15,16 @@ from hf_sharp import cli
 from hf_sharp.recipe import search as searching
 from hf_sharp.recipe import tune as tuning
 from hf_sharp.recipe import tuning_run
+from hf_sharp.recipe.boundary import UserError
 from hf_sharp.recipe.budget import Budget, read_budget
 from hf_sharp.recipe.search_space import EXTRA, SEARCHED, SearchSpace, is_log
+from hf_sharp.recipe.texts import train_texts
 from hf_sharp.recipe.tuning_run import Runner
 from hf_sharp.reports.plots.tuning import pareto_front
 from hf_sharp.reports.tuning import best_of, effects, paragraph
 from hf_sharp.sharpness.candidates import CANDIDATES
 from tests.inputs.commands import command, no_traceback  # noqa: F401
-from tests.recipes.conftest import TINY_VIT, bert_folder, image_folder, text_folder  # noqa: F401
+from tests.recipes.conftest import TINY_VIT, bert_folder, image_folder, text_folder, texts  # noqa: F401
 
 optuna = pytest.importorskip("optuna", reason="pip install optuna")
 
@@ -154,6 +157,63 @@ def test_the_command_ends_with_a_config_pictures_and_a_model(config, tmp_path, c
     trained = json.loads((folder / "model" / "all_results.json").read_text())
     assert trained["report"]["class_counts"] == [12, 6, 3], "on all training examples"
     pipeline("image-classification", str(folder / "model"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_model_follows_the_choice(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Runner, "train", pretend)
+    folder = tmp_path / "search"
+    words = ["tune", str(config), "--search", "loss_tau", "--output_dir", str(folder), "--retrain", "--budget"]
+
+    def trained():
+        file = folder / "model" / "all_results.json"
+        return json.loads(file.read_text())["options"]["loss_tau"], file.stat().st_mtime_ns
+
+    assert cli.main([*words, "1runs"]) == 0
+    first, _ = trained()
+    assert cli.main([*words, "3runs"]) == 0
+    second, written = trained()
+    assert first != second == yaml.safe_load((folder / "best.yaml").read_text())["loss_tau"]
+    assert cli.main([*words, "3runs"]) == 0
+    assert trained() == (second, written), "the same choice is not trained again"
+    assert cli.main([*words, "3runs", "--overwrite_output_dir"]) == 0
+    assert trained()[1] > written
+    capsys.readouterr()
+    monkeypatch.setattr(tuning, "train_classifier", fail)
+    assert cli.main([*words, "4runs"]) == "error: no memory"
+    assert "of 4 runs" in capsys.readouterr().out.lower(), "an error of the training does not lose the result"
+    with pytest.raises(UserError, match="no memory"):
+        hf_sharp.tune(config, "4runs", search=["loss_tau"], output_dir=folder, retrain=True)
+
+
+def fail(argv, recipe):
+    raise UserError("no memory")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_chosen_config_has_no_options_of_validation(bert_folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Runner, "train", pretend)
+    rows = texts((20, 8, 4)) | {"customer": [str(i // 2) for i in range(32)]}
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows).to_csv(str(tmp_path / "mails" / f"{split}.csv"))
+    options = {"dataset": str(tmp_path / "mails"), "model_name_or_path": bert_folder, "group_column": "customer"}
+    options |= {"eval_strategy": "epoch", "save_strategy": "best", "metric_for_best_model": "accuracy", "do_eval": True}
+    options |= {"eval_on_start": True, "greater_is_better": True, "check_only": True, "unique_column": "text"}
+    config = write(tmp_path, **options)
+    hf_sharp.tune(config, "1runs", output_dir=tmp_path / "search")
+    best = tmp_path / "search" / "best.yaml"
+    assert yaml.safe_load(best.read_text())["unique_column"] == "text", "it has an effect"
+    assert train_texts(["--config", str(best), "--output_dir", str(tmp_path / "model"), "--max_steps", "1"])
+    write(tmp_path, **options, test_fraction=0.25, test_split="none")
+    hf_sharp.tune(config, "1runs", output_dir=tmp_path / "other")
+    assert yaml.safe_load((tmp_path / "other" / "best.yaml").read_text())["group_column"] == "customer"
+
+
+def test_options_that_the_final_training_lacks_are_refused_before_the_search(config, tmp_path):
+    flags = ["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"]
+    with pytest.raises(ValueError, match=r"without evaluations, but .*reduce_lr_on_plateau requires an eval strategy"):
+        hf_sharp.tune(config, "1runs", output_dir=tmp_path / "search", flags=flags)
+    assert not (tmp_path / "search").exists()
 
 
 def test_texts(text_folder, bert_folder, tmp_path):  # noqa: F811
