@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from hf_sharp.commands.costs import adjust_for_costs
+from hf_sharp.commands.costs import adjust_for_costs, costs_of
 from hf_sharp.losses import LOSSES
 from hf_sharp.model.posthoc import METHODS, adjust_head, choose_strength
 from hf_sharp.model.predicted_geometry import geometry_is_known
 from hf_sharp.model.records import RECORD
 from hf_sharp.recipe.arguments import load_splits
-from hf_sharp.recipe.changed import save_changed
+from hf_sharp.recipe.changed import save_changed, still_decided
+from hf_sharp.recipe.decisions import Decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.recorded import recorded, set_flags
 from hf_sharp.recipe.saved import HeadArguments, SavedModel, choose_data, new_folder, open_saved
@@ -111,10 +112,11 @@ def main(argv: list[str]) -> None:
     adjusted = adjust_head(saved.model, saved.frequencies.counts, what.method, **options)
     said, measured = getattr(adjusted.config, RECORD), None
     effect = PREDICTIONS if said["strength"] else NOTHING
+    decisions = still_decided(names.model, adjusted, effect)
     if "validation" in splits:
-        measured = _measure(replace(saved, model=adjusted), record, output, rows)
+        measured = _measure(replace(saved, model=adjusted), decisions, record, output, rows)
     change = {"command": "adjust", "effect": effect, "chosen": automatic} | said
-    save_changed(names.model, adjusted, saved.processor, output, change, record, measured=measured)
+    save_changed(names.model, adjusted, saved.processor, output, change, record, decisions, measured)
     Console().print(f"model    {output}", highlight=False, soft_wrap=True)
 
 
@@ -130,13 +132,15 @@ def _choose(saved: SavedModel, method: str, options: Mapping[str, Any]) -> float
     return strength
 
 
-def _measure(adjusted: SavedModel, record: Mapping[str, Any], output: Path, rows: int | None) -> dict[str, Any]:
+def _measure(
+    adjusted: SavedModel, decisions: Decisions, record: Mapping[str, Any], output: Path, rows: int | None
+) -> dict[str, Any]:
     logits, labels = adjusted.predict("validation")
-    probabilities, references = logits.double().softmax(1).numpy(), labels.numpy()
-    predictions = probabilities.argmax(1)
+    probabilities, predictions = (values.numpy() for values in decisions.decide(logits))
+    references = labels.numpy()
     limits = {name: record["report"][name] for name in _LIMITS if name in record.get("report", {})}
     frequencies = replace(adjusted.frequencies, **limits)
-    costs = record.get("data", {}).get("cost_matrix")
+    costs = costs_of(decisions, record)
     report = long_tail_report(predictions, references, frequencies, probabilities, cost_matrix=costs)
     title = f"after the correction, validation: {len(references):,} examples"
     if rows != 0:

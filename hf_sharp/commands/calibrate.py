@@ -18,6 +18,7 @@ from scipy.special import softmax
 
 from hf_sharp.data.class_frequencies import ClassFrequencies
 from hf_sharp.data.class_names import shown
+from hf_sharp.data.local_paths import shortened
 from hf_sharp.model.confidence import (
     TEMPERATURES,
     Threshold,
@@ -111,7 +112,7 @@ def main(argv: list[str]) -> None:
         logger.warning("The temperature is at its limit: nearly every validation example is right, or none is.")
     result, thresholds, decisions = _calibrate(logits, labels, temperature, what.precision, decisions)
     model, decisions = _scaled(saved.model, temperature, decisions, data.head)
-    result["options"] = {"model": names.model} | asdict(what) | {"data": asdict(data)}
+    result["options"] = shortened({"model": names.model} | asdict(what) | {"data": asdict(data)})
     change = _change(result, thresholds, saved.frequencies) | {"balanced": what.balanced}
     change["folded"] = model is not saved.model
     if change["folded"] and saved.model.dtype not in (torch.float32, torch.float64):

@@ -15,7 +15,8 @@ from hf_sharp.data.costs import read_costs
 from hf_sharp.model.costs import class_costs, fold_costs
 from hf_sharp.model.posthoc import check_unadjusted
 from hf_sharp.recipe.changed import save_changed
-from hf_sharp.recipe.decisions import DECISIONS, class_labels_of, read_decisions
+from hf_sharp.recipe.decisions import DECISIONS, Decisions, class_labels_of, read_decisions
+from hf_sharp.recipe.recorded import from_here
 from hf_sharp.recipe.saved import LookArguments, load_saved, takes_images
 from hf_sharp.reports.card_changes import DECIDED, PREDICTIONS
 from hf_sharp.reports.card_training import method_of, treats_classes_alike
@@ -41,7 +42,8 @@ def adjust_for_costs(
     Raises:
         ValueError: the costs cannot be read, or the model was adjusted before.
     """
-    data.tokenizer_name = data.tokenizer_name or record.get("options", {}).get("tokenizer_name")
+    if data.tokenizer_name is None and (tokenizer := record.get("options", {}).get("tokenizer_name")):
+        data.tokenizer_name = from_here(record, tokenizer)
     model, processor = load_saved(name, takes_images(name, data.trust_remote_code), data)
     classes = class_labels_of(model.config)
     check_unadjusted(model)
@@ -64,6 +66,19 @@ def adjust_for_costs(
     console = Console()
     console.print(f"costs    {how}", highlight=False)
     console.print(f"model    {output}", highlight=False, soft_wrap=True)
+
+
+def costs_of(decisions: Decisions, record: Mapping[str, Any]) -> Any:
+    """Return the costs to measure a model by.
+
+    Args:
+        decisions: the decision rules saved with the model.
+        record: what the training recorded.
+
+    Returns:
+        The costs that the model's predictions follow; else those of the training; None if there are none.
+    """
+    return decisions.costs or record.get("data", {}).get("cost_matrix")
 
 
 def _reason(error: ValueError) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hf_sharp.commands.costs import costs_of
 from hf_sharp.data.loading import no_split
 from hf_sharp.data.views import TTA, check_tta
 from hf_sharp.recipe.arguments import load_splits
@@ -15,7 +16,7 @@ from hf_sharp.recipe.decisions import read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
-from hf_sharp.recipe.tested import check_card, check_decisions, write_tested
+from hf_sharp.recipe.tested import check_card, check_figures, write_tested
 from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "Costs of mistakes, for the expected cost: a CSV file with a row per true class and a column per "
-            'predicted class, or JSON such as {"fraud": 5}. Default: the costs recorded with the model.',
+            'predicted class, or JSON such as {"fraud": 5}. Default: the costs saved with the model, else those of '
+            "the training.",
             "aliases": ["--cost"],
         },
     )
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> None:
     what, data, names = read_flags(parser, argv)
     check_tta(what.tta)
     rows = rows_shown(what.per_class)
-    choose_data(what, data, names.model, names.data, argv)
+    record = choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
     results = check_card(names.model, what.split, what.tta, data) if what.card else None
     splits = load_splits(data, data.label_column)
@@ -75,11 +77,11 @@ def main(argv: list[str]) -> None:
         raise ValueError(no_split(what.split, splits))
     saved = open_saved(names.model, splits, data)
     decisions = read_decisions(names.model, saved.model.config)
-    if what.card:
-        check_decisions(decisions)
+    if results is not None:
+        check_figures(results, decisions, saved.frequencies.counts)
     if decisions.by_cost:
         logger.warning("predictions of least expected cost, with the costs saved with the model")
-    costs = what.cost_matrix or decisions.costs
+    costs = what.cost_matrix or costs_of(decisions, record)
     logits, labels = saved.predict(what.split, what.tta)
     check_finite(logits.numpy(), f"the {what.split} split")
     probabilities, predictions = (values.numpy() for values in decisions.decide(logits))

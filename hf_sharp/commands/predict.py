@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 from hf_sharp.commands.costs import warn_of_balanced_model
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.costs import read_costs
+from hf_sharp.data.unlabelled import STDIN
 from hf_sharp.model.confidence import examples_needed
 from hf_sharp.recipe.arguments import TRUST
 from hf_sharp.recipe.choosing import Chooser
 from hf_sharp.recipe.decisions import Decisions, read_decisions
-from hf_sharp.recipe.inputs import STDIN, Source
+from hf_sharp.recipe.inputs import Source
 from hf_sharp.recipe.outputs import FORMATS, PredictionFile
 from hf_sharp.recipe.parser import command_parser, read_flags
 from hf_sharp.recipe.predicting import Predictor, choose_device
@@ -138,7 +139,7 @@ def main(argv: list[str]) -> None:
     what, names = read_flags(parser, argv)
     record = recorded(names.model)
     options = {name: value for name, value in record.get("options", {}).items() if name != "dataset_config"}
-    take_over(record and record | {"options": options}, (what,), argv, str(options.get("dataset", "digits")))
+    take_over(record and record | {"options": options}, (what,), argv, None)
     output = None if what.output_dir is None else new_folder(what.output_dir)
     device, images = choose_device(what.device), takes_images(names.model, what.trust_remote_code)
     processes = PartialState()

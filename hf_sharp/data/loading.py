@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import datasets
@@ -95,7 +95,7 @@ def pool_splits(splits: datasets.DatasetDict, name: str) -> datasets.DatasetDict
     return datasets.DatasetDict({**rest, name: datasets.concatenate_datasets([splits[part] for part in parts])})
 
 
-def no_split(split: str, splits: datasets.DatasetDict) -> str:
+def no_split(split: str, splits: Iterable[str]) -> str:
     """Describe a missing split, with the existing ones."""
     return f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}."
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import datasets
 
+from hf_sharp.data.files import split_files
 from hf_sharp.data.idx import is_idx_folder
 from hf_sharp.data.image_folders import picture_files, refuse_other_formats
 from hf_sharp.data.loading import load, no_split
+
+STDIN = "-"
 
 
 def load_unlabelled(
@@ -31,11 +34,12 @@ def load_unlabelled(
         ValueError: the data, the column or the split does not exist, or there are several splits and none is named.
     """
     path = Path(name).expanduser()
+    refuse_split(name, split, "--new_split")
     if path.is_file() and path.suffix.lower() == ".txt":
         with path.open(encoding="utf-8-sig") as file:  # read by lines: other separators may be in texts
             lines = [line.strip() for line in file]
         return _column(datasets.Dataset.from_dict({column: [line for line in lines if line]}), column, name)
-    if path.is_dir() and not _is_dataset(path) and (files := picture_files(path)):
+    if path.is_dir() and not _is_dataset(path) and (files := pictures_of(path, split, "--new_split")):
         refuse_other_formats(path, files)
         rows = datasets.Dataset.from_dict({column: [str(file) for file in files]})
         return _column(rows.cast_column(column, datasets.Image()), column, name)
@@ -46,6 +50,38 @@ def load_unlabelled(
     if chosen not in splits:
         raise ValueError(f"{name!r}: {no_split(chosen, splits)} Choose with --new_split.")
     return _column(splits[chosen], column, name)
+
+
+def refuse_split(name: str, split: str | None, flag: str) -> None:
+    """Raise a ValueError if a split of a single file or of the standard input, `-`, is named."""
+    if split is not None and (name == STDIN or Path(name).expanduser().is_file()):
+        what = "the standard input" if name == STDIN else f"the single file {name!r}"
+        raise ValueError(f"{flag} {split} has no effect, because {what} has no splits. Leave it out.")
+
+
+def pictures_of(folder: Path, split: str | None, flag: str) -> list[Path]:
+    """List the pictures in a folder and its subfolders by name.
+
+    Args:
+        folder: the folder.
+        split: the split to take the pictures of; None for all pictures.
+        flag: the flag that names the split, for the error message.
+
+    Returns:
+        The paths; none if there are no pictures.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    files = picture_files(folder)
+    if split is None or not files:
+        return files
+    splits = split_files(folder)
+    if split not in splits:
+        raise ValueError(f"{str(folder)!r}: {no_split(split, splits)} Name one of them with {flag}.")
+    top = folder.resolve()  # as datasets does
+    of_split = set(map(Path, splits[split]))
+    return [file for file in files if top / file.relative_to(folder) in of_split]
 
 
 def _is_dataset(folder: Path) -> bool:

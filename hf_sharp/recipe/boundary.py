@@ -60,8 +60,8 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def discard_if_interrupted(folder: Path) -> None:
-    """Make Ctrl-C remove what the command has written into a new folder, so that no incomplete results are left."""
+def discard_if_incomplete(folder: Path) -> None:
+    """Make Ctrl-C and errors remove what the command has written into a new folder, so that it can be run again."""
     _new_folders[folder] = folder.exists()
 
 
@@ -93,6 +93,7 @@ def run_recipe(main: Callable[[], Any], interrupted: str | None = None) -> int |
         print(f"interrupted: {interrupted or _after_training()}", file=sys.stderr)
         return 130
     except Exception as error:
+        _discard_new_folders()
         message = _message(error)
         if message is None or _shows_traceback():
             raise

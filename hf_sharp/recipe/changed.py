@@ -47,8 +47,7 @@ def save_changed(
         output: the new folder.
         change: the change, as `hf_sharp.reports.card_changes` describes it, without `model`.
         record: what the training recorded, as `recorded` returns it.
-        decisions: the decision rules to save with the model. Default: those saved before; if the predictions changed,
-            they are dropped with a warning.
+        decisions: the decision rules to save with the model. Default: those that `still_decided` returns.
         measured: the long-tail report of the changed model on validation data, or None.
 
     Raises:
@@ -57,7 +56,7 @@ def save_changed(
     with stage(f"the changed model cannot be saved in {str(output)!r}"):
         model.save_pretrained(output)
         processor.save_pretrained(output)
-        (_still_decided(name, model, change) if decisions is None else decisions).save(output)
+        (still_decided(name, model, change["effect"]) if decisions is None else decisions).save(output)
         change, before = {"model": without_paths(name)} | dict(change), _card_of(name)
         if "class_counts" in record.get("report", {}):
             results = changed_results(merged_record(record), change, measured)
@@ -72,9 +71,19 @@ def save_changed(
         _copy_pictures(Path(name), output, [picture for picture in _PICTURES if f"]({picture})" in text])
 
 
-def _still_decided(name: str, model: Any, change: Mapping[str, Any]) -> Decisions:
+def still_decided(name: str, model: Any, effect: str) -> Decisions:
+    """Read the decision rules of a model that hold after a change, and warn of those that no longer do.
+
+    Args:
+        name: the folder or Hub name of the model before the change.
+        model: the changed model.
+        effect: the effect of the change, as in `hf_sharp.reports.card_changes`.
+
+    Returns:
+        All rules, or none if the predictions changed.
+    """
     decisions = read_decisions(name, model.config)
-    if change["effect"] != PREDICTIONS:
+    if effect != PREDICTIONS:
         return decisions
     if decisions.holds_something:
         logger.warning(

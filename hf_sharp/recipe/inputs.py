@@ -15,14 +15,14 @@ import datasets
 
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.files import column_names, quoting_of
-from hf_sharp.data.image_folders import picture_files, picture_suffixes
+from hf_sharp.data.image_folders import picture_suffixes
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.data.local_names import near_here
+from hf_sharp.data.unlabelled import STDIN, pictures_of, refuse_split
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.registry.words import quantity
 
-STDIN = "-"
 _LINES = (".txt", ".text")
 _CHUNK = 64  # the number of dataset rows to read at a time
 
@@ -86,9 +86,10 @@ class Source:
         """
         path = Path(self.name).expanduser()
         suffix = path.suffix.lower()
+        refuse_split(self.name, self.split, "--split")
         if self.name == STDIN or (path.is_file() and suffix in _LINES):
             return self._of_lines(path)
-        if self.images and self.name not in EMBEDDED and (pictures := _pictures(path)):
+        if self.images and self.name not in EMBEDDED and (pictures := self._pictures(path)):
             self._keeps_nothing("pictures without a table")
             rows = (Row(name, {"path": str(file), "bytes": None}, []) for name, file in pictures)
             return Inputs(rows, len(pictures))
@@ -103,6 +104,14 @@ class Source:
         with stage(f"the data {self.name!r} cannot be loaded", near_here(self.name).strip()):
             loaded = load(self.name, self.config, self.separator)
         return self._of_dataset(loaded)
+
+    def _pictures(self, path: Path) -> list[tuple[str, Path]]:
+        """List a single image, or the images in a folder and its subfolders, sorted by name."""
+        if path.is_file():
+            return [(_in_utf8(path.name), path)] if path.suffix.lower() in picture_suffixes() else []
+        with stage(f"the pictures in {self.name!r} cannot be listed"):
+            files = pictures_of(path, self.split, "--split") if path.is_dir() else []
+        return [(_in_utf8(file.relative_to(path).as_posix()), file) for file in files]
 
     def _keeps_nothing(self, what: str) -> None:
         if self.keep:
@@ -242,15 +251,6 @@ def _each(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
             return
         except csv.Error as error:
             yield error
-
-
-def _pictures(path: Path) -> list[tuple[str, Path]]:
-    """List a single image, or all images in a folder and its subfolders, sorted by name."""
-    if path.is_file():
-        return [(_in_utf8(path.name), path)] if path.suffix.lower() in picture_suffixes() else []
-    return (
-        [(_in_utf8(file.relative_to(path).as_posix()), file) for file in picture_files(path)] if path.is_dir() else []
-    )
 
 
 def _as_text(value: Any) -> str:

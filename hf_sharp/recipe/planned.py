@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from hf_sharp.losses import LOSSES
 from hf_sharp.recipe.boundary import check_writable
 from hf_sharp.recipe.parser import RecipeParser
-from hf_sharp.reports.results import RESULTS, options_of
+from hf_sharp.reports.results import RESULTS, with_local
 from hf_sharp.sharpness import METHODS
 from hf_sharp.training_args import SharpTrainingArguments, unused_options
 
@@ -194,7 +194,7 @@ def check_finished(folder: Path, options: Mapping[str, Any], whole: bool = True)
         options: the current options by name; those that cannot change the result are ignored.
         whole: whether these are all options, including those that the recipe adds itself.
     """
-    done = options_of(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+    done = with_local(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))["options"]
     asked = {name: value for name, value in options.items() if value is not None and name not in INCIDENTAL}
     names = (done.keys() | asked.keys()) - (set() if whole else _OF_RECIPES)
     differ = sorted(name for name in names if done.get(name) != asked.get(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
+from hf_sharp.data.loading import EMBEDDED
 from hf_sharp.data.local_names import refuse_no_model
-from hf_sharp.reports.results import RESULTS, options_of, write_results
+from hf_sharp.reports.results import RESULTS, with_local, write_results
 
 logger = logging.getLogger(__name__)
 
 # Options of the model that hold for any data; all others are taken over for the same data only.
-_OF_MODEL = {"max_length", "tokenizer_name", "picture_range", "cost_matrix"}
+_OF_MODEL = {"max_length", "tokenizer_name", "picture_range"}
 _NOT_TAKEN = {
     "output_dir",
     "dataset",
@@ -32,6 +34,7 @@ _NOT_TAKEN = {
     "left_out",
     "trust_remote_code",
     *("threshold", "bootstrap", "new_split", "new_config"),
+    "cost_matrix",  # it does not change the training
 }
 # With different values than in the training, a held-out split contains training examples.
 _OF_SPLITS = {"test_fraction", "validation_fraction", "train_split", "test_split", "validation_split"}
@@ -61,7 +64,7 @@ def recorded(model: str) -> dict[str, Any]:
         ) from error
     if not isinstance(results, dict) or not isinstance(results.get("options"), dict):
         return {}
-    return results | {"options": options_of(model, results)}
+    return with_local(model, results)
 
 
 def file_beside(model: str, name: str) -> Path | None:
@@ -95,7 +98,7 @@ def keep_record(record: Mapping[str, Any], folder: Path) -> None:
         folder: the folder of the changed model.
     """
     if record:
-        write_results(folder, {name: record[name] for name in ("options", "data") if name in record})
+        write_results(folder, {name: record[name] for name in ("options", "trained_in", "data") if name in record})
 
 
 def set_flags(argv: Sequence[str]) -> set[str]:
@@ -103,41 +106,86 @@ def set_flags(argv: Sequence[str]) -> set[str]:
     return {word.lstrip("-").split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
 
 
-def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[str], dataset: str) -> None:
+def from_here(record: Mapping[str, Any], name: str) -> str:
+    """Return a name in the options of a training so that it leads to the same file or folder from here.
+
+    Args:
+        record: what `recorded` returned.
+        name: a path as it was set for the training, or a name on the Hub.
+
+    Returns:
+        The path; the name itself if it leads there, or if there was no such path where the training ran.
+    """
+    path = Path(record.get("trained_in", ""), Path(name).expanduser())
+    there = os.path.exists(path)  # False for a folder of someone else, where Path.exists raises an error
+    return name if name in EMBEDDED or not there or _leads_to(name, path) else str(path)
+
+
+def _leads_to(name: str, path: Path) -> bool:
+    return Path(name).expanduser().resolve() == path.resolve()
+
+
+def is_trained_on(record: Mapping[str, Any], dataset: str) -> bool | None:
+    """Tell whether data are those that a training recorded.
+
+    Args:
+        record: what `recorded` returned.
+        dataset: the file, folder or name of the data.
+
+    Returns:
+        Whether they are; None if they have the same name, but it is unknown where the data of the training lay.
+    """
+    name = str(record["options"].get("dataset", "digits"))
+    given, trained = Path(dataset).expanduser(), Path(from_here(record, name)).expanduser()
+    if _leads_to(dataset, trained):
+        return True
+    is_known = os.path.exists(trained) and ("trained_in" in record or trained.is_absolute())
+    return None if given.exists() and given.name == trained.name and not is_known else False
+
+
+def take_over(record: Mapping[str, Any], groups: Sequence[Any], argv: Sequence[str], dataset: str | None) -> None:
     """Set the options that a command line does not set to those of the training.
 
-    Options that are taken over are logged; a flag that contradicts the training gives a warning.
+    Options that are taken over are logged; a flag that contradicts the training gives a warning, and so do options that
+    are not taken over because it is unknown whether the data are those of the training.
 
     Args:
         record: what `recorded` returned.
         groups: dataclass instances of options; they are changed in place.
         argv: the command line.
-        dataset: the data that the command looks at.
+        dataset: the data that the command looks at; None if the options of the training hold whatever the data.
     """
     if not record:
         return
     options, flags = record["options"] | record.get("data", {}), set_flags(argv)
-    same = _same(str(options.get("dataset", "digits")), dataset)
-    taken, contradicted, trainings = {}, {}, _options_of_trainings()
+    same = dataset is None or is_trained_on(record, dataset)
+    taken, contradicted, unused, trainings = {}, {}, {}, _options_of_trainings()
     for group in groups:
         for item in fields(group):
             name = item.name
             if (
                 name in _NOT_TAKEN
                 or name not in trainings
-                or not (same or name in _OF_MODEL)
+                or (same is False and name not in _OF_MODEL)
                 or (name not in options and name not in flags)
             ):
                 continue
             trained, value = options.get(name, item.default), getattr(group, name)
             if trained == value:
                 continue
-            if flags & {name, *(alias.lstrip("-") for alias in item.metadata.get("aliases", ()))}:
-                if name != "cost_matrix":  # it does not change the training
-                    contradicted[name] = f"{name} {value} (trained with {trained})"
+            if name in flags:
+                contradicted[name] = f"{name} {value} (trained with {trained})"
+            elif same is None and name not in _OF_MODEL:
+                unused[name] = f"{name} {trained}"
             else:
-                setattr(group, name, trained)
-                taken[name] = name if name == "cost_matrix" else f"{name} {trained}"
+                setattr(group, name, _paths_from_here(record, name, trained))
+                taken[name] = f"{name} {trained}"
+    if unused:
+        logger.warning(
+            "not taken over from the training, because %r may be other data than its %r: %s. Set these options if it "
+            "is the same",
+            *(dataset, options.get("dataset"), ", ".join(unused.values())),
+        )
     if taken:
         logger.warning("taken over from the training: %s", ", ".join(taken.values()))
     if contradicted:
@@ -158,5 +206,10 @@ def _options_of_trainings() -> set[str]:
     }
 
 
-def _same(recorded_name: str, dataset: str) -> bool:
-    return recorded_name == dataset or Path(recorded_name).resolve() == Path(dataset).resolve()
+def _paths_from_here(record: Mapping[str, Any], name: str, value: Any) -> Any:
+    if name == "tokenizer_name":
+        return value and from_here(record, value)
+    if name == "split_lists":
+        parts = (item.partition("=") for item in value or ())
+        return [f"{split}={from_here(record, file)}" for split, _, file in parts] or None
+    return value

@@ -170,6 +170,7 @@ def _train_and_evaluate(
         "training": {name: training[name] for name in ("train_runtime", "train_steps_per_second", "train_loss")}
         | cost_of(trainer),
         "options": run.options,
+        "trained_in": os.getcwd(),
         "local": local_names(run.options, records["model"].get("base")),
         "command": _command(),
         "machine": machine_class(),

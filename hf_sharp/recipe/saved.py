@@ -28,10 +28,10 @@ from hf_sharp.data.class_names import match_names, real_names, shown
 from hf_sharp.data.label_columns import align_dataset
 from hf_sharp.data.labels import LabelCollator
 from hf_sharp.recipe.arguments import TRUST
-from hf_sharp.recipe.boundary import check_writable, discard_if_interrupted
+from hf_sharp.recipe.boundary import check_writable, discard_if_incomplete
 from hf_sharp.recipe.images import ImageArguments, prepare_images, views_of
 from hf_sharp.recipe.models import class_for, loading
-from hf_sharp.recipe.recorded import recorded, set_flags, take_over
+from hf_sharp.recipe.recorded import from_here, recorded, set_flags, take_over
 from hf_sharp.recipe.saved_adapter import base_of_adapter, open_merged
 from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, prepare_texts
 from hf_sharp.reports.results import task_of
@@ -76,6 +76,7 @@ def choose_data(what: Any, data: LookArguments, model: str, word: str | None, ar
     record = recorded(model)
     if word is None and "dataset" not in set_flags(argv):
         word = record.get("options", {}).get("dataset")
+        word = word and from_here(record, word)
         if word is None:
             raise ValueError("name the dataset after the model: the class counts are read from its training split.")
         logger.warning("dataset %s, from the training", word)
@@ -94,7 +95,7 @@ def new_folder(path: str) -> Path:
         path: the folder; it may exist if it is empty.
 
     Returns:
-        The folder, not created yet. Ctrl-C removes it.
+        The folder, not created yet. Ctrl-C and errors remove it.
 
     Raises:
         ValueError: the path is a file or a folder that is not empty, or the folder cannot be created.
@@ -105,7 +106,7 @@ def new_folder(path: str) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"the output folder {path!r} is not empty. Choose another --output_dir.")
     check_writable(folder)
-    discard_if_interrupted(folder)
+    discard_if_incomplete(folder)
     return folder
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.changed import rewrite_card
 from hf_sharp.recipe.decisions import Decisions
+from hf_sharp.recipe.recorded import is_trained_on
 from hf_sharp.reports.card_changes import OF_OTHER_PREDICTIONS, check_same_model
 from hf_sharp.reports.evaluation_pictures import draw_evaluation
 from hf_sharp.reports.model_card import config_of
-from hf_sharp.reports.results import options_of, read_results, write_results
+from hf_sharp.reports.results import read_results, with_local, write_results
 
 _OF_THE_TEST = ("dataset", "dataset_config", "test_split")  # options that the metadata of a card contain
 
@@ -43,12 +44,11 @@ def check_card(model: str, split: str, tta: str, data: Any) -> dict[str, Any]:
         raise ValueError(f"a card has the figures of the test data, not of {split!r}. Remove --split or --card.")
     if tta != "none":
         raise ValueError(f"a card has the figures of one view of each picture, not of {tta!r}: add --tta none.")
-    results = read_results(model)
+    results = with_local(model, read_results(model))
     check_same_model(config_of(Path(model)), results)
-    results["options"] = options_of(model, results)
     for name in _OF_THE_TEST:
         trained, given = results["options"].get(name, getattr(type(data), name)), getattr(data, name)
-        if trained != given and not (name == "dataset" and Path(trained).resolve() == Path(given).resolve()):
+        if not (is_trained_on(results, given) if name == "dataset" else trained == given):
             raise ValueError(
                 f"the card would say that the figures are of {name} {trained!r}, but they are of {given!r}. Remove "
                 "--card, or evaluate on the data of the training."
@@ -56,8 +56,22 @@ def check_card(model: str, split: str, tta: str, data: Any) -> dict[str, Any]:
     return results
 
 
-def check_decisions(decisions: Decisions) -> None:
-    """Raise a ValueError if costs are saved beside a model, because `pipeline()` does not use them."""
+def check_figures(results: Mapping[str, Any], decisions: Decisions, counts: np.ndarray) -> None:
+    """Check, before a model is run, that its figures will be those of `pipeline()` after the recorded training.
+
+    Args:
+        results: the results, as `check_card` returns them.
+        decisions: the decision rules saved with the model.
+        counts: (K,) the training examples of each class in the data.
+
+    Raises:
+        ValueError: costs are saved beside the model, or the class counts are not those of the training.
+    """
+    if counts.tolist() != results["report"]["class_counts"]:
+        raise ValueError(
+            "the class counts of this data are not those of the training, so no card was written. Set the options "
+            "of the data as in the training, or remove --card."
+        )
     if decisions.cost_matrix is not None:
         raise ValueError(
             "a card has the figures of pipeline(), which does not use the costs saved beside the model. Use --card "
@@ -87,13 +101,8 @@ def write_tested(
         The path of the card.
 
     Raises:
-        ValueError: the class counts are not those of the training, or the folder is not writable.
+        ValueError: the folder is not writable.
     """
-    if report["class_counts"] != results["report"]["class_counts"]:
-        raise ValueError(
-            "the class counts of this data are not those of the training, so no card was written. Set the options "
-            "of the data as in the training, or remove --card."
-        )
     with stage(f"the figures cannot be saved in {str(folder)!r}"):
         kept = {name: item for name, item in results.items() if name not in OF_OTHER_PREDICTIONS}
         if probabilities is None:

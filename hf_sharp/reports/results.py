@@ -19,8 +19,10 @@ from hf_sharp.registry import Registry
 from hf_sharp.sharpness.methods import METHODS
 
 RESULTS = "all_results.json"
-# The options with local paths. Pushes leave this file out, because its name begins with "_".
+# The options with local paths, and the folder that relative ones belong to. Pushes leave this file out, because of the
+# "_" in its name.
 _LOCAL = "_local.json"
+_ONLY_LOCAL = "trained_in"
 _WITHOUT_PATHS = ("options", "local", "model", "data", "adapter", "method")
 _FIGURES = ("train_runtime", "train_steps_per_second", "train_loss")
 _TRAINING_OPTIONS = (
@@ -98,12 +100,13 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def shared_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy results for publication, with absolute paths in options and command shortened to their last component.
+    """Copy results for publication: absolute paths in options and command are shortened to their last component.
 
     Args:
         results: the results of a run.
     """
     shared = {name: shortened(item) if name in _WITHOUT_PATHS else item for name, item in results.items()}
+    shared.pop(_ONLY_LOCAL, None)
     return shared | ({"command": shortened_command(shared["command"])} if "command" in shared else {})
 
 
@@ -111,10 +114,11 @@ def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) ->
     """Write the `all_results.json` of a run, in the form that is published.
 
     Args:
-        folder: the folder of the run. The options as they were set are saved in a second file, which is not published.
+        folder: the folder of the run. The options as they were set, and `trained_in`, are saved in a second file, which
+            is not published.
         results: the results.
     """
-    write_json(Path(folder, _LOCAL), {"options": results["options"]})
+    write_json(Path(folder, _LOCAL), {name: results[name] for name in ("options", _ONLY_LOCAL) if name in results})
     write_json(Path(folder, RESULTS), shared_results(results))
 
 
@@ -140,16 +144,19 @@ def write_whole(file: Path, text: str) -> None:
     unfinished.replace(file)
 
 
-def options_of(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run as they were set, if it was trained on this machine; else as published.
+def with_local(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what is not published to the results of a run, if it was trained on this machine.
 
     Args:
         folder: the folder of the run.
         results: the content of its `all_results.json`.
+
+    Returns:
+        The results, with the `options` as they were set, and with `trained_in`, the working directory of the training,
+        which relative paths in the options belong to (older versions did not record it).
     """
     file = Path(folder) / _LOCAL
-    local = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else results
-    return dict(local["options"])
+    return dict(results) | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
 
 
 def results_of(trainer: Any, report: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -310,6 +310,44 @@ def test_what_calibrates_is_not_the_training_or_the_test_data(texts_model, mails
     assert not (tmp_path / "o").exists()
 
 
+def test_predict_reads_the_pictures_of_the_split(images_model, image_folder, tmp_path, capsys, no_traceback):  # noqa: F811
+    for split in ("train", "test"):
+        source, flags = Path(image_folder), ("--split", split, "--output_dir", tmp_path / split)
+        assert run("predict", images_model, source, *flags) == 0
+        wanted = sorted(file.relative_to(source).as_posix() for file in (source / split).rglob("*.png"))
+        assert [row["input"] for row in rows_of(tmp_path / split)] == wanted
+    said = command(capsys, "predict", images_model, image_folder, "--split", "tst")
+    assert "there is no split 'tst'; the splits are 'train', 'test'. Name one of them with --split." in said
+    flat = Path(image_folder, "test", "dog")
+    assert "the splits are 'train'" in command(capsys, "predict", images_model, flat, "--split", "test")
+    picture = next(flat.glob("*.png"))
+    said = command(capsys, "predict", images_model, picture, "--split", "test")
+    assert f"--split test has no effect, because the single file {str(picture)!r} has no splits" in said
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "txt", "stdin"])
+def test_a_split_of_a_single_file_is_refused(form, texts_model, tmp_path, capsys, no_traceback):  # noqa: F811
+    data = datasets.Dataset.from_dict(texts((5, 4, 3)))
+    source = "-" if form == "stdin" else _write(data, form, tmp_path)
+    assert "has no splits. Leave it out." in command(capsys, "predict", texts_model, source, "--split", "test")
+
+
+def test_after_an_error_the_same_command_can_be_repeated(texts_model, mails, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "was_there").mkdir()
+    for output in ("new", "was_there"):
+        assert "empty.txt' has no rows" in run(
+            "predict", texts_model, tmp_path / "empty.txt", "--output_dir", tmp_path / output
+        )
+        assert [*tmp_path.glob(f"{output}/*")] == []
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_sharp.recipe.outputs._Csv.write", Mock(side_effect=OSError("no space left")))
+        with pytest.raises(OSError, match="no space"):
+            run("predict", texts_model, mails, "--output_dir", tmp_path / "new")
+    assert run("predict", texts_model, mails, "--output_dir", tmp_path / "new") == 0
+    assert len(rows_of(tmp_path / "new")) == 66
+
+
 COSTS = "true,cat,dog,emu\ncat,0,1,9000\ndog,2,0,9000\nemu,9,1,0\n"
 
 
@@ -352,6 +390,38 @@ def test_costs_in_a_table_and_in_the_head(images_model, image_folder, tmp_path, 
 def _cost_of_plain(rows, matrix):
     names = ("cat", "dog", "emu")
     return np.mean([matrix[names.index(row["input"].split("/")[0]), names.index(row["label"])] for row in rows])
+
+
+@pytest.mark.parametrize("kind", ["table", "head"])
+def test_the_costs_saved_with_a_model_win_over_those_of_its_training(kind, images_model, image_folder, tmp_path):  # noqa: F811
+    dear, model = [[0, 900, 900], [1, 0, 1], [1, 1, 0]], tmp_path / "model"
+    shutil.copytree(images_model, model)
+    (model / "all_results.json").write_text(json.dumps({"options": {}, "data": {"cost_matrix": dear}}))
+    costs = {"dog": 3} if kind == "head" else {"dog": {"cat": 3}}
+    assert run("adjust", model, "--cost", json.dumps(costs), "--output_dir", tmp_path / "costs") == 0
+
+    def cost(folder, *flags):
+        assert run("evaluate", folder, image_folder, *flags, "--output_dir", tmp_path / "report") == 0
+        report = json.loads((tmp_path / "report" / "report.json").read_text())
+        shutil.rmtree(tmp_path / "report")
+        return report["expected_cost"]
+
+    saved = cost(tmp_path / "costs")
+    assert saved == cost(tmp_path / "costs", "--cost", json.dumps(costs))
+    assert cost(model) == cost(model, "--cost", json.dumps(dear)) != cost(model, "--cost", json.dumps(costs))
+    assert cost(tmp_path / "costs", "--cost", json.dumps(dear)) != saved
+
+
+def test_a_head_that_stays_as_it_is_is_measured_as_it_decides(images_model, image_folder, tmp_path):  # noqa: F811
+    table = json.dumps({"dog": {"cat": 900}})
+    assert run("adjust", images_model, "--cost", table, "--output_dir", tmp_path / "costs") == 0
+    flags = ("--validation_fraction", 0.3, "--strength", 0)
+    assert run("adjust", tmp_path / "costs", image_folder, *flags, "--output_dir", tmp_path / "same") == 0
+    measured = json.loads((tmp_path / "same" / "validation" / "report.json").read_text())
+    words = ("--validation_fraction", 0.3, "--split", "validation", "--output_dir", tmp_path / "report")
+    assert run("evaluate", tmp_path / "same", image_folder, *words) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (measured["expected_cost"], measured["accuracy"]) == (report["expected_cost"], report["accuracy"])
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,16 @@ def test_a_folder_of_pictures_is_read_in_the_order_of_the_names_with_and_without
     assert len(deep) == 4
     other = load_unlabelled(str(tmp_path / "flat"), "img")  # the column of the training data, such as CIFAR's
     assert [row["img"].filename for row in other] == [row["image"].filename for row in flat]
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "deep").rename(tmp_path / "splits" / "test")
+    pictures(tmp_path / "splits" / "train", (3, 2, 1), rng)
+    assert len(load_unlabelled(str(tmp_path / "splits"), "image", split="test")) == 4
+    assert len(load_unlabelled(str(tmp_path / "splits"), "image", split="train")) == 6
+    with pytest.raises(ValueError, match=r"no split 'val'; the splits are 'train', 'test'. Name one .* --new_split"):
+        load_unlabelled(str(tmp_path / "splits"), "image", split="val")
+    (tmp_path / "mails.txt").write_text("w1")
+    with pytest.raises(ValueError, match="--new_split test has no effect, because the single file"):
+        load_unlabelled(str(tmp_path / "mails.txt"), "text", split="test")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Commands read what the training recorded beside the model, say what they took over, and warn of contradictions."""
 
 import json
+import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
+import datasets
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
@@ -88,11 +91,6 @@ def test_options_of_the_command_alone_do_not_contradict_the_training(caplog):
     assert what.cost_matrix == "costs.csv", "a flag wins under each of its names"
 
 
-def test_the_costs_of_the_training_are_taken_over_for_other_data_too(caplog):
-    assert taken({"cost_matrix": [[0, 1], [9, 0]]}, dataset="other.csv")["cost_matrix"] == [[0, 1], [9, 0]]
-    assert "taken over from the training: cost_matrix" in caplog.text
-
-
 def test_the_dataset_of_the_training_is_the_default(tmp_path, caplog):
     (tmp_path / "all_results.json").write_text(json.dumps({"options": {"dataset": "mails.csv", "test_fraction": 0.2}}))
     look = LookArguments()
@@ -169,8 +167,6 @@ def test_the_strength_is_chosen_unless_it_is_given():
 
 
 def test_a_report_of_the_same_model_and_data_is_that_of_the_training(bert_folder, tmp_path, caplog):  # noqa: F811
-    import datasets
-
     data = datasets.Dataset.from_dict(texts((20, 8, 4)))
     data = data.rename_columns({"text": "body", "label": "kind"})
     data.to_csv(str(tmp_path / "mails.csv"), sep=";")
@@ -183,3 +179,71 @@ def test_a_report_of_the_same_model_and_data_is_that_of_the_training(bert_folder
     assert report["per_class_recall"] == trained["per_class_recall"]
     for name in ("max_length 4", "test_fraction 0.25", "label_column kind", "text_column body"):
         assert name in caplog.text
+
+
+def test_data_of_the_training_are_recognized_from_another_folder(bert_folder, tmp_path, caplog, monkeypatch):  # noqa: F811
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    rows = texts((20, 8, 4))
+    datasets.Dataset.from_dict(rows | {"customer": [i // 2 for i in range(32)]}).to_csv("mails.csv", sep=";")
+    argv = ["--dataset", "mails.csv", "--separator", ";", "--test_fraction", "0.25", "--group_column", "customer"]
+    argv += ["--model_name_or_path", bert_folder, *QUICK]
+    trained = train_texts([*argv, "--output_dir", "out"])["logit_adjusted"]["report"]
+    assert str(tmp_path) not in Path("out/all_results.json").read_text()
+    flags = ["--separator", ";", "--test_fraction", "0.25"]
+    adjust = ["adjust", ".", "--method", "tau_norm", "--strength", "1", "--output_dir", "../out2"]
+    monkeypatch.chdir(tmp_path / "there" / "out")
+    assert cli.main(adjust) == 0  # a changed model remembers it, too
+    monkeypatch.chdir(tmp_path / "here")
+    for words in (["../there/out", "../there/mails.csv", *flags], ["../there/out"], ["../there/out2"]):
+        output = tmp_path / f"report {len(words)} {Path(words[0]).name}"
+        assert cli.main(["evaluate", *words, "--output_dir", str(output)]) == 0
+        report = json.loads((output / "report.json").read_text())
+        assert report["class_counts"] == trained["class_counts"]
+        if words[0] == "../there/out":
+            assert report["per_class_recall"] == trained["per_class_recall"]
+    assert "taken over from the training: group_column customer" in caplog.text
+    assert str(tmp_path) not in "".join(
+        file.read_text() for file in (tmp_path / "there").rglob("*.json") if file.name[0] != "_"
+    )
+    shutil.copytree("../there/out", "moved")
+    shutil.copy("../there/mails.csv", "mails.csv")
+    caplog.clear()
+    assert cli.main(["evaluate", "moved", "mails.csv", *flags]) == 0, "other data of the same name"
+    assert "group_column" not in caplog.text
+    Path("moved/_local.json").unlink()
+    assert cli.main(["evaluate", "moved", str(tmp_path / "here" / "mails.csv"), *flags]) == 0
+    assert "group_column customer" in caplog.text, "a run of an older version, in the folder of the training"
+
+
+def test_data_that_may_be_those_of_the_training_are_warned_of(tmp_path, caplog, monkeypatch):
+    (tmp_path / "mails.csv").touch()
+    options = {"dataset": "data/mails.csv", "group_column": "customer", "max_length": 9, "separator": ";"}
+    for record in ({}, {"trained_in": "/nowhere"}):
+        look = LookArguments(dataset=str(tmp_path / "mails.csv"))
+        take_over({"options": options} | record, (look,), ["--separator=,"], look.dataset)
+        assert (look.group_column, look.max_length) == (None, 9)
+        assert "may be other data than its 'data/mails.csv': group_column customer. Set these" in caplog.text
+        caplog.clear()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mails.csv").touch()
+    take_over({"options": options, "trained_in": str(tmp_path)}, (look,), [], look.dataset)
+    assert look.group_column is None
+    assert caplog.text == "", "both files exist, and differ"
+
+
+def test_paths_in_the_options_lead_to_the_same_files_from_another_folder(tmp_path, monkeypatch):
+    for name in ("photos", "tokenizer"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train.txt").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    options = {"dataset": "photos", "split_lists": ["train=train.txt"], "tokenizer_name": "tokenizer"}
+    look = LookArguments(dataset="../photos")
+    take_over({"options": options, "trained_in": str(tmp_path)}, (look,), [], look.dataset)
+    assert look.split_lists == [f"train={tmp_path / 'train.txt'}"]
+    assert look.tokenizer_name == str(tmp_path / "tokenizer")
+    look = LookArguments(dataset="user/photos")
+    take_over({"options": options | {"dataset": "user/photos", "tokenizer_name": "user/t"}}, (look,), [], "user/photos")
+    assert (look.split_lists, look.tokenizer_name) == (["train=train.txt"], "user/t")
