@@ -255,6 +255,7 @@ def calibrated(texts_model, mails, tmp_path):
 
 def test_a_calibrated_model_abstains_and_gives_sets(calibrated, texts_model, mails, tmp_path, capsys):
     result = json.loads((calibrated / "calibration.json").read_text())
+    assert str(tmp_path) not in json.dumps(result), "it is published"
     assert result["after"]["negative_log_likelihood"] <= result["before"]["negative_log_likelihood"] + 1e-9
     assert (calibrated / "calibrated_reliability.png").stat().st_size > 10_000
     new = pipeline("text-classification", str(calibrated), top_k=None)(["w1 w2"])[0]
