@@ -73,13 +73,13 @@ def main(argv: list[str]) -> None:
     if flags.train_split not in splits:
         raise ValueError(f"{no_split(flags.train_split, splits)} Choose with --train_split.")
     data = splits[flags.train_split]
-    if flags.unique_column is not None:
-        data = drop_repeats(data, flags.unique_column)
     data = call_it_label(data, flags.label_column)
     if flags.label_column not in data.column_names:
         raise ValueError(no_label_column(flags.label_column, data.column_names, "--label_column"))
-    if flags.skip_broken == "true":
-        data = check_splits({flags.train_split: data}, flags.label_column, Checks("off", True))[0][flags.train_split]
+    checks = Checks("off", flags.skip_broken == "true")
+    data = check_splits({flags.train_split: data}, flags.label_column, checks)[0][flags.train_split]
+    if flags.unique_column is not None:
+        data = drop_repeats(data, flags.unique_column)
     data = name_classes({flags.train_split: data}, flags.label_column, flags.class_names)[flags.train_split]
     if flags.imbalance_factor is not None:
         data = long_tail(data, flags.imbalance_factor, label_column=flags.label_column)

@@ -51,6 +51,9 @@ class ShiftArguments:
     )
     new_split: str | None = field(default=None, metadata={"help": "The split of the new data, if it has several."})
     new_config: str | None = field(default=None, metadata={"help": "Configuration of new data on the Hub."})
+    new_separator: str | None = field(
+        default=None, metadata={"help": "The column separator of new CSV files. Default: that of the training data."}
+    )
     threshold: float | None = field(
         default=None,
         metadata={
@@ -142,8 +145,9 @@ def _open(what: ShiftArguments, data: HeadArguments, names: Any) -> SavedModel:
     splits = load_splits(data, data.label_column)
     images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
     column = data.image_column if images else data.text_column
+    separator = what.new_separator or data.separator
     with stage(f"the new data {names.data!r} cannot be loaded"):
-        rows = load_unlabelled(names.data, column, what.new_config, data.separator, what.new_split)
+        rows = load_unlabelled(names.data, column, what.new_config, separator, what.new_split)
     if images and not isinstance(rows.features[column], datasets.Image):
         raise ValueError(f"column {column!r} of {names.data!r} holds no pictures, and the model takes pictures.")
     checks = Checks(data.check_data, data.skip_broken)

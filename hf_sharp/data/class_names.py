@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_sharp.registry.nearest import did_you_mean
+from hf_sharp.registry.words import quoted
 
 _GENERATED = re.compile(r"LABEL_\d+")
 _SHOWN = 8
@@ -136,7 +137,7 @@ def real_names(id2label: Mapping[Any, str] | None, num_classes: int) -> list[str
 def shown(names: Sequence[object]) -> str:
     """Format a list of names for a message: the first eight, and the number of the others."""
     rest = len(names) - _SHOWN
-    return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return quoted(map(str, names[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def indices_of_classes(labels: Iterable[Any], names: Sequence[str], what: str) -> list[int]:

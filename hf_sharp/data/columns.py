@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from hf_sharp.registry.nearest import nearest
+from hf_sharp.registry.words import quoted
 
 _WORDS = 4  # a column name with this many words is probably a cell of a missing header line
 
@@ -27,7 +28,7 @@ def other_columns(wanted: str, columns: Sequence[str], option: str) -> str:
         >>> other_columns("label", ["where is my parcel", "late"], "--label_column").partition(". ")[2]
         'If these are cells of the first row, the header line is missing: write names such as text,label above it.'
     """
-    listed = f"the columns are {', '.join(map(repr, columns))}."
+    listed = f"the columns are {quoted(columns)}."
     near = nearest(wanted, [column for column in columns if column != wanted])
     cells = any(len(column.split()) >= _WORDS for column in columns)
     if near and (not cells or near.casefold() == wanted.casefold()):

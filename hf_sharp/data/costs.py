@@ -131,7 +131,7 @@ def _cells(file: Path, what: str) -> tuple[list[list[str]], str]:
     if "\0" in text:  # UTF-16 without a mark
         raise ValueError(f"{what}: {not_utf8(repr(str(file)))}")
     rows: list[list[str]] = []
-    for separator in ("\t" if file.suffix.lower() == ".tsv" else ",", ",", *SEPARATORS):
+    for separator in ("\t" if file.suffix.lower() == ".tsv" else ",", *SEPARATORS):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [row for row in reader if any(cell.strip() for cell in row)]
         if not rows or len(rows[0]) > 1:

@@ -1,18 +1,20 @@
-"""The pictures in a folder, and which of them would be left out, because of their format or a name like a split's."""
+"""The files in a folder: which would be left out, and whether the folders of the pictures can be their classes."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
-from hf_sharp.registry.words import quantity
+from hf_sharp.data.pictures import raw_pictures
+from hf_sharp.registry.words import quantity, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 SPLITS = dict.fromkeys(("train", "training"), "train")
 SPLITS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods")
+_OF_DATASETS = {"dataset_info.json", "dataset_infos.json"}  # which datasets writes beside the data
 _OTHER_PICTURES = {".heic", ".heif", ".avif", ".jxl", ".svg"} | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"}
 
 
@@ -76,6 +80,44 @@ def check_all_are_read(path: Path, files: Sequence[Path]) -> None:
     )
 
 
+def unread_tables(path: Path, files: Sequence[Path]) -> list[str]:
+    """List the tables in a folder that are not among the files that datasets found in it, relative to the folder."""
+    path = path.resolve()  # as datasets does
+    tables = [file for file in visible_files(path, {*_TABLES, ".gz"}) if _is_table(file.name)]
+    return [str(file.relative_to(path)) for file in sorted({*tables} - {*files})]
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith(_TABLES) and name not in _OF_DATASETS
+
+
+def warn_of_unlisted(path: Path, files: Sequence[Path], splits: Mapping[str, datasets.Dataset]) -> None:
+    """Log how many pictures of a folder are in no metadata file, and so left out.
+
+    Args:
+        path: the folder.
+        files: the files that datasets found in it.
+        splits: the rows of the metadata files, with images by their paths.
+    """
+    listed = {
+        os.path.normpath(value["path"])
+        for rows in splits.values()
+        for column, kind in rows.features.items()
+        if isinstance(kind, datasets.Image)
+        for value in raw_pictures(rows, column)[column]
+        if value and value["path"]
+    }
+    pictures = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    if lost := [file for file in pictures if str(file) not in listed]:
+        logger.warning(
+            "%s of the %s pictures in %r are not listed in a metadata file, so they are left out, such as %r.",
+            f"{len(lost):,}",
+            f"{len(pictures):,}",
+            str(path),
+            str(lost[0].relative_to(path.resolve())),
+        )
+
+
 def refuse_other_formats(path: Path, pictures: Sequence[Path]) -> None:
     """Raise a ValueError if some of a folder's pictures have a format that is not read."""
     if unreadable := [file for file in pictures if file.suffix.lower() in _OTHER_PICTURES]:
@@ -86,7 +128,39 @@ def refuse_other_formats(path: Path, pictures: Sequence[Path]) -> None:
 
 
 def _is_split(name: str) -> bool:
-    return not SPLITS.keys().isdisjoint(re.split("[^a-z]+", name.lower()))
+    return not SPLITS.keys().isdisjoint(re.split("[^A-Za-z]+", name))
+
+
+def check_class_folders(path: Path, files: Sequence[Path]) -> None:
+    """Check that the folders that hold the pictures can be the classes.
+
+    Args:
+        path: the folder of the dataset, with one folder per class, possibly within folders of splits.
+        files: the pictures.
+
+    Raises:
+        ValueError: a folder of pictures is that of a split; or folders of the same name are in several folders, as in
+            CLASS/SITE/IMAGE.
+    """
+    if len({len(file.parts) for file in files}) > 1:
+        return  # datasets gives no labels then, see no_class_folders
+    expected = f"Expected one folder per class, {path.name}/CLASS/IMAGE"
+    remedy = "or a metadata.csv beside the pictures, with the columns file_name and label"
+    places: dict[str, dict[tuple[str, ...], Path]] = defaultdict(dict)
+    for folder in sorted({file.relative_to(path.resolve()).parent for file in files}):
+        above = tuple(part for part in folder.parts[:-1] if not _is_split(part))
+        if _is_split(folder.name) and len(above) == len(folder.parts) - 1:
+            raise ValueError(
+                f"the pictures in {str(path / folder)!r} have no labels: this folder is a split, not a class. "
+                f"{expected} or {path.name}/{folder.name}/CLASS/IMAGE, {remedy}."
+            )
+        places[folder.name].setdefault(above, folder)
+    for name, folders in places.items():
+        if len(folders) > 1:
+            raise ValueError(
+                f"the folders {name!r} would be one class, but they are in several folders: "
+                f"{quoted(map(str, [*folders.values()][:2]))}. {expected}, {remedy}."
+            )
 
 
 def no_class_folders(path: Path, files: Sequence[Path]) -> str:

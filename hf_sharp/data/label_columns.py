@@ -17,7 +17,7 @@ from datasets.table import InMemoryTable, concat_tables
 from hf_sharp.data.class_names import align_names, composed, match_names, shown
 from hf_sharp.data.label_values import label_values, place, refuse_fractions
 from hf_sharp.data.labels import arrow_column, without_labels
-from hf_sharp.registry.words import quantity
+from hf_sharp.registry.words import brief, quantity
 
 logger = logging.getLogger(__name__)
 
@@ -218,8 +218,8 @@ def _indices(
     if not known.all():
         row = int(np.argmin(known))
         raise ValueError(
-            f"{place(split, row, data)}: {str(column[row].as_py())!r} of column {label_column!r} is not one of the "
-            f"classes {shown(names)}."
+            f"{place(split, row, data)}: {brief(repr(str(column[row].as_py())))} of column {label_column!r} is not "
+            f"one of the classes {shown(names)}."
         )
     return indices
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from hf_sharp.data.class_names import composed, shown
 from hf_sharp.data.labels import IGNORED_LABEL, arrow_column
+from hf_sharp.registry.words import brief
 
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+|0|-?[1-9]\d*")
@@ -50,8 +51,8 @@ def _as_meant(
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
         raise ValueError(
-            f"split {split!r}: column {label_column!r} holds {column.type}; expected one class index or class name per "
-            "example. Multi-label and token classification are not supported."
+            f"split {split!r}: column {label_column!r} holds {brief(column.type)}; expected one class index or class "
+            "name per example. Multi-label and token classification are not supported."
         )
     feature = data.features[label_column]
     if isinstance(feature, datasets.ClassLabel):

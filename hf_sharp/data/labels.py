@@ -13,6 +13,7 @@ import pyarrow as pa
 from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
 from hf_sharp.registry.arrays import as_array
+from hf_sharp.registry.words import brief
 
 IGNORED_LABEL = -100
 HOST_LABELS = "host_labels"
@@ -113,8 +114,8 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
     if isinstance(label, str):
         if not label2id or label not in label2id:
             raise ValueError(
-                f"column {label_column!r} holds the class name {label!r}, which the model does not know (it knows: "
-                f"{shown(list(label2id or ())) or 'none'}). Set label2id and id2label in the "
+                f"column {label_column!r} holds the class name {brief(repr(label))}, which the model does not know (it "
+                f"knows: {shown(list(label2id or ())) or 'none'}). Set label2id and id2label in the "
                 "model's config, or encode the column with `dataset.class_encode_column(...)`."
             )
         return label2id[label]
@@ -125,7 +126,9 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
         )
     value = label.item() if hasattr(label, "item") else label
     if not isinstance(value, (int, float)) or value != int(value):
-        raise ValueError(f"column {label_column!r} holds {label!r}; expected one class index or one class name.")
+        raise ValueError(
+            f"column {label_column!r} holds {brief(repr(label))}; expected one class index or one class name."
+        )
     return int(value)
 
 
@@ -203,7 +206,7 @@ def _as_integers(
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         raise ValueError(
-            f"column {label_column!r} holds several labels per example ({kind}): multi-label and token "
+            f"column {label_column!r} holds several labels per example ({brief(kind)}): multi-label and token "
             "classification are not supported; expected one class index or one class name per example."
         )
     if column.null_count:
@@ -219,7 +222,9 @@ def _as_integers(
     if pa.types.is_null(kind) and len(column) == 0:
         return np.empty(0, np.int64)
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
-        raise ValueError(f"column {label_column!r} holds {kind}; expected one class index or one class name per row.")
+        raise ValueError(
+            f"column {label_column!r} holds {brief(kind)}; expected one class index or one class name per row."
+        )
     values = np.asarray(column)
     if pa.types.is_floating(kind) and not np.all(whole := values == np.floor(values)):
         row = int(np.argmin(whole))

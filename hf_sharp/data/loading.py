@@ -16,8 +16,9 @@ from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.label_values import label_values
 from hf_sharp.data.labels import no_label_column
 from hf_sharp.data.listed import load_listed
-from hf_sharp.data.local_names import refuse_missing
+from hf_sharp.data.local_names import refuse_missing, refuse_model
 from hf_sharp.data.split import split_validation
+from hf_sharp.registry.words import quoted
 
 EMBEDDED = {"digits": digits}
 
@@ -52,6 +53,7 @@ def load(
     if path.is_file():
         return load_file(path, separator)
     if path.is_dir():
+        refuse_model(name)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _splits(datasets.load_from_disk(str(path)))
         if is_idx_folder(path):
@@ -97,7 +99,7 @@ def pool_splits(splits: datasets.DatasetDict, name: str) -> datasets.DatasetDict
 
 def no_split(split: str, splits: Iterable[str]) -> str:
     """Describe a missing split, with the existing ones."""
-    return f"there is no split {split!r}; the splits are {', '.join(map(repr, splits))}."
+    return f"there is no split {split!r}; the splits are {quoted(splits)}."
 
 
 def _has_labels(data: datasets.Dataset, label_column: str, split: str) -> bool:

@@ -9,6 +9,7 @@ from hf_sharp.registry.nearest import nearest
 
 _NO_HUB_NAME = re.compile(r"[./~]|.*(\s|\\|/$|/.*/)")
 _FILES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".text", ".zip", ".jpg", ".jpeg", ".png", ".webp"}
+ORDER = "In a command that takes both, the model comes before the data."
 
 
 def refuse_missing(name: str, expected: str = "") -> None:
@@ -33,6 +34,24 @@ def near_here(name: str) -> str:
         return ""
     near = nearest(path.name, [other.name for other in path.parent.iterdir()])
     return f" Did you mean {str(path.parent / near)!r}?" if near else ""
+
+
+def refuse_model(name: str) -> None:
+    """Raise a ValueError if the name of data is the folder of a model.
+
+    Args:
+        name: a file, a folder, or a name on the Hub.
+
+    Raises:
+        ValueError: it is a folder with the config and the weights of a model or an adapter.
+    """
+    folder = Path(name).expanduser()
+    configs = [file for file in ("config.json", "adapter_config.json") if (folder / file).exists()]
+    weights = sorted(file.name for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}"))
+    if configs and weights:
+        raise ValueError(
+            f"{name!r} is the folder of a model (it has {configs[0]} and {weights[0]}), not of data. {ORDER}"
+        )
 
 
 def refuse_no_model(name: str) -> None:

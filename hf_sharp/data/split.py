@@ -15,7 +15,7 @@ from hf_sharp.data.class_names import shown
 from hf_sharp.data.columns import other_columns
 from hf_sharp.data.labels import arrow_column, find_label_column, read_labels
 from hf_sharp.registry.limits import check_number
-from hf_sharp.registry.words import quantity
+from hf_sharp.registry.words import brief, quantity
 
 logger = logging.getLogger(__name__)
 # The limits of a fraction to hold out.
@@ -135,7 +135,8 @@ def drop_repeats(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     """
     first = np.unique(_groups(dataset, column, "--unique_column"), return_index=True)[1]
     if len(first) < len(dataset):
-        logger.warning("%s rows repeat a value of %r and are left out.", f"{len(dataset) - len(first):,}", column)
+        repeats = quantity(len(dataset) - len(first), "row that repeats", "rows that repeat")
+        logger.warning("Left out: %s a value of %r.", repeats, column)
     return dataset.select(first)
 
 
@@ -146,8 +147,8 @@ def _groups(dataset: datasets.Dataset, column: str, option: str) -> np.ndarray:
     values = arrow_column(dataset, column)
     if pa.types.is_nested(values.type):
         raise ValueError(
-            f"column {column!r} has {dataset.features[column]!r}, which cannot be compared. Name a column with texts "
-            "or numbers, such as a file name or an ID."
+            f"column {column!r} has {brief(repr(dataset.features[column]))}, which cannot be compared. Name a column "
+            "with texts or numbers, such as a file name or an ID."
         )
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)  # an empty cell of a CSV file

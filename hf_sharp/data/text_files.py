@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 from typing import Any
 
-# Separators of columns other than a comma, and how to write them on a command line.
-SEPARATORS = {";": "';'", "\t": "'\\t'", "|": "'|'"}
+# Separators of columns, and how to write them on a command line.
+SEPARATORS = {",": "','", ";": "';'", "\t": "'\\t'", "|": "'|'"}
 
 
 def open_text(file: str, errors: str = "strict") -> Any:

@@ -10,6 +10,8 @@ from hf_sharp.data.files import split_files
 from hf_sharp.data.idx import is_idx_folder
 from hf_sharp.data.image_folders import picture_files, refuse_other_formats
 from hf_sharp.data.loading import load, no_split
+from hf_sharp.data.local_names import refuse_model
+from hf_sharp.registry.words import quoted
 
 STDIN = "-"
 
@@ -33,6 +35,7 @@ def load_unlabelled(
     Raises:
         ValueError: the data, the column or the split does not exist, or there are several splits and none is named.
     """
+    refuse_model(name)
     path = Path(name).expanduser()
     refuse_split(name, split, "--new_split")
     if path.is_file() and path.suffix.lower() == ".txt":
@@ -43,7 +46,10 @@ def load_unlabelled(
         refuse_other_formats(path, files)
         rows = datasets.Dataset.from_dict({column: [str(file) for file in files]})
         return _column(rows.cast_column(column, datasets.Image()), column, name)
-    splits = load(name, config, separator)
+    try:
+        splits = load(name, config, separator)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--separator", "--new_separator")) from error
     if split is None and len(splits) > 1:
         raise ValueError(f"{name!r} has the splits {', '.join(map(repr, splits))}. Choose one with --new_split.")
     chosen = split or next(iter(splits))
@@ -90,7 +96,7 @@ def _is_dataset(folder: Path) -> bool:
 
 def _column(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
     if column not in rows.column_names:
-        has = ", ".join(map(repr, rows.column_names))
+        has = quoted(rows.column_names)
         raise ValueError(f"{name!r} has no column {column!r}; it has {has}. Expected the same columns as in training.")
     if len(rows) == 0:
         raise ValueError(f"{name!r} has no examples.")

@@ -14,6 +14,7 @@ from hf_sharp.data.loading import load
 from hf_sharp.data.split import check_is_dataset
 from hf_sharp.few_shot.episodes import MIN_WAYS
 from hf_sharp.registry.limits import check_number
+from hf_sharp.registry.words import brief
 
 # Domains with at least this many classes are split by class, smaller ones by example.
 CLASSES_TO_HOLD_OUT = 20
@@ -155,7 +156,8 @@ def make_domain(
     column = column or _input_column(dataset, label_column)
     if column is None or column not in dataset.column_names:
         wanted = "no column of images or texts" if column is None else f"no column {column!r}"
-        raise ValueError(f"{name!r} has {wanted}; the columns are {dataset.features}. Name the column with column=.")
+        columns = brief(dataset.features, 600)
+        raise ValueError(f"{name!r} has {wanted}; the columns are {columns}. Name the column with column=.")
     return Domain(name, dataset, labels, names, column, licence)
 
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import datasets
 
 from hf_sharp.data.columns import other_columns
-from hf_sharp.data.files import column_names, quoting_of
+from hf_sharp.data.csv_files import column_names, quoting_of
 from hf_sharp.data.image_folders import picture_suffixes
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
-from hf_sharp.data.local_names import near_here
+from hf_sharp.data.local_names import near_here, refuse_model
 from hf_sharp.data.unlabelled import STDIN, pictures_of, refuse_split
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.registry.words import quantity
@@ -84,6 +84,7 @@ class Source:
         Raises:
             ValueError: there is no such source, split or column, or there are no rows.
         """
+        refuse_model(self.name)
         path = Path(self.name).expanduser()
         suffix = path.suffix.lower()
         refuse_split(self.name, self.split, "--split")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -16,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from hf_sharp.data.class_names import are_indices, match_names, real_names
-from hf_sharp.data.local_names import near_here, refuse_no_model
+from hf_sharp.data.local_names import ORDER, near_here, refuse_no_model
 from hf_sharp.model.class_rows import permute_classes, renew_head
 from hf_sharp.model.modeling_cosine_head import model_class
 from hf_sharp.recipe.arguments import ModelArguments
@@ -60,6 +61,8 @@ def class_for(auto: Any, name: str, trust_remote_code: bool = False) -> tuple[An
         ValueError: the model does not exist, is for another task, or needs its own code, which is not trusted.
     """
     refuse_no_model(name)
+    if Path(name).is_dir() and not Path(name, "config.json").exists():
+        raise ValueError(f"the model {name!r} cannot be loaded: the folder has no config.json. {ORDER}")
     values, _ = PreTrainedConfig.get_config_dict(name)
     own = str((values.get("architectures") or [""])[0])
     if "auto_map" not in values:

@@ -33,7 +33,7 @@ _NOT_TAKEN = {
     "check_data",
     "left_out",
     "trust_remote_code",
-    *("threshold", "bootstrap", "new_split", "new_config"),
+    *("threshold", "bootstrap", "new_split", "new_config", "new_separator"),
     "cost_matrix",  # it does not change the training
 }
 # With different values than in the training, a held-out split contains training examples.

@@ -16,6 +16,7 @@ from hf_sharp.recipe.arguments import DataArguments, ModelArguments
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.recipe.models import class_for
 from hf_sharp.recipe.training import Recipe, train_classifier
+from hf_sharp.registry.words import brief
 
 logger = logging.getLogger(__name__)
 
@@ -156,4 +157,4 @@ def train_texts(argv: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
 def _first_other(data: datasets.Dataset, column: str) -> str:
     # The first value that is no text, for a message.
     values = enumerate(data[column] if column in data.column_names else ())
-    return next((f" (row {row} has {value!r})" for row, value in values if not isinstance(value, str)), "")
+    return next((f" (row {row} has {brief(repr(value))})" for row, value in values if not isinstance(value, str)), "")

@@ -104,16 +104,22 @@ def test_texts(bert_folder, tmp_path, capsys, caplog):  # noqa: F811
         (tmp_path / "data").mkdir(exist_ok=True)
         rows = texts(counts, seed)
         rows["customer"] = list(range(len(rows["text"])))  # which the new texts do not have
-        datasets.Dataset.from_dict(rows).to_csv(str(tmp_path / "data" / f"{split}.csv"))
+        datasets.Dataset.from_dict(rows).to_csv(str(tmp_path / "data" / f"{split}.csv"), sep=";")
     new = tmp_path / "mails.txt"
     new.write_text("\n".join(texts((5, 10, 45), 2)["text"]) + "\n\n")
     model = str(tmp_path / "model")
     words = ["--dataset", str(tmp_path / "data"), "--model_name_or_path", bert_folder, "--output_dir", model]
+    words += ["--separator", ";"]
     train_texts([*words, "--validation_fraction", "0.3", *LEARN])
     assert cli.main(["shift", model, str(new), "--bootstrap", "40"]) == 0, "without a threshold there is no alarm"
     said = " ".join(capsys.readouterr().out.split())
     assert "60 examples" in said
     assert "grew: gamma" in said
+
+    table = tmp_path / "mails.csv"
+    datasets.Dataset.from_dict({"id": range(4), "text": texts((2, 1, 1))["text"]}).to_csv(str(table))
+    assert "add --new_separator ','" in cli.main(["shift", model, str(table)])
+    assert cli.main(["shift", model, str(table), "--bootstrap", "20", "--new_separator", ","]) == 0
 
     assert cli.main(["calibrate", model, "--output_dir", str(tmp_path / "calibrated")]) == 0
     words = ["shift", str(tmp_path / "calibrated"), str(new), "--bootstrap", "40", "--output_dir"]

@@ -74,7 +74,7 @@ def test_a_group_is_not_divided():
 def test_the_first_of_repeated_rows_stays(caplog):
     rows = datasets.Dataset.from_dict({"id": ["b", "a", "b", "c", "a"], "row": range(5)})
     assert drop_repeats(rows, "id")["row"][:] == [0, 1, 3]
-    assert "2 rows repeat a value of 'id' and are left out" in caplog.text
+    assert "Left out: 2 rows that repeat a value of 'id'." in caplog.text
 
 
 def test_columns_that_cannot_group():

@@ -245,6 +245,15 @@ def test_counts_asks_whether_the_column_holds_labels(tmp_path, capsys, caplog, n
     assert "Is it the column" not in caplog.text
 
 
+def test_counts_leaves_out_what_the_training_leaves_out(tmp_path, capsys):
+    file = tmp_path / "mails.csv"
+    file.write_text("text,label\nsame,\nsame,x\na,x\nb,y\nc,y\n")
+    assert cli.main(["counts", str(file), "--unique_column", "text", "--skip_broken"]) == 0
+    assert "4 examples, 2 classes" in " ".join(capsys.readouterr().out.split())
+    data = TextArguments(str(file), test_fraction=0.5, unique_column="text", skip_broken=True)
+    assert sum(map(len, load_splits(data, "label").values())) == 4
+
+
 def test_a_check_says_that_nothing_is_wrong(bert_folder, tmp_path, capsys):  # noqa: F811
     (tmp_path / "mails.csv").write_text("text,label\n" + "".join(f"word {i},{'xyz'[i % 3]}\n" for i in range(24)))
     argv = [

@@ -13,6 +13,8 @@ from torch.utils.data import Subset, TensorDataset
 from hf_sharp import ClassFrequencies
 from hf_sharp.data.checking import check_transform
 from hf_sharp.data.loading import load, prepare_splits
+from hf_sharp.data.split import drop_repeats
+from hf_sharp.few_shot.domain import make_domain
 from tests.inputs.commands import command, no_traceback  # noqa: F401
 from tests.recipes.conftest import image_folder  # noqa: F401
 
@@ -124,6 +126,26 @@ def test_labels_that_are_all_different_are_no_labels(tmp_path):
     data = load(str(write(tmp_path, "data.csv", f"text,label\n{rows}")))
     with pytest.raises(ValueError, match=r"the largest class has 1\. Is 'label' the column with the labels\?"):
         prepare_splits(data, test_fraction=0.5)
+
+
+def test_messages_are_short_whatever_the_data_holds():
+    wide = datasets.Dataset.from_dict({"label": [{str(i): "x" for i in range(3000)}] * 2, "text": ["a", "b"]})
+    long = datasets.Dataset.from_dict({"label": ["x" * 50_000, "y" * 50_000]})
+    columns = datasets.Dataset.from_dict({f"column {i}": [0, 1] for i in range(3000)})
+    known = datasets.DatasetDict(train=datasets.Dataset.from_dict({"label": ["a", "b"]}))
+    fails = [
+        lambda: prepare_splits(datasets.DatasetDict(train=wide), test_fraction=0.5),
+        lambda: ClassFrequencies.from_dataset(wide),
+        lambda: drop_repeats(wide, "label"),
+        lambda: prepare_splits(datasets.DatasetDict(train=long), test_fraction=0.5, class_names=["a"]),
+        lambda: prepare_splits(datasets.DatasetDict(train=known["train"], test=long), class_names=["a", "b"]),
+        lambda: ClassFrequencies.from_dataset(long),
+        lambda: ClassFrequencies.from_dataset(columns),
+        lambda: make_domain(columns.add_column("label", ["a", "b"]), "d"),
+    ]
+    for fail in fails:
+        with pytest.raises(ValueError, match=r"(?s)^.{1,1000}$"):
+            fail()
 
 
 def test_a_text_of_any_length_is_read(tmp_path):
