@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import datasets
 import numpy as np
 
 from hf_sharp.data.class_names import shown
+from hf_sharp.data.label_columns import declared_classes
 from hf_sharp.data.labels import find_label_column, read_labels
 from hf_sharp.registry.arrays import as_array
 from hf_sharp.registry.limits import check_number
@@ -105,16 +105,17 @@ class ClassFrequencies:
         """Count the labels of a training set. Only the label column of a `datasets.Dataset` is read.
 
         Args:
-            dataset: a `datasets.Dataset`; or any iterable of examples, which takes one pass over all of them.
+            dataset: a `datasets.Dataset`; or any iterable of examples, which takes one pass over all of them, unless
+                it has `targets`, as torchvision's datasets do.
             label_column: the column with one label per example: integers, or names in `label2id`. If there is no
                 column `label`, `labels` is used.
-            num_classes: K, so that classes without examples get the count 0. Default: the number of classes of the
-                ClassLabel or of `label2id`, else that of the labels, if they are 0, 1, ... without gaps.
+            num_classes: K, so that classes without examples get the count 0. Default: the number of classes that the
+                dataset names or of `label2id`, else that of the labels, if they are 0, 1, ... without gaps.
             label2id: class name to class index, for labels that are names.
             **options: `names`, `rare_threshold`, `common_threshold`.
 
         Returns:
-            The frequencies; `names` defaults to the names of the ClassLabel.
+            The frequencies; `names` defaults to the names of the ClassLabel, or torchvision's `classes`.
 
         Raises:
             ValueError: the column does not exist; the dataset is empty; labels are missing, negative, fractional,
@@ -131,8 +132,8 @@ class ClassFrequencies:
         labels = read_labels(dataset, label_column, num_classes=num_classes, label2id=label2id)
         if len(labels) == 0:
             raise ValueError("the training set is empty: there are no labels to count.")
-        feature = getattr(dataset, "features", None) and dataset.features.get(label_column)
-        if isinstance(feature, datasets.ClassLabel):
+        feature = declared_classes(dataset, label_column)
+        if feature is not None:
             num_classes = num_classes or feature.num_classes
             if num_classes == feature.num_classes:
                 options.setdefault("names", tuple(feature.names))

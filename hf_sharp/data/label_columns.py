@@ -17,6 +17,7 @@ from datasets.table import InMemoryTable, concat_tables
 from hf_sharp.data.class_names import align_names, composed, match_names, shown
 from hf_sharp.data.label_values import label_values, place, refuse_fractions
 from hf_sharp.data.labels import arrow_column, without_labels
+from hf_sharp.data.renumbered import Renumbered, torchvision_names
 from hf_sharp.registry.words import brief, quantity
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,7 @@ def align_dataset(
     """Map the labels of a dataset to the class indices of `names`, by name.
 
     Args:
-        data: a `datasets.Dataset` or `datasets.IterableDataset` with a ClassLabel column; anything else is returned
-            unchanged.
+        data: a dataset that declares its classes (see `declared_classes`); any other is returned unchanged.
         label_column: the column with the labels.
         names: K class names, of the model; None to return the dataset unchanged.
         which: what the dataset is, such as "the evaluation set", for error messages.
@@ -47,7 +47,7 @@ def align_dataset(
         remedy: what the user can do about other names, for error messages.
 
     Returns:
-        The dataset; its label column has the classes `names`. Other columns, format and transform are kept.
+        The dataset; its labels have the classes `names`. Other columns, format and transform are kept.
 
     Raises:
         ValueError: the class names differ, or, without `subset`, a class is missing.
@@ -64,23 +64,36 @@ def align_dataset(
     order = match_names(feature.names, names, which, other, subset=subset, remedy=remedy or _REMEDY)
     if order is None:
         return data
-    stream = isinstance(data, datasets.IterableDataset)
-    if not stream and arrow_column(data, label_column).null_count == len(data):
+    stream, table = isinstance(data, datasets.IterableDataset), isinstance(data, datasets.Dataset)
+    if table and arrow_column(data, label_column).null_count == len(data):
         return without_labels(data.remove_columns(label_column), label_column, names)
     if absent := [name for index, name in enumerate(names) if index not in order]:
         logger.warning("%s has no examples of %s.", which, shown(absent))
     if stream:
         return _renumbered(data, label_column, order, names)
+    if not table:
+        return Renumbered(data, label_column, order, names)
     codes = np.asarray(pc.fill_null(arrow_column(data, label_column), -1))
     indices = np.where(codes < 0, codes, order[codes])
     return _with_labels(data, label_column, indices, datasets.ClassLabel(names=list(names)))
 
 
 def declared_classes(data: Any, label_column: str) -> datasets.ClassLabel | None:
-    """Return the ClassLabel of a dataset's label column; None if it declares none."""
-    features = data.features if isinstance(data, (datasets.Dataset, datasets.IterableDataset)) else None
-    feature = (features or {}).get(label_column)
-    return feature if isinstance(feature, datasets.ClassLabel) else None
+    """Return the classes that a dataset declares.
+
+    Args:
+        data: any dataset.
+        label_column: the column with the labels.
+
+    Returns:
+        The ClassLabel of the label column; for datasets of torch, one of the names in `class_to_idx` or `classes`.
+        None if it declares none.
+    """
+    if isinstance(data, (datasets.Dataset, datasets.IterableDataset)):
+        feature = (data.features or {}).get(label_column)
+        return feature if isinstance(feature, datasets.ClassLabel) else None
+    names = torchvision_names(data)
+    return None if names is None else datasets.ClassLabel(names=names)
 
 
 def _renumbered(

@@ -47,7 +47,7 @@ def read_labels(
             raise ValueError(no_label_column(label_column, dataset.column_names))
         column = arrow_column(dataset, label_column)
     else:
-        column = pa.chunked_array([pa.array(_labels_of(dataset, label_column))])
+        column = pa.chunked_array([_as_array(_labels_of(dataset, label_column), label_column)])
     labels = _as_integers(column, label_column, label2id)
     bad = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
     if np.any(bad):
@@ -125,7 +125,7 @@ def encode_label(label: Any, label2id: Mapping[str, int] | None, label_column: s
             "supported; expected one class index or one class name per example."
         )
     value = label.item() if hasattr(label, "item") else label
-    if not isinstance(value, (int, float)) or value != int(value):
+    if not isinstance(value, (int, float)) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError(
             f"column {label_column!r} holds {brief(repr(label))}; expected one class index or one class name."
         )
@@ -169,9 +169,8 @@ def call_it_label(dataset: datasets.Dataset, label_column: str) -> datasets.Data
 
 
 def _labels_of(dataset: Any, label_column: str) -> list[Any]:
-    targets = getattr(dataset, "targets", None)  # torchvision's labels, which can be read without decoding images
-    if targets is not None:
-        return list(targets.tolist() if hasattr(targets, "tolist") else targets)
+    if (targets := _targets_of(dataset)) is not None:
+        return targets
     # A map-style dataset of torch need not have __iter__, nor raise an IndexError at its end.
     examples = dataset if hasattr(dataset, "__iter__") else (dataset[i] for i in range(len(dataset)))
     labels = []
@@ -184,8 +183,38 @@ def _labels_of(dataset: Any, label_column: str) -> list[Any]:
         if label_column not in example:
             raise ValueError(no_label_column(label_column, list(example)))
         label = example[label_column]
-        labels.append(encode_label(label, None, label_column) if hasattr(label, "item") else label)
+        is_name = isinstance(label, str)  # also NumPy's
+        labels.append(encode_label(label, None, label_column) if hasattr(label, "item") and not is_name else label)
     return labels
+
+
+def _as_array(labels: list[Any], label_column: str) -> pa.Array:
+    with suppress(pa.ArrowException, OverflowError):
+        return pa.array(labels)
+    first = next(label for label in labels if label is not None)
+    for row, label in enumerate(labels):
+        try:
+            pa.array([first, label])
+        except (pa.ArrowException, OverflowError) as error:
+            raise ValueError(
+                f"row {row} of column {label_column!r} holds {label!r}, and the first label is {first!r}; expected a "
+                "class index in every row, or a class name in every row."
+            ) from error
+    raise ValueError(f"column {label_column!r} holds labels of several types; expected class indices or class names.")
+
+
+def _targets_of(dataset: Any) -> list[Any] | None:
+    """Read torchvision's labels, also those of selected examples, without decoding images."""
+    from torch.utils.data import ConcatDataset, Subset  # counting the labels of a file does not need it
+
+    if type(dataset) is Subset:
+        targets = _targets_of(dataset.dataset)
+        return targets and [targets[index] for index in dataset.indices]
+    if type(dataset) is ConcatDataset:
+        parts = [_targets_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [label for part in parts for label in part or ()]
+    targets = getattr(dataset, "targets", None)
+    return targets if targets is None else list(targets.tolist() if hasattr(targets, "tolist") else targets)
 
 
 def arrow_column(dataset: datasets.Dataset, label_column: str) -> pa.ChunkedArray:
@@ -226,7 +255,7 @@ def _as_integers(
             f"column {label_column!r} holds {brief(kind)}; expected one class index or one class name per row."
         )
     values = np.asarray(column)
-    if pa.types.is_floating(kind) and not np.all(whole := values == np.floor(values)):
+    if pa.types.is_floating(kind) and not np.all(whole := np.isfinite(values) & (values == np.floor(values))):
         row = int(np.argmin(whole))
         raise ValueError(
             f"row {row} of column {label_column!r} holds {values[row]}, not a class index: regression targets are "

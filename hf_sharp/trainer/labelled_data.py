@@ -93,16 +93,14 @@ class Classes:
             parts = [self.align(part, which, training=training) for part in data.datasets]
             same = all(part is before for part, before in zip(parts, data.datasets, strict=True))
             return data if same else ConcatDataset(parts)
-        remedy = _RENAME.format(k=len(declared.names)) if (declared := self._declared(data)) and training else ""
+        declared = declared_classes(data, self.label_column)
+        remedy = _RENAME.format(k=len(declared.names)) if declared is not None and training else ""
         aligned = align_dataset(
             data, self.label_column, self.names, which, self.owner, subset=not training, remedy=remedy
         )
         if training and aligned is not data:
             logger.warning("The classes of %s were put into the order of %s, by name.", which, self.owner)
         return aligned
-
-    def _declared(self, data: Any) -> datasets.ClassLabel | None:
-        return declared_classes(data, self.label_column)
 
     def name_model(self, config: Any) -> None:
         """Set the class names of a model whose classes are called LABEL_0, LABEL_1, ..., so that it saves them."""
@@ -291,6 +289,10 @@ def check_labels(
         raise ValueError(_head_mismatch("the training set or class_frequencies", outputs, frequencies.num_classes))
     sets = {"the training set": train_dataset, **_named_sets(eval_dataset)}
     for which, data in sets.items():
+        feature, trains = declared_classes(_innermost(data), label_column), data is train_dataset
+        named = frequencies.num_classes if feature is None else feature.num_classes
+        if named > frequencies.num_classes or (trains and named != frequencies.num_classes):
+            raise ValueError(_head_mismatch(which, frequencies.num_classes, named))
         dataset = selected(data)
         if not isinstance(dataset, datasets.Dataset):
             continue
@@ -301,12 +303,6 @@ def check_labels(
                 "%s is evaluated without labels: %s", which, no_label_column(label_column, dataset.column_names)
             )
             continue
-        feature = declared_classes(dataset, label_column)
-        if feature is not None and (
-            feature.num_classes > frequencies.num_classes
-            or (dataset is train_dataset and feature.num_classes != frequencies.num_classes)
-        ):
-            raise ValueError(_head_mismatch(which, frequencies.num_classes, feature.num_classes))
         label2id = getattr(config, "label2id", None)
         read_labels(dataset, label_column, num_classes=frequencies.num_classes, label2id=label2id)
     absent = np.flatnonzero(frequencies.counts == 0)

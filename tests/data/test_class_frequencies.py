@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Subset
 
 from hf_sharp import ClassFrequencies
 from hf_sharp.data.labels import read_labels
@@ -84,10 +85,15 @@ def test_torchvision_targets_are_used_without_reading_an_example():
     class Targets:
         targets = torch.tensor([0, 1, 1])
 
+        def __len__(self):
+            return 3
+
         def __getitem__(self, index):
             raise AssertionError("an example was read")
 
     assert ClassFrequencies.from_dataset(Targets()).counts.tolist() == [1, 2]
+    assert read_labels(Subset(Targets(), [2, 0]), "label").tolist() == [1, 0]
+    assert read_labels(ConcatDataset([Subset(Targets(), [1]), Targets()]), "label").tolist() == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +113,29 @@ def test_torchvision_targets_are_used_without_reading_an_example():
 def test_bad_labels(labels, message):
     with pytest.raises(ValueError, match=message):
         ClassFrequencies.from_dataset(dataset(labels), label2id={"cat": 0})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, "a"], "row 1 of column 'label' holds 'a', and the first label is 0; expected a class index in every row"),
+        ([None, "a", 0], "row 2 of column 'label' holds 0, and the first label is 'a'"),
+        ([0, 10**30], "row 1 of column 'label' holds 10{30}, and the first label is 0"),
+        ([0, float("inf")], "row 1 of column 'label' holds inf, not a class index"),
+        ([0, np.float32("inf")], r"holds np.float32\(inf\); expected one class index or one class name"),
+        ([0, torch.tensor(float("nan"))], r"holds tensor\(nan\); expected one class index or one class name"),
+        ([np.str_("yak")], "holds the class name .*'yak'.*, which the model does not know .it knows: 'cat'"),
+    ],
+    ids=str,
+)
+def test_bad_labels_in_a_list(labels, message):
+    with pytest.raises(ValueError, match=message):
+        read_labels([{"label": label} for label in labels], "label", label2id={"cat": 0})
+
+
+def test_names_of_numpy_are_names():
+    rows = [{"label": np.str_(name)} for name in ("dog", "cat", "dog")]
+    assert read_labels(rows, "label", label2id={"cat": 0, "dog": 1}).tolist() == [1, 0, 1]
 
 
 def test_label_beyond_the_classes():

@@ -220,6 +220,111 @@ def test_looking_at_a_transform_draws_no_random_numbers(make_trainer):
     assert (torch.rand(1), np.random.rand()) == plain
 
 
+# ---- class names of torchvision --------------------------------------------------------------------------------------
+
+
+class Torchvision(torch.utils.data.Dataset):
+    """The same images as `images`, with class names and labels as torchvision's datasets have them."""
+
+    def __init__(self, names=NAMES, declared="classes", targets=list, pairs=False):
+        self.data, self.pairs = images(names, keep=names), pairs
+        if targets is not None:
+            self.targets = targets(self.data.with_format(None)["label"][:])
+        if declared == "classes":
+            self.classes = list(names)
+        else:  # in any order
+            self.class_to_idx = {name: index for index, name in reversed([*enumerate(names)])}
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        row = self.data[index]
+        return (row["pixel_values"], int(row["label"])) if self.pairs else row
+
+
+def collate_pairs(pairs):
+    return {"pixel_values": torch.stack([x for x, _ in pairs]), "labels": torch.tensor([label for _, label in pairs])}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"declared": "class_to_idx"},
+        {"targets": torch.tensor},
+        {"targets": np.array},
+        {"targets": None},
+        {"pairs": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, range(len(data)))], ids=["", "Subset"])
+def test_names_of_torchvision_follow_the_model(make_trainer, kind, wrap, caplog):
+    def data():
+        return wrap(Torchvision(PERMUTED, **kind))
+
+    own = {"data_collator": collate_pairs} if kind.get("pairs") else {}
+    trainer = make_trainer(named_vit(), data(), data(), sharpness="none", max_steps=40, trainer=own)
+    assert "The classes of the training set were put into the order of the model, by name" in caplog.text
+    assert trainer.class_frequencies.counts.tolist() == CLASS_COUNTS
+    assert trainer.class_frequencies.names == tuple(NAMES)
+    trainer.train()
+    right = trainer.evaluate()["eval_accuracy"]
+    assert right > 0.9
+    assert recalls(trainer.predict(data())) == right
+    if not own:
+        assert trainer.evaluate(images())["eval_accuracy"] == right
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, range(len(data)))], ids=["", "Subset"])
+def test_a_model_without_names_gets_those_of_torchvision(make_trainer, wrap):
+    trainer = make_trainer(make_vit(), wrap(Torchvision(PERMUTED)), Torchvision(["cow", "ant"]))
+    assert trainer.model.config.id2label == dict(enumerate(PERMUTED))
+    assert trainer.class_frequencies.names == tuple(PERMUTED)
+    assert {int(trainer.eval_dataset[row]["label"]) for row in range(49)} == {PERMUTED.index("cow"), 2}
+
+
+@pytest.mark.parametrize("declared", ["classes", "class_to_idx"])
+def test_other_names_of_torchvision_are_refused(make_trainer, declared):
+    other = Torchvision(declared=declared)
+    vars(other)[declared] = {"elk": 0, "ant": 1, "bee": 2, "cow": 3} if declared != "classes" else [*NAMES[:3], "elk"]
+    for data in (other, Subset(other, range(40))):
+        with pytest.raises(ValueError, match=r"'elk'.*are not those of the model .*'dog'.*num_labels=4, id2label="):
+            make_trainer(named_vit(), data)
+        with pytest.raises(ValueError, match=r"the evaluation set 'one' .*'elk'.*are not those of the model"):
+            make_trainer(named_vit(), images(), {"one": data})
+    other.classes, other.class_to_idx = [*NAMES, "elk"], None
+    with pytest.raises(ValueError, match="the model's head has 4 outputs, but there are 5 classes in the training set"):
+        make_trainer(make_vit(), other)
+
+
+@pytest.mark.parametrize("classes", [[("ant", "emmet"), ("bee",), ("cow",), ("dog",)], ["a"] * 4, range(4), 4], ids=str)
+def test_classes_that_are_no_names_are_left_alone(make_trainer, classes):
+    data = Torchvision()
+    data.classes = classes
+    assert make_trainer(named_vit(), data).train_dataset is data
+
+
+def test_examples_whose_labels_cannot_be_put_into_order_are_refused(make_trainer):
+    class Strange(Torchvision):
+        def __getitem__(self, index):
+            return self.strange
+
+    data = Strange(PERMUTED)
+    for data.strange, message in [
+        (3, "the examples are of type int, whose labels cannot"),
+        ({"image": 1}, "no label column 'label'; the columns are 'image'"),
+        ({"labels": 7}, "the dataset has the label 7, but its `classes` are only 4"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_trainer(named_vit(), data).train_dataset[0]
+    Stream.classes = PERMUTED
+    with pytest.raises(ValueError, match="the stream Stream has its classes in another order than ant, bee, cow, dog"):
+        make_trainer(named_vit(), images(), Stream())
+    del Stream.classes
+
+
 # ---- heads of other tasks ------------------------------------------------------------------------------------------
 
 
