@@ -23,7 +23,7 @@ from hf_sharp.reports.results import method_record
 from hf_sharp.reports.tracking import send_recall
 from hf_sharp.sharpness import METHODS
 from hf_sharp.sharpness.engine import StepMeans
-from hf_sharp.trainer import choosing, labelled_data, preflight, report_keeper
+from hf_sharp.trainer import changed_options, choosing, labelled_data, preflight, report_keeper
 from hf_sharp.trainer.head_start import make_cosine_head, start_head
 from hf_sharp.trainer.saving import SavingTrainer
 from hf_sharp.training_args import SharpTrainingArguments
@@ -31,6 +31,8 @@ from hf_sharp.training_args import SharpTrainingArguments
 
 class LongTailTrainer(SavingTrainer):
     """The part of `SharpTrainer` without sharpness: the loss, the sampler, the long-tail report and the card."""
+
+    cost_matrix: Any  # (K, K), or None
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class LongTailTrainer(SavingTrainer):
         self._counted = self.train_dataset if class_frequencies is None else None
         choosing.check_set_names(self.eval_dataset)
         preflight.check_class_loss(class_loss, args, self.class_frequencies)
-        self.cost_matrix = preflight.cost_matrix_of(args.cost_matrix, self.class_frequencies)
+        self._read_once = changed_options.ReadOnce(self)
         self._given_loss = copy.deepcopy(class_loss)
         self._head: ClassifierHead | None = None
         self._starts_fresh = self._used_class_loss = False
@@ -97,20 +99,18 @@ class LongTailTrainer(SavingTrainer):
         return f"{type(self).__name__}.compute_loss" if self._has_own_loss and not self._used_class_loss else None
 
     def _build_method(self, model: nn.Module) -> None:
-        frequencies, args = self.class_frequencies, self.args
-        self._built_for = args.method
-        counts, method = frequencies.counts, METHODS[args.sharpness]
-        importance = preflight.class_importance_of(args.class_importance, frequencies)
+        counts, args = self.class_frequencies.counts, self.args
+        method, self._built_for = METHODS[args.sharpness], (args.method, args.head)
+        importance = preflight.class_importance_of(args.class_importance, self.class_frequencies)
         if self._head is not None:
             self._head.close()
-            self._head = None
         cosine = make_cosine_head(model, len(counts), args)
         if cosine is not None:
             self.remove_callback(CosineHeadCallback)
             self.add_callback(CosineHeadCallback)
         needs_features = self._given_loss.needs_features if self._given_loss else args.loss_needs_features
-        if method.needs_features or needs_features:
-            self._head = ClassifierHead(model, len(counts), args.head)
+        needs_head = method.needs_features or needs_features
+        self._head = ClassifierHead(model, len(counts), args.head) if needs_head else None
         if self._given_loss is None:
             feature_dim = None if self._head is None else self._head.feature_dim
             loss = build_loss(args.loss, counts, feature_dim=feature_dim, **args.loss_arguments)
@@ -155,8 +155,8 @@ class LongTailTrainer(SavingTrainer):
 
     def _settle_options(self) -> None:
         preflight.check_same_data(self.train_dataset, self._counted)
-        self.args.check(unused=False)
-        if self.args.method != self._built_for:
+        self._read_once.settle()
+        if (self.args.method, self.args.head) != self._built_for:
             self._build_method(cast(nn.Module, self.model))
 
     def _before_training(self, fresh: bool) -> None:
@@ -276,8 +276,7 @@ class LongTailTrainer(SavingTrainer):
         choosing.check_set_names(eval_dataset)
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         prefix = args[1] if len(args) > 1 else kwargs.get("metric_key_prefix", "eval")
-        several = isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        if several:
+        if several := isinstance(sets := self.eval_dataset if eval_dataset is None else eval_dataset, dict):
             self.log(means := choosing.means_over_sets(metrics, list(cast(dict, sets)), prefix))
             metrics |= means
         if self.is_in_train and eval_dataset is None:
@@ -304,6 +303,7 @@ class LongTailTrainer(SavingTrainer):
         return super().predict(self._understood(test_dataset, "the test set"), *args, **kwargs)
 
     def _understood(self, data: Any, which: str) -> Any:
+        self._read_once.settle()
         if self.args.remove_unused_columns:
             self._set_signature_columns_if_needed()
             labelled_data.check_transforms({which: data}, cast(list[str], self._signature_columns))

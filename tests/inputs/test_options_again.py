@@ -58,6 +58,58 @@ def test_a_loss_that_was_changed_on_the_trainer_takes_effect(make_trainer):
     assert trainer.method_state.method["loss"] == "focal"
 
 
+def test_thresholds_and_costs_that_were_changed_on_the_trainer_take_effect(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=1, eval_dataset=make_images(), sharpness="imbsam")
+    before = trainer.evaluate()
+    assert "eval_expected_cost" not in before
+    trainer.args.rare_threshold, trainer.args.common_threshold = "30", 30
+    trainer.args.cost_matrix = {"class 0": 7}
+    after = trainer.evaluate()
+    assert (before["eval_few_classes"], after["eval_few_classes"]) == (2, 3)
+    assert "eval_expected_cost" in after
+    assert trainer.class_frequencies.rare_threshold == 30
+    trainer.args.rare_threshold = 5
+    trainer.train()
+    assert trainer.method_state.method["rare_threshold"] == 5
+    assert trainer.predict(make_images()).metrics["test_few_classes"] == 1
+    costs = tmp_path / "costs.csv"
+    costs.write_text("class,cost\nclass 0,3\nclass 1,1\nclass 2,1\nclass 3,1\n")
+    trainer.args.cost_matrix = str(costs)
+    trainer.evaluate()
+    costs.unlink()
+    trainer.evaluate()
+    assert trainer.cost_matrix[0].tolist() == [0, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cost_matrix": {"nope": 2}}, "cost_matrix has the class 'nope'"),
+        ({"rare_threshold": 500}, "expected rare_threshold <= common_threshold"),
+        ({"common_threshold": -1}, "common_threshold must be a finite number >= 0"),
+        ({"label_column": "fine"}, "label_column was changed from 'label' to 'fine'.*Make a new SharpTrainer"),
+        ({"rho_validation_fraction": 0.2}, "rho_validation_fraction was changed from 0.1 to 0.2"),
+        ({"cosine_scale": 30.0}, "cosine_scale was changed from 25.0 to 30.0"),
+        ({"cosine_head": False}, "cosine_head was changed from True to False"),
+    ],
+    ids=str,
+)
+def test_changes_on_the_trainer_that_are_wrong_or_too_late(changes, message, make_trainer):
+    trainer = make_trainer(max_steps=1, eval_dataset=make_images(), cosine_head="cosine" in message)
+    vars(trainer.args).update(changes)
+    for use in (trainer.train, trainer.evaluate, lambda: trainer.predict(make_images())):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert trainer.state.global_step == 0
+
+
+def test_a_head_that_is_named_later_is_looked_for(make_trainer):
+    trainer = make_trainer(sharpness="cc_sam", max_steps=1)
+    trainer.args.head = "nowhere"
+    with pytest.raises(ValueError, match="nowhere"):
+        trainer.train()
+
+
 def searching(make_trainer):
     args = make_trainer(max_steps=1).args
     trainer = SharpTrainer(model_init=lambda: make_vit(), args=args, train_dataset=make_images())
