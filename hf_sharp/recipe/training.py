@@ -25,6 +25,15 @@ from hf_sharp.sharpness.replay import random_state_kept
 from hf_sharp.trainer.sharp_trainer import SharpTrainer
 from hf_sharp.training_args import SharpTrainingArguments
 
+# The values of options with which nothing is evaluated while training.
+_NO_EVALUATION: dict[str, tuple] = {
+    "eval_strategy": ("no",),
+    "eval_on_start": (False,),
+    "load_best_model_at_end": (False,),
+    "save_strategy": ("no", "steps", "epoch"),
+    "metric_for_best_model": (None,),
+}
+
 
 class Extras(NamedTuple):
     """The parts of a recipe's data other than its splits.
@@ -185,12 +194,13 @@ def _tell_checked(runs: int, ready: Prepared, examples: str) -> None:
 
 
 def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:
-    if not data.has_validation and args.eval_strategy != "no":
-        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
-        raise ValueError(
-            f"eval_strategy={strategy!r} needs validation data. Add --validation_fraction 0.1, or "
-            "--validation_split with the name of a split."
-        )
+    for name, unset in _NO_EVALUATION.items():
+        value = getattr(value := getattr(args, name), "value", value)
+        if value not in unset and not data.has_validation:
+            raise ValueError(
+                f"{name}={value!r} needs validation data. Add --validation_fraction 0.1, or --validation_split with "
+                "the name of a split."
+            )
     if args.max_steps <= 0 and args.num_train_epochs == 0:
         raise ValueError(
             "num_train_epochs is 0, so nothing would be trained. To evaluate a model as it is, use hf-sharp evaluate."

@@ -132,10 +132,20 @@ def test_evaluation_while_training_uses_the_validation_split(bert_folder, tmp_pa
     assert len([log for log in state["log_history"] if "eval_balanced_accuracy" in log]) == 2
 
 
-def test_evaluation_while_training_needs_validation_data(image_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--eval_strategy steps --eval_steps 1", "eval_strategy='steps'"),
+        ("--eval_on_start true", "eval_on_start=True"),
+        ("--eval_on_start true --check_only true", "eval_on_start=True"),
+        ("--save_strategy best", "save_strategy='best'"),
+        ("--metric_for_best_model macro_f1", "metric_for_best_model='macro_f1'"),
+    ],
+)
+def test_evaluation_while_training_needs_validation_data(flags, message, image_folder, tmp_path):
     argv = ["--dataset", image_folder, "--model_config", TINY_VIT, "--output_dir", str(tmp_path / "out"), *QUICK]
-    with pytest.raises(ValueError, match="eval_strategy='steps' needs validation data"):
-        recipe("image")([*argv, "--eval_strategy", "steps", "--eval_steps", "1"])
+    with pytest.raises(ValueError, match=f"{message} needs validation data. Add --validation_fraction 0.1"):
+        recipe("image")([*argv, *flags.split()])
     assert not (tmp_path / "out").exists()
 
 
