@@ -14,9 +14,11 @@ from hf_sharp.data.views import TTA, check_tta
 from hf_sharp.recipe.arguments import load_splits
 from hf_sharp.recipe.decisions import read_decisions
 from hf_sharp.recipe.parser import command_parser, read_flags
+from hf_sharp.recipe.recorded import is_trained_on
 from hf_sharp.recipe.saved import LookArguments, choose_data, new_folder, open_saved
 from hf_sharp.recipe.showing import REPORT, per_class_field, rows_shown, show_report, write_report
 from hf_sharp.recipe.tested import check_card, check_figures, write_tested
+from hf_sharp.registry.words import quantity
 from hf_sharp.reports.long_tail_report import check_finite, long_tail_report
 
 logger = logging.getLogger(__name__)
@@ -72,10 +74,15 @@ def main(argv: list[str]) -> None:
     record = choose_data(what, data, names.model, names.data, argv)
     output = None if what.output_dir is None else new_folder(what.output_dir)
     results = check_card(names.model, what.split, what.tta, data) if what.card else None
-    splits = load_splits(data, data.label_column)
+    counts = record.get("report", {}).get("class_counts")
+    new = counts is not None and is_trained_on(record, data.dataset) is False
+    splits = load_splits(data, data.label_column, new=new)
+    if "train" not in splits:
+        rows_are = quantity(len(splits["test"]), "example is", "examples are")
+        logger.warning("%s evaluated: all of %r. The class counts are those of the training", rows_are, data.dataset)
     if what.split not in splits:
         raise ValueError(no_split(what.split, splits))
-    saved = open_saved(names.model, splits, data)
+    saved = open_saved(names.model, splits, data, counts=counts)
     decisions = read_decisions(names.model, saved.model.config)
     if results is not None:
         check_figures(results, decisions, saved.frequencies.counts)

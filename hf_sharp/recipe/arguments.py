@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_sharp.data.checking import Checks, check_splits
+from hf_sharp.data.label_columns import name_classes
 from hf_sharp.data.labels import call_it_label
 from hf_sharp.data.listed import parse_lists
 from hf_sharp.data.loading import load, pool_splits, prepare_splits
@@ -186,8 +187,15 @@ class RunArguments:
     )
 
 
-def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
-    """Load and check the splits `train`, `test` and, if asked for, `validation`, with named classes."""
+def load_splits(data: DataArguments, label_column: str, *, new: bool = False) -> datasets.DatasetDict:
+    """Load and check the splits `train`, `test` and, if asked for, `validation`, with named classes.
+
+    Args:
+        data: the data and their splits.
+        label_column: the column with the labels.
+        new: whether the data are not those of a training. A dataset with one split is then all `test`, unless a share
+            of it is held out.
+    """
     if data.group_column is not None and data.test_fraction is None and data.validation_fraction is None:
         raise ValueError(
             f"--group_column {data.group_column} has no effect, because nothing is held out. Set --test_fraction or "
@@ -197,7 +205,12 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
         loaded = load(data.dataset, data.dataset_config, data.separator, parse_lists(data.split_lists or ()))
         loaded = pool_splits(loaded, data.train_split)
     loaded = datasets.DatasetDict({split: call_it_label(rows, label_column) for split, rows in loaded.items()})
-    used = [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]
+    new = new and len(loaded) == 1 and data.test_fraction is None and data.validation_fraction is None
+    used = (
+        [*loaded]
+        if new
+        else [data.train_split, data.validation_split, *([data.test_split] if data.test_fraction is None else [])]
+    )
     checked, data.left_out = check_splits(
         {split: rows for split, rows in loaded.items() if split in used},
         label_column,
@@ -207,6 +220,8 @@ def load_splits(data: DataArguments, label_column: str) -> datasets.DatasetDict:
     )
     if data.unique_column is not None:
         checked = datasets.DatasetDict({name: drop_repeats(rows, data.unique_column) for name, rows in checked.items()})
+    if new:
+        return name_classes(datasets.DatasetDict(test=next(iter(checked.values()))), label_column, data.class_names)
     splits = prepare_splits(
         datasets.DatasetDict({**loaded, **checked}),
         label_column,

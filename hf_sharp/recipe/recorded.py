@@ -20,7 +20,7 @@ from hf_sharp.reports.results import RESULTS, with_local, write_results
 logger = logging.getLogger(__name__)
 
 # Options of the model that hold for any data; all others are taken over for the same data only.
-_OF_MODEL = {"max_length", "tokenizer_name", "picture_range"}
+_OF_MODEL = {"max_length", "tokenizer_name", "picture_range", "rare_threshold", "common_threshold"}
 _NOT_TAKEN = {
     "output_dir",
     "dataset",

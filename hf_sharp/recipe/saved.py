@@ -226,7 +226,14 @@ def takes_images(name: str, trust_remote_code: bool = False) -> bool:
     return "image-classification" in tasks
 
 
-def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, *, subset: bool = True) -> SavedModel:
+def open_saved(
+    name: str,
+    splits: datasets.DatasetDict,
+    data: LookArguments,
+    *,
+    subset: bool = True,
+    counts: Sequence[int] | None = None,
+) -> SavedModel:
     """Open a saved model, and prepare a dataset for it: images if it has an image column, else texts.
 
     Args:
@@ -234,6 +241,7 @@ def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, *, 
         splits: the data, as returned by `load_splits`; its classes are aligned with the model's, by name.
         data: the columns.
         subset: whether the data may lack classes of the model.
+        counts: (K,) the class counts of the training, for data without the split `train`.
 
     Returns:
         The model, with its processor and the prepared splits.
@@ -241,21 +249,28 @@ def open_saved(name: str, splits: datasets.DatasetDict, data: LookArguments, *, 
     Raises:
         ValueError: the model cannot be loaded, or its classes are not those of the data.
     """
-    images = isinstance(splits["train"].features.get(data.image_column), datasets.Image)
+    images = isinstance(_first(splits).features.get(data.image_column), datasets.Image)
     model, processor = load_saved(name, images, data)
     splits = _aligned(name, model.config, splits, data.label_column, subset)
-    names: Sequence[str] = splits["train"].features[data.label_column].names
-    frequencies = ClassFrequencies.from_dataset(splits["train"], data.label_column, len(names))
+    names: Sequence[str] = _first(splits).features[data.label_column].names
+    if "train" in splits:
+        frequencies = ClassFrequencies.from_dataset(splits["train"], data.label_column, len(names))
+    else:
+        frequencies = ClassFrequencies.from_counts(counts, names=names)
     prepare: Any = prepare_images if images else prepare_texts
     prepared = prepare(splits, processor, data, data.label_column)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return SavedModel(name, model.to(device).eval(), processor, prepared, frequencies, data)
 
 
+def _first(splits: datasets.DatasetDict) -> datasets.Dataset:
+    return next(iter(splits.values()))
+
+
 def _aligned(
     name: str, config: Any, splits: datasets.DatasetDict, label_column: str, subset: bool
 ) -> datasets.DatasetDict:
-    names = splits["train"].features[label_column].names
+    names = _first(splits).features[label_column].names
     known = real_names(config.id2label, config.num_labels)
     remedy = "To rename the data's classes use --class_names, with the names in the order of the data's classes."
     order = match_names(names, known, "the data", f"the model {name!r}", subset=subset, remedy=remedy)

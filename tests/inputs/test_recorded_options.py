@@ -247,3 +247,21 @@ def test_paths_in_the_options_lead_to_the_same_files_from_another_folder(tmp_pat
     look = LookArguments(dataset="user/photos")
     take_over({"options": options | {"dataset": "user/photos", "tokenizer_name": "user/t"}}, (look,), [], "user/photos")
     assert (look.split_lists, look.tokenizer_name) == (["train=train.txt"], "user/t")
+
+
+def test_new_data_are_evaluated_whole_with_the_class_counts_of_the_training(bert_folder, tmp_path, caplog, capsys):  # noqa: F811
+    old, new, model = tmp_path / "old.csv", tmp_path / "new.csv", tmp_path / "model"
+    datasets.Dataset.from_dict(texts((24, 12, 8))).to_csv(str(old))
+    datasets.Dataset.from_dict(texts((3, 5, 0), seed=1)).to_csv(str(new))
+    argv = ["--dataset", str(old), "--model_name_or_path", bert_folder, "--test_fraction", "0.25"]
+    train_texts([*argv, *QUICK, "--output_dir", str(model), "--rare_threshold", "7"])
+    cli.main(["evaluate", str(model), str(new), "--output_dir", str(tmp_path / "report")])
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["class_counts"] == json.loads((model / "all_results.json").read_text())["report"]["class_counts"]
+    assert (report["per_class_support"], report["rare_threshold"]) == ([3, 5, 0], 7)
+    assert "8 examples are evaluated: all of" in caplog.text
+    cli.main(["evaluate", str(model), str(new), "--test_fraction", "0.5", "--output_dir", str(tmp_path / "half")])
+    report = json.loads((tmp_path / "half" / "report.json").read_text())
+    assert sum(report["per_class_support"]) < 8, "a share is held out, as asked"
+    assert cli.main(["evaluate", str(model), str(new), "--split", "validation"]) == 1
+    assert "there is no split 'validation'; the splits are 'test'" in capsys.readouterr().err
