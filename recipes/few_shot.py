@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from rich.console import Console
@@ -64,6 +65,11 @@ def open_domains(arguments: FewShotArguments) -> dict[str, Parts]:
         except DomainNotInstalled as reason:
             logger.warning("skipping %s: %s", name, reason)
             continue
+        if not isinstance(domain.dataset.features[domain.column], datasets.Image):
+            raise ValueError(
+                f"{name!r} holds texts, and this recipe trains backbones on images. Evaluate text encoders with "
+                "hf_sharp.few_shot.evaluate, as in docs/few_shot.md, or name domains of images."
+            )
         short = re.sub(r"[^\w.-]+", "_", Path(name).name)
         if short in parts:
             raise ValueError(f"two domains are called {short!r}: {arguments.domains}. Leave one out, or rename it.")

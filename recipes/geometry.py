@@ -21,6 +21,7 @@ from hf_sharp.geometry import Geometry, gram_distance, measure, predict_for_loss
 from hf_sharp.losses import build_loss
 from hf_sharp.model.predicted_geometry import cosines
 from hf_sharp.recipe import read_flags, run_recipe
+from hf_sharp.registry.limits import check_numbers
 from hf_sharp.reports.plots import plot_geometry, plot_step_geometry
 from hf_sharp.reports.results import machine_class
 
@@ -45,6 +46,11 @@ class GeometryArguments:
     )
     vit_steps: int = field(default=1500, metadata={"help": "Optimizer steps of the ViT."})
     seed: int = field(default=0, metadata={"help": "Seed of the ViT."})
+
+    def __post_init__(self) -> None:
+        whole = {"least": 1, "whole": True}
+        limits = {"ratio": whole, "vit_steps": whole, "seed": {"least": 0, "below": 2**32, "whole": True}}
+        check_numbers(self, limits | {"ridges": {"above": 0}, "gammas": {}, "vit_gammas": {}})
 
 
 def panels(geometry: Geometry, half: int) -> list[float]:

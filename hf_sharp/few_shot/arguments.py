@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,35 @@ from typing import Any
 from hf_sharp.few_shot.adaptation import ADAPTATIONS
 from hf_sharp.few_shot.fusion import FUSIONS
 from hf_sharp.few_shot.image_domains import DOMAINS
+from hf_sharp.registry.limits import check_number, check_numbers
 from hf_sharp.registry.nearest import check_name
+
+_COUNT, _FROM_0, _RATE = {"least": 1, "whole": True}, {"least": 0, "whole": True}, {"least": 0}
+_LIMITS: dict[str, dict[str, Any]] = {
+    "examples_per_class": {"least": 2, "whole": True},
+    "held_out": {"above": 0, "below": 1, "share": True},
+    "image_size": _COUNT,
+    "patch_size": _COUNT,
+    "hidden_size": _COUNT,
+    "layers": _COUNT,
+    "heads": _COUNT,
+    "train_steps": _FROM_0,
+    "fuse_steps": _FROM_0,
+    "batch_size": _COUNT,
+    "learning_rate": _RATE,
+    "fuse_learning_rate": _RATE,
+    "weight_decay": _RATE,
+    "fuse_lora_rank": _FROM_0,
+    "validation_fraction": {"least": 0, "below": 1, "share": True},
+    "validation_episodes": _COUNT,
+    "validations": _COUNT,
+    "episodes": _COUNT,
+    "ways": {"least": 2, "whole": True, "optional": True},
+    "shots": {"least": 1, "whole": True, "optional": True},
+    "parc_components": _FROM_0,
+    "parc_examples": {"least": 2, "whole": True},
+    "seed": {"least": 0, "below": 2**32, "whole": True},
+}
 
 
 @dataclass
@@ -107,6 +136,12 @@ class FewShotArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
 
     def __post_init__(self) -> None:
+        check_numbers(self, _LIMITS)
+        for value in self.rho:
+            number: float | str = value.rpartition("=")[2]
+            with suppress(ValueError):
+                number = float(number)
+            check_number(f"--rho {value}: the radius", number, least=0)
         for name in self.adaptations:
             check_name("adaptation", name, ADAPTATIONS)
         check_name("parc_on", self.parc_on, ("episode", "domain"))

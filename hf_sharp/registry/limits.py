@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -60,6 +61,28 @@ def check_number(
     got = repr(value) if isinstance(value, str) else value
     hint = f" For {number:g} % write {number / 100:g}." if share and number > 1 and fits(number / 100) else ""
     raise ValueError(f"{name} must be {kind} {bounds}".rstrip() + f", got {got}.{hint}")
+
+
+def check_numbers(options: Any, limits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the numbers among the options of a command line.
+
+    Args:
+        options: an object with the options as attributes: numbers, or lists of numbers.
+        limits: the keywords of `check_number` by option.
+
+    Raises:
+        ValueError: as for `check_number`; the option is named as on the command line.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_numbers(SimpleNamespace(ridges=[0.1, 0.0]), {"ridges": {"above": 0}})
+        Traceback (most recent call last):
+        ValueError: --ridges must be a finite number > 0, got 0.0.
+    """
+    for name, limit in limits.items():
+        value = getattr(options, name)
+        for number in value if isinstance(value, list) else [value]:
+            check_number(f"--{name}", number, **limit)
 
 
 def _as_float(value: Any) -> float:

@@ -13,6 +13,7 @@ from transformers import ViTImageProcessor
 
 from hf_sharp import SharpTrainer
 from hf_sharp.few_shot import FewShotResult, compare, load_backbone
+from hf_sharp.few_shot.arguments import _LIMITS, FewShotArguments
 from tests.conftest import make_vit
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "few_shot.py"
@@ -256,4 +257,28 @@ def test_what_cannot_be_run_is_refused(main, tmp_path, monkeypatch):
         main([*out, "--domains", "digits", "--rho", "0.1", "0.2"])
     with pytest.raises(ValueError, match="unknown sharpness 'sharp'"):
         main([*out, "--domains", "digits", "--sharpness", "none", "sharp"])
+    for flags, message in [
+        ("--validations 0", "--validations must be an integer >= 1, got 0"),
+        ("--episodes 0", "--episodes must be an integer >= 1, got 0"),
+        ("--rho big", "--rho big: the radius must be a finite number >= 0, got 'big'"),
+        ("--rho digits=-1", "--rho digits=-1: the radius must be a finite number >= 0, got -1"),
+        ("--ways 1", "--ways must be an integer >= 2, got 1"),
+        ("--shots 0", "--shots must be an integer >= 1, got 0"),
+        ("--held_out 1", "--held_out must be a number > 0 and < 1, got 1"),
+        ("--validation_fraction 20", "--validation_fraction must be a number >= 0 and < 1, got 20.0. For 20 % write"),
+        ("--learning_rate nan", "--learning_rate must be a finite number >= 0, got nan"),
+        ("--parc_examples 1", "--parc_examples must be an integer >= 2, got 1"),
+        ("--seed -1", "--seed must be an integer >= 0 and < 4294967296, got -1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            main([*out, "--domains", "digits", *flags.split()])
+    (tmp_path / "texts.csv").write_text("text,label\n" + "so,good\nso so,bad\n" * 9)
+    with pytest.raises(ValueError, match=r"texts.csv' holds texts, and this recipe trains backbones on images\. Eval"):
+        main([*out, "--domains", str(tmp_path / "texts.csv"), "--validation_fraction", "0"])
     assert not (tmp_path / "out" / "backbones").exists(), "refused before any training"
+
+
+def test_every_number_is_checked():
+    values = vars(FewShotArguments())
+    numbers = {name for name, value in values.items() if isinstance(value, (int, float)) and type(value) is not bool}
+    assert numbers | {"ways", "shots"} == _LIMITS.keys()

@@ -4,6 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "geometry.py"
 
 
@@ -22,3 +24,20 @@ def test_pictures_and_figures(tmp_path):
     assert sum(result["vit"][0]["class_counts"]) > 100
     for picture in ("geometry.png", "vit_cross_entropy.png"):
         assert (tmp_path / picture).stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--ratio 0", "--ratio must be an integer >= 1, got 0"),
+        ("--ridges 0.1 0", "--ridges must be a finite number > 0, got 0.0"),
+        ("--gammas nan", "--gammas must be a finite number, got nan"),
+        ("--vit_gammas inf", "--vit_gammas must be a finite number, got inf"),
+        ("--vit_steps 0", "--vit_steps must be an integer >= 1, got 0"),
+        ("--seed -1", "--seed must be an integer >= 0"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_trained(flags, message, tmp_path):
+    main = runpy.run_path(str(RECIPE))["main"]
+    with pytest.raises(ValueError, match=message):
+        main(["--output_dir", str(tmp_path), *flags.split()])
