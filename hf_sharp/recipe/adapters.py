@@ -39,7 +39,10 @@ class AdapterArguments:
     )
     peft_targets: list[str] | None = field(
         default=None,
-        metadata={"help": "Ends of the names of the layers to adapt. Default: all linear layers of the encoder."},
+        metadata={
+            "help": "Ends of the names of the layers to adapt. Default: all linear layers of the encoder, or, for "
+            "ln_tuning, its norms."
+        },
     )
     peft_merge: bool = field(
         default=True, metadata={"help": "Merge the adapters into the weights of the saved model, for pipeline()."}
@@ -117,13 +120,15 @@ def add_adapters(
             f"peft: {unknown[0]!r} is not an option of {kind!r}; its options are {', '.join(sorted(known))}."
         )
     options.setdefault("modules_to_save", heads)
-    if kind.upper() != "LN_TUNING":  # this type adapts norms, which it finds itself
-        options.setdefault("target_modules", _linear_layers(model, heads))
+    options.setdefault("target_modules", _layers(model, heads, norms=kind.upper() == "LN_TUNING"))
+    if kind.upper() == "IA3":  # PEFT knows the layers whose inputs are scaled, instead of outputs, for some models only
+        options.setdefault("feedforward_modules", [])
     try:
         return peft.get_peft_model(model, config_class(**options))
     except ValueError as error:  # raised by PEFT
         raise ValueError(
-            f"adapters of type {kind!r} cannot be added to {type(model).__name__}: {error} See --peft_targets."
+            f"adapters of type {kind!r} cannot be added to {type(model).__name__}: {error} Name layers with "
+            "--peft_targets, and set the other options in the mapping peft."
         ) from error
 
 
@@ -187,18 +192,25 @@ def _encodes(module: nn.Module) -> bool:
     return isinstance(module, PreTrainedModel) or any(isinstance(part, nn.ModuleList) for part in module.modules())
 
 
-def _linear_layers(model: nn.Module, heads: list[str]) -> list[str]:
+def _layers(model: nn.Module, heads: list[str], norms: bool) -> list[str]:
     inside = {id(part) for name in heads for part in model.get_submodule(name).modules()}
     layers = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not isinstance(module, CosineHead) and id(module) not in inside
+        if (_is_norm(module) if norms else isinstance(module, nn.Linear))
+        and not isinstance(module, CosineHead)
+        and id(module) not in inside
     ]
     if not layers:
         raise ValueError(
-            f"peft: {type(model).__name__} has no linear layers outside its head. Name the layers with --peft_targets."
+            f"peft: {type(model).__name__} has no {'LayerNorms' if norms else 'linear layers'} outside its head. Name "
+            "the layers with --peft_targets."
         )
     return layers
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
 
 
 def _import_peft() -> Any:

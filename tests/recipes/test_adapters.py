@@ -3,9 +3,11 @@
 import json
 import sys
 
+import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageClassification,
     BertForMaskedLM,
@@ -97,6 +99,35 @@ def test_an_adapter_of_texts_says_its_task_and_classes(text_folder, bert_folder,
     words = ["adjust", str(tmp_path / "out"), "--cost", '{"gamma": 5}', "--output_dir", str(tmp_path / "costly")]
     assert cli.main(words) == 0
     assert pipeline("text-classification", str(tmp_path / "costly"))("w1 w2")[0]["label"] in ("alpha", "beta", "gamma")
+
+
+def test_an_adapter_that_cannot_be_merged_is_saved_alone_and_opens_again(image_folder, vit_folder, tmp_path, caplog):
+    flags = ["--peft", '{"type": "lily", "r": 2}', "--validation_fraction", "0.3"]
+    (results,) = images(image_folder, vit_folder, tmp_path, *flags).values()
+    assert "The adapters cannot be merged, and are saved alone" in caplog.text
+    assert results["adapter"]["merged"] is False
+    assert results["model"]["library"] == "peft"
+    out = tmp_path / "out"
+    assert (out / "adapter_config.json").exists()
+    assert "saved without the model" in (out / "README.md").read_text()
+    base = AutoModelForImageClassification.from_pretrained(vit_folder, num_labels=3, ignore_mismatched_sizes=True)
+    reopened = peft.get_peft_model_state_dict(peft.PeftModel.from_pretrained(base, str(out)))
+    written = load_file(out / "adapter_model.safetensors")
+    assert written.keys() == reopened.keys()
+    assert any("lily" in name for name in written)
+    assert all(weight.equal(reopened[name]) for name, weight in written.items())
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("ln_tuning", "norm"), ("ia3", "ia3_l")])
+@pytest.mark.parametrize("make", [make_vit, make_bert])
+def test_other_types_find_their_layers_and_merge(kind, trained, make, tmp_path):
+    model = add_adapters(make(), 4, AdapterArguments(peft=kind), arguments(tmp_path))
+    heads = ("classifier", "pooler")
+    names = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    own = {name for name in names if not any(head in name for head in heads)}
+    assert own
+    assert all(trained in name.lower() for name in own)
+    assert type(model.merge_and_unload()) is type(make())
 
 
 def test_an_adapter_without_its_base_model_is_refused(tmp_path):
