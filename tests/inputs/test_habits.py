@@ -1,5 +1,6 @@
 """Processes end together, a folder is named alike everywhere, and few seeds are not evidence."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from transformers import ViTImageProcessor
@@ -56,7 +58,7 @@ def wait_for(condition):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ignore", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"], ids=["willing", "stubborn"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", train._SIGNALS, ids=lambda number: number.name)
 def test_a_training_ends_with_the_command_that_started_it(number, ignore):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     code = STAND_IN.format(ignore=ignore)
@@ -65,6 +67,22 @@ def test_a_training_ends_with_the_command_that_started_it(number, ignore):
     process.send_signal(number)
     assert process.wait() == 128 + number
     wait_for(lambda: not alive(worker))
+
+
+def test_a_training_ends_with_its_workers_on_windows(monkeypatch):
+    for owner, name in ((signal, "SIGHUP"), (signal, "SIGKILL"), (os, "killpg")):
+        monkeypatch.delattr(owner, name, raising=False)
+    spec = importlib.util.spec_from_file_location("train_on_windows", train.__file__)
+    on_windows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(on_windows)
+    assert [number.name for number in on_windows._SIGNALS] == ["SIGINT", "SIGTERM"]
+    wait = "import time; time.sleep(600)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {wait!r}]).pid, flush=True); {wait}"
+    training = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(training.stdout.readline()))
+    assert on_windows._stop(training, signal.SIGINT) == 128 + signal.SIGINT
+    assert training.poll() is not None
+    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_ctrl_c_on_a_training_is_one_line(image_folder, tmp_path):  # noqa: F811
