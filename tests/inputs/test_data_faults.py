@@ -6,13 +6,15 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hf_sharp.data.checking import Checks, check_splits
 from hf_sharp.data.pictures import fault_of
 from hf_sharp.recipe import runs
 from hf_sharp.recipe.images import train_images
-from hf_sharp.recipe.texts import TextArguments, fit_tokenizer, train_texts
+from hf_sharp.recipe.texts import _OFFSET_POSITIONS, TextArguments, fit_tokenizer, train_texts
 from tests.inputs.commands import no_traceback, recipe  # noqa: F401
 from tests.recipes.conftest import QUICK, TINY_VIT, bert_folder, image_folder, texts  # noqa: F401
 
@@ -178,6 +180,31 @@ def test_texts_are_truncated_to_the_positions_of_the_model(caplog):
     data = TextArguments(max_length=20)
     fit_tokenizer(Words(), Config(), "t", data)
     assert data.max_length == 20
+
+
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+SMALL |= {"vocab_size": 100, "max_position_embeddings": 16, "pad_token_id": 1, "position_embedding_type": "absolute"}
+OWN = {
+    "longformer": {"attention_window": 4},
+    "luke": {"entity_vocab_size": 10, "entity_emb_size": 8},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "esm": {"mask_token_id": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad"), [(kind, pad) for kind in _OFFSET_POSITIONS for pad in (1, 3) if (kind, pad) != ("mpnet", 3)]
+)  # MPNet counts from 2, whatever its padding token
+def test_texts_of_the_largest_length_run_and_longer_ones_do_not(kind, pad):
+    config = AutoConfig.for_model(kind, **SMALL | OWN.get(kind, {}) | {"pad_token_id": pad})
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    data = TextArguments()
+    fit_tokenizer(Words(), config, "t", data)
+    for length in (data.max_length, data.max_length - 3):
+        with torch.no_grad():
+            assert model(input_ids=torch.full((2, length), 5)).logits.isfinite().all()
+    with torch.no_grad(), pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((2, data.max_length + 1), 5))
 
 
 def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token(caplog):
