@@ -232,6 +232,14 @@ def load_splits(data: DataArguments, label_column: str, *, new: bool = False) ->
         class_names=data.class_names,
         group_column=data.group_column,
     )
+    _make_tail_and_validation(splits, data, label_column)
+    if data.check_data != "off":
+        held_out = {"test": data.test_fraction is not None, "validation": data.validation_fraction is not None}
+        warn_of_repeats(splits, getattr(data, "text_column", None), getattr(data, "image_column", None), held_out)
+    return splits
+
+
+def _make_tail_and_validation(splits: datasets.DatasetDict, data: DataArguments, label_column: str) -> None:
     if data.imbalance_factor is not None:
         splits["train"] = long_tail(
             splits["train"],
@@ -246,7 +254,3 @@ def load_splits(data: DataArguments, label_column: str, *, new: bool = False) ->
         splits["train"], splits["validation"] = split_validation(
             splits["train"], data.validation_fraction, label_column=label_column, group_column=data.group_column
         )
-    if data.check_data != "off":
-        held_out = {"test": data.test_fraction is not None, "validation": data.validation_fraction is not None}
-        warn_of_repeats(splits, getattr(data, "text_column", None), getattr(data, "image_column", None), held_out)
-    return splits

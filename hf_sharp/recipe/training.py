@@ -195,7 +195,8 @@ def _tell_checked(runs: int, ready: Prepared, examples: str) -> None:
 
 def _check_asked(data: DataArguments, args: SharpTrainingArguments) -> None:
     for name, unset in _NO_EVALUATION.items():
-        value = getattr(value := getattr(args, name), "value", value)
+        value = getattr(args, name)
+        value = getattr(value, "value", value)  # of an enum
         if value not in unset and not data.has_validation:
             raise ValueError(
                 f"{name}={value!r} needs validation data. Add --validation_fraction 0.1, or --validation_split with "
