@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def _opened(path: Path) -> tuple[str, Any, dict[str, list[str]]]:
     builder = datasets.load_dataset_builder(name)
     files = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     _refuse_capitals(path)
+    times = Counter(file for of_split in files.values() for file in of_split)
+    if file := next((file for file, count in times.items() if count > 1), None):
+        raise ValueError(
+            f"{file!r} would be read twice, because several names in its path look like names of splits (train, test, "
+            "validation, …). Rename the file or folder that is not a split."
+        )
     return name, builder, files
 
 

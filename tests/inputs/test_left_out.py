@@ -45,7 +45,7 @@ def test_the_innermost_folder_is_no_class_if_it_repeats(tmp_path, files, said):
     [
         under("train", "test", files=TWO_CLASSES),
         under("data/train", "data/test", files=TWO_CLASSES),
-        under("train", "validation", files=["Train/0.png", "Bus/0.png", "training shoe/0.png"]),
+        under("train", "validation", files=["Train/0.png", "Bus/0.png", "trainers/0.png"]),
         under("pets", files=TWO_CLASSES),
         ["insects/bee/0.png", "birds/jay/0.png"],
     ],
@@ -172,3 +172,12 @@ def test_every_separator_is_compared_with_every_other(given, other, written, tmp
         load_file(file, given)
     with pytest.raises(ValueError, match=f"are separated by {written}: add --new_separator {written}"):
         load_unlabelled(str(file), "text", separator=given)
+
+
+@pytest.mark.parametrize("name", ["test tube", "training shoe", "dev-kit"])
+def test_a_class_that_is_called_like_a_split_is_in_one_split(name, tmp_path):
+    files = [f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind in ("cat", name) for i in range(3)]
+    with pytest.raises(ValueError, match=r"would be read twice, because several names in its path look like names of"):
+        load_folder(folder_of(tmp_path, *files))
+    other = [file.replace(name, "tube") for file in files]
+    assert load_folder(folder_of(tmp_path / "other", *other)).num_rows == {"train": 6, "test": 6}
