@@ -53,7 +53,7 @@ def open_merged(auto: Any, name: str, base: str, trust_remote_code: bool = False
         The merged model, on the CPU.
 
     Raises:
-        ValueError: PEFT is not installed, or the base model is for another task or needs code that is not trusted.
+        ValueError: PEFT is not installed or cannot merge the adapter, or the base model is for another task or needs code that is not trusted.
     """
     try:
         peft = importlib.import_module("peft")
@@ -72,6 +72,11 @@ def open_merged(auto: Any, name: str, base: str, trust_remote_code: bool = False
             base, ignore_mismatched_sizes=True, problem_type="single_label_classification", **options
         )
         return peft.PeftModel.from_pretrained(model, name).merge_and_unload()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the model {name!r} is an adapter of a type that PEFT cannot merge into the base model, as this command "
+            "needs it. Use peft.PeftModel.from_pretrained in a script."
+        ) from error
     finally:
         transformers_logging.set_verbosity(level)
 

@@ -116,6 +116,7 @@ def test_an_adapter_that_cannot_be_merged_is_saved_alone_and_opens_again(image_f
     assert written.keys() == reopened.keys()
     assert any("lily" in name for name in written)
     assert all(weight.equal(reopened[name]) for name, weight in written.items())
+    assert "an adapter of a type that PEFT cannot merge into the base model" in cli.main(["evaluate", str(out)])
 
 
 @pytest.mark.parametrize(("kind", "trained"), [("ln_tuning", "norm"), ("ia3", "ia3_l")])
