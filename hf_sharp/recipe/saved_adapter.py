@@ -53,7 +53,8 @@ def open_merged(auto: Any, name: str, base: str, trust_remote_code: bool = False
         The merged model, on the CPU.
 
     Raises:
-        ValueError: PEFT is not installed or cannot merge the adapter, or the base model is for another task or needs code that is not trusted.
+        ValueError: PEFT is not installed or cannot merge the adapter, or the base model is for another task or needs
+            code that is not trusted.
     """
     try:
         peft = importlib.import_module("peft")
