@@ -167,8 +167,8 @@ def suggestions(frequencies: ClassFrequencies) -> list[str]:
     if number := len(frequencies.groups["few"]):
         few = f"{number} of the classes {'has' if number == 1 else 'have'} fewer than {frequencies.rare_threshold}"
         lines.append(
-            f"{few} examples: also try --sharpness imbsam --rho 0.15, and --sharpness sam --ascent momentum, which needs "
-            "no extra pass (hf-sharp tune tries the latter), and compare on validation data"
+            f"{few} examples: also try --sharpness imbsam --rho 0.15, and --sharpness sam --ascent momentum, which "
+            "needs no extra pass (hf-sharp tune tries the latter), and compare on validation data"
         )
     if absent := int((frequencies.counts == 0).sum()):
         classes_have = quantity(absent, "class has", "classes have")
