@@ -257,7 +257,7 @@ def collate_pairs(pairs):
         {"targets": None},
         {"pairs": True},
     ],
-    ids=str,
+    ids=["classes", "class_to_idx", "tensor", "array", "no targets", "pairs"],
 )
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, range(len(data)))], ids=["", "Subset"])
 def test_names_of_torchvision_follow_the_model(make_trainer, kind, wrap, caplog):
