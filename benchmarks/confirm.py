@@ -100,7 +100,7 @@ def main() -> None:
     use_one_thread()
     names = list(finished) if "all" in arguments.tasks else arguments.tasks
     if unknown := {row for row in arguments.rows for task in names if row not in rows_of(finished[task])}:
-        parser.error(f"no task has, or not every task has, the rows {sorted(unknown)}")
+        parser.error(f"these rows are not in every task named: {sorted(unknown)}")
     folders = {task: OUTPUTS.with_name("confirmation") / task for task in names}
     files = {task: RESULTS / f"confirmation_{task}.json" for task in names}
     for task, folder in folders.items():

@@ -154,7 +154,7 @@ def merge_adapters(trainer: SharpTrainer, merge: bool = True) -> dict[str, Any]:
     if merge:
         try:
             trainer.model = trainer.model_wrapped = model.merge_and_unload()
-        except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # nothing is lost
+        except (NotImplementedError, AttributeError, ValueError) as error:  # PEFT raises these before it merges a layer
             logger.warning("The adapters cannot be merged, and are saved alone (--peft_merge false): %s", error)
             record["merged"] = False
     return {"adapter": record}
