@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import datasets
 
-from hf_sharp.data.text_files import SEPARATORS, not_utf8, open_text
+from hf_sharp.data.text_files import SEPARATORS, as_separator, not_utf8, open_text
 from hf_sharp.registry.words import brief, quoted
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,7 @@ def load_csv(files: Mapping[str, Sequence[str]], separator: str) -> datasets.Dat
     Raises:
         ValueError: a file cannot be read, or the files have different columns.
     """
-    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
-    if len(separator) != 1:
-        raise ValueError(f"the separator of columns is one character, got {separator!r}.")
+    separator = as_separator(separator)
     columns: dict[str, list[str]] = {}
     for file in (file for of_split in files.values() for file in of_split):
         if file.lower().endswith(_READABLE):

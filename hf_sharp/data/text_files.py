@@ -9,6 +9,14 @@ from typing import Any
 SEPARATORS = {",": "','", ";": "';'", "\t": "'\\t'", "|": "'|'"}
 
 
+def as_separator(given: str) -> str:
+    """Return a separator as one character; raise a ValueError unless it is one, or `tab`."""
+    separator = {"\\t": "\t", "tab": "\t"}.get(given, given)
+    if len(separator) != 1:
+        raise ValueError(f"the separator of columns is one character, got {separator!r}.")
+    return separator
+
+
 def open_text(file: str, errors: str = "strict") -> Any:
     """Open a text file in UTF-8, or one that is compressed (.gz), to read it with unchanged line ends.
 

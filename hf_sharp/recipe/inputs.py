@@ -19,6 +19,7 @@ from hf_sharp.data.image_folders import picture_suffixes
 from hf_sharp.data.labels import holds_text
 from hf_sharp.data.loading import EMBEDDED, load, no_split
 from hf_sharp.data.local_names import near_here, refuse_model
+from hf_sharp.data.text_files import as_separator
 from hf_sharp.data.unlabelled import STDIN, pictures_of, refuse_split
 from hf_sharp.recipe.boundary import stage
 from hf_sharp.registry.words import quantity
@@ -96,7 +97,7 @@ class Source:
             return Inputs(rows, len(pictures))
         if path.is_file() and suffix in (".csv", ".tsv"):
             separator = self.separator or ("\t" if suffix == ".tsv" else ",")
-            return self._of_csv(path, {"\\t": "\t", "tab": "\t"}.get(separator, separator))
+            return self._of_csv(path, as_separator(separator))
         if path.is_file() and suffix == ".jsonl":
             return self._of_json_lines(path)
         return self._loaded()
@@ -154,8 +155,6 @@ class Source:
         return Inputs(rows, total)
 
     def _of_csv(self, path: Path, separator: str) -> Inputs:
-        if len(separator) != 1:
-            raise ValueError(f"the separator of columns is one character, got {separator!r}.")
         columns = column_names(str(path), separator, errors="surrogateescape")
         try:
             quoting = quoting_of([str(path)], separator, errors="surrogateescape")
